@@ -1,0 +1,38 @@
+# make inspect   the main job on FLUX.2-klein-4B's real graph
+# make test      the default tests          make test-slow   the rest (wheel, Inductor matrix, full-size graphs)
+# make lint      ruff and mypy              make bench       matching against its peers
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL ?= flux2-klein-4b
+
+.PHONY: inspect test test-slow lint bench clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fluxrewrite needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[diffusers,test]'
+	touch $@
+
+inspect: $(VENV)/.installed
+	$(BIN)/fluxrewrite inspect $(MODEL)
+
+test: $(VENV)/.installed
+	$(BIN)/pytest -m 'not slow'
+
+test-slow: $(VENV)/.installed
+	$(BIN)/pytest -m slow
+
+# mypy cannot follow the mapping of passes/ and kernels/ in the source tree: it checks an installed copy from another folder.
+lint: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build/typecheck
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typecheck .
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy-cache -p fluxrewrite
+
+bench: $(VENV)/.installed
+	$(BIN)/python tools/bench_matching.py
+
+clean:
+	rm -rf build dist *.egg-info $(VENV)
