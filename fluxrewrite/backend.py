@@ -1,0 +1,191 @@
+"""The torch.compile backend: rewrite Dynamo's graph, then hand it to an inner backend."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._logging import trace_structured
+from torch.fx import GraphModule
+
+from .analysis import analyse, peak_rss_mb
+from .errors import InputError, RewriteError
+from .plan import Plan, Policy, Selection, apply
+from .report.build import Analysed, build_report, dynamic_sizes, merge
+from .report.model import ModelInfo, Report, Timing
+from .site import Code
+
+__all__ = ["Backend", "backend", "default_inner", "dynamo_backend"]
+
+log = logging.getLogger("fluxrewrite")
+Inner = str | Callable[..., Any]
+
+
+def backend(
+    inner: Inner | None = None,
+    kernels: str | Iterable[str] | None = None,
+    policy: Policy = "all",
+    report: Callable[[Report], None] | str | Path | None = None,
+    strict: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Backend:
+    """A backend for `torch.compile(model, backend=fluxrewrite.backend(...))`.
+
+    Args:
+        inner: what compiles the rewritten graph: a backend name that torch knows, or a callable
+            `(gm, example_inputs) -> callable`. By default "neuron" where it is installed with a device, else "inductor".
+        kernels: kinds (and forms) of site to rewrite: `("qkv:triple", "attention")`; all when None.
+        policy: "all", "none", or a callable that answers True for each `Site` to rewrite.
+        report: called with the `Report` of each graph, or a path: a JSON file on all graphs compiled so far.
+        strict: raise when fluxrewrite itself fails; otherwise it warns and compiles the graph as it was.
+        options: passed to the inner backend as `options=`.
+
+    Raises:
+        InputError: an unknown inner backend, kernel, form or policy.
+    """
+    return Backend(inner, kernels, policy, report, strict, options)
+
+
+class Backend:
+    """See `backend`. `reports` holds the report of every graph compiled so far."""
+
+    def __init__(
+        self,
+        inner: Inner | None,
+        kernels: str | Iterable[str] | None,
+        policy: Policy,
+        report: Callable[[Report], None] | str | Path | None,
+        strict: bool,
+        options: Mapping[str, Any] | None,
+    ) -> None:
+        if not callable(policy) and policy not in ("all", "none"):
+            raise InputError(f"unknown policy {policy!r}; known: all, none, or a callable on sites")
+        self.inner_name, self._inner = _resolve(inner)
+        self.selection = Selection.of(kernels)
+        self.policy = policy
+        self.strict = strict
+        self.reports: list[Report] = []
+        self._sink = report
+        self._options = options
+        self._warned: set[str] = set()
+
+    def __call__(self, gm: GraphModule, example_inputs: list[Any], **_: Any) -> Callable[..., Any]:
+        """Compile one graph; torch.compile calls this."""
+        try:
+            rewritten = self._rewrite(gm)
+        except Exception as error:
+            if self.strict:
+                raise
+            what = f"rewriting failed ({type(error).__name__}: {error}); the graph is compiled as it was; strict=True raises"
+            self._warn_once("failure", what)
+            rewritten = gm
+        extra = {} if self._options is None else {"options": dict(self._options)}
+        result: Callable[..., Any] = self._inner(rewritten, example_inputs, **extra)
+        return result
+
+    def _rewrite(self, gm: GraphModule) -> GraphModule:
+        start = time.perf_counter()
+        analysed = analyse(gm, self.selection, self.policy)
+        matched = time.perf_counter()
+        rewritten, plan = apply(gm, analysed.plan)
+        self._check_carried_out(plan)
+        end = time.perf_counter()
+        timing = Timing(
+            capture_s=0, match_s=matched - start, analyse_s=end - matched, total_s=end - start, peak_rss_mb=peak_rss_mb()
+        )
+        report = build_report([Analysed(analysed.view, plan)], self.selection, self.policy, _model_info(gm), timing)
+        self.reports.append(report)
+        self._trace(report, rewritten)
+        self._warn_nothing_found(report)
+        self._deliver(report)
+        return rewritten
+
+    def _check_carried_out(self, plan: Plan) -> None:
+        """Sites whose replacement turned out to differ: raise if strict, else say so once."""
+        failed = [r for d in plan.decisions for r in d.reasons if r.code == Code.REPLACEMENT]
+        if failed and self.strict:
+            raise RewriteError(f"{len(failed)} sites could not be rewritten; the first at {failed[0].node}: {failed[0].message}")
+        if failed:
+            what = f"{len(failed)} sites are left alone; the first at {failed[0].node}: {failed[0].message}; strict=True raises"
+            self._warn_once("replacement", what)
+
+    def _trace(self, report: Report, rewritten: GraphModule) -> None:
+        """For tlparse: the report, and the graph that the inner backend gets."""
+        trace_structured(
+            "artifact", metadata_fn=lambda: {"name": "fluxrewrite_report", "encoding": "json"}, payload_fn=report.to_json
+        )
+        trace_structured(
+            "artifact",
+            metadata_fn=lambda: {"name": "fluxrewrite_after", "encoding": "string"},
+            payload_fn=lambda: rewritten.print_readable(print_output=False),
+        )
+
+    def _warn_nothing_found(self, report: Report) -> None:
+        for kind, summary in report.summary.kinds.items():
+            if summary.found:
+                continue
+            reasons = [s.reasons[0] for s in report.sites if s.kind == kind and s.reasons]
+            why = f"{reasons[0].code}: {reasons[0].message}" if reasons else f"looked for {summary.looks_for}"
+            self._warn_once(kind, f"{kind}: no site in a graph of {report.model.graph_nodes} nodes; {why}")
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            log.warning("fluxrewrite: %s", message)
+
+    def _deliver(self, report: Report) -> None:
+        if callable(self._sink):
+            self._sink(report)
+        elif self._sink is not None:
+            Path(self._sink).write_text(merge(self.reports).to_json())
+
+
+def _model_info(gm: GraphModule) -> ModelInfo:
+    weights = [n.meta.get("example_value") for n in gm.graph.find_nodes(op="placeholder")]
+    parameters = [w for w in weights if isinstance(w, torch.nn.Parameter)]
+    dtypes = [p.dtype for p in parameters]
+    return ModelInfo(
+        name=type(gm).__name__,
+        parameters=sum(int(p.numel()) for p in parameters),
+        dtype=str(max(dtypes, key=dtypes.count, default=None)).removeprefix("torch."),
+        graphs=1,
+        graph_nodes=len(gm.graph.nodes),
+        dynamic_sizes=dynamic_sizes([gm]),
+    )
+
+
+def default_inner() -> str:
+    """ "neuron" where TorchNeuron is installed and sees a device, else "inductor"."""
+    if "neuron" in torch._dynamo.list_backends(exclude_tags=None):
+        accelerator = torch.accelerator.current_accelerator()
+        if accelerator is not None and accelerator.type == "neuron":
+            return "neuron"
+    return "inductor"
+
+
+def _resolve(inner: Inner | None) -> tuple[str, Callable[..., Any]]:
+    inner = inner or default_inner()
+    if callable(inner):
+        return getattr(inner, "__name__", type(inner).__name__), inner
+    known = [n for n in torch._dynamo.list_backends(exclude_tags=None) if n != "fluxrewrite"]
+    if inner not in known:
+        raise InputError(f"unknown inner backend {inner!r}; known: {', '.join(known)}, or a callable")
+    return inner, torch._dynamo.lookup_backend(inner)
+
+
+@lru_cache(maxsize=1)
+def _default_backend() -> Backend:
+    return backend()
+
+
+def dynamo_backend(
+    gm: GraphModule, example_inputs: list[Any], *, mode: str | None = None, options: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
+    """Entry point of `torch.compile(model, backend="fluxrewrite")`; `options` are the arguments of `backend`."""
+    chosen = backend(**options) if options else _default_backend()
+    return chosen(gm, example_inputs)

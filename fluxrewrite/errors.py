@@ -1,0 +1,27 @@
+"""What can go wrong, as exceptions.
+
+FluxrewriteError
+├── InputError     what the user gave cannot be used; the message names it and the remedy (the CLI exits with 2)
+├── RewriteError   a replacement did not keep shape, dtype or device; the site is left alone
+└── CheckFailed    a check or budget did not hold (the CLI exits with 1)
+"""
+
+from __future__ import annotations
+
+__all__ = ["CheckFailed", "FluxrewriteError", "InputError", "RewriteError"]
+
+
+class FluxrewriteError(Exception):
+    """Base of every error that fluxrewrite raises on purpose."""
+
+
+class InputError(FluxrewriteError):
+    """An argument, file, model or package that cannot be used. One line: what was wrong, and what would work."""
+
+
+class RewriteError(FluxrewriteError):
+    """A rewrite that would change shape, dtype or device of a value."""
+
+
+class CheckFailed(FluxrewriteError):
+    """A check that the user asked for did not hold."""

@@ -1,0 +1,331 @@
+"""A read-only view of a traced graph: canonical names, bound arguments, shapes, module paths, and what views do.
+
+Nothing is normalised by mutation: the view answers questions about the graph that Dynamo (or torch.export) made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch.fx import Graph, Node
+
+from . import steps as st
+from .vocabulary import CASTS, RESHAPES, Fact, read
+
+__all__ = ["GraphView", "module_path"]
+
+T = TypeVar("T")
+_FLOATS = {torch.float16: 1, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+_COMPLEX = {torch.complex32: 1, torch.complex64: 2, torch.complex128: 3}
+_PATH_PART = re.compile(r"\['([^']+)'\]|\.([A-Za-z_0-9]+)")
+
+
+def module_path(node: Node) -> str:
+    """Path of the module that `node` was traced in, as in `named_modules()`: "transformer_blocks.0.attn"; "" at the top."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    source = next(reversed(stack.values()))[0]
+    head, _, tail = source.partition("]") if source.startswith(("L[", "G[")) else ("", "", source)
+    if not head:
+        return source.removeprefix("L.").strip(".")
+    parts = [a or b for a, b in _PATH_PART.findall(tail)]
+    skipped = {"_modules", "__dict__", "cell_contents", "__closure__", "_orig_mod"}
+    return ".".join(p for p in parts if p not in skipped)
+
+
+class GraphView:
+    """Questions about a `torch.fx.Graph`.
+
+    Built in one pass, linear in the graph. The graph must not change while the view is in use.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.nodes: tuple[Node, ...] = tuple(graph.nodes)
+        self._order = {node: i for i, node in enumerate(self.nodes)}
+        self._facts = {node: read(node) for node in self.nodes}
+        self._by_op: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            self._by_op.setdefault(self._facts[node].op, []).append(node)
+        self._steps: dict[Node, tuple[Node, tuple[st.Step, ...]] | None] = {}
+        self._memo: dict[Any, Any] = {}
+        self._writes = self._find_writes()
+
+    # *** what a node is
+
+    def op(self, value: Any) -> str:
+        """Canonical name of what made `value`; "literal" for what is not a node."""
+        return self._facts[value].op if isinstance(value, Node) else "literal"
+
+    def fact(self, node: Node) -> Fact:
+        """Name, bound arguments and defaults of `node`."""
+        return self._facts[node]
+
+    def arg(self, node: Node, name: str, default: Any = None) -> Any:
+        """The argument called `name`, whether given by position or by keyword; its own default when it was left out."""
+        fact = self._facts[node]
+        return fact.args.get(name, fact.defaults.get(name, default))
+
+    def order(self, node: Node) -> int:
+        """Position of `node` in the graph."""
+        return self._order[node]
+
+    def with_op(self, *ops: str) -> Iterator[Node]:
+        """All nodes of these canonical names, in graph order within a name."""
+        for op in ops:
+            yield from self._by_op.get(op, ())
+
+    def inventory(self) -> Counter[str]:
+        """How many nodes of each canonical name there are."""
+        return Counter({op: len(nodes) for op, nodes in self._by_op.items()})
+
+    def path(self, *nodes: Node) -> str:
+        """The deepest module that holds all `nodes`."""
+        paths = [module_path(n).split(".") for n in nodes]
+        common = []
+        for parts in zip(*paths, strict=False):
+            if len(set(parts)) > 1:
+                break
+            common.append(parts[0])
+        return ".".join(common)
+
+    def memo(self, key: Any, compute: Callable[[GraphView], T]) -> T:
+        """`compute(self)`, once per view: passes share what they find."""
+        if key not in self._memo:
+            self._memo[key] = compute(self)
+        result: T = self._memo[key]
+        return result
+
+    # *** what a value is
+
+    def value(self, node: Any) -> Any:
+        """The traced fake value: Dynamo keeps it as `example_value`, torch.export and AOTAutograd as `val`."""
+        if not isinstance(node, Node):
+            return None
+        return node.meta["example_value"] if "example_value" in node.meta else node.meta.get("val")
+
+    def tensor(self, node: Any) -> torch.Tensor | None:
+        """The traced value if it is one tensor."""
+        value = self.value(node)
+        return value if isinstance(value, torch.Tensor) else None
+
+    def shape(self, node: Any) -> st.Shape | None:
+        """Shape of a tensor value; sizes are ints or SymInts."""
+        value = self.tensor(node)
+        return None if value is None else tuple(value.shape)
+
+    def dtype(self, node: Any) -> torch.dtype | None:
+        """Dtype of a tensor value."""
+        value = self.tensor(node)
+        return None if value is None else value.dtype
+
+    # *** looking through views and casts
+
+    def source(self, node: Any) -> tuple[Node, tuple[st.Step, ...]] | None:
+        """For a view or cast: the value that it views, and the steps that lead from that to `node`. None for all else."""
+        if not isinstance(node, Node):
+            return None
+        if node not in self._steps:
+            self._steps[node] = self._read_steps(node)
+        return self._steps[node]
+
+    def strip(self, node: Any, lossy: bool = False) -> Any:
+        """Look through casts and views that change nothing; through rounding casts too if `lossy`."""
+        while True:
+            found = self.source(node)
+            if found is None or not all(self._neutral(s, found[0], node, lossy) for s in found[1]):
+                return node
+            node = found[0]
+
+    def bare(self, node: Any) -> Any:
+        """Look through views that change nothing, but not through casts."""
+        while (found := self.source(node)) is not None:
+            shape = self.shape(found[0]) or ()
+            if not all(isinstance(s, st.Reshape) and st.same_shape(s.shape, shape) for s in found[1]):
+                break
+            node = found[0]
+        return node
+
+    def permuted(self, node: Any) -> tuple[Node, tuple[int, ...]] | None:
+        """(source, axes) when `node` is one permutation of a source, and nothing else."""
+        node = self.bare(node)
+        found = self.source(node)
+        if found is None or len(found[1]) != 1 or not isinstance(found[1][0], st.Permute):
+            return None
+        return self.bare(found[0]), found[1][0].dims
+
+    def same(self, a: Any, b: Any) -> bool:
+        """Whether two nodes are one value, up to casts that lose nothing and views that change nothing."""
+        return self.strip(a) is self.strip(b)
+
+    def chain(self, node: Node) -> Iterator[tuple[Node, tuple[st.Step, ...]]]:
+        """`node`'s views, nearest first: each source with all steps from it down to `node`."""
+        taken: tuple[st.Step, ...] = ()
+        found = self.source(node)
+        while found is not None:
+            taken = found[1] + taken
+            yield found[0], taken
+            found = self.source(found[0])
+
+    def forwards(self, node: Node) -> bool:
+        """Whether `node` only views, casts or splits another value."""
+        return self.source(node) is not None or self.op(node) in ("split", "chunk", "unbind")
+
+    def _neutral(self, step: st.Step, source: Node, node: Node, lossy: bool) -> bool:
+        if isinstance(step, st.Cast):
+            return step.lossless or lossy
+        return isinstance(step, st.Reshape) and st.same_shape(step.shape, self.shape(source) or ())
+
+    def _read_steps(self, node: Node) -> tuple[Node, tuple[st.Step, ...]] | None:
+        fact, shape = self._facts[node], self.shape(node)
+        source = fact.args.get("input")
+        if shape is None or not isinstance(source, Node):
+            return None
+        if fact.op == "getitem" and self.forwards(source) and self.tensor(source) is None:
+            return self._element(source, fact.args.get("index"), shape)
+        before = self.tensor(source)
+        if before is None or before.device != (self.value(node)).device:
+            return None
+        if fact.op in CASTS:
+            steps = _cast(before.dtype, self.dtype(node), tuple(before.shape), shape)
+        elif before.dtype != self.dtype(node):
+            return None
+        else:
+            steps = _view_steps(fact, tuple(before.shape), shape)
+        return None if steps is None else (source, steps)
+
+    def _element(self, pieces: Node, index: Any, shape: st.Shape) -> tuple[Node, tuple[st.Step, ...]] | None:
+        """Piece `index` of a split, chunk or unbind."""
+        whole = self._facts[pieces].args.get("input")
+        values, before = self.value(pieces), self.shape(whole)
+        if before is None or not isinstance(index, int) or not isinstance(values, (tuple, list)):
+            return None
+        dim, index = int(self.arg(pieces, "dim", 0)) % len(before), index % len(values)
+        if self.op(pieces) == "unbind":
+            return whole, (st.Select(dim, index),)
+        start = sum(v.shape[dim] for v in values[:index])
+        return (whole, (st.Slice(dim, start, shape[dim]),)) if isinstance(start, int) else None
+
+    # *** what is modified in place
+
+    def written(self, nodes: Iterable[Any], first: int, last: int) -> Node | None:
+        """A node between positions `first` and `last` that modifies the memory of one of `nodes`, if there is one."""
+        if not self._writes:
+            return None
+        for node in nodes:
+            for key in self._memory(node) if isinstance(node, Node) else ():
+                for position in self._writes.get(key, ()):
+                    if first <= position <= last:
+                        return self.nodes[position]
+        return None
+
+    def _memory(self, node: Node) -> tuple[Any, ...]:
+        """What `node` may share memory with: the top of its chain of views, and the storage of its fake value."""
+        value, top = self.tensor(node), node
+        while (found := self.source(top)) is not None:
+            top = found[0]
+        return (top,) if value is None else (top, value.untyped_storage()._cdata)
+
+    def _find_writes(self) -> dict[Any, list[int]]:
+        found: dict[Any, list[int]] = {}
+        for node in self.nodes:
+            for written in self._facts[node].writes:
+                for key in self._memory(written) if isinstance(written, Node) else ():
+                    found.setdefault(key, []).append(self._order[node])
+        return found
+
+
+def _cast(before: torch.dtype, after: torch.dtype | None, old: st.Shape, new: st.Shape) -> tuple[st.Step, ...] | None:
+    if not st.same_shape(old, new):
+        return None
+    for ranks in (_FLOATS, _COMPLEX):
+        if before in ranks and after in ranks:
+            return (st.Cast(before == after or ranks[after] > ranks[before]),)
+    return (st.Cast(True),) if before == after else None
+
+
+def _view_steps(fact: Fact, before: st.Shape, after: st.Shape) -> tuple[st.Step, ...] | None:
+    """Steps of a node that keeps dtype and device, from its name and the shapes on both sides."""
+    rank = len(before)
+    match fact.op:
+        case op if op in RESHAPES:
+            return (st.Reshape(after),)
+        case "permute":
+            dims = fact.args.get("dims", ())
+            return (st.Permute(tuple(d % rank for d in dims)),) if all(isinstance(d, int) for d in dims) else None
+        case "transpose":
+            return _swap(rank, fact.args.get("dim0"), fact.args.get("dim1"))
+        case "t":
+            return _swap(2, 0, 1) if rank == 2 else (st.Reshape(after),)
+        case "getattr" if fact.args.get("name") == "T" or fact.args.get("name") == "mT":
+            return _swap(rank, -2, -1) if rank == 2 or fact.args["name"] == "mT" else None
+        case "expand":
+            return (st.Expand(after),)
+        case "slice" | "narrow" | "select":
+            return _axis_steps(fact, before, after)
+        case "getitem":
+            return _index_steps(fact.args.get("index"), before, after)
+    return None
+
+
+def _swap(rank: int, a: Any, b: Any) -> tuple[st.Step, ...] | None:
+    if not isinstance(a, int) or not isinstance(b, int):
+        return None
+    dims = list(range(rank))
+    dims[a], dims[b] = dims[b], dims[a]
+    return (st.Permute(tuple(dims)),)
+
+
+def _axis_steps(fact: Fact, before: st.Shape, after: st.Shape) -> tuple[st.Step, ...] | None:
+    dim = fact.args.get("dim", 0) % len(before)
+    if fact.op == "select":
+        return _index_steps((*[slice(None)] * dim, fact.args.get("index")), before, after)
+    start, step = fact.args.get("start", 0), fact.args.get("step", 1)
+    return _index_steps((*[slice(None)] * dim, slice(start, None, step)), before, after)
+
+
+def _index_steps(index: Any, before: st.Shape, after: st.Shape) -> tuple[st.Step, ...] | None:
+    """Basic indexing (ints, slices, None, Ellipsis) as selects and slices, then one reshape for the new axes."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if not all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items) or any(i is True or i is False for i in items):
+        return None
+    real = sum(1 for i in items if i is not None and i is not Ellipsis)
+    fill: list[Any] = [slice(None)] * (len(before) - real)
+    at = next((n for n, i in enumerate(items) if i is Ellipsis), len(items))
+    items = [*items[:at], *fill, *items[at + 1 :]]
+    steps: list[st.Step] = []
+    dim, out = 0, 0  # axis of the running value, axis of the result
+    for item in items:
+        if item is None:
+            out += 1
+            continue
+        size = before[dim + sum(isinstance(s, st.Select) for s in steps)]
+        if isinstance(item, int):
+            if item < 0 and not isinstance(size, int):
+                return None
+            steps.append(st.Select(dim, item % size if item < 0 else item))
+            continue
+        step = _slice_step(dim, item, size, after[out])
+        if step is None:
+            return None
+        steps.extend(step)
+        dim, out = dim + 1, out + 1
+    return (*steps, st.Reshape(after)) if None in items else tuple(steps)
+
+
+def _slice_step(dim: int, item: slice, size: st.Dim, result: st.Dim) -> tuple[st.Step, ...] | None:
+    start, by = item.start or 0, item.step or 1
+    if not isinstance(start, int) or not isinstance(by, int):
+        return None
+    if start == 0 and by == 1 and st.same_dim(size, result):
+        return ()
+    if start < 0:
+        if not isinstance(size, int):
+            return None
+        start = max(0, start + size)
+    return (st.Slice(dim, start, result, by),)

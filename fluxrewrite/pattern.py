@@ -1,0 +1,278 @@
+"""Patterns as data: combinators that read like the algebra they look for, and the matcher that tries them.
+
+    x, cos, sin = Value("x"), Value("cos"), Value("sin")
+    turned = Join("style", Op("neg", Lanes(x, 1)), Lanes(x, 0))
+    rope = Op("add", Op("mul", turned, sin), Op("mul", x, cos))
+
+A pattern is rooted at its last operation and walks up. Casts and views that change nothing are looked through and
+recorded. `add` and `mul` try both orders. One name is one value: a name used twice must match the same value. Every failed
+attempt keeps its deepest mismatch, so that a near miss can say what was expected and what stood there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.fx import Node
+
+from .graph import GraphView
+from .steps import Lanes as LaneMap
+from .steps import same_dim, same_shape
+from .vocabulary import COMMUTATIVE, OPERANDS
+
+__all__ = ["Attempt", "Const", "Either", "Join", "Lanes", "Maybe", "Op", "Pattern", "Value", "match"]
+
+
+@dataclass
+class Attempt:
+    """One try of a pattern at one node: what it captured, by name; what it looked through; where it failed deepest."""
+
+    view: GraphView
+    captures: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    matched: bool = False
+    depth: int = -1
+    failure: str = ""
+    failed_at: Node | None = None
+    visited: set[Node] = field(default_factory=set)
+
+    def fail(self, value: Any, message: str) -> bool:
+        """Record a mismatch at `value` if it is the deepest so far; always False, so that patterns can return it."""
+        if len(self.nodes) > self.depth:
+            self.depth, self.failure = len(self.nodes), message
+            self.failed_at = value if isinstance(value, Node) else (self.nodes[-1] if self.nodes else None)
+        return False
+
+    def take(self, *nodes: Node) -> None:
+        """Count `nodes` as part of the match."""
+        self.nodes.extend(nodes)
+        self.visited.update(nodes)
+
+    def mark(self) -> tuple[dict[str, Any], dict[str, str], int]:
+        """A point to go back to."""
+        return dict(self.captures), dict(self.tags), len(self.nodes)
+
+    def back(self, mark: tuple[dict[str, Any], dict[str, str], int]) -> None:
+        """Forget what was captured since `mark`."""
+        self.captures, self.tags = dict(mark[0]), dict(mark[1])
+        del self.nodes[mark[2] :]
+
+    def look_through(self, value: Any) -> Any:
+        """`value` without casts (also rounding ones) and without views that change nothing; those are recorded."""
+        bare = self.view.strip(value, lossy=True)
+        while isinstance(value, Node) and value is not bare:
+            self.take(value)
+            found = self.view.source(value)
+            value = bare if found is None else found[0]
+        return bare
+
+
+class Pattern:
+    """Base of the combinators."""
+
+    def match(self, attempt: Attempt, value: Any) -> bool:
+        """Try to match `value`, recording captures in `attempt`."""
+        raise TypeError(f"{type(self).__name__} does not match anything")
+
+
+def match(pattern: Pattern, view: GraphView, node: Node) -> Attempt:
+    """Try `pattern` with its root at `node`. Cost is bounded by the size of the pattern, not of the graph."""
+    attempt = Attempt(view)
+    attempt.matched = pattern.match(attempt, node)
+    return attempt
+
+
+@dataclass(frozen=True)
+class Value(Pattern):
+    """Any tensor, captured under `name`; a name met again must be the same value.
+
+    Captured without lossless casts, unless `exact`, and without views that change nothing.
+    """
+
+    name: str
+    exact: bool = False
+
+    def match(self, attempt: Attempt, value: Any) -> bool:
+        """Capture the value."""
+        if attempt.view.tensor(value) is None:
+            return attempt.fail(value, f"expected a tensor for {self.name}, found {value!r}")
+        bare = attempt.view.bare(value) if self.exact else attempt.view.strip(value)
+        known = attempt.captures.setdefault(self.name, bare)
+        return known is bare or attempt.fail(value, f"expected {self.name} to be {known}, found {bare}")
+
+
+@dataclass(frozen=True)
+class Const(Pattern):
+    """A number written in the graph, captured under `name`."""
+
+    name: str
+
+    def match(self, attempt: Attempt, value: Any) -> bool:
+        """Capture an int or float."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return attempt.fail(value, f"expected a number for {self.name}, found {attempt.view.op(value)}")
+        return attempt.captures.setdefault(self.name, value) == value or attempt.fail(value, f"{self.name} is {value} here")
+
+
+class Op(Pattern):
+    """An operation by its canonical name, with patterns for its arguments, by position or by name.
+
+    An argument that no pattern is given for must have its default value (`alpha=1`), or be listed in `ignore`.
+    """
+
+    def __init__(self, op: str, *operands: Pattern | object, ignore: tuple[str, ...] = (), **named: Any) -> None:
+        self.op, self.operands, self.named, self.ignore = op, operands, named, ignore
+
+    def match(self, attempt: Attempt, value: Any) -> bool:
+        """Match the operation below casts, then its operands in every order that the operation allows."""
+        node = attempt.look_through(value)
+        if attempt.view.op(node) != self.op:
+            return attempt.fail(node, f"expected {self.op}, found {attempt.view.op(node)}")
+        arguments = self._arguments(attempt, node)
+        if arguments is None:
+            return False
+        attempt.take(node)
+        orders = [arguments]
+        if self.op in COMMUTATIVE and len(self.operands) == 2:
+            orders.append(list(reversed(arguments)))
+        return self._any_order(attempt, orders)
+
+    def _any_order(self, attempt: Attempt, orders: list[list[Any]]) -> bool:
+        mark = attempt.mark()
+        for arguments in orders:
+            if all(_match(p, attempt, a) for p, a in zip(self.operands, arguments, strict=True)):
+                return True
+            attempt.back(mark)
+        return False
+
+    def _arguments(self, attempt: Attempt, node: Node) -> list[Any] | None:
+        fact = attempt.view.fact(node)
+        names = OPERANDS.get(self.op, ("input",))[: len(self.operands)]
+        if any(n not in fact.args for n in names):
+            attempt.fail(node, f"{self.op} with arguments {', '.join(fact.args)}, expected {', '.join(names)}")
+            return None
+        for name, expected in self.named.items():
+            if not _match(expected, attempt, fact.args.get(name, fact.defaults.get(name))):
+                return None
+        for name, given in fact.args.items():
+            default = fact.defaults.get(name)
+            if name not in names and name not in self.named and name not in self.ignore and given != default:
+                attempt.fail(node, f"{self.op} with {name}={given!r}, expected {default!r}")
+                return None
+        return [fact.args[n] for n in names]
+
+
+def _match(pattern: Any, attempt: Attempt, value: Any) -> bool:
+    if isinstance(pattern, Pattern):
+        return pattern.match(attempt, value)
+    return bool(pattern == value) or attempt.fail(value, f"expected {pattern!r}, found {value!r}")
+
+
+class Either(Pattern):
+    """One of several patterns; the name of the first that fits is kept as the tag `name`."""
+
+    def __init__(self, name: str, /, **options: Pattern) -> None:
+        self.name, self.options = name, options
+
+    def match(self, attempt: Attempt, value: Any) -> bool:
+        """Try the options in order; a tag already set must be the same again."""
+        mark = attempt.mark()
+        for tag, pattern in self.options.items():
+            if attempt.tags.get(self.name, tag) == tag and pattern.match(attempt, value):
+                attempt.tags[self.name] = tag
+                return True
+            attempt.back(mark)
+        return False
+
+
+def Maybe(name: str, wrap: Callable[[Pattern], Pattern], inner: Pattern) -> Either:  # noqa: N802 - reads as a combinator
+    """`wrap(inner)` or plain `inner`; the tag `name` says which ("present" or "absent")."""
+    return Either(name, present=wrap(inner), absent=inner)
+
+
+@dataclass(frozen=True)
+class Lanes(Pattern):
+    """Half of the last axis of `of`: pairs' first (0) or second (1) members.
+
+    How the axis is split is the tag `style`: `interleaved` (x[..., 0::2] and x[..., 1::2]) or `half` (first and second
+    half), whatever views say it: slices, chunk, split, reshape + unbind, select.
+    """
+
+    of: Pattern
+    index: int
+    style: str = "style"
+
+    def match(self, attempt: Attempt, value: Any) -> bool:
+        """Walk up the views until what is exposed is exactly one half of a source, then match that source."""
+        view = attempt.view
+        bare = attempt.look_through(value)
+        shape = view.shape(bare)
+        passed: list[Node] = [bare] if isinstance(bare, Node) else []
+        for source, chain_steps in view.chain(bare) if passed and shape else ():
+            style = self._style(view, source, chain_steps, shape)
+            if style is not None and attempt.tags.setdefault(self.style, style) == style:
+                attempt.take(*passed)
+                return self.of.match(attempt, source)
+            passed.append(source)
+        return attempt.fail(value, f"expected {('first', 'second')[self.index]} members of pairs, found {view.op(bare)}")
+
+    def _style(self, view: GraphView, source: Node, chain_steps: tuple[Any, ...], shape: Any) -> str | None:
+        whole = view.shape(source)
+        if not whole or not isinstance(whole[-1], int) or whole[-1] % 2 or not same_shape(shape, (*whole[:-1], whole[-1] // 2)):
+            return None
+        lanes: LaneMap | None = LaneMap.of(whole)
+        for step in chain_steps:
+            lanes = lanes and lanes.apply(step)
+        if lanes is None or lanes.axes != tuple(range(len(whole))):
+            return None
+        found = (lanes.offset, lanes.strides[-1])
+        return {(self.index, 2): "interleaved", (self.index * whole[-1] // 2, 1): "half"}.get(found)
+
+
+@dataclass(frozen=True)
+class Join(Pattern):
+    """Two tensors put back as the pairs' first and second members of a last axis twice as long; see `Lanes` for the tag."""
+
+    style: str
+    first: Pattern
+    second: Pattern
+
+    def match(self, attempt: Attempt, value: Any) -> bool:
+        """Match cat on the last axis, or stack on a new axis that is then flattened into it."""
+        node = attempt.look_through(value)
+        found = joined(attempt.view, node)
+        if found is None:
+            return attempt.fail(node, f"expected two halves put together, found {attempt.view.op(node)}")
+        style, maker = found
+        if attempt.tags.setdefault(self.style, style) != style:
+            return attempt.fail(node, f"expected {attempt.tags[self.style]} pairs, found {style}")
+        attempt.take(node, *([maker] if maker is not node else []))
+        first, second = attempt.view.arg(maker, "tensors")
+        return self.first.match(attempt, first) and self.second.match(attempt, second)
+
+
+def joined(view: GraphView, node: Any) -> tuple[str, Node] | None:
+    """(style, the cat or stack) when `node` puts two equal tensors together as in `Join`."""
+    if view.op(node) == "cat":
+        return ("half", node) if _pair_on(view, node, -1) else None
+    found = view.source(node)
+    if found is None or view.op(found[0]) != "stack":
+        return None
+    shape, out = view.shape(found[0]), view.shape(node)
+    if shape is None or out is None or not same_shape(out[:-1], shape[:-2]) or not same_dim(out[-1], shape[-1] * shape[-2]):
+        return None
+    for axis, style in ((-1, "interleaved"), (-2, "half")):
+        if _pair_on(view, found[0], axis):
+            return style, found[0]
+    return None
+
+
+def _pair_on(view: GraphView, node: Node, axis: int) -> bool:
+    tensors, dim, shape = view.arg(node, "tensors"), view.arg(node, "dim"), view.shape(node)
+    if not isinstance(tensors, (list, tuple)) or len(tensors) != 2 or shape is None:
+        return False
+    a, b = (view.shape(t) for t in tensors)
+    return a is not None and b is not None and same_shape(a, b) and int(dim) % len(shape) == axis % len(shape)

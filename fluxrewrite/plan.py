@@ -1,0 +1,160 @@
+"""From findings to decisions: which sites a kernel takes, and why the others are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from torch.fx import GraphModule
+
+from .errors import InputError
+from .graph import GraphView
+from .kernel import Kernel, load_kernels, load_plugins
+from .rewrite import Pass, Replacement, needs_grad, rewrite
+from .site import Code, Finding, Miss, Reason, Site
+
+__all__ = ["Decision", "Plan", "Policy", "Selection", "apply", "make_plan"]
+
+Policy = str | Callable[[Site], bool]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which kinds and forms of site may be rewritten: `kernels=("qkv:triple", "attention")`.
+
+    Attributes:
+        passes: the passes in use, by kind.
+        kernels: the kernels in use, by name.
+        forms: for a kind, the forms selected; all forms where a kind is missing.
+    """
+
+    passes: Mapping[str, Pass]
+    kernels: Mapping[str, Kernel]
+    forms: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def of(cls, kernels: str | Iterable[str] | None = None) -> Selection:
+        """Read `kernels`: None for all, a comma-separated text, or kinds with an optional `:form`.
+
+        Raises InputError for an unknown kind or form, with the known ones.
+        """
+        if kernels is None:
+            words = None
+        elif isinstance(kernels, str):
+            words = [w.strip() for w in kernels.split(",") if w.strip()]
+        else:
+            words = list(kernels)
+        kinds = None if words is None else tuple(dict.fromkeys(w.partition(":")[0] for w in words))
+        if kinds == ():
+            raise InputError("no kernel named; leave the option out for all, or use policy 'none' for no rewrite")
+        passes = {name: cls_() for name, cls_ in load_plugins("fluxrewrite.passes", kinds).items()}
+        forms: dict[str, set[str]] = {}
+        for word in words or ():
+            kind, _, form = word.partition(":")
+            if not form:
+                forms[kind] = set(passes[kind].forms)
+            elif form in passes[kind].forms:
+                forms.setdefault(kind, set()).add(form)
+            else:
+                raise InputError(f"unknown form {form!r} of {kind!r}; known: {', '.join(passes[kind].forms)}")
+        return cls(passes, load_kernels(), {k: frozenset(v) for k, v in forms.items()})
+
+    def names(self) -> tuple[str, ...]:
+        """The selection as words, in order: what `of` would take."""
+        words: list[str] = []
+        for kind in self.passes:
+            forms = self.forms.get(kind)
+            whole = forms is None or forms == set(self.passes[kind].forms)
+            words += [kind] if whole else [f"{kind}:{form}" for form in sorted(forms or ())]
+        return tuple(words)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A finding and what becomes of it: `choice` is "kernel" or "keep"; `reasons` say why it is kept."""
+
+    finding: Finding
+    choice: str
+    reasons: tuple[Reason, ...] = ()
+    kernel: Kernel | None = None
+
+    @property
+    def status(self) -> str:
+        """ "missed" for a near miss, "ineligible" for a site that no kernel may take, else "eligible"."""
+        if isinstance(self.finding, Miss):
+            return "missed"
+        return "eligible" if self.finding.eligible else "ineligible"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every finding of one graph with its decision, in graph order within a kind."""
+
+    decisions: tuple[Decision, ...]
+    selection: Selection
+
+    def replacements(self) -> list[Replacement]:
+        """The sites that kernels take."""
+        return [
+            Replacement(self.selection.passes[d.finding.kind], d.finding, d.kernel)
+            for d in self.decisions
+            if d.choice == "kernel" and isinstance(d.finding, Site) and d.kernel is not None
+        ]
+
+    def keeping(self, left: Iterable[tuple[Site, Reason]]) -> Plan:
+        """The plan with sites that could not be rewritten after all."""
+        late = {id(site): reason for site, reason in left}
+        changed = []
+        for d in self.decisions:
+            reason = late.get(id(d.finding))
+            if reason is not None and isinstance(d.finding, Site):
+                d = Decision(replace(d.finding, reasons=(reason,)), "keep", (reason,))
+            changed.append(d)
+        return Plan(tuple(changed), self.selection)
+
+
+def make_plan(view: GraphView, selection: Selection, policy: Policy = "all") -> Plan:
+    """Find all sites of the selected passes and decide on each.
+
+    `policy`: "all" rewrites every eligible site, "none" keeps them all, a callable answers True for each site to rewrite.
+    Raises InputError for an unknown policy.
+    """
+    if not callable(policy) and policy not in ("all", "none"):
+        raise InputError(f"unknown policy {policy!r}; known: all, none, or a callable on sites")
+    decisions = []
+    for kind, rewriter in selection.passes.items():
+        kernel = selection.kernels.get(rewriter.kernel)
+        for finding in rewriter.find(view):
+            decisions.append(_decide(view, finding, kernel, selection.forms.get(kind), policy))
+    return Plan(tuple(decisions), selection)
+
+
+def _decide(
+    view: GraphView, finding: Finding, kernel: Kernel | None, forms: frozenset[str] | None, policy: Policy
+) -> Decision:
+    if isinstance(finding, Miss):
+        return Decision(finding, "keep", (finding.reason,))
+    if kernel is None:
+        reasons = (Reason(Code.NO_KERNEL, f"no kernel named {finding.kind!r} is installed", finding.outputs[0].name),)
+    else:
+        grad = needs_grad(view, finding.outputs)
+        reasons = kernel.refusals(finding.shapes, finding.dtype) + ((grad,) if grad else ())
+    if reasons:
+        return Decision(replace(finding, reasons=reasons), "keep", reasons)
+    where = finding.outputs[0].name
+    if forms is not None and finding.form not in forms:
+        why = Reason(Code.NOT_SELECTED, f"form {finding.form!r} is not among the selected {', '.join(sorted(forms))}", where)
+        return Decision(finding, "keep", (why,))
+    if policy == "none" or (callable(policy) and not policy(finding)):
+        name = policy if isinstance(policy, str) else getattr(policy, "__name__", type(policy).__name__)
+        return Decision(finding, "keep", (Reason(Code.POLICY, f"policy {name!r} keeps it", where),))
+    return Decision(finding, "kernel", (), kernel)
+
+
+def apply(gm: GraphModule, plan: Plan) -> tuple[GraphModule, Plan]:
+    """The rewritten module, `gm` itself when there is nothing to rewrite; and the plan as it was carried out."""
+    replacements = plan.replacements()
+    if not replacements:
+        return gm, plan
+    rewritten, left = rewrite(gm, replacements)
+    return rewritten, plan.keeping(left)

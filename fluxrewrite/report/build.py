@@ -1,0 +1,174 @@
+"""From plans to the report: the same records for `inspect` and for a compile."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..graph import GraphView
+from ..plan import Decision, Plan, Policy, Selection
+from ..site import Miss, Reason
+from .model import KernelInfo, KindSummary, ModelInfo, ReasonInfo, Report, SiteInfo, Summary, Timing
+
+__all__ = ["Analysed", "build_report", "dynamic_sizes", "merge", "policy_name"]
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """One graph with its plan."""
+
+    view: GraphView
+    plan: Plan
+
+
+def build_report(
+    graphs: Sequence[Analysed], selection: Selection, policy: Policy, model: ModelInfo, timing: Timing
+) -> Report:
+    """The report on some graphs of one model."""
+    sites: list[SiteInfo] = []
+    numbers: Counter[tuple[str, str]] = Counter()
+    for index, analysed in enumerate(graphs):
+        for decision in analysed.plan.decisions:
+            sites.append(_site(decision, index, numbers))
+    inventory: Counter[str] = Counter()
+    for analysed in graphs:
+        inventory.update(_inventory(analysed.view))
+    return Report(
+        model=model,
+        timing=timing,
+        inventory=dict(sorted(inventory.items())),
+        sites=tuple(sites),
+        summary=_summary(sites, selection, policy),
+    )
+
+
+def merge(reports: Sequence[Report]) -> Report:
+    """One report on all graphs that a model was compiled to, in the order of the compiles."""
+    first = reports[0]
+    if len(reports) == 1:
+        return first
+    inventory: Counter[str] = Counter()
+    sites: list[SiteInfo] = []
+    for report in reports:
+        inventory.update(report.inventory)
+        offset = sum(r.model.graphs for r in reports[: reports.index(report)])
+        sites += [s.model_copy(update={"graph": s.graph + offset, "id": f"{s.id}@{s.graph + offset}"}) for s in report.sites]
+    models, timings = [r.model for r in reports], [r.timing for r in reports]
+    model = first.model.model_copy(
+        update={
+            "graphs": sum(m.graphs for m in models),
+            "graph_nodes": sum(m.graph_nodes for m in models),
+            "graph_breaks": tuple(b for m in models for b in m.graph_breaks),
+            "dynamic_sizes": tuple(sorted({d for m in models for d in m.dynamic_sizes})),
+        }
+    )
+    timing = Timing(
+        **{name: sum(getattr(t, name) for t in timings) for name in ("capture_s", "match_s", "analyse_s", "total_s")},
+        peak_rss_mb=max(t.peak_rss_mb for t in timings),
+    )
+    kinds = {k: _add([r.summary.kinds[k] for r in reports]) for k in first.summary.kinds}
+    summary = first.summary.model_copy(update={"kinds": kinds})
+    return first.model_copy(
+        update={
+            "model": model,
+            "timing": timing,
+            "inventory": dict(sorted(inventory.items())),
+            "sites": tuple(sites),
+            "summary": summary,
+        }
+    )
+
+
+def _add(kinds: Sequence[KindSummary]) -> KindSummary:
+    forms: Counter[str] = Counter()
+    for kind in kinds:
+        forms.update(kind.forms)
+    counts = {n: sum(getattr(k, n) for k in kinds) for n in ("found", "eligible", "rewritten", "missed")}
+    return KindSummary(**counts, forms=dict(sorted(forms.items())), looks_for=kinds[0].looks_for)
+
+
+def _site(decision: Decision, graph: int, numbers: Counter[tuple[str, str]]) -> SiteInfo:
+    finding = decision.finding
+    number = numbers[finding.path, finding.kind]
+    numbers[finding.path, finding.kind] += 1
+    missed = isinstance(finding, Miss)
+    details = {} if isinstance(finding, Miss) else {k: v for k, v in finding.extra.items() if _plain(v)}
+    return SiteInfo(
+        id=f"{finding.path or 'model'}.{finding.kind}.{number}",
+        kind=finding.kind,
+        form=finding.form,
+        path=finding.path,
+        graph=graph,
+        status=decision.status,  # type: ignore[arg-type]
+        reasons=_reasons(decision.reasons),
+        shapes={} if isinstance(finding, Miss) else dict(finding.shapes),
+        choice=decision.choice,  # type: ignore[arg-type]
+        kernel=None if missed or decision.kernel is None else KernelInfo(name=decision.kernel.name, provider=decision.kernel.provider),
+        details=details,
+    )
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+
+
+def _reasons(reasons: Iterable[Reason]) -> tuple[ReasonInfo, ...]:
+    return tuple(ReasonInfo(code=str(r.code), message=r.message, node=r.node) for r in reasons)
+
+
+def _inventory(view: GraphView) -> Counter[str]:
+    """Nodes by canonical name, and `attention`: fused calls and softmaxes that a product follows."""
+    counts = view.inventory()
+    spelled = sum(1 for node in view.with_op("softmax") if _feeds_product(view, node))
+    counts["attention"] = counts["sdpa"] + counts["fluxrewrite.attention"] + spelled
+    for name in ("placeholder", "output", "get_attr"):
+        counts.pop(name, None)
+    return counts
+
+
+def _feeds_product(view: GraphView, node: Node) -> bool:
+    pending = [node]
+    while pending:
+        for user in pending.pop().users:
+            if view.op(user) == "matmul":
+                return True
+            if view.op(user) == "dropout" or view.source(user) is not None:
+                pending.append(user)
+    return False
+
+
+def _summary(sites: Sequence[SiteInfo], selection: Selection, policy: Policy) -> Summary:
+    kinds = {}
+    for kind, rewriter in selection.passes.items():
+        mine = [s for s in sites if s.kind == kind]
+        found = [s for s in mine if s.status != "missed"]
+        kinds[kind] = KindSummary(
+            found=len(found),
+            eligible=sum(s.status == "eligible" for s in found),
+            rewritten=sum(s.choice == "kernel" for s in found),
+            missed=len(mine) - len(found),
+            forms=dict(sorted(Counter(s.form for s in found).items())),
+            looks_for=rewriter.looks_for,
+        )
+    return Summary(kernels=selection.names(), policy=policy_name(policy), kinds=kinds)
+
+
+def policy_name(policy: Policy) -> str:
+    """A policy as text; a callable by its name."""
+    return policy if isinstance(policy, str) else getattr(policy, "__name__", type(policy).__name__)
+
+
+def dynamic_sizes(graphs: Iterable[torch.fx.GraphModule]) -> tuple[str, ...]:
+    """The symbolic sizes of the graphs' tensor inputs, as "name[axis] = s0"."""
+    found: dict[str, None] = {}
+    for gm in graphs:
+        for node in gm.graph.find_nodes(op="placeholder"):
+            value = node.meta.get("example_value", node.meta.get("val"))
+            if isinstance(value, torch.Tensor):
+                found.update({f"{node.name}[{a}] = {n}": None for a, n in enumerate(value.shape) if not isinstance(n, int)})
+    return tuple(found)

@@ -1,0 +1,206 @@
+"""Sites into calls: what a pass is, how it emits a replacement, and the rewritten copy of a graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.traceback import NodeSource, NodeSourceAction
+
+from .errors import RewriteError
+from .graph import GraphView
+from .kernel import Kernel
+from .site import Code, Finding, Miss, Reason, Site
+from .steps import same_shape
+
+__all__ = ["Builder", "Pass", "Replacement", "blocked", "module_with", "needs_grad", "rewrite"]
+
+
+class Pass:
+    """A rewrite: finds its sites in a view and emits the call that replaces one.
+
+    Subclass it in a file of its own and name it in the entry point group `fluxrewrite.passes`.
+    """
+
+    kind: ClassVar[str]
+    """Name of the pass and of the sites it finds."""
+    kernel: ClassVar[str]
+    """Name of the kernel that may replace a site."""
+    forms: ClassVar[tuple[str, ...]]
+    """The forms it knows; `kernels="kind:form"` selects one."""
+    looks_for: ClassVar[str]
+    """One line: what is looked for. Shown where nothing was found."""
+
+    def find(self, view: GraphView) -> list[Finding]:
+        """All sites and near misses, in graph order. Must not change the graph."""
+        raise TypeError(f"{type(self).__name__} does not implement find")
+
+    def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
+        """Insert the replacement of `site`, a call of `op`; one new node for each of `site.outputs`."""
+        raise TypeError(f"{type(self).__name__} does not implement emit")
+
+    def miss(self, code: Code, message: str, path: str, node: Node | None = None, form: str = "") -> Miss:
+        """A near miss of this pass."""
+        return Miss(self.kind, path, Reason(code, message, node.name if node is not None else ""), form)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A site, the pass that found it and the kernel that takes it."""
+
+    rewriter: Pass
+    site: Site
+    kernel: Kernel
+
+
+class Builder:
+    """Inserts nodes at one place of a graph. Every new node gets a fake value, module stack, stack trace and origin."""
+
+    def __init__(self, graph: Graph, at: Node, site: Site, current: Callable[[Any], Any]) -> None:
+        self._graph, self._at, self._site, self._current = graph, at, site, current
+        self.made: list[Node] = []
+
+    def call(self, target: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Node:
+        """Insert a call of a function, or of a tensor method given by name. Nodes of the original graph may be passed.
+
+        Raises RewriteError when the graph was traced without fake tensors.
+        """
+        args, kwargs = torch.fx.node.map_aggregate((args, kwargs), self._current)  # type: ignore[assignment]
+        kind = "call_method" if isinstance(target, str) else "call_function"
+        with self._graph.inserting_before(self._at):
+            node = self._graph.create_node(kind, target, args, dict(kwargs))
+        self.made.append(node)
+        origin = self._site.outputs[0]
+        node.meta.update({k: origin.meta[k] for k in ("nn_module_stack", "stack_trace") if k in origin.meta})
+        node.meta["from_node"] = [NodeSource(origin, f"fluxrewrite.{self._site.kind}", [NodeSourceAction.REPLACE])]
+        node.meta["example_value" if "example_value" in origin.meta else "val"] = _fake_run(node)
+        return node
+
+    def undo(self) -> None:
+        """Take back everything that was inserted."""
+        while self.made:
+            self._graph.erase_node(self.made.pop())
+
+
+def _value(node: Node) -> Any:
+    return node.meta["example_value"] if "example_value" in node.meta else node.meta.get("val")
+
+
+def _fake_run(node: Node) -> Any:
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), _value)
+    # Not detect_fake_mode: while a backend runs, the tracing context holds another mode than the one that Dynamo traced with.
+    fakes = (v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, FakeTensor))
+    fake = next(fakes, None)
+    if fake is None:
+        raise RewriteError(f"no fake tensors reach {node.target}: the graph was not traced with shapes")
+    with fake.fake_mode, torch.no_grad():
+        if isinstance(node.target, str):
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def rewrite(gm: GraphModule, replacements: Iterable[Replacement]) -> tuple[GraphModule, list[tuple[Site, Reason]]]:
+    """A rewritten copy of `gm`, and the sites that had to be left alone after all. `gm` itself is not changed."""
+    graph = copy.deepcopy(gm.graph)
+    twins = dict(zip(gm.graph.nodes, graph.nodes, strict=True))
+    for node in gm.graph.find_nodes(op="placeholder"):
+        vars(twins[node]).update(vars(node))  # AOTAutograd asks Dynamo's placeholders for their `_dynamo_source`
+    replaced: dict[Node, Node] = {}
+    doomed: set[Node] = set()
+    left: list[tuple[Site, Reason]] = []
+
+    def current(value: Any) -> Any:
+        value = twins.get(value, value) if isinstance(value, Node) else value
+        while isinstance(value, Node) and value in replaced:
+            value = replaced[value]
+        return value
+
+    for item in replacements:
+        builder = Builder(graph, twins[item.site.before], item.site, current)
+        try:
+            replaced.update(_replace(item, builder, current))
+            doomed.update(twins[n] for n in (*item.site.interior, *item.site.outputs))
+        except RewriteError as error:
+            builder.undo()
+            left.append((item.site, Reason(Code.REPLACEMENT, str(error), item.site.outputs[0].name)))
+    for node in reversed(list(graph.nodes)):
+        if node in doomed and not node.users:
+            graph.erase_node(node)
+    graph.lint()
+    return module_with(gm, graph), left
+
+
+def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any]) -> dict[Node, Node]:
+    outputs = [current(n) for n in item.site.outputs]
+    try:
+        made = item.rewriter.emit(item.site, builder, item.kernel.op)
+        for old, new in zip(outputs, made, strict=True):
+            _check_same(old, new)
+    except RewriteError:
+        raise
+    except Exception as error:
+        raise RewriteError(f"{type(error).__name__}: {error}") from error
+    for old, new in zip(outputs, made, strict=True):
+        old.replace_all_uses_with(new)
+    return dict(zip(outputs, made, strict=True))
+
+
+def _check_same(old: Node, new: Node) -> None:
+    a, b = _value(old), _value(new)
+    if not same_shape(a.shape, b.shape) or a.dtype != b.dtype or a.device != b.device:
+        raise RewriteError(
+            f"the call would give {b.dtype} {tuple(b.shape)} on {b.device} in place of {a.dtype} {tuple(a.shape)} on {a.device}"
+        )
+
+
+def module_with(gm: GraphModule, graph: Graph) -> GraphModule:
+    """A module like `gm` that runs `graph`; whatever Dynamo attached to `gm` is kept."""
+    result = GraphModule(gm, graph, class_name=type(gm).__name__)
+    for name, value in vars(gm).items():
+        vars(result).setdefault(name, value)
+    result.meta = dict(gm.meta)
+    return result
+
+
+def blocked(
+    rewriter: Pass, view: GraphView, path: str, interior: Sequence[Node], outputs: Sequence[Node], operands: Iterable[Any]
+) -> Miss | None:
+    """The checks that every site needs: no inner value escapes, nothing it reads is modified on the way, no gradient.
+
+    Gradients are not a Miss: see `needs_grad`.
+    """
+    inside = {*interior, *outputs}
+    for node in interior:
+        escaped = next((u for u in node.users if u not in inside), None)
+        if node not in outputs and escaped is not None and not _input_side(view, node, inside):
+            return rewriter.miss(Code.INNER_USE, f"{node.name} is also used by {escaped.name}, outside the region", path, node)
+    positions = [view.order(n) for n in inside]
+    writer = view.written([*operands, *interior], min(positions), max(positions))
+    if writer is not None:
+        message = f"{writer.name} modifies memory that the region reads, between {min(positions)} and {max(positions)}"
+        return rewriter.miss(Code.MUTATION, message, path, writer)
+    return None
+
+
+def _input_side(view: GraphView, node: Node, inside: set[Node]) -> bool:
+    """Whether `node` only views or casts what enters the region, so that others may use it too."""
+    while view.forwards(node):
+        node = view.fact(node).args["input"]
+        if node not in inside:
+            return True
+    return False
+
+
+def needs_grad(view: GraphView, outputs: Iterable[Node]) -> Reason | None:
+    """Why a site whose results need a gradient is left alone."""
+    for node in outputs:
+        value = view.tensor(node)
+        if value is not None and value.requires_grad:
+            message = "the result requires grad; kernels have no backward: trace under torch.no_grad() to rewrite"
+            return Reason(Code.REQUIRES_GRAD, message, node.name)
+    return None

@@ -1,0 +1,129 @@
+"""What a pass answers: a `Site` that can be rewritten, or a `Miss` with the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+__all__ = ["Code", "Finding", "Miss", "Reason", "Site"]
+
+
+class Code(StrEnum):
+    """Reason codes. Every one has a test that makes it fire (`tests/test_reasons.py`)."""
+
+    PATTERN = "pattern_mismatch"
+    """The operations are not those of any known form; the message says what was expected and what was found."""
+    INNER_USE = "inner_value_used"
+    """A value inside the region is also used outside: the kernel would not make it."""
+    MUTATION = "mutation"
+    """Memory that the region reads is modified in place before the region ends."""
+    NO_SHAPE = "no_shape"
+    """The trace holds no shape for a value."""
+    DROPOUT = "dropout"
+    """Attention with a dropout probability above zero."""
+    MASK = "mask_form"
+    """A mask that the kernel's additive or boolean mask cannot express."""
+    AXES = "axes"
+    """The axes of a tensor are not those that the kernel takes."""
+    TABLE = "table_shape"
+    """RoPE tables that are not one row for each position, shared by the heads."""
+    MIXED_DTYPE = "mixed_dtype"
+    """Operands and result differ in dtype, as under autocast."""
+    PRECISION = "precision"
+    """The region computes in a wider dtype than the kernel would."""
+    NO_PROJECTION = "no_projection"
+    """Query, key or value does not come from a linear layer."""
+    DIFFERENT_INPUTS = "different_inputs"
+    """The query, key and value projections read different tensors, as in cross-attention."""
+    SHARED_ROWS = "shared_rows"
+    """The same rows of a projection serve more than one of query, key and value."""
+    PACKED_LAYOUT = "packed_layout"
+    """Query, key and value are not contiguous blocks of rows of the packed weight."""
+    ORDER = "order"
+    """No place in the graph comes after all operands and before all uses."""
+    SEARCH_LIMIT = "search_limit"
+    """The walk from attention to its projections met more nodes than it may."""
+    REWRITTEN = "already_rewritten"
+    """The value already comes from a fluxrewrite call."""
+    REQUIRES_GRAD = "requires_grad"
+    """The result needs a gradient; the kernels are for inference."""
+    LIMIT = "limit"
+    """A limit of the kernel is exceeded; the message has both numbers and where the limit comes from."""
+    NO_KERNEL = "no_kernel"
+    """No provider in use has a kernel for this kind of site."""
+    NOT_SELECTED = "not_selected"
+    """`kernels=` leaves out this kind or form."""
+    POLICY = "policy"
+    """The policy chose to keep the site as it is."""
+    REPLACEMENT = "replacement_differs"
+    """The replacement would have another shape, dtype or device."""
+    NONE_FOUND = "none_found"
+    """The graph holds nothing that this pass looks for."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a site is refused: code, a sentence with the numbers, and the name of the node it is about."""
+
+    code: Code
+    message: str
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Something that looked like a site and is none."""
+
+    kind: str
+    path: str
+    reason: Reason
+    form: str = ""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A region of the graph that one kernel call may replace.
+
+    Attributes:
+        kind: name of the pass ("qkv", "rope", "attention").
+        form: which of the pass's forms it was found in ("triple", "packed", "interleaved", "sdpa", ...).
+        path: the module that holds it, as in `named_modules()`.
+        operands: arguments of the canonical op by name: nodes, None, numbers, strings.
+        outputs: nodes that the op's results replace, in the order of the results.
+        interior: nodes that have no use once the outputs are replaced.
+        place: node that the call is inserted in front of; the first output when None.
+        shapes: sizes by name (batch, sequence, heads, head_size, ...), ints or the text of a symbolic size.
+        dtype: dtype of the region's input.
+        extra: whatever the pass needs again to emit the replacement.
+        reasons: limits that the site breaks; an eligible site has none.
+    """
+
+    kind: str
+    form: str
+    path: str
+    operands: Mapping[str, Any]
+    outputs: tuple[Node, ...]
+    interior: tuple[Node, ...]
+    shapes: Mapping[str, int | str]
+    dtype: torch.dtype
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    reasons: tuple[Reason, ...] = ()
+    place: Node | None = None
+
+    @property
+    def before(self) -> Node:
+        """The node that the call is inserted in front of."""
+        return self.place if self.place is not None else self.outputs[0]
+
+    @property
+    def eligible(self) -> bool:
+        """Whether a kernel may take the site."""
+        return not self.reasons
+
+
+Finding = Site | Miss

@@ -1,0 +1,178 @@
+"""What a view does to a tensor, and which elements of one axis reach the other end of a chain of views.
+
+A step is read off the shapes of the traced values, not off the spelling: `x.view(2, -1)`, `x.unflatten(0, (2, 3))` and
+`x.reshape_as(y)` are the same `Reshape`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+__all__ = ["Cast", "Dim", "Expand", "Lanes", "Permute", "Reshape", "Select", "Shape", "Slice", "Step", "same_dim", "same_shape"]
+
+Dim = Any  # int or torch.SymInt
+Shape = tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """Same elements in the same row-major order, other shape."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Axis i of the result is axis `dims[i]` of the input."""
+
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """`input[..., start : start + size * step : step, ...]` on axis `dim`."""
+
+    dim: int
+    start: int
+    size: Dim
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class Select:
+    """Element `index` of axis `dim`, which disappears."""
+
+    dim: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Expand:
+    """Broadcast to `shape`."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Change of dtype only; `lossless` when every input value is representable in the result."""
+
+    lossless: bool
+
+
+Step = Reshape | Permute | Slice | Select | Expand | Cast
+
+
+def same_dim(a: Dim, b: Dim) -> bool:
+    """True when two sizes are equal for certain; never adds a guard to a symbolic size."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return bool(statically_known_true(a == b))
+
+
+def same_shape(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
+    """True when two shapes are equal for certain."""
+    return len(a) == len(b) and all(same_dim(x, y) for x, y in zip(a, b, strict=True))
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Which elements of one tracked axis a view of a tensor exposes.
+
+    Attributes:
+        sizes: shape of the view.
+        strides: how far one step along each axis of the view moves on the tracked axis; 0 for all other axes.
+        axes: the axis of the tensor that each axis of the view is, or is part of; -1 for new axes of size 1.
+        tracked: the tracked axis of the tensor.
+        offset: first element exposed.
+    """
+
+    sizes: Shape
+    strides: tuple[int, ...]
+    axes: tuple[int, ...]
+    tracked: int
+    offset: int = 0
+
+    @classmethod
+    def of(cls, shape: Sequence[Dim]) -> Lanes:
+        """Track the last axis of a tensor of `shape`."""
+        last = len(shape) - 1
+        return cls(tuple(shape), tuple(int(a == last) for a in range(last + 1)), tuple(range(last + 1)), last)
+
+    def apply(self, step: Step) -> Lanes | None:
+        """After one more view; None when the tracked elements, or where the other axes went, can no longer be told."""
+        match step:
+            case Cast():
+                return self
+            case Permute(dims):
+                return self._keep(dims)
+            case Select(dim, index) if self.axes[dim] == self.tracked or same_dim(self.sizes[dim], 1):
+                kept = self._keep([d for d in range(len(self.sizes)) if d != dim])
+                return replace(kept, offset=self.offset + index * self.strides[dim])
+            case Slice(dim, start, size, by) if self.axes[dim] == self.tracked:
+                sizes, strides = list(self.sizes), list(self.strides)
+                sizes[dim], strides[dim] = size, strides[dim] * by
+                offset = self.offset + start * self.strides[dim]
+                return replace(self, sizes=tuple(sizes), strides=tuple(strides), offset=offset)
+            case Reshape(shape):
+                return self._reshaped(shape)
+        return None
+
+    def _keep(self, dims: Sequence[int]) -> Lanes:
+        sizes, strides, axes = (tuple(values[d] for d in dims) for values in (self.sizes, self.strides, self.axes))
+        return replace(self, sizes=sizes, strides=strides, axes=axes)
+
+    def _reshaped(self, shape: Shape) -> Lanes | None:
+        """Leading axes stay; behind them only the tracked axis may be split or merged."""
+        head = 0
+        while head < min(len(self.sizes), len(shape)) and same_dim(self.sizes[head], shape[head]):
+            head += 1
+        tail = [d for d in range(head, len(self.sizes)) if not same_dim(self.sizes[d], 1)]
+        sizes = [*(self.sizes[d] for d in tail), *shape[head:]]
+        if any(self.axes[d] != self.tracked for d in tail) or not all(isinstance(n, int) for n in sizes):
+            return None
+        strides = _restride([(self.sizes[d], self.strides[d]) for d in tail], list(shape[head:]))
+        if strides is None:
+            return None
+        axes = (self.tracked if s else -1 for s in strides)
+        return replace(
+            self, sizes=tuple(shape), strides=(*self.strides[:head], *strides), axes=(*self.axes[:head], *axes)
+        )
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """(start, length) when the exposed elements are one contiguous run, in any order of axes; else None."""
+        tracked = sorted((s, n) for s, n in zip(self.strides, self.sizes, strict=True) if s and not same_dim(n, 1))
+        length = 1
+        for stride, size in tracked:
+            if stride != length or not isinstance(size, int):
+                return None
+            length *= size
+        return self.offset, length
+
+
+def _restride(old: list[tuple[int, int]], new: list[int]) -> list[int] | None:
+    """Strides of the same elements seen in another shape, or None where that would need a copy."""
+    merged: list[list[int]] = []  # runs of axes that move as one: [size, stride of the innermost]
+    for size, stride in old:
+        if merged and merged[-1][1] == size * stride:
+            merged[-1] = [merged[-1][0] * size, stride]
+        else:
+            merged.append([size, stride])
+    result = [0] * len(new)
+    position = len(new) - 1
+    for size, stride in reversed(merged):
+        while size > 1:
+            while position >= 0 and new[position] == 1:
+                position -= 1
+            if position < 0 or size % new[position]:
+                return None
+            result[position] = stride
+            stride *= new[position]
+            size //= new[position]
+            position -= 1
+    return result

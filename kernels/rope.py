@@ -1,0 +1,73 @@
+"""Rotary position embedding.
+
+    out = x * cos + rotate(x) * sin        rotate(x) pairs (a, b) -> (-b, a)
+
+Pairs are neighbours (`interleaved`: x[2i], x[2i+1], as in FLUX) or half a head apart (x[i], x[i + D/2], as in Llama).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fluxrewrite.kernel import Kernel, Limit
+
+__all__ = ["KERNEL", "rope"]
+
+
+def _rotate(x: Tensor, interleaved: bool) -> Tensor:
+    if interleaved:
+        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack((-second, first), dim=-1).flatten(-2)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def _full(table: Tensor, size: int, interleaved: bool) -> Tensor:
+    """A table of one value a pair as one value an element."""
+    if table.shape[-1] == size:
+        return table
+    return table.repeat_interleave(2, dim=-1) if interleaved else torch.cat((table, table), dim=-1)
+
+
+@torch.library.custom_op("fluxrewrite::rope", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+def rope(
+    x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sequence_dim: int, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Rotate the pairs of the last axis of `x`.
+
+    Args:
+        x: [..., D] with positions on axis `sequence_dim`, any strides; D even.
+        cos, sin: [S, W] or [B, S, W], W = D (one value an element) or D/2 (one value a pair), shared by the heads.
+        interleaved: pairs are neighbours (True) or half a head apart (False).
+        sequence_dim: axis of `x` that holds the S positions.
+        out_dtype: dtype of the result; that of `x` when None.
+
+    Returns:
+        Contiguous tensor of the shape of `x`. Computed in float32, or float64 if an operand is float64.
+    """
+    compute = torch.promote_types(torch.promote_types(x.dtype, cos.dtype), torch.float32)
+    shape = [1] * x.dim()
+    shape[sequence_dim], shape[-1] = x.shape[sequence_dim], x.shape[-1]
+    if cos.dim() == 3:
+        shape[0] = cos.shape[0]
+    full_cos, full_sin = (_full(t.to(compute), x.shape[-1], interleaved).view(shape) for t in (cos, sin))
+    wide = x.to(compute)
+    out = wide * full_cos + _rotate(wide, interleaved) * full_sin
+    return out.to(out_dtype or x.dtype).contiguous()
+
+
+@rope.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sequence_dim: int, out_dtype: torch.dtype | None = None) -> Tensor:
+    return x.new_empty(x.shape, dtype=out_dtype or x.dtype)
+
+
+KERNEL = Kernel(
+    name="rope",
+    op=torch.ops.fluxrewrite.rope.default,
+    limits=(
+        Limit("dtype", one_of=("float32", "bfloat16", "float16")),
+        Limit("head_size", multiple_of=2, source="pairs"),
+    ),
+    summary="rotary embedding of query or key; interleaved or half pairs; fp32 inside",
+)

@@ -1,0 +1,266 @@
+"""Attention: one call of scaled_dot_product_attention, or the same thing spelled out.
+
+    scores = q @ k^T  [* scale | / scale]  [+ mask | masked_fill | where]        (also as one baddbmm)
+    softmax(scores, -1)  [dropout that does nothing]  @ v                        3 axes (heads in the batch) or 4
+
+Permutes between [B, S, H, D] and [B, H, S, D] on either side are taken into the call as its layouts.
+
+    before                                                            after
+    q, k, v = (t.permute(0, 2, 1, 3) for t in (q, k, v))              fluxrewrite.attention(
+    F.scaled_dot_product_attention(q, k, v).permute(0, 2, 1, 3)           q, k, v, None, None, False, "bshd", "bshd")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from fluxrewrite.graph import GraphView
+from fluxrewrite.pattern import Attempt, Const, Either, Maybe, Op, Value, match
+from fluxrewrite.rewrite import Builder, Pass, blocked
+from fluxrewrite.site import Code, Finding, Miss, Site
+from fluxrewrite.steps import same_dim, same_shape
+
+__all__ = ["Attention", "Call", "attention_calls"]
+
+_TURN = (0, 2, 1, 3)
+_SMALLEST_FILL = -65504.0  # torch.finfo(torch.float16).min: below it, exp(fill - max) is 0 in every dtype
+
+_q, _k, _v = (Value(name, exact=True) for name in ("query", "key", "value"))
+_product = Either(
+    "product",
+    plain=Op("matmul", _q, _k),
+    added=Op("baddbmm", Value("base"), _q, _k, beta=Const("beta"), alpha=Const("alpha")),
+)
+_scaled = Either(
+    "scaling", times=Op("mul", _product, Const("scale")), over=Op("div", _product, Const("scale")), none=_product
+)
+_masked = Either(
+    "masking",
+    additive=Op("add", _scaled, Value("mask", exact=True)),
+    drop=Op("masked_fill", _scaled, mask=Value("mask", exact=True), value=Const("fill")),
+    keep=Op("where", _scaled, condition=Value("mask", exact=True), other=Const("fill")),
+    none=_scaled,
+)
+_probabilities = Maybe(
+    "dropout",
+    lambda softmax: Op("dropout", softmax, ignore=("p", "training", "inplace")),
+    Op("softmax", _masked, dim=Const("axis"), ignore=("dtype", "_stacklevel", "half_to_float")),
+)
+SPELLED = Op("matmul", _probabilities, _v)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attention computation: `node` gives softmax(scale * query key^T + mask) value.
+
+    `transposed` says that `key` is [..., D, L] as a product takes it; `masking` how `mask` acts ("additive", "bool",
+    "drop" with `fill` where True, "keep" with `fill` where False, "none").
+    """
+
+    node: Node
+    form: str
+    query: Node
+    key: Node
+    value: Node
+    interior: tuple[Node, ...]
+    transposed: bool = False
+    masking: str = "none"
+    mask: Node | None = None
+    fill: float = 0.0
+    scale: float | None = None
+    is_causal: bool = False
+
+
+def attention_calls(view: GraphView) -> list[Call | Miss]:
+    """All attention computations of a graph, and what only looks like one; found once per view."""
+    return view.memo("attention_calls", _find_calls)
+
+
+def _find_calls(view: GraphView) -> list[Call | Miss]:
+    calls: list[Call | Miss] = [_sdpa(view, node) for node in view.with_op("sdpa")]
+    for node in view.with_op("matmul"):
+        attempt = match(SPELLED, view, node)
+        if attempt.matched:
+            calls.append(_spelled(view, node, attempt))
+        elif any(view.op(n) == "softmax" for n in attempt.visited):
+            at = attempt.failed_at or node
+            calls.append(_miss(view, Code.PATTERN, f"{at.name}: {attempt.failure}", node, "spelled"))
+    return calls
+
+
+def _miss(view: GraphView, code: Code, message: str, node: Node, form: str) -> Miss:
+    return Attention().miss(code, message, view.path(node), node, form)
+
+
+def _sdpa(view: GraphView, node: Node) -> Call | Miss:
+    query, key, value, mask = (view.arg(node, name) for name in ("query", "key", "value", "attn_mask"))
+    if any(view.shape(t) is None for t in (node, query, key, value)):
+        return _miss(view, Code.NO_SHAPE, "query, key, value or result has no traced shape", node, "sdpa")
+    probability, is_causal, scale = (view.arg(node, name) for name in ("dropout_p", "is_causal", "scale"))
+    if probability != 0:
+        return _miss(view, Code.DROPOUT, f"dropout_p is {probability}", node, "sdpa")
+    if not isinstance(is_causal, bool) or not (scale is None or isinstance(scale, (int, float))):
+        return _miss(view, Code.PATTERN, f"is_causal={is_causal} and scale={scale} are not constants", node, "sdpa")
+    masking = "none" if mask is None else "bool" if view.dtype(mask) == torch.bool else "additive"
+    return Call(node, "sdpa", query, key, value, (), masking=masking, mask=mask, scale=scale, is_causal=is_causal)
+
+
+def _spelled(view: GraphView, node: Node, attempt: Attempt) -> Call | Miss:
+    found, tags = attempt.captures, attempt.tags
+    interior = tuple(n for n in dict.fromkeys(attempt.nodes) if n is not node)
+    rank = len(view.shape(node) or ())
+    if found["axis"] not in (-1, rank - 1):
+        return _miss(view, Code.PATTERN, f"softmax over axis {found['axis']}, expected the last of {rank}", node, "spelled")
+    if tags["dropout"] == "present":
+        active = next(n for n in interior if view.op(n) == "dropout")
+        if view.arg(active, "training") is not False and view.arg(active, "p") != 0:
+            return _miss(view, Code.DROPOUT, f"dropout of {view.arg(active, 'p')} while training", active, "spelled")
+    scale = found.get("scale", 1.0)
+    scale = 1.0 / scale if tags["scaling"] == "over" else scale
+    masking, mask = tags["masking"], found.get("mask")
+    if tags["product"] == "added":
+        scale *= found["alpha"]
+        if found["beta"] != 0 and (found["beta"] != 1 or masking != "none" or tags["scaling"] != "none"):
+            return _miss(view, Code.PATTERN, f"baddbmm with beta={found['beta']} beside another mask or scale", node, "spelled")
+        if found["beta"] == 1:
+            masking, mask = "additive", found["base"]
+    if masking in ("drop", "keep") and found["fill"] > _SMALLEST_FILL:
+        return _miss(view, Code.MASK, f"masked scores become {found['fill']}, expected {_SMALLEST_FILL} or less", node, "spelled")
+    return Call(
+        node, "spelled", found["query"], found["key"], found["value"], interior, True, masking, mask,
+        found.get("fill", 0.0), float(scale),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """Query, key and value without the permutes that the call's layout stands for."""
+
+    query: Node
+    key: Node
+    value: Node
+    layout: str
+    transposed: bool
+    interior: tuple[Node, ...]
+
+
+class Attention(Pass):
+    """Finds attention and replaces each computation by one `fluxrewrite.attention` call."""
+
+    kind = "attention"
+    kernel = "attention"
+    forms = ("sdpa", "spelled")
+    looks_for = "scaled_dot_product_attention in any call form, or matmul, softmax, matmul"
+
+    def find(self, view: GraphView) -> list[Finding]:
+        """One finding for each attention computation."""
+        return [c if isinstance(c, Miss) else self._site(view, c) for c in attention_calls(view)]
+
+    def _site(self, view: GraphView, call: Call) -> Finding:
+        path = view.path(call.node)
+        problem = self._shapes(view, call, path) or self._dtypes(view, call, path)
+        if problem is not None:
+            return problem
+        found = _without_permutes(view, call)
+        out, out_layout = _result(view, call)
+        interior = tuple(n for n in dict.fromkeys([*found.interior, *call.interior, call.node]) if n is not out)
+        operands = [found.query, found.key, found.value, call.mask]
+        problem = blocked(self, view, path, interior, [out], operands)
+        if problem is not None:
+            return problem
+        q, k = view.shape(call.query) or (), view.shape(call.value) or ()
+        batch = (1, *q) if len(q) == 3 else q
+        sizes = {
+            "batch": batch[0], "heads": batch[1], "kv_heads": k[-3], "sequence": q[-2], "kv_sequence": k[-2], "head_size": q[-1],
+        }  # fmt: skip
+        return Site(
+            kind=self.kind,
+            form=call.form,
+            path=path,
+            operands={"q": found.query, "k": found.key, "v": found.value, "mask": call.mask},
+            outputs=(out,),
+            interior=interior,
+            shapes={k: v if isinstance(v, int) else str(v) for k, v in sizes.items()},
+            dtype=view.dtype(call.query) or torch.float32,
+            extra={"call": call, "layout": found.layout, "out_layout": out_layout, "transposed": found.transposed, "rank": len(q)},
+        )
+
+    def _shapes(self, view: GraphView, call: Call, path: str) -> Miss | None:
+        q, k, v = (view.shape(t) or () for t in (call.query, call.key, call.value))
+        if call.transposed:
+            k = (*k[:-2], k[-1], k[-2])
+        if {len(q), len(k), len(v)} not in ({3}, {4}):
+            return self.miss(Code.AXES, f"query, key and value have {len(q)}, {len(k)}, {len(v)} axes; 3 or 4 expected", path, call.node)
+        heads, kv_heads = q[-3], k[-3]
+        grouped = call.form == "sdpa" and len(q) == 4 and isinstance(heads, int) and isinstance(kv_heads, int)
+        grouped = grouped and view.arg(call.node, "enable_gqa") is True and heads % kv_heads == 0
+        agree = same_shape(k[:-1], v[:-1]) and same_dim(q[-1], k[-1]) and same_shape(q[:-3], k[:-3])
+        if not agree or not (grouped or same_dim(heads, kv_heads)):
+            return self.miss(Code.AXES, f"query {q}, key {k} and value {v} do not go together without broadcasting", path, call.node)
+        return None
+
+    def _dtypes(self, view: GraphView, call: Call, path: str) -> Miss | None:
+        dtypes = {view.dtype(t) for t in (call.query, call.key, call.value, call.node)}
+        if len(dtypes) > 1:
+            names = ", ".join(sorted(str(d) for d in dtypes))
+            return self.miss(Code.MIXED_DTYPE, f"query, key, value and result are of {names}", path, call.node)
+        expected = {"none": None, "additive": view.dtype(call.query)}.get(call.masking, torch.bool)
+        if view.dtype(call.mask) != expected:
+            message = f"{call.masking} mask of {view.dtype(call.mask)}, expected {expected}"
+            return self.miss(Code.MASK, message, path, call.mask)
+        return None
+
+    def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
+        """The call, with views where heads are folded into the batch or the key comes transposed."""
+        call: Call = site.extra["call"]
+        q, k, v = (site.operands[name] for name in ("q", "k", "v"))
+        if site.extra["transposed"]:
+            k = builder.call("transpose", k, -1, -2)
+        if site.extra["rank"] == 3:
+            q, k, v = (builder.call("unsqueeze", t, 0) for t in (q, k, v))
+        mask = _mask_for(builder, call, site.dtype)
+        layouts = (site.extra["layout"], site.extra["out_layout"])
+        out = builder.call(op, q, k, v, mask, call.scale, call.is_causal, *layouts)
+        return [builder.call("squeeze", out, 0) if site.extra["rank"] == 3 else out]
+
+
+def _without_permutes(view: GraphView, call: Call) -> _Operands:
+    plain = [view.bare(t) for t in (call.query, call.key, call.value)]
+    sources, swapped = [], False
+    for index, node in enumerate(plain):
+        found = view.permuted(node)
+        dims = found[1] if found else ()
+        if index == 1 and call.transposed and dims:
+            dims = (*dims[:-2], dims[-1], dims[-2])
+            swapped = dims == tuple(range(len(dims)))
+        sources.append(found[0] if found and dims == _TURN else None)
+    if all(s is not None for s in sources):
+        return _Operands(*sources, "bshd", False, tuple(plain))  # type: ignore[arg-type]
+    if swapped:
+        found = view.permuted(plain[1])
+        assert found is not None
+        return _Operands(plain[0], found[0], plain[2], "bhsd", False, (plain[1],))
+    return _Operands(*plain, "bhsd", call.transposed, ())
+
+
+def _result(view: GraphView, call: Call) -> tuple[Node, str]:
+    """The result, below a permute back to [B, S, H, D] if that is all that happens to it."""
+    users = list(call.node.users)
+    if len(users) == 1 and (found := view.permuted(users[0])) is not None and found == (call.node, _TURN):
+        return users[0], "bshd"
+    return call.node, "bhsd"
+
+
+def _mask_for(builder: Builder, call: Call, dtype: torch.dtype) -> Any:
+    """The mask as the op takes it: bool (True takes part) where the fill is -inf, else added to the scores."""
+    if call.masking in ("none", "additive", "bool"):
+        return call.mask
+    if call.fill == float("-inf"):
+        return call.mask if call.masking == "keep" else builder.call(torch.logical_not, call.mask)
+    dropped = builder.call(torch.logical_not, call.mask) if call.masking == "keep" else call.mask
+    return builder.call(torch.mul, builder.call("to", dropped, dtype), max(call.fill, torch.finfo(dtype).min))

@@ -1,0 +1,343 @@
+"""Query, key and value projections of one activation.
+
+Roles come from the data flow: from the query, key and value of each attention upward through norms, RoPE, concatenations,
+views and casts to the linear layers, never from names, argument order or sizes.
+
+    triple    three linear layers on one input
+    packed    one linear layer whose rows are query, key, value and perhaps more (`to_qkv`, `to_qkv_mlp_proj`)
+    mixed     two linear layers on one input, one of them packed (query beside key+value)
+
+    before                                                    after
+    q, k, v = to_q(x), to_k(x), to_v(x)                       q, k, v = fluxrewrite.qkv(x, wq, wk, wv, bq, bk, bv)
+
+    qkv, mlp = to_qkv_mlp(x).split([3 * I, M], -1)            q, k, v = fluxrewrite.qkv(x, w[:I], w[I:2*I], w[2*I:3*I], ...)
+    q, k, v = qkv.chunk(3, -1)                                mlp = linear(x, w[3*I:])
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Node
+
+from fluxrewrite.graph import GraphView
+from fluxrewrite.passes.attention import Call, attention_calls
+from fluxrewrite.rewrite import Builder, Pass, blocked
+from fluxrewrite.site import Code, Finding, Miss, Site
+from fluxrewrite.steps import Lanes, same_shape
+from fluxrewrite.vocabulary import ELEMENTWISE
+
+__all__ = ["Qkv"]
+
+ROLES = ("query", "key", "value")
+_NORMS = frozenset({"rms_norm", "layer_norm"})
+_WALK_LIMIT = 512  # nodes from one operand of attention up to its projections; FLUX.2 needs 40
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """The linear layers that one operand of attention comes from, all nodes passed, and where the walk could not go on."""
+
+    linears: tuple[Node, ...]
+    passed: frozenset[Node]
+    stopped: Node | None
+    exhausted: bool = False
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A value that exposes one contiguous block of a linear layer's rows; role "rest" for rows that are no projection."""
+
+    role: str
+    linear: Node
+    weight: Node
+    bias: Node | None
+    node: Node
+    lanes: Lanes
+    total: int
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        block = self.lanes.block
+        assert block is not None
+        return block
+
+
+class Qkv(Pass):
+    """Finds groups of projections and replaces each by one `fluxrewrite.qkv` call."""
+
+    kind = "qkv"
+    kernel = "qkv"
+    forms = ("triple", "packed", "mixed")
+    looks_for = "linear layers on one input that feed the query, key and value of one attention"
+
+    def find(self, view: GraphView) -> list[Finding]:
+        """For each attention, one site for every input whose projections it uses; a group is reported once."""
+        findings: list[Finding] = []
+        seen: set[tuple[Node, ...]] = set()
+        claimed: set[Node] = set()
+        for call in attention_calls(view):
+            if isinstance(call, Miss):
+                continue
+            reaches = {role: _walk(view, node) for role, node in zip(ROLES, (call.query, call.key, call.value), strict=True)}
+            path = view.path(call.node)
+            problem = self._unreached(view, reaches, path)
+            if problem is not None:
+                findings.append(problem)
+                continue
+            for x, by_role in _groups(view, reaches).items():
+                key = tuple(sorted({n for nodes in by_role.values() for n in nodes}))
+                if key not in seen:
+                    seen.add(key)
+                    found = self._group(view, call, x, by_role, reaches)
+                    if isinstance(found, Site) and claimed.intersection(key):
+                        message = "a projection of this group belongs to another site already"
+                        found = self.miss(Code.SHARED_ROWS, message, found.path, key[0])
+                    claimed.update(key if isinstance(found, Site) else ())
+                    findings.append(found)
+        return findings
+
+    def _unreached(self, view: GraphView, reaches: Mapping[str, _Reach], path: str) -> Miss | None:
+        for role, reach in reaches.items():
+            at = reach.stopped
+            if reach.exhausted:
+                message = f"the {role} passes more than {_WALK_LIMIT} nodes without meeting its projection"
+                return self.miss(Code.SEARCH_LIMIT, message, path, at)
+            if reach.linears or at is None:
+                continue
+            if view.op(at).startswith("fluxrewrite."):
+                return self.miss(Code.REWRITTEN, f"the {role} already comes from {view.op(at)}", path, at)
+            return self.miss(Code.NO_PROJECTION, f"the {role} comes from {view.op(at)} ({at.name}), not from a linear layer", path, at)
+        return None
+
+    def _group(
+        self, view: GraphView, call: Call, x: Node, by_role: Mapping[str, list[Node]], reaches: Mapping[str, _Reach]
+    ) -> Finding:
+        linears = sorted({n for nodes in by_role.values() for n in nodes}, key=view.order)
+        path = view.path(*linears, call.node)
+        missing = [role for role in ROLES if role not in by_role]
+        if missing:
+            message = f"{x.name} is projected to {', '.join(by_role)} only; {', '.join(missing)} read another tensor"
+            return self.miss(Code.DIFFERENT_INPUTS, message, path, linears[0])
+        parts: list[_Part] = []
+        for linear in linears:
+            found = self._parts(view, linear, reaches, path)
+            if isinstance(found, Miss):
+                return found
+            parts.extend(found)
+        by_name = {role: [p for p in parts if p.role == role] for role in ROLES}
+        for role, owned in by_name.items():
+            if len({(p.linear, p.rows) for p in owned}) != 1:
+                blocks = ", ".join(f"{p.linear.name}[{p.rows[0]}:{sum(p.rows)}]" for p in owned) or "nothing"
+                return self.miss(Code.PACKED_LAYOUT, f"the {role} is made of {blocks}, expected one block of rows", path, linears[0])
+        return self._site(view, x, linears, parts, path)
+
+    def _parts(self, view: GraphView, linear: Node, reaches: Mapping[str, _Reach], path: str) -> list[_Part] | Miss:
+        """Down from a linear layer through its views to the first values that serve one role, or none."""
+        shape = view.shape(linear)
+        if shape is None:
+            return self.miss(Code.NO_SHAPE, f"{linear.name} has no traced shape", path, linear)
+        parts: list[_Part] = []
+        pending: list[tuple[Node, Lanes]] = [(linear, Lanes.of(shape))]
+        while pending:
+            node, lanes = pending.pop()
+            roles = [role for role, reach in reaches.items() if node in reach.passed]
+            if len(roles) <= 1:
+                if lanes.block is None:
+                    message = f"the rows of the {roles[0] if roles else 'rest'} in {linear.name} are not contiguous: {_rows(lanes)}"
+                    return self.miss(Code.PACKED_LAYOUT, message, path, node)
+                if node.users:
+                    role, weight, bias = roles[0] if roles else "rest", view.arg(linear, "weight"), view.arg(linear, "bias")
+                    parts.append(_Part(role, linear, weight, bias, node, lanes, shape[-1]))
+                continue
+            for user in node.users:
+                below = _below(view, node, user, lanes)
+                if below is None:
+                    code = Code.SHARED_ROWS if any(user in reaches[r].passed for r in roles) else Code.INNER_USE
+                    verb = "mixes or shares" if code == Code.SHARED_ROWS else "uses"
+                    message = f"{user.name} ({view.op(user)}) {verb} rows of the {' and '.join(roles)} in {linear.name}"
+                    return self.miss(code, message, path, user)
+                pending.extend(below)
+        return parts
+
+    def _site(self, view: GraphView, x: Node, linears: Sequence[Node], parts: Sequence[_Part], path: str) -> Finding:
+        roles = {role: next(p for p in parts if p.role == role) for role in ROLES}
+        form = {1: "packed", 2: "mixed", 3: "triple"}[len(linears)]
+        parts = sorted(parts, key=lambda p: view.order(p.node))
+        outputs = tuple(p.node for p in parts)
+        interior = _between(view, linears, outputs)
+        operands = [x, *(view.arg(n, name) for n in linears for name in ("weight", "bias"))]
+        problem = self._dtypes(view, linears, operands, path) or blocked(
+            self, view, path, interior, outputs, [o for o in operands if isinstance(o, Node)]
+        )
+        if problem is not None:
+            return problem
+        place = _place(view, operands, linears, outputs)
+        if place is None:
+            return self.miss(Code.ORDER, "a weight or bias is computed after a projection's result is used", path, linears[0])
+        shape, weight = view.shape(x) or (), view.shape(view.arg(linears[0], "weight")) or ()
+        tokens = dict(zip(("batch", "sequence"), shape, strict=False)) if len(shape) == 3 else {"sequence": shape[0]}
+        sizes = {**tokens, "hidden": weight[-1], **{role: roles[role].rows[1] for role in ROLES}}
+        sizes["columns"] = sum(roles[role].rows[1] for role in ROLES)
+        rest = sum(p.rows[1] for p in {(p.linear, p.rows): p for p in parts if p.role == "rest"}.values())
+        return Site(
+            kind=self.kind,
+            form=form,
+            path=path,
+            operands={"x": x},
+            outputs=outputs,
+            interior=interior,
+            shapes={k: v if isinstance(v, int) else str(v) for k, v in ({**sizes, "rest": rest} if rest else sizes).items()},
+            dtype=view.dtype(x) or torch.float32,
+            extra={"parts": tuple(parts), "roles": roles, "projections": [_name(view, n, path) for n in linears]},
+            place=place,
+        )
+
+    def _dtypes(self, view: GraphView, linears: Sequence[Node], operands: Iterable[Any], path: str) -> Miss | None:
+        dtypes = {view.dtype(t) for t in (*linears, *operands) if isinstance(t, Node)}
+        if len(dtypes) > 1:
+            names = ", ".join(sorted(str(d) for d in dtypes))
+            return self.miss(Code.MIXED_DTYPE, f"input, weights and results are of {names}", path, linears[0])
+        return None
+
+    def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
+        """The call on the rows of each role, a plain linear for each block of other rows, and the views of the old values."""
+        roles: Mapping[str, _Part] = site.extra["roles"]
+        weights = [_rows_of(builder, roles[role], "weight") for role in ROLES]
+        biases = [_rows_of(builder, roles[role], "bias") for role in ROLES]
+        results = builder.call(op, site.operands["x"], *weights, *biases)
+        made: dict[Any, Node] = {role: builder.call(operator.getitem, results, i) for i, role in enumerate(ROLES)}
+        new: list[Node] = []
+        for part in site.extra["parts"]:
+            key = (part.linear, part.rows) if part.role == "rest" else part.role
+            if key not in made:
+                rest = [_rows_of(builder, part, name) for name in ("weight", "bias")]
+                made[key] = builder.call(F.linear, site.operands["x"], *rest)
+            new.append(_seen_as(builder, made[key], part))
+        return new
+
+
+def _walk(view: GraphView, start: Node) -> _Reach:
+    """Up from an operand of attention along the values of its own size, to linear layers."""
+    linears: list[Node] = []
+    passed: set[Node] = set()
+    stopped: Node | None = None
+    pending = [start]
+    while pending:
+        node = pending.pop()
+        if node in passed:
+            continue
+        passed.add(node)
+        if len(passed) > _WALK_LIMIT:
+            return _Reach((), frozenset(passed), node, exhausted=True)
+        if view.op(node) == "linear":
+            linears.append(node)
+            continue
+        above = _above(view, node)
+        if not above:
+            stopped = stopped or node
+        pending.extend(above)
+    return _Reach(tuple(linears), frozenset(passed), stopped)
+
+
+def _above(view: GraphView, node: Node) -> list[Node]:
+    """The operands that `node` is a normed, rotated, rescaled, joined or viewed form of."""
+    fact = view.fact(node)
+    if fact.op in ("cat", "stack"):
+        tensors = fact.args.get("tensors", ())
+        return [t for t in tensors if isinstance(t, Node)]
+    if fact.op in ELEMENTWISE or fact.op == "fluxrewrite.rope":
+        shape = view.shape(node)
+        return [n for n in node.all_input_nodes if shape is not None and same_shape(view.shape(n) or (), shape)]
+    if fact.op in _NORMS or view.forwards(node) or fact.op in ("view_as_complex", "view_as_real", "getitem"):
+        source = fact.args.get("input")
+        return [source] if isinstance(source, Node) else []
+    return []
+
+
+def _groups(view: GraphView, reaches: Mapping[str, _Reach]) -> dict[Node, dict[str, list[Node]]]:
+    """Linear layers by the value they read, then by role: siblings."""
+    groups: dict[Node, dict[str, list[Node]]] = {}
+    for role, reach in reaches.items():
+        for linear in reach.linears:
+            x = view.bare(view.arg(linear, "input"))
+            groups.setdefault(x, {}).setdefault(role, []).append(linear)
+    return groups
+
+
+def _below(view: GraphView, node: Node, user: Node, lanes: Lanes) -> list[tuple[Node, Lanes]] | None:
+    """The values that `user` makes of `node` by views alone, with the rows that each exposes."""
+    if view.op(user) in ("split", "chunk", "unbind"):
+        pieces = [(u, view.source(u)) for u in user.users]
+    else:
+        pieces = [(user, view.source(user))]
+    result: list[tuple[Node, Lanes]] = []
+    for piece, found in pieces:
+        after: Lanes | None = lanes
+        for step in found[1] if found is not None and found[0] is node else (None,):
+            after = after.apply(step) if after is not None and step is not None else None
+        if after is None or view.dtype(piece) != view.dtype(node):
+            return None
+        result.append((piece, after))
+    return result
+
+
+def _rows(lanes: Lanes) -> str:
+    tracked = sorted(((s, n) for s, n in zip(lanes.strides, lanes.sizes, strict=True) if s), reverse=True)
+    return f"from row {lanes.offset}, " + " of ".join(f"{n} every {s}" for s, n in tracked)
+
+
+def _between(view: GraphView, linears: Sequence[Node], outputs: Sequence[Node]) -> tuple[Node, ...]:
+    """Everything from the linear layers down to the outputs, without the outputs."""
+    inside: list[Node] = []
+    pending = list(linears)
+    ends = set(outputs)
+    while pending:
+        node = pending.pop()
+        if node not in ends:
+            inside.append(node)
+            pending.extend(node.users)
+    return tuple(dict.fromkeys(inside))
+
+
+def _place(view: GraphView, operands: Iterable[Any], linears: Sequence[Node], outputs: Sequence[Node]) -> Node | None:
+    """The first node of the group, or the first after its last operand if no result is used before that."""
+    last = max((view.order(o) for o in operands if isinstance(o, Node)), default=-1)
+    first = min(view.order(n) for n in linears)
+    if last < first:
+        return view.nodes[first]
+    earliest_use = min((view.order(u) for n in outputs for u in n.users), default=len(view.nodes) - 1)
+    return view.nodes[last + 1] if last < earliest_use else None
+
+
+def _name(view: GraphView, linear: Node, path: str) -> str:
+    return view.path(linear).removeprefix(path).strip(".")
+
+
+def _rows_of(builder: Builder, part: _Part, name: str) -> Any:
+    """The rows of a weight or bias that belong to `part`: a view, or the whole tensor, or None."""
+    tensor = getattr(part, name)
+    start, size = part.rows
+    if tensor is None or size == part.total:
+        return tensor
+    return builder.call(operator.getitem, tensor, slice(start, start + size))
+
+
+def _seen_as(builder: Builder, result: Node, part: _Part) -> Node:
+    """`result` [..., I] with the axes of the value that it replaces: the last one split, then all put in order."""
+    lanes = part.lanes
+    split = sorted((d for d in range(len(lanes.axes)) if lanes.axes[d] == lanes.tracked), key=lambda d: -lanes.strides[d])
+    if len(split) > 1:
+        result = builder.call("unflatten", result, -1, tuple(lanes.sizes[d] for d in split))
+    kept = [d for d in range(len(lanes.axes)) if lanes.axes[d] >= 0]
+    order = [lanes.tracked + split.index(d) if d in split else lanes.axes[d] for d in kept]
+    if order != list(range(len(order))):
+        result = builder.call("permute", result, *order)
+    for dim in (d for d in range(len(lanes.axes)) if lanes.axes[d] < 0):
+        result = builder.call("unsqueeze", result, dim)
+    return result

@@ -1,0 +1,254 @@
+"""Rotary position embedding, in the forms that models spell it.
+
+    direct      x * cos + join(-second(x), first(x)) * sin                 tables of one value an element
+    pairwise    join(first*cos - second*sin, second*cos + first*sin)       tables of one value a pair
+    complex     view_as_real(view_as_complex(x) * freqs)                   one complex number a pair
+
+`first` and `second` are the members of each pair: neighbours (`interleaved`) or half a head apart (`rotate_half`). Any casts
+in between, either order of sums and products, any views that pick or rejoin the halves.
+
+    before                                                    after
+    pairs = x.reshape(B, S, H, -1, 2); a, b = pairs.unbind(-1)
+    turned = torch.stack([-b, a], -1).flatten(3)              fluxrewrite.rope(x, cos, sin, True, 1, None)
+    (x.float() * cos + turned.float() * sin).to(x.dtype)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from fluxrewrite import steps as st
+from fluxrewrite.graph import GraphView
+from fluxrewrite.pattern import Attempt, Join, Lanes, Op, Value, joined, match
+from fluxrewrite.rewrite import Builder, Pass, blocked
+from fluxrewrite.site import Code, Finding, Miss, Site
+from fluxrewrite.steps import same_dim, same_shape
+
+__all__ = ["Rope"]
+
+_x, _cos, _sin = Value("x"), Value("cos"), Value("sin")
+_first, _second = Lanes(_x, 0), Lanes(_x, 1)
+DIRECT = Op("add", Op("mul", Join("style", Op("neg", _second), _first), _sin), Op("mul", _x, _cos))
+PAIRWISE = Join(
+    "style",
+    Op("sub", Op("mul", _first, _cos), Op("mul", _second, _sin)),
+    Op("add", Op("mul", _second, _cos), Op("mul", _first, _sin)),
+)
+COMPLEX = Op("view_as_real", Op("mul", Op("view_as_complex", Value("pairs")), Value("freqs")))
+ROTATED = Join("style", Op("neg", _second), _first)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A match with its x, its result below the last cast, and everything in between."""
+
+    form: str
+    attempt: Attempt
+    x: Node
+    out: Node
+    interior: tuple[Node, ...]
+
+
+class Rope(Pass):
+    """Finds rotary embeddings and replaces each by one `fluxrewrite.rope` call."""
+
+    kind = "rope"
+    kernel = "rope"
+    forms = ("interleaved", "rotate_half", "complex")
+    looks_for = "x*cos + rotate(x)*sin with interleaved or half pairs, pairwise products, or a complex product"
+
+    def find(self, view: GraphView) -> list[Finding]:
+        """Every rotation: roots are sums (direct), joins (pairwise) and complex products; what only looks like one is a Miss."""
+        findings: list[Finding] = []
+        used: set[Node] = set()
+        failed: dict[Node, Attempt] = {}
+        for node in view.nodes:
+            for attempt, form in self._attempts(view, node):
+                if attempt.matched:
+                    findings.append(self._site(view, attempt, node, form))
+                    used.update(attempt.nodes)
+                    break
+                for seen in attempt.visited:
+                    if seen not in failed or failed[seen].depth < attempt.depth:
+                        failed[seen] = attempt
+        return findings + self._near_misses(view, used, failed)
+
+    def _attempts(self, view: GraphView, node: Node) -> Sequence[tuple[Attempt, str]]:
+        op = view.op(node)
+        if op == "add":
+            return [(match(DIRECT, view, node), "direct")]
+        if op == "view_as_real":
+            return [(match(COMPLEX, view, node), "complex")]
+        if op in ("cat", "reshape") and (found := joined(view, node)) is not None:
+            first = view.strip(view.arg(found[1], "tensors")[0], lossy=True)
+            return [(match(PAIRWISE, view, node), "pairwise")] if view.op(first) == "sub" else []
+        return []
+
+    def _near_misses(self, view: GraphView, used: set[Node], failed: dict[Node, Attempt]) -> list[Finding]:
+        """Pairs that are turned, or complex products, that no full match used."""
+        misses: list[Finding] = []
+        for node in view.nodes:
+            if node in used or view.op(node) not in ("cat", "reshape", "view_as_complex"):
+                continue
+            if view.op(node) != "view_as_complex" and not (joined(view, node) and match(ROTATED, view, node).matched):
+                continue
+            attempt = failed.get(node)
+            if attempt is None:
+                users = ", ".join(sorted({view.op(u) for u in node.users})) or "nothing"
+                misses.append(self.miss(Code.PATTERN, f"pairs are turned here but then go to {users}", view.path(node), node))
+            else:
+                at = attempt.failed_at or node
+                misses.append(self.miss(Code.PATTERN, f"{at.name}: {attempt.failure}", view.path(node), at))
+        return misses
+
+    def _site(self, view: GraphView, attempt: Attempt, root: Node, form: str) -> Finding:
+        found = self._complex(view, attempt, root) if form == "complex" else self._real(view, attempt, root, form)
+        if isinstance(found, Miss):
+            return found
+        path = view.path(found.out)
+        tables = self._tables(view, found, path)
+        if isinstance(tables, Miss):
+            return tables
+        operands, axis = tables
+        shape = view.shape(found.x) or ()
+        problem = blocked(self, view, path, found.interior, [found.out], [found.x, *operands.values()])
+        if problem is not None:
+            return problem
+        dtype, out_dtype = view.dtype(found.x), view.dtype(found.out)
+        wide = {torch.float64, torch.complex128}
+        if view.dtype(root) in wide and not {dtype, view.dtype(operands["cos"])} & wide:
+            return self.miss(Code.PRECISION, f"computes in {view.dtype(root)}, the kernel in float32", path, root)
+        heads = 1 if len(shape) == 3 else shape[3 - axis]
+        sizes = {"batch": shape[0], "sequence": shape[axis], "heads": heads, "head_size": shape[-1]}
+        return Site(
+            kind=self.kind,
+            form="complex" if form == "complex" else {"half": "rotate_half"}.get(attempt.tags["style"], "interleaved"),
+            path=path,
+            operands={"x": found.x, **operands},
+            outputs=(found.out,),
+            interior=found.interior,
+            shapes={k: v if isinstance(v, int) else str(v) for k, v in sizes.items()},
+            dtype=dtype or torch.float32,
+            extra={
+                "axis": axis,
+                "out_dtype": None if out_dtype == dtype else out_dtype,
+                "squeeze": {name: _excess(view, table, axis, len(shape)) for name, table in operands.items()},
+            },
+        )
+
+    def _real(self, view: GraphView, attempt: Attempt, root: Node, form: str) -> _Found | Miss:
+        x, out, casts = attempt.captures["x"], *_last_cast(view, root)
+        interior = tuple(n for n in dict.fromkeys([*attempt.nodes, root, *casts]) if n is not out)
+        if not same_shape(view.shape(x) or (), view.shape(out) or ()):
+            message = f"the result is {view.shape(out)}, x is {view.shape(x)}: the tables broadcast x"
+            return self.miss(Code.TABLE, message, view.path(root), root)
+        return _Found(form, attempt, x, out, interior)
+
+    def _complex(self, view: GraphView, attempt: Attempt, root: Node) -> _Found | Miss:
+        """Pairs must be x with its last axis split in (D/2, 2), and be flattened back at the end."""
+        pairs, path = attempt.captures["pairs"], view.path(root)
+        shape = view.shape(pairs) or ()
+        found = view.source(pairs)
+        flat = next((u for u in root.users if view.op(u) == "reshape"), None)
+        if found is None or view.op(pairs) != "reshape" or flat is None or len(root.users) != 1:
+            return self.miss(Code.PATTERN, "complex pairs are not split from and flattened back to one axis", path, root)
+        x, whole = view.strip(found[0]), (*shape[:-2], shape[-2] * 2)
+        if not same_shape(view.shape(x) or (), whole) or not same_shape(view.shape(flat) or (), whole):
+            message = f"pairs {shape} do not come from one axis of {view.shape(x)} and go back to it in {view.shape(flat)}"
+            return self.miss(Code.PATTERN, message, path, root)
+        out, casts = _last_cast(view, flat)
+        nodes = [*attempt.nodes, pairs, found[0], root, flat, *casts]
+        attempt.tags["style"] = "interleaved"
+        return _Found("complex", attempt, x, out, tuple(n for n in dict.fromkeys(nodes) if n is not out and n is not x))
+
+    def _tables(self, view: GraphView, found: _Found, path: str) -> tuple[dict[str, Node], int] | Miss:
+        """The tables as [S, W] or [B, S, W], and the axis of x that holds the positions."""
+        captures = found.attempt.captures
+        names = ("freqs", "freqs") if found.form == "complex" else ("cos", "sin")
+        shape = view.shape(found.x) or ()
+        if len(shape) not in (3, 4):
+            return self.miss(Code.AXES, f"x has {len(shape)} axes, the kernel takes 3 or 4", path, found.x)
+        tables: list[Node] = []
+        axes: set[int] = set()
+        for name in names:
+            table = captures[name]
+            axis = _position_axis(shape, view.shape(table) or ())
+            if axis is None:
+                message = f"{name} is {tuple(view.shape(table) or ())} for x {tuple(shape)}: not one row a position for all heads"
+                return self.miss(Code.TABLE, message, path, table)
+            tables.append(_unbroadcast(view, table, axis, len(shape)))
+            axes.add(axis)
+        if len(axes) > 1:
+            return self.miss(Code.TABLE, f"cos and sin disagree on the axis of positions: {sorted(axes)}", path, found.x)
+        return {"cos": tables[0], "sin": tables[1]}, axes.pop()
+
+    def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
+        """One call; tables without their broadcast axes, a complex table as its two parts."""
+        tables = []
+        for name in ("cos", "sin"):
+            table = site.operands[name]
+            for excess in site.extra["squeeze"][name]:
+                table = builder.call("squeeze", table, excess)
+            tables.append(table)
+        if site.form == "complex":
+            real = builder.call(torch.view_as_real, tables[0])
+            tables = [builder.call("select", real, -1, part) for part in (0, 1)]
+        interleaved = site.form != "rotate_half"
+        return [builder.call(op, site.operands["x"], *tables, interleaved, site.extra["axis"], site.extra["out_dtype"])]
+
+
+def _last_cast(view: GraphView, root: Node) -> tuple[Node, list[Node]]:
+    """Down from `root` while its only use is a cast or a view that changes nothing: the last one, and those before it."""
+    passed: list[Node] = []
+    node = root
+    while len(node.users) == 1:
+        user = next(iter(node.users))
+        if view.strip(user, lossy=True) is not view.strip(node, lossy=True) or view.source(user) is None:
+            break
+        passed.append(node)
+        node = user
+    return node, passed
+
+
+def _position_axis(shape: st.Shape, table: st.Shape) -> int | None:
+    """The axis of x along which a table that broadcasts to it changes, if that is the only one but batch."""
+    table = (*[1] * (len(shape) - len(table)), *table)
+    if len(table) != len(shape):
+        return None
+    width, whole = table[-1], shape[-1]
+    per_pair = isinstance(whole, int) and same_dim(width, whole // 2)
+    if not (same_dim(width, whole) or per_pair):
+        return None
+    varies = [a for a in range(1, len(shape) - 1) if not same_dim(table[a], 1)]
+    if len(varies) > 1 or not (same_dim(table[0], 1) or same_dim(table[0], shape[0])):
+        return None
+    if varies:
+        return varies[0] if same_dim(table[varies[0]], shape[varies[0]]) else None
+    single = [a for a in range(1, len(shape) - 1) if same_dim(shape[a], 1)]
+    return single[0] if single else None
+
+
+def _excess(view: GraphView, table: Node, axis: int, rank: int) -> list[int]:
+    """Axes of size 1, last first, to squeeze from a table so that [S, W] or [B, S, W] is left."""
+    shape = view.shape(table) or ()
+    if len(shape) != rank:
+        return [0] if len(shape) == 3 and same_dim(shape[0], 1) else []
+    return [a for a in range(rank - 2, -1, -1) if a != axis and same_dim(shape[a], 1)]
+
+
+def _unbroadcast(view: GraphView, table: Node, axis: int, rank: int) -> Node:
+    """The table above the views that only gave it axes of size 1, so that all sites share one value."""
+    shape = list(view.shape(table) or ())
+    for dim in _excess(view, table, axis, rank):
+        del shape[dim]
+    for source, chain_steps in view.chain(table):
+        if not all(isinstance(s, st.Reshape) or (isinstance(s, st.Cast) and s.lossless) for s in chain_steps):
+            break
+        if same_shape(view.shape(source) or (), shape):
+            return view.strip(source) if same_shape(view.shape(view.strip(source)) or (), shape) else source
+    return table
