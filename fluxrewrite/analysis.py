@@ -74,7 +74,13 @@ def inspect_spec(
 
 
 def _report(
-    captured: Capture, name: str, selection: Selection, policy: Policy, start: float, traced: float, shapes: Shapes | None = None
+    captured: Capture,
+    name: str,
+    selection: Selection,
+    policy: Policy,
+    start: float,
+    traced: float,
+    shapes: Shapes | None = None,
 ) -> Report:
     analysed = [analyse(gm, selection, policy) for gm in captured.graphs]
     matched = time.perf_counter()

@@ -96,7 +96,11 @@ class Backend:
         self._check_carried_out(plan)
         end = time.perf_counter()
         timing = Timing(
-            capture_s=0, match_s=matched - start, analyse_s=end - matched, total_s=end - start, peak_rss_mb=peak_rss_mb()
+            capture_s=0,
+            match_s=matched - start,
+            analyse_s=end - matched,
+            total_s=end - start,
+            peak_rss_mb=peak_rss_mb(),
         )
         report = build_report([Analysed(analysed.view, plan)], self.selection, self.policy, _model_info(gm), timing)
         self.reports.append(report)
@@ -109,7 +113,9 @@ class Backend:
         """Sites whose replacement turned out to differ: raise if strict, else say so once."""
         failed = [r for d in plan.decisions for r in d.reasons if r.code == Code.REPLACEMENT]
         if failed and self.strict:
-            raise RewriteError(f"{len(failed)} sites could not be rewritten; the first at {failed[0].node}: {failed[0].message}")
+            raise RewriteError(
+                f"{len(failed)} sites could not be rewritten; the first at {failed[0].node}: {failed[0].message}"
+            )
         if failed:
             what = f"{len(failed)} sites are left alone; the first at {failed[0].node}: {failed[0].message}; strict=True raises"
             self._warn_once("replacement", what)
@@ -117,7 +123,9 @@ class Backend:
     def _trace(self, report: Report, rewritten: GraphModule) -> None:
         """For tlparse: the report, and the graph that the inner backend gets."""
         trace_structured(
-            "artifact", metadata_fn=lambda: {"name": "fluxrewrite_report", "encoding": "json"}, payload_fn=report.to_json
+            "artifact",
+            metadata_fn=lambda: {"name": "fluxrewrite_report", "encoding": "json"},
+            payload_fn=report.to_json,
         )
         trace_structured(
             "artifact",

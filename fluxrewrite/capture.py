@@ -47,7 +47,10 @@ def capture_spec(spec: ModelSpec, shapes: Shapes, dtype: torch.dtype, dynamic: b
 
 
 def capture(
-    model: torch.nn.Module | Callable[..., Any], inputs: Mapping[str, Any], dynamic: bool = False, mode: FakeTensorMode | None = None
+    model: torch.nn.Module | Callable[..., Any],
+    inputs: Mapping[str, Any],
+    dynamic: bool = False,
+    mode: FakeTensorMode | None = None,
 ) -> Capture:
     """Trace `model(**inputs)` under `torch.no_grad()`.
 

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from .errors import CheckFailed, FluxrewriteError, InputError
+from .errors import FluxrewriteError, InputError
+
+if TYPE_CHECKING:  # torch takes a second to import: not for --help
+    import torch
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="fluxrewrite",
     help="Find what NKI kernels can replace in a diffusers transformer, before any compile.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -56,11 +56,13 @@ def _group() -> None:
     """Find what NKI kernels can replace in a diffusers transformer, before any compile."""
 
 
-@app.command(epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite inspect flux2-klein-4b --kernels qkv:triple,attention")
+@app.command(
+    epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite inspect flux2-klein-4b --kernels qkv:triple,attention"
+)
 def inspect(
     model: Annotated[str, typer.Argument(help="Preset (flux2-klein-4b, flux2-klein-9b, flux2-dev, flux1-dev), diffusers folder or "
                                          "config.json, or module:callable that returns (model, inputs).")],
-    image_tokens: Annotated[int, typer.Option(help="Image tokens; FLUX.2 makes 256 of a 512x512 picture, 4096 of 2048x2048.")] = 256,
+    image_tokens: Annotated[int, typer.Option(help="Image tokens; a 1024x1024 picture is 4096 of them.")] = 256,
     text_tokens: Annotated[int, typer.Option(help="Text tokens.")] = 512,
     batch: Annotated[int, typer.Option(help="Batch size.")] = 1,
     dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")] = Dtype.BF16,
@@ -134,7 +136,7 @@ def _progress(what: str) -> Iterator[None]:
         yield
 
 
-def _torch_dtype(dtype: Dtype) -> torch.dtype:  # type: ignore[name-defined]  # noqa: F821 - torch takes a second to import
+def _torch_dtype(dtype: Dtype) -> torch.dtype:
     import torch
 
     return {Dtype.BF16: torch.bfloat16, Dtype.FP16: torch.float16, Dtype.FP32: torch.float32}[dtype]
@@ -157,41 +159,25 @@ def _write(text: str, path: Path | None) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _one_line(error: click.ClickException) -> str:
-    """A usage error in one line, with what would work."""
-    message = " ".join(error.format_message().split())
-    context = getattr(error, "ctx", None)
-    if isinstance(error, click.NoSuchOption) and context is not None:
-        known = [o for p in context.command.params for o in p.opts]
-        close = difflib.get_close_matches(error.option_name, known, n=1)
-        return f"{message.split(' Did you')[0]} {f'Did you mean {close[0]}?' if close else ''}".strip()
-    return message
-
-
 def main(args: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 a check failed, 2 bad input; one line on stderr for each."""
+    args = sys.argv[1:] if args is None else args
     try:
-        result = app(args=args, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return _exit(2)
-    except click.ClickException as error:
-        hint = error.ctx.command_path if getattr(error, "ctx", None) is not None else "fluxrewrite"  # type: ignore[attr-defined]
-        return _fail(f"{_one_line(error)} (see {hint} --help)", 2)
-    except click.Abort:
-        return _fail("interrupted", 130)
+        result = app(args=args or ["--help"], prog_name="fluxrewrite", standalone_mode=False)
     except InputError as error:
         return _fail(str(error), 2)
-    except (CheckFailed, FluxrewriteError) as error:
+    except FluxrewriteError as error:
         return _fail(str(error), 1)
-    return _exit(result if isinstance(result, int) else 0)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's usage errors; their classes are private to it
+            raise
+        where = getattr(getattr(error, "ctx", None), "command_path", "fluxrewrite")
+        return _fail(f"{error.format_message().replace('Value error, ', '')} (see {where} --help)", 2)
+    return result if isinstance(result, int) else 0
 
 
 def _fail(message: str, code: int) -> int:
     sys.stderr.write(f"fluxrewrite: {' '.join(message.split())}\n")
-    return _exit(code)
-
-
-def _exit(code: int) -> int:
-    sys.stdout.flush()
     return code

@@ -292,7 +292,9 @@ def _axis_steps(fact: Fact, before: st.Shape, after: st.Shape) -> tuple[st.Step,
 def _index_steps(index: Any, before: st.Shape, after: st.Shape) -> tuple[st.Step, ...] | None:
     """Basic indexing (ints, slices, None, Ellipsis) as selects and slices, then one reshape for the new axes."""
     items = list(index) if isinstance(index, tuple) else [index]
-    if not all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items) or any(i is True or i is False for i in items):
+    if not all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items) or any(
+        i is True or i is False for i in items
+    ):
         return None
     real = sum(1 for i in items if i is not None and i is not Ellipsis)
     fill: list[Any] = [slice(None)] * (len(before) - real)

@@ -97,7 +97,9 @@ def load_plugins(group: str, names: tuple[str, ...] | None = None) -> dict[str, 
     """
     found: dict[str, EntryPoint] = {e.name: e for e in entry_points(group=group)}
     if not found:
-        raise InputError(f"no entry points in group {group!r}: fluxrewrite is not installed; run: pip install -e . in its folder")
+        raise InputError(
+            f"no entry points in group {group!r}: fluxrewrite is not installed; run: pip install -e . in its folder"
+        )
     for name in names or ():
         if name not in found:
             raise InputError(f"unknown kernel {name!r}; known: {', '.join(sorted(found))}")
@@ -106,10 +108,14 @@ def load_plugins(group: str, names: tuple[str, ...] | None = None) -> dict[str, 
         try:
             loaded[name] = found[name].load()
         except Exception as error:
-            log.warning("fluxrewrite: %s %r cannot be loaded (%s: %s); it is left out", group, name, type(error).__name__, error)
+            log.warning(
+                "fluxrewrite: %s %r cannot be loaded (%s: %s); it is left out", group, name, type(error).__name__, error
+            )
     return loaded
 
 
-def load_kernels(names: tuple[str, ...] | None = None, load: Callable[..., dict[str, Any]] = load_plugins) -> dict[str, Kernel]:
+def load_kernels(
+    names: tuple[str, ...] | None = None, load: Callable[..., dict[str, Any]] = load_plugins
+) -> dict[str, Kernel]:
     """All kernels by name, or just `names`."""
     return load("fluxrewrite.kernels", names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ Built = tuple[torch.nn.Module, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of the inputs. 256 image tokens are a 512x512 picture of FLUX.2."""
+    """Sizes of the inputs, in tokens and samples."""
 
     image_tokens: int = 256
     text_tokens: int = 512
@@ -52,14 +53,28 @@ PRESETS: Mapping[str, _Preset] = {
     "flux2-klein-4b": _Preset(
         "Flux2Transformer2DModel",
         "black-forest-labs/FLUX.2-klein-4B, transformer/config.json",
-        {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680, "guidance_embeds": False},
+        {
+            "num_layers": 5,
+            "num_single_layers": 20,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 7680,
+            "guidance_embeds": False,
+        },
     ),
     "flux2-klein-9b": _Preset(
         "Flux2Transformer2DModel",
         "black-forest-labs/FLUX.2-klein-9B, transformer/config.json",
-        {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288, "guidance_embeds": False},
+        {
+            "num_layers": 8,
+            "num_single_layers": 24,
+            "num_attention_heads": 32,
+            "joint_attention_dim": 12288,
+            "guidance_embeds": False,
+        },
     ),
-    "flux2-dev": _Preset("Flux2Transformer2DModel", "black-forest-labs/FLUX.2-dev: the defaults of the class in diffusers"),
+    "flux2-dev": _Preset(
+        "Flux2Transformer2DModel", "black-forest-labs/FLUX.2-dev: the defaults of the class in diffusers"
+    ),
     "flux1-dev": _Preset(
         "FluxTransformer2DModel", "black-forest-labs/FLUX.1-dev, transformer/config.json", {"guidance_embeds": True}
     ),
@@ -83,7 +98,9 @@ def find_model(name: str) -> ModelSpec:
     if colon and module and attribute:
         return ModelSpec(name, _load_callable(name, module, attribute))
     known = ", ".join(PRESETS)
-    raise InputError(f"unknown model {name!r}: not a preset ({known}), not an existing folder or config.json, not module:callable")
+    raise InputError(
+        f"unknown model {name!r}: not a preset ({known}), not an existing folder or config.json, not module:callable"
+    )
 
 
 def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
@@ -93,7 +110,9 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
         candidates = [path / "transformer" / "config.json", path / "config.json"]
         file = next((c for c in candidates if c.is_file()), path / "config.json")
         if not file.is_file():
-            raise InputError(f"{path}: no config.json and no transformer/config.json in this folder; give a diffusers model folder")
+            raise InputError(
+                f"{path}: no config.json and no transformer/config.json in this folder; give a diffusers model folder"
+            )
     try:
         config = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -110,32 +129,50 @@ def _from_config(name: str, cls: str, config: Mapping[str, Any], shapes: Shapes,
         diffusers = importlib.import_module("diffusers")
         model_class = getattr(diffusers, cls)
     except (ImportError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{name} needs diffusers with {cls} ({error}); run: pip install 'fluxrewrite[diffusers]'") from error
+        raise InputError(
+            f"{name} needs diffusers with {cls} ({error}); run: pip install 'fluxrewrite[diffusers]'"
+        ) from error
     try:
         model = model_class.from_config(dict(config)) if config else model_class()
         inputs = _INPUTS[cls](model.config, shapes, dtype)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{name}: {cls} cannot be built from this configuration ({type(error).__name__}: {error})") from error
+        raise InputError(
+            f"{name}: {cls} cannot be built from this configuration ({type(error).__name__}: {error})"
+        ) from error
     return model.eval(), inputs
 
 
 def _load_callable(name: str, module: str, attribute: str) -> Callable[[Shapes, torch.dtype], Built]:
+    sys.path.append(str(Path.cwd()))  # last, so that nothing there shadows an installed package
     try:
         function = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
-        raise InputError(f"{name}: module {module!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+        raise InputError(
+            f"{name}: module {module!r} cannot be imported ({error}); run in its folder, or set PYTHONPATH"
+        ) from error
     except AttributeError as error:
         raise InputError(f"{name}: module {module!r} has no {attribute!r}") from error
+    finally:
+        sys.path.pop()
 
     def build(shapes: Shapes, dtype: torch.dtype) -> Built:
         try:
             result = function()
         except Exception as error:
-            raise InputError(f"{name} raised {type(error).__name__}: {error}; it must return (model, kwargs)") from error
-        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], torch.nn.Module) and isinstance(result[1], dict)):
-            raise InputError(f"{name} returned {type(result).__name__}; it must return (torch.nn.Module, dict of inputs)")
+            raise InputError(
+                f"{name} raised {type(error).__name__}: {error}; it must return (model, kwargs)"
+            ) from error
+        if not (
+            isinstance(result, tuple)
+            and len(result) == 2
+            and isinstance(result[0], torch.nn.Module)
+            and isinstance(result[1], dict)
+        ):
+            raise InputError(
+                f"{name} returned {type(result).__name__}; it must return (torch.nn.Module, dict of inputs)"
+            )
         return result
 
     return build

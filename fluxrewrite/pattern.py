@@ -114,7 +114,9 @@ class Const(Pattern):
         """Capture an int or float."""
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return attempt.fail(value, f"expected a number for {self.name}, found {attempt.view.op(value)}")
-        return attempt.captures.setdefault(self.name, value) == value or attempt.fail(value, f"{self.name} is {value} here")
+        return attempt.captures.setdefault(self.name, value) == value or attempt.fail(
+            value, f"{self.name} is {value} here"
+        )
 
 
 class Op(Pattern):
@@ -217,11 +219,18 @@ class Lanes(Pattern):
                 attempt.take(*passed)
                 return self.of.match(attempt, source)
             passed.append(source)
-        return attempt.fail(value, f"expected {('first', 'second')[self.index]} members of pairs, found {view.op(bare)}")
+        return attempt.fail(
+            value, f"expected {('first', 'second')[self.index]} members of pairs, found {view.op(bare)}"
+        )
 
     def _style(self, view: GraphView, source: Node, chain_steps: tuple[Any, ...], shape: Any) -> str | None:
         whole = view.shape(source)
-        if not whole or not isinstance(whole[-1], int) or whole[-1] % 2 or not same_shape(shape, (*whole[:-1], whole[-1] // 2)):
+        if (
+            not whole
+            or not isinstance(whole[-1], int)
+            or whole[-1] % 2
+            or not same_shape(shape, (*whole[:-1], whole[-1] // 2))
+        ):
             return None
         lanes: LaneMap | None = LaneMap.of(whole)
         for step in chain_steps:
@@ -262,7 +271,12 @@ def joined(view: GraphView, node: Any) -> tuple[str, Node] | None:
     if found is None or view.op(found[0]) != "stack":
         return None
     shape, out = view.shape(found[0]), view.shape(node)
-    if shape is None or out is None or not same_shape(out[:-1], shape[:-2]) or not same_dim(out[-1], shape[-1] * shape[-2]):
+    if (
+        shape is None
+        or out is None
+        or not same_shape(out[:-1], shape[:-2])
+        or not same_dim(out[-1], shape[-1] * shape[-2])
+    ):
         return None
     for axis, style in ((-1, "interleaved"), (-2, "half")):
         if _pair_on(view, found[0], axis):

@@ -143,7 +143,9 @@ def _decide(
         return Decision(replace(finding, reasons=reasons), "keep", reasons)
     where = finding.outputs[0].name
     if forms is not None and finding.form not in forms:
-        why = Reason(Code.NOT_SELECTED, f"form {finding.form!r} is not among the selected {', '.join(sorted(forms))}", where)
+        why = Reason(
+            Code.NOT_SELECTED, f"form {finding.form!r} is not among the selected {', '.join(sorted(forms))}", where
+        )
         return Decision(finding, "keep", (why,))
     if policy == "none" or (callable(policy) and not policy(finding)):
         name = policy if isinstance(policy, str) else getattr(policy, "__name__", type(policy).__name__)

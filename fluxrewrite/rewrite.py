@@ -168,7 +168,12 @@ def module_with(gm: GraphModule, graph: Graph) -> GraphModule:
 
 
 def blocked(
-    rewriter: Pass, view: GraphView, path: str, interior: Sequence[Node], outputs: Sequence[Node], operands: Iterable[Any]
+    rewriter: Pass,
+    view: GraphView,
+    path: str,
+    interior: Sequence[Node],
+    outputs: Sequence[Node],
+    operands: Iterable[Any],
 ) -> Miss | None:
     """The checks that every site needs: no inner value escapes, nothing it reads is modified on the way, no gradient.
 
@@ -178,7 +183,9 @@ def blocked(
     for node in interior:
         escaped = next((u for u in node.users if u not in inside), None)
         if node not in outputs and escaped is not None and not _input_side(view, node, inside):
-            return rewriter.miss(Code.INNER_USE, f"{node.name} is also used by {escaped.name}, outside the region", path, node)
+            return rewriter.miss(
+                Code.INNER_USE, f"{node.name} is also used by {escaped.name}, outside the region", path, node
+            )
     positions = [view.order(n) for n in inside]
     writer = view.written([*operands, *interior], min(positions), max(positions))
     if writer is not None:

@@ -12,7 +12,20 @@ from typing import Any
 
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-__all__ = ["Cast", "Dim", "Expand", "Lanes", "Permute", "Reshape", "Select", "Shape", "Slice", "Step", "same_dim", "same_shape"]
+__all__ = [
+    "Cast",
+    "Dim",
+    "Expand",
+    "Lanes",
+    "Permute",
+    "Reshape",
+    "Select",
+    "Shape",
+    "Slice",
+    "Step",
+    "same_dim",
+    "same_shape",
+]
 
 Dim = Any  # int or torch.SymInt
 Shape = tuple[Dim, ...]

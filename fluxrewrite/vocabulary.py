@@ -24,7 +24,9 @@ COMMUTATIVE = frozenset({"add", "mul"})
 ELEMENTWISE = frozenset({"add", "mul", "sub", "div", "neg", "where", "masked_fill", "clamp", "dropout", "copy"})
 RESHAPES = frozenset({"reshape", "copy"})
 CASTS = frozenset({"cast"})
-OPERANDS = {op: ("input", "other") for op in ("add", "mul", "sub", "div", "matmul")} | {"baddbmm": ("input", "batch1", "batch2")}
+OPERANDS = {op: ("input", "other") for op in ("add", "mul", "sub", "div", "matmul")} | {
+    "baddbmm": ("input", "batch1", "batch2")
+}
 """Tensor operands in canonical order, for operations with more than one; all others have just `input`."""
 
 
@@ -50,7 +52,15 @@ class _Spelling:
 
 _BY_TARGET: dict[Any, _Spelling] = {}
 _BY_METHOD: dict[str, _Spelling] = {}
-_ALIASES = {"self": "input", "tensor": "input", "x": "input", "a": "input", "b": "other", "size": "shape", "axis": "dim"}
+_ALIASES = {
+    "self": "input",
+    "tensor": "input",
+    "x": "input",
+    "a": "input",
+    "b": "other",
+    "size": "shape",
+    "axis": "dim",
+}
 
 
 def _define(op: str, params: str, *targets: Any, methods: str = "", inplace: bool = False, **fixed: Any) -> None:
@@ -61,7 +71,9 @@ def _define(op: str, params: str, *targets: Any, methods: str = "", inplace: boo
         if name.startswith("*"):
             gathers = name = name[1:]
         if has_default:
-            defaults[name] = {"None": None, "True": True, "False": False}.get(default) if default[0].isalpha() else float(default)
+            defaults[name] = (
+                {"None": None, "True": True, "False": False}.get(default) if default[0].isalpha() else float(default)
+            )
         names.append(name)
     spelling = _Spelling(op, tuple(names), defaults, gathers, inplace, fixed)
     for target in targets:
@@ -71,9 +83,13 @@ def _define(op: str, params: str, *targets: Any, methods: str = "", inplace: boo
 
 
 def _define_arithmetic() -> None:
-    _define("mul", "input other", torch.mul, torch.multiply, operator.mul, aten.mul, methods="mul multiply __mul__ __rmul__")
+    _define(
+        "mul", "input other", torch.mul, torch.multiply, operator.mul, aten.mul, methods="mul multiply __mul__ __rmul__"
+    )
     _define("add", "input other alpha=1", torch.add, operator.add, aten.add, methods="add __add__ __radd__")
-    _define("sub", "input other alpha=1", torch.sub, torch.subtract, operator.sub, aten.sub, methods="sub subtract __sub__")
+    _define(
+        "sub", "input other alpha=1", torch.sub, torch.subtract, operator.sub, aten.sub, methods="sub subtract __sub__"
+    )
     _define("sub", "other input alpha=1", torch.rsub, aten.rsub, methods="rsub __rsub__")
     _define("div", "input other rounding_mode=None", torch.div, torch.divide, torch.true_divide, operator.truediv, aten.div,
             methods="div divide true_divide __truediv__")  # fmt: skip
@@ -96,11 +112,15 @@ def _define_layers() -> None:
     _define("sdpa", "query key value attn_mask=None dropout_p=0 is_causal=False scale=None enable_gqa=False",
             F.scaled_dot_product_attention, aten.scaled_dot_product_attention)  # fmt: skip
     _define("softmax", "input dim=None _stacklevel=3 dtype=None", F.softmax)
-    _define("softmax", "input dim=None dtype=None", torch.softmax, aten.softmax, torch.special.softmax, methods="softmax")
+    _define(
+        "softmax", "input dim=None dtype=None", torch.softmax, aten.softmax, torch.special.softmax, methods="softmax"
+    )
     _define("softmax", "input dim=None half_to_float=False", aten._softmax)
     _define("rms_norm", "input normalized_shape weight=None eps=None", F.rms_norm, torch.rms_norm, aten.rms_norm)
     _define("layer_norm", "input normalized_shape weight=None bias=None eps=0.00001", F.layer_norm, aten.layer_norm)
-    _define("layer_norm", "input normalized_shape weight=None bias=None eps=0.00001 cudnn_enable=True", torch.layer_norm)
+    _define(
+        "layer_norm", "input normalized_shape weight=None bias=None eps=0.00001 cudnn_enable=True", torch.layer_norm
+    )
     _define("dropout", "input p=0.5 training=True inplace=False", F.dropout)
     _define("dropout", "input p training", torch.dropout, aten.dropout)
     _define("silu", "input inplace=False", F.silu, aten.silu)

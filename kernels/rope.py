@@ -58,7 +58,9 @@ def rope(
 
 
 @rope.register_fake
-def _(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sequence_dim: int, out_dtype: torch.dtype | None = None) -> Tensor:
+def _(
+    x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sequence_dim: int, out_dtype: torch.dtype | None = None
+) -> Tensor:
     return x.new_empty(x.shape, dtype=out_dtype or x.dtype)
 
 

@@ -115,7 +115,9 @@ def _spelled(view: GraphView, node: Node, attempt: Attempt) -> Call | Miss:
     interior = tuple(n for n in dict.fromkeys(attempt.nodes) if n is not node)
     rank = len(view.shape(node) or ())
     if found["axis"] not in (-1, rank - 1):
-        return _miss(view, Code.PATTERN, f"softmax over axis {found['axis']}, expected the last of {rank}", node, "spelled")
+        return _miss(
+            view, Code.PATTERN, f"softmax over axis {found['axis']}, expected the last of {rank}", node, "spelled"
+        )
     if tags["dropout"] == "present":
         active = next(n for n in interior if view.op(n) == "dropout")
         if view.arg(active, "training") is not False and view.arg(active, "p") != 0:
@@ -126,11 +128,15 @@ def _spelled(view: GraphView, node: Node, attempt: Attempt) -> Call | Miss:
     if tags["product"] == "added":
         scale *= found["alpha"]
         if found["beta"] != 0 and (found["beta"] != 1 or masking != "none" or tags["scaling"] != "none"):
-            return _miss(view, Code.PATTERN, f"baddbmm with beta={found['beta']} beside another mask or scale", node, "spelled")
+            return _miss(
+                view, Code.PATTERN, f"baddbmm with beta={found['beta']} beside another mask or scale", node, "spelled"
+            )
         if found["beta"] == 1:
             masking, mask = "additive", found["base"]
     if masking in ("drop", "keep") and found["fill"] > _SMALLEST_FILL:
-        return _miss(view, Code.MASK, f"masked scores become {found['fill']}, expected {_SMALLEST_FILL} or less", node, "spelled")
+        return _miss(
+            view, Code.MASK, f"masked scores become {found['fill']}, expected {_SMALLEST_FILL} or less", node, "spelled"
+        )
     return Call(
         node, "spelled", found["query"], found["key"], found["value"], interior, True, masking, mask,
         found.get("fill", 0.0), float(scale),
@@ -187,7 +193,13 @@ class Attention(Pass):
             interior=interior,
             shapes={k: v if isinstance(v, int) else str(v) for k, v in sizes.items()},
             dtype=view.dtype(call.query) or torch.float32,
-            extra={"call": call, "layout": found.layout, "out_layout": out_layout, "transposed": found.transposed, "rank": len(q)},
+            extra={
+                "call": call,
+                "layout": found.layout,
+                "out_layout": out_layout,
+                "transposed": found.transposed,
+                "rank": len(q),
+            },
         )
 
     def _shapes(self, view: GraphView, call: Call, path: str) -> Miss | None:
@@ -195,13 +207,20 @@ class Attention(Pass):
         if call.transposed:
             k = (*k[:-2], k[-1], k[-2])
         if {len(q), len(k), len(v)} not in ({3}, {4}):
-            return self.miss(Code.AXES, f"query, key and value have {len(q)}, {len(k)}, {len(v)} axes; 3 or 4 expected", path, call.node)
+            return self.miss(
+                Code.AXES,
+                f"query, key and value have {len(q)}, {len(k)}, {len(v)} axes; 3 or 4 expected",
+                path,
+                call.node,
+            )
         heads, kv_heads = q[-3], k[-3]
         grouped = call.form == "sdpa" and len(q) == 4 and isinstance(heads, int) and isinstance(kv_heads, int)
         grouped = grouped and view.arg(call.node, "enable_gqa") is True and heads % kv_heads == 0
         agree = same_shape(k[:-1], v[:-1]) and same_dim(q[-1], k[-1]) and same_shape(q[:-3], k[:-3])
         if not agree or not (grouped or same_dim(heads, kv_heads)):
-            return self.miss(Code.AXES, f"query {q}, key {k} and value {v} do not go together without broadcasting", path, call.node)
+            return self.miss(
+                Code.AXES, f"query {q}, key {k} and value {v} do not go together without broadcasting", path, call.node
+            )
         return None
 
     def _dtypes(self, view: GraphView, call: Call, path: str) -> Miss | None:

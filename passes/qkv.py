@@ -84,7 +84,9 @@ class Qkv(Pass):
         for call in attention_calls(view):
             if isinstance(call, Miss):
                 continue
-            reaches = {role: _walk(view, node) for role, node in zip(ROLES, (call.query, call.key, call.value), strict=True)}
+            reaches = {
+                role: _walk(view, node) for role, node in zip(ROLES, (call.query, call.key, call.value), strict=True)
+            }
             path = view.path(call.node)
             problem = self._unreached(view, reaches, path)
             if problem is not None:
@@ -112,7 +114,12 @@ class Qkv(Pass):
                 continue
             if view.op(at).startswith("fluxrewrite."):
                 return self.miss(Code.REWRITTEN, f"the {role} already comes from {view.op(at)}", path, at)
-            return self.miss(Code.NO_PROJECTION, f"the {role} comes from {view.op(at)} ({at.name}), not from a linear layer", path, at)
+            return self.miss(
+                Code.NO_PROJECTION,
+                f"the {role} comes from {view.op(at)} ({at.name}), not from a linear layer",
+                path,
+                at,
+            )
         return None
 
     def _group(
@@ -134,7 +141,9 @@ class Qkv(Pass):
         for role, owned in by_name.items():
             if len({(p.linear, p.rows) for p in owned}) != 1:
                 blocks = ", ".join(f"{p.linear.name}[{p.rows[0]}:{sum(p.rows)}]" for p in owned) or "nothing"
-                return self.miss(Code.PACKED_LAYOUT, f"the {role} is made of {blocks}, expected one block of rows", path, linears[0])
+                return self.miss(
+                    Code.PACKED_LAYOUT, f"the {role} is made of {blocks}, expected one block of rows", path, linears[0]
+                )
         return self._site(view, x, linears, parts, path)
 
     def _parts(self, view: GraphView, linear: Node, reaches: Mapping[str, _Reach], path: str) -> list[_Part] | Miss:
@@ -152,7 +161,11 @@ class Qkv(Pass):
                     message = f"the rows of the {roles[0] if roles else 'rest'} in {linear.name} are not contiguous: {_rows(lanes)}"
                     return self.miss(Code.PACKED_LAYOUT, message, path, node)
                 if node.users:
-                    role, weight, bias = roles[0] if roles else "rest", view.arg(linear, "weight"), view.arg(linear, "bias")
+                    role, weight, bias = (
+                        roles[0] if roles else "rest",
+                        view.arg(linear, "weight"),
+                        view.arg(linear, "bias"),
+                    )
                     parts.append(_Part(role, linear, weight, bias, node, lanes, shape[-1]))
                 continue
             for user in node.users:
@@ -179,7 +192,9 @@ class Qkv(Pass):
             return problem
         place = _place(view, operands, linears, outputs)
         if place is None:
-            return self.miss(Code.ORDER, "a weight or bias is computed after a projection's result is used", path, linears[0])
+            return self.miss(
+                Code.ORDER, "a weight or bias is computed after a projection's result is used", path, linears[0]
+            )
         shape, weight = view.shape(x) or (), view.shape(view.arg(linears[0], "weight")) or ()
         tokens = dict(zip(("batch", "sequence"), shape, strict=False)) if len(shape) == 3 else {"sequence": shape[0]}
         sizes = {**tokens, "hidden": weight[-1], **{role: roles[role].rows[1] for role in ROLES}}
@@ -192,7 +207,9 @@ class Qkv(Pass):
             operands={"x": x},
             outputs=outputs,
             interior=interior,
-            shapes={k: v if isinstance(v, int) else str(v) for k, v in ({**sizes, "rest": rest} if rest else sizes).items()},
+            shapes={
+                k: v if isinstance(v, int) else str(v) for k, v in ({**sizes, "rest": rest} if rest else sizes).items()
+            },
             dtype=view.dtype(x) or torch.float32,
             extra={"parts": tuple(parts), "roles": roles, "projections": [_name(view, n, path) for n in linears]},
             place=place,
@@ -331,7 +348,9 @@ def _rows_of(builder: Builder, part: _Part, name: str) -> Any:
 def _seen_as(builder: Builder, result: Node, part: _Part) -> Node:
     """`result` [..., I] with the axes of the value that it replaces: the last one split, then all put in order."""
     lanes = part.lanes
-    split = sorted((d for d in range(len(lanes.axes)) if lanes.axes[d] == lanes.tracked), key=lambda d: -lanes.strides[d])
+    split = sorted(
+        (d for d in range(len(lanes.axes)) if lanes.axes[d] == lanes.tracked), key=lambda d: -lanes.strides[d]
+    )
     if len(split) > 1:
         result = builder.call("unflatten", result, -1, tuple(lanes.sizes[d] for d in split))
     kept = [d for d in range(len(lanes.axes)) if lanes.axes[d] >= 0]

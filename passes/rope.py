@@ -100,7 +100,9 @@ class Rope(Pass):
             attempt = failed.get(node)
             if attempt is None:
                 users = ", ".join(sorted({view.op(u) for u in node.users})) or "nothing"
-                misses.append(self.miss(Code.PATTERN, f"pairs are turned here but then go to {users}", view.path(node), node))
+                misses.append(
+                    self.miss(Code.PATTERN, f"pairs are turned here but then go to {users}", view.path(node), node)
+                )
             else:
                 at = attempt.failed_at or node
                 misses.append(self.miss(Code.PATTERN, f"{at.name}: {attempt.failure}", view.path(node), at))
@@ -156,10 +158,14 @@ class Rope(Pass):
         found = view.source(pairs)
         flat = next((u for u in root.users if view.op(u) == "reshape"), None)
         if found is None or view.op(pairs) != "reshape" or flat is None or len(root.users) != 1:
-            return self.miss(Code.PATTERN, "complex pairs are not split from and flattened back to one axis", path, root)
+            return self.miss(
+                Code.PATTERN, "complex pairs are not split from and flattened back to one axis", path, root
+            )
         x, whole = view.strip(found[0]), (*shape[:-2], shape[-2] * 2)
         if not same_shape(view.shape(x) or (), whole) or not same_shape(view.shape(flat) or (), whole):
-            message = f"pairs {shape} do not come from one axis of {view.shape(x)} and go back to it in {view.shape(flat)}"
+            message = (
+                f"pairs {shape} do not come from one axis of {view.shape(x)} and go back to it in {view.shape(flat)}"
+            )
             return self.miss(Code.PATTERN, message, path, root)
         out, casts = _last_cast(view, flat)
         nodes = [*attempt.nodes, pairs, found[0], root, flat, *casts]
@@ -184,7 +190,9 @@ class Rope(Pass):
             tables.append(_unbroadcast(view, table, axis, len(shape)))
             axes.add(axis)
         if len(axes) > 1:
-            return self.miss(Code.TABLE, f"cos and sin disagree on the axis of positions: {sorted(axes)}", path, found.x)
+            return self.miss(
+                Code.TABLE, f"cos and sin disagree on the axis of positions: {sorted(axes)}", path, found.x
+            )
         return {"cos": tables[0], "sin": tables[1]}, axes.pop()
 
     def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:

@@ -57,7 +57,9 @@ def merge(reports: Sequence[Report]) -> Report:
     for report in reports:
         inventory.update(report.inventory)
         offset = sum(r.model.graphs for r in reports[: reports.index(report)])
-        sites += [s.model_copy(update={"graph": s.graph + offset, "id": f"{s.id}@{s.graph + offset}"}) for s in report.sites]
+        sites += [
+            s.model_copy(update={"graph": s.graph + offset, "id": f"{s.id}@{s.graph + offset}"}) for s in report.sites
+        ]
     models, timings = [r.model for r in reports], [r.timing for r in reports]
     model = first.model.model_copy(
         update={
@@ -108,7 +110,9 @@ def _site(decision: Decision, graph: int, numbers: Counter[tuple[str, str]]) -> 
         reasons=_reasons(decision.reasons),
         shapes={} if isinstance(finding, Miss) else dict(finding.shapes),
         choice=decision.choice,  # type: ignore[arg-type]
-        kernel=None if missed or decision.kernel is None else KernelInfo(name=decision.kernel.name, provider=decision.kernel.provider),
+        kernel=None
+        if missed or decision.kernel is None
+        else KernelInfo(name=decision.kernel.name, provider=decision.kernel.provider),
         details=details,
     )
 
@@ -170,5 +174,7 @@ def dynamic_sizes(graphs: Iterable[torch.fx.GraphModule]) -> tuple[str, ...]:
         for node in gm.graph.find_nodes(op="placeholder"):
             value = node.meta.get("example_value", node.meta.get("val"))
             if isinstance(value, torch.Tensor):
-                found.update({f"{node.name}[{a}] = {n}": None for a, n in enumerate(value.shape) if not isinstance(n, int)})
+                found.update(
+                    {f"{node.name}[{a}] = {n}": None for a, n in enumerate(value.shape) if not isinstance(n, int)}
+                )
     return tuple(found)

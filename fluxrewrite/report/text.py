@@ -53,7 +53,9 @@ def _head(report: Report) -> Iterable[RenderableType]:
     for stop in m.graph_breaks:
         yield Text(f"graph break at {stop.location}: {stop.reason}", style="yellow")
     if m.dynamic_sizes:
-        yield Text(f"dynamic: {', '.join(m.dynamic_sizes[:6])}{' …' if len(m.dynamic_sizes) > 6 else ''}", style="yellow")
+        yield Text(
+            f"dynamic: {', '.join(m.dynamic_sizes[:6])}{' …' if len(m.dynamic_sizes) > 6 else ''}", style="yellow"
+        )
     if m.graphs == 0:
         yield Text("Dynamo made no graph: the call runs no traceable operation.", style="yellow")
     yield Text("")
@@ -73,21 +75,21 @@ def _kinds(report: Report) -> Table:
 
 def _sites(sites: Sequence[SiteInfo]) -> Table:
     """Sites that differ only in block numbers and are otherwise alike make one row."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    for name in ("calls", "kernel", "form", "module", "sizes"):
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("calls", "kernel", "form", "where"):
         table.add_column(name, justify="right" if name == "calls" else "left", overflow="fold")
     rows: Counter[tuple[str, str, str, str]] = Counter()
     for s in sites:
         sizes = " ".join(f"{k}={v}" for k, v in s.shapes.items())
         rows[s.kernel.name if s.kernel else "", s.form, _NUMBER.sub(".*", s.path), sizes] += 1
     for (kernel, form, path, sizes), count in rows.items():
-        table.add_row(str(count), kernel, form, escape(path), escape(sizes))
+        table.add_row(str(count), kernel, form, f"{escape(path)}\n[dim]{escape(sizes)}[/dim]")
     return table
 
 
 def _reasons(sites: Sequence[SiteInfo]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    for name in ("sites", "kind", "module", "reason"):
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("sites", "kind", "where", "reason"):
         table.add_column(name, justify="right" if name == "sites" else "left", overflow="fold")
     rows: Counter[tuple[str, str, str]] = Counter()
     for s in sites:
