@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._logging import trace_structured
+from torch._logging._internal import trace_structured
 from torch.fx import GraphModule
 
 from .analysis import analyse, peak_rss_mb

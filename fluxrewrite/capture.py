@@ -129,17 +129,17 @@ def _faked(model: Any, mode: FakeTensorMode) -> Iterator[None]:
     """Fake parameters and buffers in place of real ones, shared ones staying shared; all put back at the end."""
     saved: list[tuple[dict[str, Any], str, Any]] = []
     fakes: dict[int, torch.Tensor] = {}
-    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    tables: list[dict[str, Any]] = [table for m in modules for table in (m._parameters, m._buffers)]
     try:
-        for module, table in ((m, t) for m in modules for t in (m._parameters, m._buffers)):
+        for table in tables:
             for name, value in list(table.items()):
                 if value is None or isinstance(value, FakeTensor):
                     continue
                 if id(value) not in fakes:
-                    fake: torch.Tensor = mode.from_tensor(value.detach(), static_shapes=True)
-                    if isinstance(value, torch.nn.Parameter):
-                        fake = torch.nn.Parameter(fake, requires_grad=value.requires_grad)
-                    fakes[id(value)] = fake
+                    fake = mode.from_tensor(value.detach(), static_shapes=True)
+                    is_parameter = isinstance(value, torch.nn.Parameter)
+                    fakes[id(value)] = torch.nn.Parameter(fake, value.requires_grad) if is_parameter else fake
                 saved.append((table, name, value))
                 table[name] = fakes[id(value)]
         yield

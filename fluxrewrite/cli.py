@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
@@ -66,7 +67,7 @@ def inspect(
     text_tokens: Annotated[int, typer.Option(help="Text tokens.")] = 512,
     batch: Annotated[int, typer.Option(help="Batch size.")] = 1,
     dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")] = Dtype.BF16,
-    kernels: Annotated[str | None, typer.Option(help="Kinds to look for, with an optional form: qkv:triple,attention. All by default.")] = None,
+    kernels: Annotated[str | None, typer.Option(help="Kinds, with an optional form: qkv:triple,attention. Default: all.")] = None,
     policy: Annotated[PolicyName, typer.Option(help="all: rewrite every eligible site; none: only report.")] = PolicyName.ALL,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Trace with symbolic sizes.")] = False,
     format: Annotated[Format, typer.Option(help="text for people, json for programs.")] = Format.TEXT,
@@ -91,9 +92,10 @@ def inspect(
     if output is None:
         render(report, Console())
         return
-    console = Console(width=100, record=True, file=_Sink())
-    render(report, console)
-    _write(console.export_text(), output)
+    console = Console(width=100, file=io.StringIO())
+    with console.capture() as captured:
+        render(report, console)
+    _write(captured.get(), output)
 
 
 @app.command()
@@ -113,17 +115,6 @@ def kernels() -> None:
         limits = "; ".join(map(str, kernel.limits)) or "none"
         table.add_row(kernel.name, kernel.provider, limits, ", ".join(forms), kernel.summary)
     Console().print(table)
-
-
-class _Sink:
-    """A file that keeps nothing."""
-
-    def write(self, text: str) -> int:
-        """Count and forget."""
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing to do."""
 
 
 @contextlib.contextmanager

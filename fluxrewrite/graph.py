@@ -32,7 +32,7 @@ def module_path(node: Node) -> str:
     source = next(reversed(stack.values()))[0]
     head, _, tail = source.partition("]") if source.startswith(("L[", "G[")) else ("", "", source)
     if not head:
-        return source.removeprefix("L.").strip(".")
+        return str(source).removeprefix("L.").strip(".")
     parts = [a or b for a, b in _PATH_PART.findall(tail)]
     skipped = {"_modules", "__dict__", "cell_contents", "__closure__", "_orig_mod"}
     return ".".join(p for p in parts if p not in skipped)
@@ -203,7 +203,7 @@ class GraphView:
         """Piece `index` of a split, chunk or unbind."""
         whole = self._facts[pieces].args.get("input")
         values, before = self.value(pieces), self.shape(whole)
-        if before is None or not isinstance(index, int) or not isinstance(values, (tuple, list)):
+        if whole is None or before is None or not isinstance(index, int) or not isinstance(values, (tuple, list)):
             return None
         dim, index = int(self.arg(pieces, "dim", 0)) % len(before), index % len(values)
         if self.op(pieces) == "unbind":

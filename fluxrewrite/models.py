@@ -118,7 +118,7 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: not a readable JSON file ({error}); give a diffusers config.json") from error
     cls = config.get("_class_name") if isinstance(config, dict) else None
-    if cls not in _INPUTS:
+    if not isinstance(cls, str) or cls not in _INPUTS:
         known = " or ".join(_INPUTS)
         raise InputError(f"{file}: _class_name is {cls!r}, expected {known}; use module:callable for other models")
     return cls, {k: v for k, v in config.items() if not k.startswith("_")}

@@ -47,9 +47,20 @@ class Attempt:
         return False
 
     def take(self, *nodes: Node) -> None:
-        """Count `nodes` as part of the match."""
-        self.nodes.extend(nodes)
+        """Count `nodes` as part of the match; with a piece of a split, chunk or unbind also that."""
+        for node in nodes:
+            self.nodes.append(node)
+            pieces = self.view.fact(node).args.get("input") if self.view.op(node) == "getitem" else None
+            if isinstance(pieces, Node) and self.view.tensor(pieces) is None:
+                self.nodes.append(pieces)
         self.visited.update(nodes)
+
+    def take_between(self, value: Any, end: Any) -> None:
+        """Count the views and casts from `value` up to `end`, without `end`."""
+        while isinstance(value, Node) and value is not end:
+            self.take(value)
+            found = self.view.source(value)
+            value = end if found is None else found[0]
 
     def mark(self) -> tuple[dict[str, Any], dict[str, str], int]:
         """A point to go back to."""
@@ -63,10 +74,7 @@ class Attempt:
     def look_through(self, value: Any) -> Any:
         """`value` without casts (also rounding ones) and without views that change nothing; those are recorded."""
         bare = self.view.strip(value, lossy=True)
-        while isinstance(value, Node) and value is not bare:
-            self.take(value)
-            found = self.view.source(value)
-            value = bare if found is None else found[0]
+        self.take_between(value, bare)
         return bare
 
 
@@ -101,6 +109,7 @@ class Value(Pattern):
             return attempt.fail(value, f"expected a tensor for {self.name}, found {value!r}")
         bare = attempt.view.bare(value) if self.exact else attempt.view.strip(value)
         known = attempt.captures.setdefault(self.name, bare)
+        attempt.take_between(value, bare)
         return known is bare or attempt.fail(value, f"expected {self.name} to be {known}, found {bare}")
 
 
@@ -190,7 +199,7 @@ class Either(Pattern):
         return False
 
 
-def Maybe(name: str, wrap: Callable[[Pattern], Pattern], inner: Pattern) -> Either:  # noqa: N802 - reads as a combinator
+def Maybe(name: str, wrap: Callable[[Pattern], Pattern], inner: Pattern) -> Either:
     """`wrap(inner)` or plain `inner`; the tag `name` says which ("present" or "absent")."""
     return Either(name, present=wrap(inner), absent=inner)
 

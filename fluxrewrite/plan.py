@@ -134,6 +134,7 @@ def _decide(
 ) -> Decision:
     if isinstance(finding, Miss):
         return Decision(finding, "keep", (finding.reason,))
+    reasons: tuple[Reason, ...]
     if kernel is None:
         reasons = (Reason(Code.NO_KERNEL, f"no kernel named {finding.kind!r} is installed", finding.outputs[0].name),)
     else:

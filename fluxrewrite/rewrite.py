@@ -109,7 +109,7 @@ def rewrite(gm: GraphModule, replacements: Iterable[Replacement]) -> tuple[Graph
     graph = copy.deepcopy(gm.graph)
     twins = dict(zip(gm.graph.nodes, graph.nodes, strict=True))
     for node in gm.graph.find_nodes(op="placeholder"):
-        vars(twins[node]).update(vars(node))  # AOTAutograd asks Dynamo's placeholders for their `_dynamo_source`
+        twins[node].__dict__.update(node.__dict__)  # AOTAutograd asks Dynamo's placeholders for their `_dynamo_source`
     replaced: dict[Node, Node] = {}
     doomed: set[Node] = set()
     left: list[tuple[Site, Reason]] = []

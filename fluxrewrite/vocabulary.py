@@ -175,7 +175,7 @@ def _packet(target: Any) -> Any:
 
 def _own_name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
-        return target.name().replace("::", ".").removesuffix(".default").removeprefix("aten.")
+        return str(target.name()).replace("::", ".").removesuffix(".default").removeprefix("aten.")
     return str(getattr(target, "__name__", target))
 
 

@@ -249,22 +249,19 @@ class Attention(Pass):
 
 
 def _without_permutes(view: GraphView, call: Call) -> _Operands:
-    plain = [view.bare(t) for t in (call.query, call.key, call.value)]
-    sources, swapped = [], False
-    for index, node in enumerate(plain):
-        found = view.permuted(node)
-        dims = found[1] if found else ()
-        if index == 1 and call.transposed and dims:
-            dims = (*dims[:-2], dims[-1], dims[-2])
-            swapped = dims == tuple(range(len(dims)))
-        sources.append(found[0] if found and dims == _TURN else None)
-    if all(s is not None for s in sources):
-        return _Operands(*sources, "bshd", False, tuple(plain))  # type: ignore[arg-type]
-    if swapped:
-        found = view.permuted(plain[1])
-        assert found is not None
-        return _Operands(plain[0], found[0], plain[2], "bhsd", False, (plain[1],))
-    return _Operands(*plain, "bhsd", call.transposed, ())
+    query, key, value = (view.bare(t) for t in (call.query, call.key, call.value))
+    turned: list[Node] = []
+    for node in (query, key, value):
+        source, dims = view.permuted(node) or (node, ())
+        if node is key and call.transposed:
+            dims = (*dims[:-2], *reversed(dims[-2:]))
+            if dims and dims == tuple(range(len(dims))):  # a swap of the last two axes and nothing else
+                return _Operands(query, source, value, "bhsd", False, (key,))
+        if dims == _TURN:
+            turned.append(source)
+    if len(turned) == 3:
+        return _Operands(turned[0], turned[1], turned[2], "bshd", False, (query, key, value))
+    return _Operands(query, key, value, "bhsd", call.transposed, ())
 
 
 def _result(view: GraphView, call: Call) -> tuple[Node, str]:

@@ -16,37 +16,24 @@ views and casts to the linear layers, never from names, argument order or sizes.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fluxrewrite.passes.attention import Call, attention_calls
+from fluxrewrite.passes.roles import ROLES, WALK_LIMIT, Reach, walk
 from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
-from fluxrewrite.passes.attention import Call, attention_calls
 from fluxrewrite.rewrite import Builder, Pass, blocked
 from fluxrewrite.site import Code, Finding, Miss, Site
-from fluxrewrite.steps import Lanes, same_shape
-from fluxrewrite.vocabulary import ELEMENTWISE
+from fluxrewrite.steps import Lanes
 
 __all__ = ["Qkv"]
-
-ROLES = ("query", "key", "value")
-_NORMS = frozenset({"rms_norm", "layer_norm"})
-_WALK_LIMIT = 512  # nodes from one operand of attention up to its projections; FLUX.2 needs 40
-
-
-@dataclass(frozen=True)
-class _Reach:
-    """The linear layers that one operand of attention comes from, all nodes passed, and where the walk could not go on."""
-
-    linears: tuple[Node, ...]
-    passed: frozenset[Node]
-    stopped: Node | None
-    exhausted: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +72,7 @@ class Qkv(Pass):
             if isinstance(call, Miss):
                 continue
             reaches = {
-                role: _walk(view, node) for role, node in zip(ROLES, (call.query, call.key, call.value), strict=True)
+                role: walk(view, node) for role, node in zip(ROLES, (call.query, call.key, call.value), strict=True)
             }
             path = view.path(call.node)
             problem = self._unreached(view, reaches, path)
@@ -104,11 +91,11 @@ class Qkv(Pass):
                     findings.append(found)
         return findings
 
-    def _unreached(self, view: GraphView, reaches: Mapping[str, _Reach], path: str) -> Miss | None:
+    def _unreached(self, view: GraphView, reaches: Mapping[str, Reach], path: str) -> Miss | None:
         for role, reach in reaches.items():
             at = reach.stopped
             if reach.exhausted:
-                message = f"the {role} passes more than {_WALK_LIMIT} nodes without meeting its projection"
+                message = f"the {role} passes more than {WALK_LIMIT} nodes without meeting its projection"
                 return self.miss(Code.SEARCH_LIMIT, message, path, at)
             if reach.linears or at is None:
                 continue
@@ -123,7 +110,7 @@ class Qkv(Pass):
         return None
 
     def _group(
-        self, view: GraphView, call: Call, x: Node, by_role: Mapping[str, list[Node]], reaches: Mapping[str, _Reach]
+        self, view: GraphView, call: Call, x: Node, by_role: Mapping[str, list[Node]], reaches: Mapping[str, Reach]
     ) -> Finding:
         linears = sorted({n for nodes in by_role.values() for n in nodes}, key=view.order)
         path = view.path(*linears, call.node)
@@ -137,16 +124,24 @@ class Qkv(Pass):
             if isinstance(found, Miss):
                 return found
             parts.extend(found)
-        by_name = {role: [p for p in parts if p.role == role] for role in ROLES}
-        for role, owned in by_name.items():
-            if len({(p.linear, p.rows) for p in owned}) != 1:
-                blocks = ", ".join(f"{p.linear.name}[{p.rows[0]}:{sum(p.rows)}]" for p in owned) or "nothing"
-                return self.miss(
-                    Code.PACKED_LAYOUT, f"the {role} is made of {blocks}, expected one block of rows", path, linears[0]
-                )
-        return self._site(view, x, linears, parts, path)
+        problem = self._blocks(parts, linears, path)
+        return problem if problem is not None else self._site(view, x, linears, parts, path)
 
-    def _parts(self, view: GraphView, linear: Node, reaches: Mapping[str, _Reach], path: str) -> list[_Part] | Miss:
+    def _blocks(self, parts: Sequence[_Part], linears: Sequence[Node], path: str) -> Miss | None:
+        """Each role must be one block of rows, and no two roles the same."""
+        owners: dict[tuple[Node, tuple[int, int]], str] = {}
+        for role in ROLES:
+            blocks = {(p.linear, p.rows): None for p in parts if p.role == role}
+            shown = ", ".join(f"{linear.name}[{rows[0]}:{sum(rows)}]" for linear, rows in blocks) or "nothing"
+            if len(blocks) != 1:
+                message = f"the {role} is made of {shown}, expected one block of rows"
+                return self.miss(Code.PACKED_LAYOUT, message, path, linears[0])
+            other = owners.setdefault(next(iter(blocks)), role)
+            if other != role:
+                return self.miss(Code.SHARED_ROWS, f"{shown} is both the {other} and the {role}", path, linears[0])
+        return None
+
+    def _parts(self, view: GraphView, linear: Node, reaches: Mapping[str, Reach], path: str) -> list[_Part] | Miss:
         """Down from a linear layer through its views to the first values that serve one role, or none."""
         shape = view.shape(linear)
         if shape is None:
@@ -156,19 +151,10 @@ class Qkv(Pass):
         while pending:
             node, lanes = pending.pop()
             roles = [role for role, reach in reaches.items() if node in reach.passed]
-            if len(roles) <= 1:
-                if lanes.block is None:
-                    message = f"the rows of the {roles[0] if roles else 'rest'} in {linear.name} are not contiguous: {_rows(lanes)}"
-                    return self.miss(Code.PACKED_LAYOUT, message, path, node)
-                if node.users:
-                    role, weight, bias = (
-                        roles[0] if roles else "rest",
-                        view.arg(linear, "weight"),
-                        view.arg(linear, "bias"),
-                    )
-                    parts.append(_Part(role, linear, weight, bias, node, lanes, shape[-1]))
-                continue
-            for user in node.users:
+            if len(roles) <= 1 and node.users:
+                weight, bias = view.arg(linear, "weight"), view.arg(linear, "bias")
+                parts.append(_Part(roles[0] if roles else "rest", linear, weight, bias, node, lanes, shape[-1]))
+            for user in node.users if len(roles) > 1 else ():
                 below = _below(view, node, user, lanes)
                 if below is None:
                     code = Code.SHARED_ROWS if any(user in reaches[r].passed for r in roles) else Code.INNER_USE
@@ -176,6 +162,11 @@ class Qkv(Pass):
                     message = f"{user.name} ({view.op(user)}) {verb} rows of the {' and '.join(roles)} in {linear.name}"
                     return self.miss(code, message, path, user)
                 pending.extend(below)
+        parts = _refined(view, parts)
+        for part in parts:
+            if part.lanes.block is None:
+                message = f"the rows of the {part.role} in {linear.name} are not contiguous: {_rows(part.lanes)}"
+                return self.miss(Code.PACKED_LAYOUT, message, path, part.node)
         return parts
 
     def _site(self, view: GraphView, x: Node, linears: Sequence[Node], parts: Sequence[_Part], path: str) -> Finding:
@@ -239,45 +230,7 @@ class Qkv(Pass):
         return new
 
 
-def _walk(view: GraphView, start: Node) -> _Reach:
-    """Up from an operand of attention along the values of its own size, to linear layers."""
-    linears: list[Node] = []
-    passed: set[Node] = set()
-    stopped: Node | None = None
-    pending = [start]
-    while pending:
-        node = pending.pop()
-        if node in passed:
-            continue
-        passed.add(node)
-        if len(passed) > _WALK_LIMIT:
-            return _Reach((), frozenset(passed), node, exhausted=True)
-        if view.op(node) == "linear":
-            linears.append(node)
-            continue
-        above = _above(view, node)
-        if not above:
-            stopped = stopped or node
-        pending.extend(above)
-    return _Reach(tuple(linears), frozenset(passed), stopped)
-
-
-def _above(view: GraphView, node: Node) -> list[Node]:
-    """The operands that `node` is a normed, rotated, rescaled, joined or viewed form of."""
-    fact = view.fact(node)
-    if fact.op in ("cat", "stack"):
-        tensors = fact.args.get("tensors", ())
-        return [t for t in tensors if isinstance(t, Node)]
-    if fact.op in ELEMENTWISE or fact.op == "fluxrewrite.rope":
-        shape = view.shape(node)
-        return [n for n in node.all_input_nodes if shape is not None and same_shape(view.shape(n) or (), shape)]
-    if fact.op in _NORMS or view.forwards(node) or fact.op in ("view_as_complex", "view_as_real", "getitem"):
-        source = fact.args.get("input")
-        return [source] if isinstance(source, Node) else []
-    return []
-
-
-def _groups(view: GraphView, reaches: Mapping[str, _Reach]) -> dict[Node, dict[str, list[Node]]]:
+def _groups(view: GraphView, reaches: Mapping[str, Reach]) -> dict[Node, dict[str, list[Node]]]:
     """Linear layers by the value they read, then by role: siblings."""
     groups: dict[Node, dict[str, list[Node]]] = {}
     for role, reach in reaches.items():
@@ -302,6 +255,33 @@ def _below(view: GraphView, node: Node, user: Node, lanes: Lanes) -> list[tuple[
             return None
         result.append((piece, after))
     return result
+
+
+def _refined(view: GraphView, parts: Sequence[_Part]) -> list[_Part]:
+    """Parts whose rows overlap another role's, followed down the views that pick their own rows from them."""
+    done: list[_Part] = []
+    pending = list(parts)
+    while pending:
+        part = pending.pop()
+        if any(_overlap(part, other) for other in (*done, *pending) if other.role != part.role):
+            below = [_below(view, part.node, user, part.lanes) for user in part.node.users]
+            pieces = [piece for found in below for piece in found or ()]
+            if None not in below and all(_rows_seen(p) < _rows_seen(part.lanes) for _, p in pieces):
+                pending.extend(replace(part, node=node, lanes=lanes) for node, lanes in pieces)
+                continue
+        done.append(part)
+    return done
+
+
+def _rows_seen(lanes: Lanes) -> int:
+    return math.prod(n for n, axis in zip(lanes.sizes, lanes.axes, strict=True) if axis == lanes.tracked)
+
+
+def _overlap(a: _Part, b: _Part) -> bool:
+    first, second = a.lanes.block, b.lanes.block
+    if first is None or second is None or a.linear is not b.linear:
+        return a.linear is b.linear
+    return first[0] < sum(second) and second[0] < sum(first)
 
 
 def _rows(lanes: Lanes) -> str:

@@ -99,10 +99,8 @@ class Rope(Pass):
                 continue
             attempt = failed.get(node)
             if attempt is None:
-                users = ", ".join(sorted({view.op(u) for u in node.users})) or "nothing"
-                misses.append(
-                    self.miss(Code.PATTERN, f"pairs are turned here but then go to {users}", view.path(node), node)
-                )
+                message = f"pairs are turned here, then go to {_fate(view, node)}; expected mul, then add"
+                misses.append(self.miss(Code.PATTERN, message, view.path(node), node))
             else:
                 at = attempt.failed_at or node
                 misses.append(self.miss(Code.PATTERN, f"{at.name}: {attempt.failure}", view.path(node), at))
@@ -208,6 +206,15 @@ class Rope(Pass):
             tables = [builder.call("select", real, -1, part) for part in (0, 1)]
         interleaved = site.form != "rotate_half"
         return [builder.call(op, site.operands["x"], *tables, interleaved, site.extra["axis"], site.extra["out_dtype"])]
+
+
+def _fate(view: GraphView, node: Node) -> str:
+    """The next two operations that `node` goes through, for messages."""
+    ops: list[str] = []
+    while node.users and len(ops) < 2:
+        node = next(iter(node.users))
+        ops += [] if view.source(node) is not None else [view.op(node)]
+    return ", then ".join(ops) or "nothing"
 
 
 def _last_cast(view: GraphView, root: Node) -> tuple[Node, list[Node]]:

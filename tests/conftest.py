@@ -1,0 +1,194 @@
+"""Small models, a tracer and a checker that the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.fx import GraphModule, Node
+
+import fluxrewrite
+from fluxrewrite.capture import capture
+from fluxrewrite.graph import GraphView
+from fluxrewrite.plan import Selection, make_plan
+from fluxrewrite.site import Miss, Site
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the golden graphs instead of comparing with them"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Any:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def trace() -> Callable[..., GraphModule]:
+    """`trace(fn, **inputs)`: the one Dynamo graph of the call."""
+
+    def run(fn: Any, dynamic: bool = False, **inputs: Any) -> GraphModule:
+        captured = capture(fn, inputs, dynamic=dynamic)
+        assert len(captured.graphs) == 1
+        return captured.graphs[0]
+
+    return run
+
+
+@pytest.fixture
+def find(trace: Any) -> Callable[..., list[Site | Miss]]:
+    """`find(kind, fn, **inputs)`: what the pass of that kind answers; kernels' limits included."""
+
+    def run(kind: str, fn: Any, **inputs: Any) -> list[Site | Miss]:
+        view = GraphView(trace(fn, **inputs).graph)
+        return [d.finding for d in make_plan(view, Selection.of(kind)).decisions]
+
+    return run
+
+
+@pytest.fixture
+def check() -> Callable[..., fluxrewrite.Report]:
+    """`check(fn, kernels, **inputs)`: compile with rewriting, compare with eager, return the report."""
+
+    def run(
+        fn: Any, kernels: Any = None, tolerance: float = 1e-5, inner: str = "eager", **inputs: Any
+    ) -> fluxrewrite.Report:
+        reports: list[fluxrewrite.Report] = []
+        backend = fluxrewrite.backend(inner=inner, kernels=kernels, report=reports.append, strict=True)
+        with torch.no_grad():
+            expected = fn(**inputs)
+            found = torch.compile(fn, backend=backend, fullgraph=True)(**inputs)
+        pairs = zip(torch.utils._pytree.tree_leaves(expected), torch.utils._pytree.tree_leaves(found), strict=True)
+        for a, b in pairs:
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(b, a, atol=tolerance, rtol=tolerance)
+        assert len(reports) == 1
+        return reports[0]
+
+    return run
+
+
+FLUX2 = {
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 64,
+    "joint_attention_dim": 96,
+    "in_channels": 16,
+    "guidance_embeds": False,
+    "axes_dims_rope": (16, 16, 16, 16),
+}
+FLUX1 = {
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 64,
+    "joint_attention_dim": 96,
+    "pooled_projection_dim": 32,
+    "in_channels": 16,
+    "guidance_embeds": True,
+    "axes_dims_rope": (16, 24, 24),
+}
+
+
+def _randomize(model: torch.nn.Module) -> None:
+    """Weights, biases and norm gains that are all different from zero and one."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = 0.05 if parameter.dim() > 1 else 0.1
+            parameter.copy_(
+                torch.randn_like(parameter) * spread + (1.0 if "norm" in name and parameter.dim() == 1 else 0.0)
+            )
+
+
+@pytest.fixture
+def flux2() -> Callable[..., tuple[torch.nn.Module, dict[str, Any]]]:
+    """`flux2(dtype)`: a FLUX.2 transformer of 2 + 2 blocks with random weights, and its inputs."""
+    diffusers = pytest.importorskip("diffusers")
+
+    def build(
+        dtype: torch.dtype = torch.float32, batch: int = 1, **config: Any
+    ) -> tuple[torch.nn.Module, dict[str, Any]]:
+        model = diffusers.Flux2Transformer2DModel(**{**FLUX2, **config}).eval()
+        _randomize(model)
+        inputs = {
+            "hidden_states": torch.randn(batch, 24, 16, dtype=dtype),
+            "encoder_hidden_states": torch.randn(batch, 12, 96, dtype=dtype),
+            "timestep": torch.full((batch,), 0.5, dtype=dtype),
+            "img_ids": torch.randint(0, 9, (batch, 24, 4)).float(),
+            "txt_ids": torch.randint(0, 9, (batch, 12, 4)).float(),
+            "return_dict": False,
+        }
+        return model.to(dtype), inputs
+
+    return build
+
+
+@pytest.fixture
+def flux1() -> Callable[..., tuple[torch.nn.Module, dict[str, Any]]]:
+    """`flux1(dtype)`: a FLUX.1 transformer of 2 + 2 blocks with biases and random weights, and its inputs."""
+    diffusers = pytest.importorskip("diffusers")
+
+    def build(dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Module, dict[str, Any]]:
+        model = diffusers.FluxTransformer2DModel(**FLUX1).eval()
+        _randomize(model)
+        inputs = {
+            "hidden_states": torch.randn(1, 24, 16, dtype=dtype),
+            "encoder_hidden_states": torch.randn(1, 12, 96, dtype=dtype),
+            "pooled_projections": torch.randn(1, 32, dtype=dtype),
+            "timestep": torch.full((1,), 0.5, dtype=dtype),
+            "guidance": torch.full((1,), 3.5, dtype=dtype),
+            "img_ids": torch.randint(0, 9, (24, 3)).float(),
+            "txt_ids": torch.randint(0, 9, (12, 3)).float(),
+            "return_dict": False,
+        }
+        return model.to(dtype), inputs
+
+    return build
+
+
+def graph_text(gm: GraphModule) -> str:
+    """A graph as text: one line a node, with the shape and dtype of its value."""
+    lines = []
+    for node in gm.graph.nodes:
+        value = node.meta.get("example_value")
+        kind = (
+            f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}" if isinstance(value, torch.Tensor) else ""
+        )
+        if node.op == "placeholder":
+            lines.append(f"{node.name}: {kind}")
+            continue
+        target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        if isinstance(node.target, torch._ops.OpOverload):
+            target = node.target.name()
+        given = [_show(a) for a in node.args] + [f"{k}={_show(v)}" for k, v in node.kwargs.items()]
+        lines.append(f"{node.name} = {target}({', '.join(given)})  {kind}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, Node):
+        return value.name
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_show, value))}]"
+    return repr(value)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, GraphModule], None]:
+    """`golden(name, gm)`: compare the text of a graph with `tests/golden/<name>.txt`."""
+
+    def run(name: str, gm: GraphModule) -> None:
+        path = Path(__file__).parent / "golden" / f"{name}.txt"
+        text = graph_text(gm)
+        if request.config.getoption("--update-golden"):
+            path.write_text(text)
+        assert text == path.read_text(), f"the graph differs from {path.name}; pytest --update-golden writes it anew"
+
+    return run
