@@ -124,6 +124,19 @@ class GraphView:
         value = self.tensor(node)
         return None if value is None else value.dtype
 
+    def number(self, value: Any) -> int | float | bool | None:
+        """A number written in the graph, or None.
+
+        With `dynamic=True` Dynamo makes symbols of the model's floats too; such a symbol is specialised to the value that
+        it was traced with, which adds a guard: another value recompiles.
+        """
+        value = self.value(value) if isinstance(value, Node) else value
+        if isinstance(value, torch.SymFloat):
+            return float(value)
+        if isinstance(value, (torch.SymInt, torch.SymBool)):
+            return None
+        return value if isinstance(value, (int, float, bool)) else None
+
     # *** looking through views and casts
 
     def source(self, node: Any) -> tuple[Node, tuple[st.Step, ...]] | None:

@@ -121,9 +121,10 @@ class Const(Pattern):
 
     def match(self, attempt: Attempt, value: Any) -> bool:
         """Capture an int or float."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        number = attempt.view.number(value)
+        if number is None or isinstance(number, bool):
             return attempt.fail(value, f"expected a number for {self.name}, found {attempt.view.op(value)}")
-        return attempt.captures.setdefault(self.name, value) == value or attempt.fail(
+        return attempt.captures.setdefault(self.name, number) == number or attempt.fail(
             value, f"{self.name} is {value} here"
         )
 

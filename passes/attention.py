@@ -101,13 +101,16 @@ def _sdpa(view: GraphView, node: Node) -> Call | Miss:
     query, key, value, mask = (view.arg(node, name) for name in ("query", "key", "value", "attn_mask"))
     if any(view.shape(t) is None for t in (node, query, key, value)):
         return _miss(view, Code.NO_SHAPE, "query, key, value or result has no traced shape", node, "sdpa")
-    probability, is_causal, scale = (view.arg(node, name) for name in ("dropout_p", "is_causal", "scale"))
-    if probability != 0:
-        return _miss(view, Code.DROPOUT, f"dropout_p is {probability}", node, "sdpa")
-    if not isinstance(is_causal, bool) or not (scale is None or isinstance(scale, (int, float))):
-        return _miss(view, Code.PATTERN, f"is_causal={is_causal} and scale={scale} are not constants", node, "sdpa")
+    given = {name: view.arg(node, name) for name in ("dropout_p", "is_causal", "scale")}
+    numbers = {name: view.number(value) for name, value in given.items()}
+    if numbers["dropout_p"] != 0:
+        return _miss(view, Code.DROPOUT, f"dropout_p is {given['dropout_p']}", node, "sdpa")
+    is_causal, scale = numbers["is_causal"], numbers["scale"]
+    if is_causal is None or (scale is None and given["scale"] is not None):
+        message = f"is_causal={given['is_causal']} and scale={given['scale']} are not constants"
+        return _miss(view, Code.PATTERN, message, node, "sdpa")
     masking = "none" if mask is None else "bool" if view.dtype(mask) == torch.bool else "additive"
-    return Call(node, "sdpa", query, key, value, (), masking=masking, mask=mask, scale=scale, is_causal=is_causal)
+    return Call(node, "sdpa", query, key, value, (), masking=masking, mask=mask, scale=scale, is_causal=bool(is_causal))
 
 
 def _spelled(view: GraphView, node: Node, attempt: Attempt) -> Call | Miss:
