@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL ?= flux2-klein-4b
 
-.PHONY: inspect test test-slow lint bench clean
+.PHONY: inspect test test-slow lint schema bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fluxrewrite needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'
@@ -30,6 +30,9 @@ lint: $(VENV)/.installed
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p fluxrewrite
+
+schema: $(VENV)/.installed
+	$(BIN)/python -c 'from fluxrewrite.report import schema_text; print(schema_text(), end="")' > fluxrewrite/report/schema.json
 
 bench: $(VENV)/.installed
 	$(BIN)/python tools/bench_matching.py

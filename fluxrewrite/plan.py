@@ -139,7 +139,8 @@ def _decide(
         reasons = (Reason(Code.NO_KERNEL, f"no kernel named {finding.kind!r} is installed", finding.outputs[0].name),)
     else:
         grad = needs_grad(view, finding.outputs)
-        reasons = kernel.refusals(finding.shapes, finding.dtype) + ((grad,) if grad else ())
+        limits = kernel.refusals(finding.shapes, finding.dtype)
+        reasons = tuple(replace(r, node=finding.outputs[0].name) for r in limits) + ((grad,) if grad else ())
     if reasons:
         return Decision(replace(finding, reasons=reasons), "keep", reasons)
     where = finding.outputs[0].name

@@ -62,8 +62,6 @@ class Code(StrEnum):
     """The policy chose to keep the site as it is."""
     REPLACEMENT = "replacement_differs"
     """The replacement would have another shape, dtype or device."""
-    NONE_FOUND = "none_found"
-    """The graph holds nothing that this pass looks for."""
 
 
 @dataclass(frozen=True)

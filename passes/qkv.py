@@ -99,6 +99,11 @@ class Qkv(Pass):
                 return self.miss(Code.SEARCH_LIMIT, message, path, at)
             if reach.linears or at is None:
                 continue
+            bare = next((n for n in (at, *at.all_input_nodes) if view.value(n) is None), None)
+            if bare is not None:
+                return self.miss(
+                    Code.NO_SHAPE, f"{bare.name}, where the {role} comes from, has no traced shape", path, bare
+                )
             if view.op(at).startswith("fluxrewrite."):
                 return self.miss(Code.REWRITTEN, f"the {role} already comes from {view.op(at)}", path, at)
             return self.miss(
@@ -143,9 +148,7 @@ class Qkv(Pass):
 
     def _parts(self, view: GraphView, linear: Node, reaches: Mapping[str, Reach], path: str) -> list[_Part] | Miss:
         """Down from a linear layer through its views to the first values that serve one role, or none."""
-        shape = view.shape(linear)
-        if shape is None:
-            return self.miss(Code.NO_SHAPE, f"{linear.name} has no traced shape", path, linear)
+        shape = view.shape(linear) or ()
         parts: list[_Part] = []
         pending: list[tuple[Node, Lanes]] = [(linear, Lanes.of(shape))]
         while pending:

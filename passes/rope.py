@@ -76,7 +76,14 @@ class Rope(Pass):
                 for seen in attempt.visited:
                     if seen not in failed or failed[seen].depth < attempt.depth:
                         failed[seen] = attempt
-        return findings + self._near_misses(view, used, failed)
+        return findings + self._near_misses(view, used, failed) + self._untraced(view)
+
+    def _untraced(self, view: GraphView) -> list[Finding]:
+        """Without shapes no rotation can be told: say so rather than find nothing."""
+        bare = next((n for n in view.with_op("cat", "stack", "view_as_complex") if view.value(n) is None), None)
+        if bare is None:
+            return []
+        return [self.miss(Code.NO_SHAPE, f"{bare.name} has no traced shape", view.path(bare), bare)]
 
     def _attempts(self, view: GraphView, node: Node) -> Sequence[tuple[Attempt, str]]:
         op = view.op(node)

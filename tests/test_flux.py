@@ -43,7 +43,9 @@ def assert_close(model, inputs, kernels, inner, mode=torch.no_grad):
 def matrix():
     """Every combination; those that take seconds and differ little from others are slow."""
     for inner, kernels, dtype, mode in itertools.product(INNERS, KERNELS, DTYPES, MODES):
-        quick = inner == "eager" or (inner == "aot_eager" and dtype == "fp32" and (kernels is None or mode == "no_grad"))
+        quick = inner == "eager" or (
+            inner == "aot_eager" and dtype == "fp32" and (kernels is None or mode == "no_grad")
+        )
         marks = () if quick else (pytest.mark.slow,)
         yield pytest.param(inner, kernels, dtype, mode, marks=marks, id=f"{inner}-{kernels or 'all'}-{dtype}-{mode}")
 
@@ -158,7 +160,13 @@ def test_klein_4b_is_found_whole(image_tokens):
     import subprocess
     import sys
 
-    command = [sys.executable, "-c", "import sys; from fluxrewrite.cli import main; sys.exit(main())", "inspect", "flux2-klein-4b"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from fluxrewrite.cli import main; sys.exit(main())",
+        "inspect",
+        "flux2-klein-4b",
+    ]
     command += ["--format", "json", "--image-tokens", str(image_tokens)]
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert report["model"]["parameters"] == 3875544576
@@ -169,7 +177,8 @@ def test_klein_4b_is_found_whole(image_tokens):
     found = {(s["kind"], s["form"]) for s in report["sites"]}
     assert found == {("qkv", "triple"), ("qkv", "packed"), ("rope", "interleaved"), ("attention", "sdpa")}
     paths = [(s["kind"], s["form"], s["path"]) for s in report["sites"]]
-    double, single = ([f"{name}.{n}.attn" for n in range(k)] for name, k in (("transformer_blocks", 5), ("single_transformer_blocks", 20)))
+    double = [f"transformer_blocks.{n}.attn" for n in range(5)]
+    single = [f"single_transformer_blocks.{n}.attn" for n in range(20)]
     assert sorted(p for k, f, p in paths if (k, f) == ("qkv", "triple")) == sorted(double * 2)
     assert sorted(p for k, f, p in paths if (k, f) == ("qkv", "packed")) == sorted(single)
     assert sorted(p for k, _, p in paths if k == "rope") == sorted((double + single) * 2)

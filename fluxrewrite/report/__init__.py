@@ -1,7 +1,7 @@
 """Reports: one set of records, shown as JSON or text."""
 
 from .build import build_report, merge
-from .model import SCHEMA, Report
+from .model import SCHEMA, Report, schema_text
 from .text import render
 
-__all__ = ["SCHEMA", "Report", "build_report", "merge", "render"]
+__all__ = ["SCHEMA", "Report", "build_report", "merge", "render", "schema_text"]

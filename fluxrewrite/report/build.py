@@ -35,7 +35,7 @@ def build_report(
     for index, analysed in enumerate(graphs):
         for decision in analysed.plan.decisions:
             sites.append(_site(decision, index, numbers))
-    inventory: Counter[str] = Counter()
+    inventory: Counter[str] = Counter({"attention": 0})
     for analysed in graphs:
         inventory.update(_inventory(analysed.view))
     return Report(

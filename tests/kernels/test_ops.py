@@ -1,0 +1,101 @@
+"""The canonical ops: opcheck, the reference against plain formulas, and layouts."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fluxrewrite.kernel import load_kernels
+
+B, S, L, H, D = 2, 5, 7, 4, 8
+
+
+def sample(name):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(B, H, S, D), torch.randn(B, 2, L, D), torch.randn(B, 2, L, D)
+    x, w = torch.randn(B, S, 16), torch.randn(24, 16)
+    return {
+        "rope": [
+            (torch.randn(B, S, H, D), torch.randn(S, D), torch.randn(S, D), True, 1, None),
+            (
+                torch.randn(B, H, S, D).transpose(1, 2),
+                torch.randn(B, S, D // 2),
+                torch.randn(B, S, D // 2),
+                False,
+                1,
+                torch.bfloat16,
+            ),
+            (torch.randn(B, S, D, dtype=torch.bfloat16), torch.randn(S, D), torch.randn(S, D), True, 1, torch.float32),
+        ],
+        "qkv": [(x, w, w[:8], w[8:12], None, torch.randn(8), None), (x.transpose(0, 1), w, w, w, None, None, None)],
+        "attention": [
+            (q, k, v),
+            (q, k, v, torch.rand(B, 1, S, L) > 0.5, 0.3, False, "bhsd", "bshd"),
+            (*(t.transpose(1, 2) for t in (q, k, v)), torch.randn(S, L), None, False, "bshd", "bshd"),
+            (q, q, q, None, None, True, "bhsd", "bhsd"),
+        ],
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["rope", "qkv", "attention"])
+def test_opcheck(name):
+    op = load_kernels()[name].op
+    for args in sample(name):
+        torch.library.opcheck(op, args)
+
+
+@pytest.mark.parametrize("name", ["rope", "qkv", "attention"])
+def test_results_are_contiguous_and_as_the_fake_says(name):
+    op = load_kernels()[name].op
+    for args in sample(name):
+        for real, fake in zip(*(torch.utils._pytree.tree_leaves(r) for r in (op(*args), meta(op, args))), strict=True):
+            assert real.is_contiguous()
+            assert (real.shape, real.dtype, real.stride()) == (fake.shape, fake.dtype, fake.stride())
+
+
+def meta(op, args):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode()
+    fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
+    with mode:
+        return op(*fakes)
+
+
+@pytest.mark.parametrize(("interleaved", "axis", "half_table"), itertools.product([True, False], [1, 2], [True, False]))
+def test_rope_turns_each_pair_by_its_angle(interleaved, axis, half_table):
+    angles = torch.randn(S, D // 2, dtype=torch.float64)
+    x = torch.randn((B, S, H, D) if axis == 1 else (B, H, S, D), dtype=torch.float64)
+    pairs = x.unflatten(-1, (-1, 2)) if interleaved else x.unflatten(-1, (2, -1)).transpose(-1, -2)
+    turn = torch.polar(torch.ones_like(angles), angles)
+    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * (turn[:, None] if axis == 1 else turn))
+    expected = turned.flatten(-2) if interleaved else turned.transpose(-1, -2).flatten(-2)
+
+    def table(t):
+        return t if half_table else (t.repeat_interleave(2, -1) if interleaved else torch.cat([t, t], -1))
+
+    found = torch.ops.fluxrewrite.rope(x, table(angles.cos()), table(angles.sin()), interleaved, axis, None)
+    torch.testing.assert_close(found, expected)
+
+
+def test_rope_works_in_float32_for_bfloat16():
+    x, cos, sin = torch.randn(1, S, H, D).bfloat16(), torch.randn(S, D), torch.randn(S, D)
+    wide = torch.ops.fluxrewrite.rope(x.float(), cos, sin, True, 1, None)
+    assert torch.equal(torch.ops.fluxrewrite.rope(x, cos, sin, True, 1, None), wide.bfloat16())
+
+
+def test_attention_of_grouped_heads_and_masks():
+    (q, k, v, mask, scale, causal, layout, out_layout) = sample("attention")[1]
+    wide_k, wide_v = (t.repeat_interleave(2, 1) for t in (k, v))
+    scores = (q @ wide_k.mT * scale).masked_fill(~mask, float("-inf"))
+    expected = torch.nan_to_num(scores.softmax(-1)) @ wide_v
+    found = torch.ops.fluxrewrite.attention(q, k, v, mask, scale, causal, layout, out_layout)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+
+
+def test_qkv_is_three_linears():
+    x, wq, wk, wv, _, bias, _ = sample("qkv")[0]
+    found = torch.ops.fluxrewrite.qkv(x, wq, wk, wv, None, bias, None)
+    for result, weight, b in zip(found, (wq, wk, wv), (None, bias, None), strict=True):
+        torch.testing.assert_close(result, F.linear(x, weight, b))

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch import nn
+
+import fluxrewrite
+from fluxrewrite.capture import capture, capture_spec
+from fluxrewrite.errors import InputError
+from fluxrewrite.models import Shapes, find_model
+
+
+class Breaking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.tied = self.a
+
+    def forward(self, x):
+        y = self.a(x)
+        torch._dynamo.graph_break()
+        return self.tied(y)
+
+
+def test_graph_breaks_are_kept_and_told():
+    captured = capture(Breaking(), {"x": torch.randn(2, 4)})
+    assert len(captured.graphs) == 2
+    assert len(captured.breaks) == 1
+    assert captured.breaks[0].location.startswith(__file__)
+    assert captured.breaks[0].reason
+
+
+def test_the_model_is_left_as_it_was():
+    model = Breaking()
+    model.a.bias.requires_grad_(False)
+    before = {n: (id(p), p.clone(), p.requires_grad) for n, p in model.named_parameters()}
+    capture(model, {"x": torch.randn(2, 4)})
+    for name, parameter in model.named_parameters():
+        identity, value, grad = before[name]
+        assert id(parameter) == identity
+        assert torch.equal(parameter, value)
+        assert parameter.requires_grad == grad
+    assert type(model.a.weight) is nn.Parameter
+
+
+def test_the_model_is_left_as_it_was_after_an_error():
+    class Wrong(Breaking):
+        def forward(self, x):
+            raise RuntimeError("not today")
+
+    model = Wrong()
+    with pytest.raises(InputError, match="RuntimeError: not today"):
+        capture(model, {"x": torch.randn(2, 4)})
+    assert type(model.a.weight) is nn.Parameter
+
+
+def test_the_same_model_can_be_traced_many_times():
+    model = nn.Linear(4, 4)
+    for _ in range(12):
+        assert len(capture(model, {"input": torch.randn(2, 4)}).graphs) == 1
+
+
+def test_dynamic_sizes_are_reported():
+    report = fluxrewrite.inspect(nn.Linear(4, 4), {"input": torch.randn(6, 4)}, dynamic=True)
+    assert any("[0] = s" in d for d in report.model.dynamic_sizes)
+
+
+def test_buffers_and_parameters_are_counted_once_when_tied():
+    assert capture(Breaking(), {"x": torch.randn(2, 4)}).parameters == 20
+
+
+def test_no_memory_is_taken_for_weights():
+    model, mode = find_model("flux2-dev"), torch.bfloat16
+    captured = capture_spec(find_model("flux2-klein-4b"), Shapes(16, 16), mode)
+    assert captured.parameters == 3875544576
+    assert captured.dtype == torch.bfloat16
+    assert model.name == "flux2-dev"
+
+
+def test_default_dtype_is_put_back():
+    capture_spec(find_model("flux2-klein-4b"), Shapes(16, 16), torch.bfloat16)
+    assert torch.get_default_dtype() == torch.float32

@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import fluxrewrite
+from fluxrewrite.report import model
+
+
+def test_schema_file_is_up_to_date():
+    path = Path(model.__file__).parent / "schema.json"
+    assert path.read_text() == model.schema_text(), (
+        "run: make schema"
+    )
+
+
+def test_json_has_the_keys_of_the_contract_and_reads_back(flux2):
+    net, inputs = flux2()
+    report = fluxrewrite.inspect(net, **inputs)
+    data = json.loads(report.to_json())
+    assert set(data) == {
+        "schema", "model", "timing", "inventory", "sites", "boundaries", "segments", "summary", "verdicts",
+    }  # fmt: skip
+    assert {"name", "parameters", "dtype", "tp", "image_tokens", "text_tokens", "graphs", "graph_nodes"} <= set(
+        data["model"]
+    )
+    assert set(data["timing"]) == {"capture_s", "match_s", "analyse_s", "total_s", "peak_rss_mb"}
+    assert {"id", "kind", "form", "path", "status", "reasons", "shapes", "choice", "kernel"} <= set(data["sites"][0])
+    assert data["inventory"]["attention"] == 4
+    assert data["inventory"]["linear"] == sum(1 for m in net.modules() if type(m).__name__ == "Linear")
+    assert model.Report.model_validate_json(report.to_json()) == report
+
+
+def test_unknown_keys_are_refused():
+    with pytest.raises(ValidationError):
+        model.Timing(capture_s=0, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=0, extra=1)
+
+
+def test_inspect_leaves_names_free_for_the_model():
+    import torch
+
+    def fn(kernels, policy):
+        return torch.nn.functional.scaled_dot_product_attention(kernels, policy, policy)
+
+    x = torch.randn(1, 2, 4, 8)
+    report = fluxrewrite.inspect(fn, {"kernels": x, "policy": x}, kernels="attention")
+    assert report.summary.kinds["attention"].rewritten == 1
