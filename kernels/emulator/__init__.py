@@ -1,11 +1,12 @@
 """NKI on NumPy: runs kernel sources unchanged, refuses what the device refuses, and models what a call costs.
 
-Use ``from fluxrewrite.kernels.emulator import isa as nisa, language as nl, jit`` where a kernel would import ``nki``, and
-``simulate(kernel, device="trn2")(*arrays)`` to run it. Nothing here needs the ``nki`` package or Neuron hardware.
+A kernel imports ``isa as nisa``, ``language as nl`` and ``jit`` from here as it would from ``nki``;
+``simulate(kernel, device="trn2")(*arrays)`` runs it. Nothing here needs the ``nki`` package or Neuron hardware.
 """
 
 from . import isa, language
 from .errors import EmulationError, Limit
+from .install import installed
 from .profile import EngineRow, InstructionRow, MemoryRow, Profile
 from .run import Kernel, Run, jit, simulate
 
@@ -18,6 +19,7 @@ __all__ = [
     "MemoryRow",
     "Profile",
     "Run",
+    "installed",
     "isa",
     "jit",
     "language",

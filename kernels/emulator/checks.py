@@ -39,9 +39,7 @@ def on_chip(view: Any, ins: str, role: str, only: MemoryRegion | None = None) ->
     partitions = tensor.shape[0]
     if partitions > PARTITIONS:
         fail(Limit.PARTITION_COUNT, ins, f"{role} has {partitions} partitions; the limit is {PARTITIONS}")
-    if partitions > 1 and tensor.strides[0] != tensor.row_size:
-        step = tensor.strides[0] / tensor.row_size
-        fail(Limit.PARTITION_STEP, ins, f"{role} steps through partitions by {step:g}; they must be consecutive")
+    consecutive_partitions(tensor, ins, role)
     check_start(tensor, ins, role, partitions)
     if tensor.ndim > 2:
         free = tensor.runs()
@@ -49,6 +47,13 @@ def on_chip(view: Any, ins: str, role: str, only: MemoryRegion | None = None) ->
             text = f"{role} {list(tensor.shape)} needs {len(free)} free dimensions; the limit is {FREE_DIMS_MAX}"
             fail(Limit.FREE_DIMS, ins, text)
     return tensor
+
+
+def consecutive_partitions(tensor: NkiTensor, ins: str, role: str) -> None:
+    """Refuse an on-chip access that does not step through partitions one by one."""
+    if tensor.shape[0] > 1 and tensor.strides[0] != tensor.row_size:
+        step = tensor.strides[0] / tensor.row_size
+        fail(Limit.PARTITION_STEP, ins, f"{role} steps through partitions by {step:g}; they must be consecutive")
 
 
 def check_start(tensor: NkiTensor, ins: str, role: str, partitions: int) -> None:

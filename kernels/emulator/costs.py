@@ -19,6 +19,7 @@ GPSIMD_SETUP = 150  # iota, affine_select
 FP32_PASSES = 4  # TensorE passes for float32 operands
 GPSIMD_RSQRT = 4  # rsqrt on GpSimd against ScalarE (nki.api.shared.rst, SDK 2.32)
 RECIPROCAL = 8  # VectorE reciprocal (nki.api.shared.rst, SDK 2.32)
+EXPONENTIAL_RATE = 4  # VectorE exponential against ScalarE exp on trn3 (trainium3_arch.rst, SDK 2.32)
 
 
 def plain(n: float) -> float:

@@ -91,7 +91,8 @@ def to_float32(array: np.ndarray) -> np.ndarray:
     if array.dtype == bfloat16.np:
         widened = array.view(np.uint16).astype(np.uint32)
         widened <<= np.uint32(16)
-        return widened.view(np.float32)
+        as_float: np.ndarray = widened.view(np.float32)
+        return as_float
     return array.astype(np.float32)
 
 

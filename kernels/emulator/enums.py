@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, IntEnum
 
 
-class engine(Enum):  # noqa: N801 - NKI's own name
+class engine(Enum):
     """Engines that an instruction may be put on."""
 
     unknown = 0
@@ -17,7 +17,7 @@ class engine(Enum):  # noqa: N801 - NKI's own name
     sync = 6
 
 
-class reduce_cmd(Enum):  # noqa: N801 - NKI's own name
+class reduce_cmd(Enum):
     """What happens to an engine's accumulator registers."""
 
     idle = 0
@@ -27,7 +27,7 @@ class reduce_cmd(Enum):  # noqa: N801 - NKI's own name
     load_reduce = 4
 
 
-class dge_mode(Enum):  # noqa: N801 - NKI's own name
+class dge_mode(Enum):
     """Who generates DMA descriptors."""
 
     unknown = 0
@@ -36,21 +36,21 @@ class dge_mode(Enum):  # noqa: N801 - NKI's own name
     none = 3
 
 
-class oob_mode(Enum):  # noqa: N801 - NKI's own name
+class oob_mode(Enum):
     """What an out-of-bounds run-time index does."""
 
     error = 0
     skip = 1
 
 
-class matmul_perf_mode(Enum):  # noqa: N801 - NKI's own name
+class matmul_perf_mode(Enum):
     """Tensor engine modes."""
 
     none = "none"
     double_row = "double_row"
 
 
-class nc_version(IntEnum):  # noqa: N801 - NKI's own name
+class nc_version(IntEnum):
     """NeuronCore generations."""
 
     gen2 = 2
@@ -58,7 +58,7 @@ class nc_version(IntEnum):  # noqa: N801 - NKI's own name
     gen4 = 4
 
 
-class dma_engine(Enum):  # noqa: N801 - NKI's own name
+class dma_engine(Enum):
     """Engines that ``sendrecv`` may use."""
 
     dma = 1

@@ -7,8 +7,18 @@ from typing import Any
 from .enums import dge_mode, dma_engine, engine, matmul_perf_mode, nc_version, oob_mode, reduce_cmd
 from .errors import EmulationError as NkiValidationError
 from .errors import Limit, fail
+from .isa_lnc import core_barrier, sendrecv
 from .isa_move import dma_copy, dma_transpose, memset, tensor_copy, tensor_copy_predicated
+from .isa_reduce import bn_aggr, bn_stats, exponential, tensor_scalar_reduce
 from .isa_scalar import activation, activation_reduce
+from .isa_select import (
+    affine_select,
+    iota,
+    nc_stream_shuffle,
+    range_select,
+    select_reduce,
+    tensor_partition_reduce,
+)
 from .isa_tensor import nc_matmul, nc_transpose
 from .isa_vector import (
     reciprocal,
@@ -24,12 +34,47 @@ tensor_engine, vector_engine, scalar_engine = engine.tensor, engine.vector, engi
 gpsimd_engine, unknown_engine = engine.gpsimd, engine.unknown
 
 __all__ = [
-    *("NkiValidationError", "dge_mode", "dma_engine", "engine", "matmul_perf_mode", "nc_version", "oob_mode"),
-    *("reduce_cmd", "tensor_engine", "vector_engine", "scalar_engine", "gpsimd_engine", "unknown_engine"),
-    *("dma_copy", "dma_transpose", "memset", "tensor_copy", "tensor_copy_predicated"),
-    *("nc_matmul", "nc_transpose", "activation", "activation_reduce"),
-    *("reciprocal", "scalar_tensor_tensor", "tensor_reduce", "tensor_scalar", "tensor_tensor", "tensor_tensor_scan"),
+    "NkiValidationError",
+    "activation",
+    "activation_reduce",
+    "affine_select",
+    "bn_aggr",
+    "bn_stats",
+    "core_barrier",
+    "dge_mode",
+    "dma_copy",
+    "dma_engine",
+    "dma_transpose",
+    "engine",
+    "exponential",
     "get_nc_version",
+    "gpsimd_engine",
+    "iota",
+    "matmul_perf_mode",
+    "memset",
+    "nc_matmul",
+    "nc_stream_shuffle",
+    "nc_transpose",
+    "nc_version",
+    "oob_mode",
+    "range_select",
+    "reciprocal",
+    "reduce_cmd",
+    "scalar_engine",
+    "scalar_tensor_tensor",
+    "select_reduce",
+    "sendrecv",
+    "tensor_copy",
+    "tensor_copy_predicated",
+    "tensor_engine",
+    "tensor_partition_reduce",
+    "tensor_reduce",
+    "tensor_scalar",
+    "tensor_scalar_reduce",
+    "tensor_tensor",
+    "tensor_tensor_scan",
+    "unknown_engine",
+    "vector_engine",
 ]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from . import costs, dtypes, specs
 from .checks import (
+    consecutive_partitions,
     need_generation,
     need_tensor,
     not_both_psum,
@@ -33,6 +34,8 @@ def _off_psum(view: Any, ins: str, role: str) -> NkiTensor:
     tensor = need_tensor(view, ins, role)
     if tensor.buffer is MemoryRegion.psum:
         fail(Limit.DMA_PSUM, ins, f"{role} is in PSUM, which DMA cannot reach; copy through SBUF")
+    if tensor.storage.on_chip and not tensor.is_whole:
+        consecutive_partitions(tensor, ins, role)
     return tensor
 
 
@@ -161,9 +164,10 @@ def _check_memset(ins: str, dst: NkiTensor, value: Any) -> None:
         if float(value) != int(value) or not info.min <= value <= info.max:
             fail(Limit.VALUE, ins, f"{value} is no {dst.dtype} ({info.min} to {info.max})")
     if dst.dtype.kind == "f" and np.isfinite(value):
-        largest = float(dtypes.ml_dtypes.finfo(dst.dtype.np).max)
-        if abs(value) > largest:
-            fail(Limit.VALUE, ins, f"{value} does not fit {dst.dtype} (largest {largest:g})")
+        with np.errstate(over="ignore"):
+            stored = np.float32(value).astype(dst.dtype.np)
+        if not np.isfinite(stored):
+            fail(Limit.VALUE, ins, f"{value} does not fit {dst.dtype}")
 
 
 def memset(dst: NkiTensor, value: float, engine: engines = engines.unknown, name: str | None = None) -> None:

@@ -130,7 +130,7 @@ def activation(
 ) -> None:
     """``dst = op(data * scale + bias)`` on Scalar, float32 inside, with an optional running row sum.
 
-    ``scale``: constant or (P, 1) float32 tile; ``bias``: (P, 1) tile of any type but tfloat32, or, from v3 on, a constant.
+    ``scale``: constant or (P, 1) float32 tile; ``bias``: (P, 1) tile, not tfloat32; from v3 on, constants too.
     ``reduce_res`` (P, 1) receives the accumulator. Inputs outside the function's valid range are refused: the device
     returns garbage for them. Raises ``activation_range``, ``operand``, ``operator``, ``reduce``, ``shape``, ``arch``,
     ``partition_*``, ``buffer``, ``uninitialised``.

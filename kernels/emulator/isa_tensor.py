@@ -157,7 +157,7 @@ def _matmul_transpose(
 ) -> None:
     ins = "nc_matmul"
     _, parts = _array_parts(machine, ins, position, size)
-    k, m = data.shape[0], data.free_elements
+    k = data.shape[0]
     if identity.shape[0] != k or identity.free_elements != k:
         fail(Limit.MATMUL_SIZE, ins, f"is_transpose needs a [{k}, {k}] identity as moving, got {list(identity.shape)}")
     _transpose(machine, ins, dst, data, (data, identity), parts)
@@ -194,8 +194,8 @@ def nc_transpose(dst: NkiTensor, data: NkiTensor, engine: engines = engines.unkn
     """Transpose ``data[P, F]`` (free dimensions flattened) into ``dst[F, P]`` of the same type.
 
     TensorE: up to 128x128, SBUF to PSUM. VectorE: up to 32x32, any on-chip memory. Without ``engine``: Tensor when data
-    is in SBUF and dst in PSUM, else Vector. Raises ``transpose_size``, ``dtype``, ``buffer``, ``psum_bank``, ``engine``,
-    ``partition_*``, ``uninitialised``.
+    is in SBUF and dst in PSUM, else Vector. Raises ``transpose_size``, ``dtype``, ``buffer``, ``psum_bank``,
+    ``engine``, ``partition_*``, ``uninitialised``.
     """
     ins, machine = "nc_transpose", current()
     on_chip(dst, ins, "dst")

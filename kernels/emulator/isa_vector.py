@@ -197,7 +197,8 @@ def scalar_tensor_tensor(
 ) -> None:
     """``dst = (data op0 operand0) op1 operand1`` on Vector: operand0 constant or (P, 1) tile, operand1 like data.
 
-    Raises ``shape``, ``partition_*``, ``operand_partition``, ``both_psum``, ``operator``, ``operand``, ``uninitialised``.
+    Raises ``shape``, ``partition_*``, ``operand_partition``, ``both_psum``, ``operator``, ``operand``,
+    ``uninitialised``.
     """
     ins, machine = "scalar_tensor_tensor", current()
     _elementwise(ins, dst, data, "data", operand1, "operand1")
@@ -226,7 +227,8 @@ def reduce_free(op: Op, values: np.ndarray) -> np.ndarray:
     """Reduce ``(P, ..., N)`` along the last axis with a legal reduction operator, in the values' type."""
     assert op.reduction is not None
     with np.errstate(all="ignore"):
-        return op.reduction.reduce(values, axis=-1)
+        reduced: np.ndarray = op.reduction.reduce(values, axis=-1)
+    return reduced
 
 
 def tensor_reduce(
@@ -291,7 +293,8 @@ def tensor_tensor_scan(
 ) -> None:
     """``r[i] = (data0[i] op0 r[i-1]) op1 data1[i]``, ``r[-1] = initial`` (constant or (P, 1) tile), on Vector.
 
-    Raises ``shape``, ``partition_*``, ``operand_partition``, ``both_psum``, ``operator``, ``operand``, ``uninitialised``.
+    Raises ``shape``, ``partition_*``, ``operand_partition``, ``both_psum``, ``operator``, ``operand``,
+    ``uninitialised``.
     """
     ins, machine = "tensor_tensor_scan", current()
     _elementwise(ins, dst, data0, "data0", data1, "data1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ logical_and, logical_or, logical_xor = BY_NAME["logical_and"], BY_NAME["logical_
 bitwise_and, bitwise_or, bitwise_xor = BY_NAME["bitwise_and"], BY_NAME["bitwise_or"], BY_NAME["bitwise_xor"]
 invert, left_shift, right_shift = BY_NAME["invert"], BY_NAME["left_shift"], BY_NAME["right_shift"]
 power, abs_max, abs_min = BY_NAME["power"], BY_NAME["abs_max"], BY_NAME["abs_min"]
-abs = BY_NAME["abs"]  # noqa: A001 - NKI's own name
+abs = BY_NAME["abs"]
 square, relu, rsqrt, reciprocal = BY_NAME["square"], BY_NAME["relu"], BY_NAME["rsqrt"], BY_NAME["reciprocal"]
 copy, sigmoid, tanh, exp, log = BY_NAME["copy"], BY_NAME["sigmoid"], BY_NAME["tanh"], BY_NAME["exp"], BY_NAME["log"]
 gelu, gelu_dx, gelu_apprx_tanh = BY_NAME["gelu"], BY_NAME["gelu_dx"], BY_NAME["gelu_apprx_tanh"]
@@ -60,23 +61,135 @@ erf, erf_dx, sin, arctan = BY_NAME["erf"], BY_NAME["erf_dx"], BY_NAME["sin"], BY
 sqrt, sign, average, bypass = BY_NAME["sqrt"], BY_NAME["sign"], BY_NAME["average"], BY_NAME["bypass"]
 
 __all__ = [
-    *("DType", "MemoryRegion", "NKIObject", "NkiTensor", "sbuf", "psum", "hbm", "private_hbm", "shared_hbm"),
-    *("bfloat16", "bool_", "float16", "float32", "tfloat32", "int8", "int16", "int32", "uint8", "uint16", "uint32"),
-    *("float8_e4m3", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"),
-    *("float8_e5m2_x4", "float8_e4m3fn_x4", "float4_e2m1fn_x4"),
-    *("ndarray", "zeros", "ones", "full", "zeros_like", "empty_like", "shared_identity_matrix", "tile_size", "ds"),
-    *("affine_range", "sequential_range", "static_range", "program_id", "num_programs", "program_ndim"),
-    *("load", "store", "is_hbm", "is_on_chip", "is_psum", "is_sbuf"),
-    *BY_NAME,
+    "DType",
+    "MemoryRegion",
+    "NKIObject",
+    "NkiTensor",
+    "abs",
+    "abs_max",
+    "abs_min",
+    "add",
+    "affine_range",
+    "arctan",
+    "average",
+    "bfloat16",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+    "bool_",
+    "bypass",
+    "copy",
+    "ds",
+    "empty_like",
+    "equal",
+    "erf",
+    "erf_dx",
+    "exp",
+    "float4_e2m1fn_x4",
+    "float8_e4m3",
+    "float8_e4m3fn",
+    "float8_e4m3fn_x4",
+    "float8_e5m2",
+    "float8_e5m2_x4",
+    "float8_e8m0fnu",
+    "float16",
+    "float32",
+    "full",
+    "gelu",
+    "gelu_apprx_sigmoid",
+    "gelu_apprx_sigmoid_dx",
+    "gelu_apprx_tanh",
+    "gelu_dx",
+    "greater",
+    "greater_equal",
+    "hbm",
+    "int8",
+    "int16",
+    "int32",
+    "invert",
+    "is_hbm",
+    "is_on_chip",
+    "is_psum",
+    "is_sbuf",
+    "left_shift",
+    "less",
+    "less_equal",
+    "load",
+    "log",
+    "logical_and",
+    "logical_or",
+    "logical_xor",
+    "maximum",
+    "minimum",
+    "mish",
+    "multiply",
+    "ndarray",
+    "not_equal",
+    "num_programs",
+    "ones",
+    "power",
+    "private_hbm",
+    "program_id",
+    "program_ndim",
+    "psum",
+    "reciprocal",
+    "relu",
+    "right_shift",
+    "rsqrt",
+    "sbuf",
+    "sequential_range",
+    "shared_hbm",
+    "shared_identity_matrix",
+    "sigmoid",
+    "sign",
+    "silu",
+    "silu_dx",
+    "sin",
+    "softplus",
+    "sqrt",
+    "square",
+    "static_range",
+    "store",
+    "subtract",
+    "tanh",
+    "tfloat32",
+    "tile_size",
+    "uint8",
+    "uint16",
+    "uint32",
+    "zeros",
+    "zeros_like",
 ]
 
 
 class NKIObject:
-    """Base class of kernels' configuration objects: takes its fields as keywords."""
+    """Base class of kernels' configuration objects, which NKI treats like data classes.
 
-    def __init__(self, **kwargs: Any) -> None:
-        for key, value in kwargs.items():
-            setattr(self, key, value)
+    Class attributes are fields, annotated or not (``@dataclass`` on a subclass sees them too); the constructor takes
+    them by position or keyword, then calls ``__post_init__`` if there is one.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = inspect.get_annotations(cls)
+        plain = {k: Any for k, v in vars(cls).items() if k not in own and not k.startswith("__") and _is_field(v)}
+        cls.__annotations__ = {**own, **plain}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        fields = [n for c in reversed(type(self).__mro__) for n in inspect.get_annotations(c)]
+        unknown = set(kwargs) - set(fields)
+        if unknown or len(args) > len(fields):
+            raise TypeError(f"{type(self).__name__} takes the fields {fields}, got {args} and {sorted(kwargs)}")
+        given = {**dict(zip(fields, args, strict=False)), **kwargs}
+        for name in fields:
+            setattr(self, name, given.get(name, getattr(type(self), name, None)))
+        post = getattr(self, "__post_init__", None)
+        if post is not None:
+            post()
+
+
+def _is_field(value: Any) -> bool:
+    return not callable(value) and not hasattr(value, "__get__") and getattr(value, "__hash__", None) is not None
 
 
 class _TileSize:

@@ -154,7 +154,7 @@ class Machine:
         for view, box in zip(writes, boxes[len(reads) :], strict=True):
             storage = view.storage
             storage.tracker.write(box, end)
-            storage.mark(view.shape, view.strides, view.offset, view.dtype.itemsize, state, box is None)
+            storage.mark(view.shape, view.strides, view.offset, view.dtype.itemsize, state, view.is_whole)
             if storage.neighbours:
                 self._clobber(view)
 
@@ -216,6 +216,15 @@ class Machine:
         self._count(Engine.DMA, event, 0.0, busy)
         self._done(boxes, (src,), (dst,), event.end, WRITTEN)
 
+    def receive(self, name: str, src: NkiTensor, dst: NkiTensor, other_ready: float) -> None:
+        """Issue this core's half of an exchange: ``src`` leaves, ``dst`` arrives once the other core has it."""
+        ready, boxes = self._ready(name, (src,), (dst,))
+        nbytes = dst.size * dst.dtype.itemsize
+        run = dst.free_elements * dst.dtype.itemsize
+        event, busy = self.timeline.dma(name, nbytes, run, max(ready, other_ready), self._line())
+        self._count(Engine.DMA, event, 0.0, busy)
+        self._done(boxes, (src,), (dst,), event.end, WRITTEN)
+
     def _line(self) -> str:
         return kernel_line() if self.options.trace else ""
 
@@ -254,7 +263,7 @@ def running() -> Machine | None:
     return _CURRENT.get(None)
 
 
-# -- elements -----------------------------------------------------------------------------------------------------------
+# -- elements ----------------------------------------------------------------------------------------------------
 
 
 def load(view: NkiTensor) -> np.ndarray:

@@ -3,8 +3,8 @@
 A tensor lives from ``nl.ndarray`` until its last view is garbage collected. A name that a loop binds again still holds
 the previous iteration's tensor while the next one is allocated; when space runs short, such tensors, recognised by
 their common source line, are reclaimed oldest first. A reclaimed tensor that is used again was needed after all: that
-use is the capacity error. Space is a pool without addresses, so fragmentation is not modelled. Freed bytes remember when
-their last access ends, and a new tensor placed on them cannot be written earlier: that is how depth of buffering
+use is the capacity error. Space is a pool without addresses, so fragmentation is not modelled. Freed bytes remember
+when their last access ends, and a new tensor placed on them cannot be written earlier: that is how depth of buffering
 shows in the timeline. PSUM tensors take whole 2 KiB banks, or a power-of-two share of one, so none straddles a bank.
 Tensors with an explicit ``address`` are counted by the highest address in use.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from . import dtypes
 from .dtypes import DType
 from .errors import EmulationError, Limit, fail
 from .lnc import run_cores
-from .machine import Machine, Options, Shared, current, enter, leave, running
+from .machine import Machine, Options, Shared, running
 from .profile import Profile, build
 from .specs import DEVICES
 from .storage import MemoryRegion, Storage
@@ -108,7 +108,7 @@ class _Arguments:
     def __init__(self, options: Options) -> None:
         self._options = options
         self.torch = False
-        self.storages: list[Storage] = []
+        self._storages: list[tuple[Any, Storage]] = []
 
     def convert(self, value: Any, name: str = "") -> Any:
         """Return ``value`` with its arrays replaced by tensors in shared HBM."""
@@ -121,8 +121,19 @@ class _Arguments:
         shape = tuple(int(n) for n in value.shape) or (1,)
         storage = Storage(shape, dtype, MemoryRegion.shared_hbm, name, "argument")
         storage.adopt(_values(value, dtype) if self._options.numerics else None, self._options.precise)
-        self.storages.append(storage)
+        self._storages.append((value, storage))
         return NkiTensor.whole(storage)
+
+    def write_back(self) -> None:
+        """Copy arguments that the kernel wrote to into the caller's arrays."""
+        for value, storage in self._storages:
+            if not storage.mutated or storage.data is None:
+                continue
+            data = storage.data.reshape(storage.shape).astype(storage.dtype.np)
+            if isinstance(value, np.ndarray):
+                value[...] = data.reshape(value.shape)
+            else:
+                value.copy_(_to_torch(data, storage.dtype).reshape(value.shape))
 
 
 def _output(value: Any, torch: bool, options: Options) -> Any:
@@ -200,9 +211,7 @@ def simulate(
         machines = [Machine(spec, options, shared, i, cores) for i in range(cores)]
         result = run_cores(machines, lambda: fn(*bound, **named))
         _check_outputs(name, result)
+        arguments.write_back()
         return Run(_output(result, arguments.torch, options), build(machines))
 
     return call
-
-
-__all__: Sequence[str] = ("Kernel", "Run", "current", "enter", "jit", "leave", "simulate")

@@ -45,6 +45,7 @@ class Storage:
         "dtype",
         "free_size",
         "line",
+        "mutated",
         "name",
         "neighbours",
         "on_chip",
@@ -87,6 +88,7 @@ class Storage:
         self.tracker: Tracker | AddressTracker = Tracker(shape, self.on_chip)
         self.on_free: Callable[[Storage], None] | None = None
         self.reclaimed = False
+        self.mutated = False
 
     def __del__(self) -> None:
         if self.on_free is not None:
@@ -140,6 +142,7 @@ class Storage:
         self, shape: tuple[int, ...], strides: tuple[int, ...], offset: int, itemsize: int, state: int, whole: bool
     ) -> None:
         """Set the state of a view's elements."""
+        self.mutated = True
         if whole:
             self.uniform = state
             self.state = None
@@ -158,7 +161,7 @@ class Storage:
         return self.uniform != UNWRITTEN
 
     def invalidate(self, partitions: tuple[int, int], span: tuple[int, int]) -> None:
-        """Forget what lies at absolute ``partitions`` x byte ``span`` (both half-open): another tensor was put there."""
+        """Forget absolute ``partitions`` x byte ``span`` (both half-open): another tensor was put there."""
         if self.address is None or (self.uniform == UNWRITTEN):
             return
         base_partition, base_byte = self.address

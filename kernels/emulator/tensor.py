@@ -281,7 +281,8 @@ class NkiTensor:
         if len(src_pattern) != self.ndim:
             fail(Limit.VIEW, "rearrange", f"pattern {src_pattern} for {self.ndim} dimensions")
         known = dict(fixed_sizes or {})
-        view, names = self, []
+        view = self
+        names: list[str] = []
         for entry in src_pattern:
             group = (entry,) if isinstance(entry, str) else tuple(entry)
             names += group
@@ -291,11 +292,9 @@ class NkiTensor:
         if sorted(order) != sorted(names):
             fail(Limit.VIEW, "rearrange", f"{dst_pattern} does not use the names of {src_pattern}")
         view = view.permute([names.index(n) for n in order])
-        dim = 0
-        for entry in dst_pattern:
+        for dim, entry in enumerate(dst_pattern):
             if not isinstance(entry, str) and len(entry) > 1:
                 view = view.flatten_dims(dim, dim + len(entry) - 1)
-            dim += 1
         return view
 
     def view(self, dtype: Any) -> NkiTensor:

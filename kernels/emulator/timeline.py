@@ -5,8 +5,9 @@ Tensor engine: sixteen 32x32 parts of the array, so tiled matmuls on different p
 only: Vector and GpSimd share the SBUF port, Vector and Scalar the PSUM port (architecture guide).
 
 DMA: sixteen rings, each in order; a copy takes the ring whose last copy ended latest before its data are ready. Its
-first byte moves ``dma_latency_ns`` after its data are ready, or when the ring gets to it. All rings share the core's bandwidth: a copy is given the first gaps that
-are long enough. Its rate falls with the length of its contiguous runs (see ``specs``) and with fewer than sixteen runs.
+first byte moves ``dma_latency_ns`` after its data are ready, or when the ring gets to it. All rings share the core's
+bandwidth: a copy is given the first gap that is long enough. Its rate falls with the length of its contiguous runs (see
+``specs``) and with fewer than sixteen runs.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Timeline:
     def dma(
         self, name: str, nbytes: int, run: int, ready: float, line: str, efficiency: float = 1.0, hwdge: bool = False
     ) -> tuple[Event, float]:
-        """Move ``nbytes`` in contiguous runs of ``run`` bytes. Returns the event and its share of the bandwidth in ns."""
+        """Move ``nbytes`` in contiguous runs of ``run`` bytes. Returns the event and bandwidth-ns taken."""
         if hwdge:
             block = self._dge.index(min(self._dge))
             self._dge[block] = ready = max(self._dge[block], ready) + self.device.hwdge_issue_ns
