@@ -91,9 +91,8 @@ def to_float32(array: np.ndarray) -> np.ndarray:
     if array.dtype == bfloat16.np:
         widened = array.view(np.uint16).astype(np.uint32)
         widened <<= np.uint32(16)
-        as_float: np.ndarray = widened.view(np.float32)
-        return as_float
-    return array.astype(np.float32)
+        return np.asarray(widened.view(np.float32))
+    return np.asarray(array.astype(np.float32))
 
 
 def cast(values: np.ndarray, dtype: DType) -> np.ndarray:
