@@ -68,3 +68,30 @@ def restride(merged: list[tuple[int, int]], sizes: Sequence[int]) -> list[int] |
         left //= n
         stride *= n
     return list(reversed(out)) if left == 1 and not groups else None
+
+
+def bounding_box(
+    base: Sequence[int], base_strides: Sequence[int], shape: Sequence[int], strides: Sequence[int], offset: int
+) -> tuple[tuple[int, int], ...]:
+    """Return ``(first, last)`` per dimension of the row-major ``base`` that a view's elements stay within."""
+    lo, rest = [], offset
+    for s in base_strides:
+        q, rest = divmod(rest, s)
+        lo.append(q)
+    hi, spread = list(lo), len(base)
+    for stride, n in zip(strides, shape, strict=True):
+        if n == 1 or stride == 0:
+            continue
+        k = next(i for i, s in enumerate(base_strides) if s <= stride)
+        q, rest = divmod((n - 1) * stride, base_strides[k])
+        hi[k] += q
+        if stride % base_strides[k]:
+            # The steps drift through the inner dimensions and may carry into this one.
+            hi[k] += 1
+            spread = min(spread, k + 1)
+    for k in range(len(base) - 1, 0, -1):
+        if hi[k] >= base[k] or k >= spread:
+            hi[k - 1] += hi[k] // base[k]
+            lo[k], hi[k] = 0, base[k] - 1
+    hi[0] = min(hi[0], base[0] - 1)
+    return tuple(zip(lo, hi, strict=True))

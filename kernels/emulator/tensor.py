@@ -12,7 +12,7 @@ from . import dtypes
 from .dtypes import DType
 from .errors import Limit, fail
 from .storage import MemoryRegion, Storage
-from .strides import infer_sizes, merge_dims, normal_index, restride, slice_bounds
+from .strides import bounding_box, infer_sizes, merge_dims, normal_index, restride, slice_bounds
 from .tracker import Box
 
 
@@ -107,22 +107,7 @@ class NkiTensor:
             return None
         if self.dtype.itemsize != st.dtype.itemsize:
             return self._coarse_box()
-        lo, rest = [], self.offset
-        for s in st.strides:
-            q, rest = divmod(rest, s)
-            lo.append(q)
-        hi = list(lo)
-        for stride, n in zip(self.strides, self.shape, strict=True):
-            span = (n - 1) * stride
-            if span:
-                for k, s in enumerate(st.strides):
-                    q, span = divmod(span, s)
-                    hi[k] += q
-        for k in range(len(hi) - 1, 0, -1):
-            if hi[k] >= st.shape[k]:
-                hi[k - 1] += hi[k] // st.shape[k]
-                lo[k], hi[k] = 0, st.shape[k] - 1
-        return tuple(zip(lo, hi, strict=True))
+        return bounding_box(st.shape, st.strides, self.shape, self.strides, self.offset)
 
     def _coarse_box(self) -> Box | None:
         st = self.storage

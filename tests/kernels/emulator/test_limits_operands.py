@@ -17,9 +17,7 @@ def test_an_on_chip_tensor_needs_a_free_dimension(bench):
     bench.refused(lambda: nl.ndarray((128,), nl.float32), Limit.ON_CHIP_RANK, "[128]")
 
 
-@pytest.mark.parametrize(
-    ("start", "count"), [(32, 65), (32, 33), (16, 32), (1, 1), (100, 8)], ids=lambda n: str(n)
-)
+@pytest.mark.parametrize(("start", "count"), [(32, 65), (32, 33), (16, 32), (1, 1), (100, 8)], ids=lambda n: str(n))
 def test_partition_start_rule_refuses(bench, start, count):
     def kernel():
         src = bench.tile((128, 4))
