@@ -21,6 +21,7 @@ from .storage import UNWRITTEN, MemoryRegion, Storage
 from .tracker import AddressTracker, Tracker
 
 _ALIGN = 4
+_BUCKET = 2048  # bytes of address space searched together for overlaps
 
 
 def psum_bytes(size: int) -> int:
@@ -41,8 +42,9 @@ class Memory:
         self._placed_top = 0
         self._free: list[tuple[float, int]] = [(0.0, capacity)]
         self._lines: defaultdict[str, deque[weakref.ref[Storage]]] = defaultdict(deque)
-        self._placed: list[weakref.ref[Storage]] = []
-        self._times = Tracker((PARTITIONS, -(-capacity // AddressTracker.GRANULE)), on_chip=True)
+        self._placed: defaultdict[int, list[weakref.ref[Storage]]] = defaultdict(list)
+        cells = (PARTITIONS, -(-capacity // AddressTracker.GRANULE))
+        self._times = Tracker(cells, True, most_cells=cells[0] * cells[1])
 
     def _cost(self, storage: Storage) -> int:
         size = storage.bytes_per_partition
@@ -113,13 +115,21 @@ class Memory:
         self.peak = max(self.peak, self.live + grown)
         storage.address = address
         storage.tracker = AddressTracker(self._times, partition, byte, storage.shape, storage.dtype.itemsize)
-        self._placed = [r for r in self._placed if r() is not None]
-        for ref in self._placed:
-            other = ref()
-            if other is not None and _overlap(storage, other):
+        for other in self._near(byte, end):
+            if _overlap(storage, other):
                 other.neighbours.append(weakref.ref(storage))
-                storage.neighbours.append(ref)
-        self._placed.append(weakref.ref(storage))
+                storage.neighbours.append(weakref.ref(other))
+        for bucket in range(byte // _BUCKET, (end - 1) // _BUCKET + 1):
+            self._placed[bucket].append(weakref.ref(storage))
+
+    def _near(self, byte: int, end: int) -> set[Storage]:
+        """Return live placed tensors that share an address bucket with ``byte`` to ``end``, dropping dead ones."""
+        found = set()
+        for bucket in range(byte // _BUCKET, (end - 1) // _BUCKET + 1):
+            live = [(ref, other) for ref in self._placed[bucket] if (other := ref()) is not None]
+            self._placed[bucket] = [ref for ref, _ in live]
+            found.update(other for _, other in live)
+        return found
 
 
 def _overlap(a: Storage, b: Storage) -> bool:

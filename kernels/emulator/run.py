@@ -65,6 +65,12 @@ def jit(fn: Callable[..., Any] | None = None, **options: Any) -> Any:
     return (lambda f: Kernel(f)) if fn is None else Kernel(fn)
 
 
+# Types that torch and NumPy exchange directly; the others go through their bits.
+_TORCH_TO_NUMPY = frozenset(
+    {*("int8", "int16", "int32", "uint8", "uint16", "uint32", "bool"), *("float16", "float32", "tfloat32")}
+)
+
+
 def _is_torch(value: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
@@ -86,7 +92,7 @@ def _values(value: Any, dtype: DType) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
     tensor = value.detach().cpu().contiguous()
-    if dtype.np.kind in "iuf":
+    if dtype in _TORCH_TO_NUMPY:
         return np.asarray(tensor.numpy())
     torch = sys.modules["torch"]
     same_size = torch.int16 if dtype.itemsize == 2 else torch.uint8
@@ -96,7 +102,7 @@ def _values(value: Any, dtype: DType) -> np.ndarray:
 def _to_torch(values: np.ndarray, dtype: DType) -> Any:
     torch = sys.modules["torch"]
     kind = getattr(torch, str(dtype), torch.float32)
-    if values.dtype.kind in "iuf":
+    if dtype in _TORCH_TO_NUMPY:
         return torch.from_numpy(values.copy())
     bits = values.view(np.int16 if values.dtype.itemsize == 2 else np.uint8)
     return torch.from_numpy(bits.copy()).view(kind)

@@ -165,6 +165,8 @@ class Storage:
         if self.address is None or (self.uniform == UNWRITTEN):
             return
         base_partition, base_byte = self.address
+        if span[1] <= base_byte or span[0] >= base_byte + self.bytes_per_partition:
+            return
         p0, p1 = (max(0, min(self.shape[0], p - base_partition)) for p in partitions)
         b0, b1 = (max(0, min(self.bytes_per_partition, b - base_byte)) for b in span)
         if p0 >= p1 or b0 >= b1:

@@ -17,11 +17,11 @@ _MAX_CELLS = 8192
 _QUADRANT = 32
 
 
-def _steps(shape: tuple[int, ...], on_chip: bool) -> tuple[int, ...]:
+def _steps(shape: tuple[int, ...], on_chip: bool, most: int) -> tuple[int, ...]:
     steps = [1] * len(shape)
     if on_chip:
         steps[0] = _QUADRANT
-    while math.prod(-(-n // s) for n, s in zip(shape, steps, strict=True)) > _MAX_CELLS:
+    while math.prod(-(-n // s) for n, s in zip(shape, steps, strict=True)) > most:
         counts = [-(-n // s) for n, s in zip(shape, steps, strict=True)]
         steps[counts.index(max(counts))] *= 2
     return tuple(steps)
@@ -30,10 +30,11 @@ def _steps(shape: tuple[int, ...], on_chip: bool) -> tuple[int, ...]:
 class Tracker:
     """Read and write times of one allocation, as scalars while it is used whole, as a grid afterwards."""
 
-    __slots__ = ("_on_chip", "_r", "_reads", "_shape", "_steps", "_w", "_writes")
+    __slots__ = ("_most", "_on_chip", "_r", "_reads", "_shape", "_steps", "_w", "_writes")
 
-    def __init__(self, shape: tuple[int, ...], on_chip: bool, ready: float = 0.0) -> None:
+    def __init__(self, shape: tuple[int, ...], on_chip: bool, ready: float = 0.0, most_cells: int = _MAX_CELLS) -> None:
         self._shape = shape
+        self._most = most_cells
         self._on_chip = on_chip
         self._w = ready
         self._r = ready
@@ -45,7 +46,7 @@ class Tracker:
         return tuple([slice(lo // s, hi // s + 1) for (lo, hi), s in zip(box, self._steps, strict=True)])
 
     def _split(self) -> None:
-        self._steps = _steps(self._shape, self._on_chip)
+        self._steps = _steps(self._shape, self._on_chip, self._most)
         counts = tuple(-(-n // s) for n, s in zip(self._shape, self._steps, strict=True))
         self._writes = np.full(counts, self._w)
         self._reads = np.full(counts, self._r)
@@ -99,7 +100,7 @@ class AddressTracker:
 
     __slots__ = ("_byte", "_memory", "_partition", "_strides", "_whole")
 
-    GRANULE = 64
+    GRANULE = 4  # bytes: placed scalars lie side by side, coarser cells would tie them together
 
     def __init__(self, memory: Tracker, partition: int, byte: int, shape: tuple[int, ...], itemsize: int) -> None:
         self._memory = memory

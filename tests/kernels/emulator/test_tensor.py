@@ -43,11 +43,7 @@ def view_of(make, array=X):
         (lambda t: t.reshape((8, 3, 8)), lambda a: a.reshape(8, 3, 8)),
         (lambda t: t[:, 0:3].reshape((8, 12)), lambda a: a[:, 0:3].reshape(8, 12)),
         (
-            lambda t: (
-                t.rearrange(("p", ("a", "b"), "c"), ("p", "c", ("b", "a")), {"a": 2})
-                if False
-                else t.rearrange(("p", ("a", "b"), "c"), ("p", "b", "c", "a"), {"a": 2})
-            ),
+            lambda t: t.rearrange(("p", ("a", "b"), "c"), ("p", "b", "c", "a"), {"a": 2}),
             lambda a: a.reshape(8, 2, 3, 4).transpose(0, 2, 3, 1),
         ),
         (lambda t: t.rearrange(("p", "a", "c"), ("p", ("a", "c"))), lambda a: a.reshape(8, 24)),

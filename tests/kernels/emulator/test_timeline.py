@@ -101,6 +101,22 @@ def test_space_that_is_used_again_delays_its_next_tensor():
     assert only(large, "memset")[1].start == only(large, "activation")[0].end
 
 
+def test_placed_tensors_side_by_side_are_independent_and_shared_bytes_are_not(bench):
+    def kernel(byte):
+        a = nl.ndarray((128, 1), FP, address=(0, 0))
+        b = nl.ndarray((128, 1), FP, address=(0, byte))
+        source = ready((128, 512))
+        nisa.activation_reduce(source, nl.exp, source, nl.add, a)
+        nisa.memset(b, 0.0)
+
+    def gap(byte):
+        found = events(kernel, byte)
+        return only(found, "memset")[1].start - only(found, "activation_reduce")[0].end
+
+    assert gap(4) < 0
+    assert gap(0) == 0
+
+
 def test_tiled_matmuls_share_the_array(bench):
     def kernel(second_row):
         a, b = bench.tile((128, 128), nl.bfloat16), bench.tile((128, 512), nl.bfloat16)
