@@ -100,8 +100,8 @@ def cast(values: np.ndarray, dtype: DType) -> np.ndarray:
     if dtype.kind in "iu" and values.dtype.kind == "f":
         info = np.iinfo(dtype.np)
         wide = np.nan_to_num(np.rint(values.astype(np.float64)), nan=0.0, posinf=info.max, neginf=info.min)
-        return np.clip(wide, info.min, info.max).astype(dtype.np)
+        return np.asarray(np.clip(wide, info.min, info.max).astype(dtype.np))
     if dtype is tfloat32:
         return _round_tf32(values)
     with np.errstate(over="ignore", invalid="ignore"):
-        return values.astype(dtype.np)
+        return np.asarray(values.astype(dtype.np))

@@ -100,6 +100,30 @@ def affine_select(
         store(dst, np.where(keep, load(on_true_tile), np.float32(on_false_value)))
 
 
+def _check_range(
+    ins: str,
+    on_true_tile: NkiTensor,
+    comparisons: tuple[Op, Op],
+    bounds: tuple[NkiTensor, NkiTensor],
+    range_start: int,
+    on_false_value: float,
+    reduce_op: Op,
+) -> None:
+    for i, op in enumerate(comparisons):
+        if need_op(op, ins, f"comp_op{i}") not in _COMPARE:
+            fail(Limit.OPERATOR, ins, f"comp_op{i}={op!r}; it must be equal, less(_equal) or greater(_equal)")
+    if on_true_tile.dtype.kind != "f":
+        fail(Limit.DTYPE, ins, f"on_true_tile is {on_true_tile.dtype}; it must be a float type")
+    if np.float32(on_false_value) != np.float32(FP32_MIN):
+        fail(Limit.VALUE, ins, f"on_false_value={on_false_value}; the hardware takes only {FP32_MIN}")
+    if not 0 <= range_start <= _EXACT_INDEX - on_true_tile.free_elements:
+        fail(Limit.VALUE, ins, f"range_start={range_start}: indices are compared in float32, exact below 2**24")
+    if reduce_op is not BY_NAME["maximum"]:
+        fail(Limit.REDUCE, ins, f"reduce_op={reduce_op!r}; only maximum is supported")
+    if any(scalar_operand(ins, b, on_true_tile, f"bound{i}") is None for i, b in enumerate(bounds)):
+        fail(Limit.OPERAND, ins, "bound0 and bound1 must be (P, 1) float32 tiles")
+
+
 def range_select(
     dst: NkiTensor,
     on_true_tile: NkiTensor,
@@ -124,20 +148,7 @@ def range_select(
     on_chip(dst, ins, "dst")
     on_chip(on_true_tile, ins, "on_true_tile")
     same_elements(ins, dst, "dst", on_true_tile, "on_true_tile")
-    for role, op in (("comp_op0", comp_op0), ("comp_op1", comp_op1)):
-        if need_op(op, ins, role) not in _COMPARE:
-            fail(Limit.OPERATOR, ins, f"{role}={op!r}; it must be equal, less(_equal) or greater(_equal)")
-    if on_true_tile.dtype.kind != "f":
-        fail(Limit.DTYPE, ins, f"on_true_tile is {on_true_tile.dtype}; it must be a float type")
-    if np.float32(on_false_value) != np.float32(FP32_MIN):
-        fail(Limit.VALUE, ins, f"on_false_value={on_false_value}; the hardware takes only {FP32_MIN}")
-    if not 0 <= range_start <= _EXACT_INDEX - on_true_tile.free_elements:
-        fail(Limit.VALUE, ins, f"range_start={range_start}: indices are compared in float32, exact below 2**24")
-    if reduce_op is not BY_NAME["maximum"]:
-        fail(Limit.REDUCE, ins, f"reduce_op={reduce_op!r}; only maximum is supported")
-    bounds = [scalar_operand(ins, b, on_true_tile, r) for r, b in (("bound0", bound0), ("bound1", bound1))]
-    if any(b is None for b in bounds):
-        fail(Limit.OPERAND, ins, "bound0 and bound1 must be (P, 1) float32 tiles")
+    _check_range(ins, on_true_tile, (comp_op0, comp_op1), (bound0, bound1), range_start, on_false_value, reduce_op)
     accumulator.check(ins, on_true_tile, reduce_cmd, _SELECT_COMMANDS, reduce_res)
     accumulator.needs_registers(machine, ins, reduce_cmd, reduce_res)
     writes = (dst,) if reduce_res is None else (dst, reduce_res)
@@ -150,6 +161,15 @@ def range_select(
         values = np.where(keep, load(on_true_tile), np.float32(FP32_MIN))
         store(dst, values)
     accumulator.update(machine, reduce_op, reduce_cmd, values, on_true_tile, reduce_res)
+
+
+def _check_select_types(ins: str, predicate: NkiTensor, on_true: NkiTensor, reduce_res: NkiTensor | None) -> None:
+    if predicate.dtype not in ("int8", "uint8", "int16", "uint16"):
+        fail(Limit.DTYPE, ins, f"predicate is {predicate.dtype}; it must be an 8 or 16-bit integer")
+    if on_true.dtype in ("tfloat32", "int32", "uint32"):
+        fail(Limit.DTYPE, ins, f"on_true is {on_true.dtype}, which select_reduce does not take")
+    if reduce_res is not None and reduce_res.dtype.kind != "f":
+        fail(Limit.DTYPE, ins, f"reduce_res is {reduce_res.dtype}; it must be a float type")
 
 
 def select_reduce(
@@ -172,15 +192,10 @@ def select_reduce(
         on_chip(view, ins, role)
         if view.shape != dst.shape:
             fail(Limit.SHAPE, ins, f"{role} is {list(view.shape)}, dst {list(dst.shape)}; they must be identical")
-    if predicate.dtype not in ("int8", "uint8", "int16", "uint16"):
-        fail(Limit.DTYPE, ins, f"predicate is {predicate.dtype}; it must be an 8 or 16-bit integer")
-    if on_true.dtype in ("tfloat32", "int32", "uint32"):
-        fail(Limit.DTYPE, ins, f"on_true is {on_true.dtype}, which select_reduce does not take")
+    _check_select_types(ins, predicate, on_true, reduce_res)
     not_both_psum(ins, on_true, "on_true", predicate, "predicate")
     if reduce_op is not BY_NAME["maximum"]:
         fail(Limit.REDUCE, ins, f"reduce_op={reduce_op!r}; only maximum is supported")
-    if reduce_res is not None and reduce_res.dtype.kind != "f":
-        fail(Limit.DTYPE, ins, f"reduce_res is {reduce_res.dtype}; it must be a float type")
     accumulator.check(ins, on_true, reduce_cmd, (commands.idle, *_SELECT_COMMANDS), reduce_res)
     accumulator.needs_registers(machine, ins, reduce_cmd, reduce_res)
     tile = scalar_operand(ins, on_false, on_true, "on_false", None)

@@ -132,24 +132,28 @@ def nc_matmul(
         if is_transpose or (tile_size and int(tile_size[1]) != PARTITIONS):
             fail(Limit.MATMUL_TILE, ins, "double_row goes neither with column tiling nor with transposes")
     if is_transpose:
-        _matmul_transpose(machine, dst, stationary, moving, tile_position, tile_size)
-        return
+        return _matmul_transpose(machine, dst, stationary, moving, tile_position, tile_size)
     _check_types(machine, ins, dst, stationary, moving, double)
     tile, parts = _array_parts(machine, ins, tile_position, tile_size)
     k, m, n = _check_sizes(machine, ins, dst, stationary, moving, tile, double)
     check_bank(machine, ins, dst)
     add = _resolve_accumulate(machine, ins, dst, accumulate)
     rounds = costs.passes(stationary.dtype, moving.dtype, onezero=is_stationary_onezero or is_moving_onezero)
-    macs = k * m * n * (2 if double else 1)
-    machine.matmul(ins, costs.matmul(m, n, rounds), (stationary, moving), dst, MATMUL_STARTED, macs, parts)
+    work = k * m * n * (2 if double else 1)
+    machine.matmul(ins, costs.matmul(m, n, rounds), (stationary, moving), dst, MATMUL_STARTED, work, parts)
     if machine.numerics:
-        left, right = load(stationary), load(moving)
-        if double:
-            left = left.reshape(k, 2, m).reshape(k * 2, m)
-            right = right.reshape(k, 2, n).reshape(k * 2, n)
-        with np.errstate(all="ignore"):
-            result = left.T @ right
-            store(dst, load(dst) + result if add else result)
+        store(dst, _product(stationary, moving, double, dst if add else None))
+
+
+def _product(stationary: NkiTensor, moving: NkiTensor, double: bool, onto: NkiTensor | None) -> np.ndarray:
+    left, right = load(stationary), load(moving)
+    if double:
+        # Contraction index (partition, pair): both tiles hold the pair next to the partition.
+        left = left.reshape(2 * left.shape[0], -1)
+        right = right.reshape(2 * right.shape[0], -1)
+    with np.errstate(all="ignore"):
+        result = left.T @ right
+        return np.asarray(result if onto is None else load(onto) + result)
 
 
 def _matmul_transpose(

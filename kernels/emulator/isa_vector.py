@@ -76,13 +76,15 @@ def tensor_tensor(
     cycles = costs.two_inputs(machine.generation, unit is Engine.VECTOR, data1, data2, dst, light)
     machine.compute(ins, unit, cycles, (data1, data2), (dst,))
     if machine.numerics:
-        if found.bits or (integers and unit is Engine.GPSIMD):
-            assert found.binary is not None
-            with np.errstate(all="ignore"):
-                result = found.binary(raw(data1), raw(data2))
-            store(dst, result.astype(dst.dtype.np))
-        else:
-            store(dst, apply(found, load(data1), load(data2), False))
+        exact = found.bits or (integers and unit is Engine.GPSIMD)
+        store(dst, _combine(found, data1, data2, dst) if exact else apply(found, load(data1), load(data2), False))
+
+
+def _combine(op: Op, data1: NkiTensor, data2: NkiTensor, dst: NkiTensor) -> np.ndarray:
+    """Return ``data1 op data2`` on the stored integers, without a detour through float32."""
+    assert op.binary is not None
+    with np.errstate(all="ignore"):
+        return np.asarray(op.binary(raw(data1), raw(data2))).astype(dst.dtype.np)
 
 
 def _ts_engine(
@@ -140,6 +142,13 @@ def _bit_chain(data: NkiTensor, ops: list[Op], operands: list[Any], reverses: li
     return value
 
 
+def _float_chain(data: NkiTensor, ops: list[Op], operands: list[Any], reverses: list[bool]) -> np.ndarray:
+    value = load(data)
+    for op, operand, reverse in zip(ops, operands, reverses, strict=True):
+        value = apply(op, value, None if op.binary is None else scalar_values(operand), reverse)
+    return value
+
+
 def tensor_scalar(
     dst: NkiTensor,
     data: NkiTensor,
@@ -173,15 +182,9 @@ def tensor_scalar(
     if _RSQRT in ops:
         cycles *= costs.GPSIMD_RSQRT
     machine.compute(ins, unit, cycles, (data, *tiles), (dst,))
-    if not machine.numerics:
-        return
-    if ops[0].bits:
-        store(dst, _bit_chain(data, ops, operands, reverses).astype(dst.dtype.np))
-        return
-    value = load(data)
-    for op, operand, reverse in zip(ops, operands, reverses, strict=True):
-        value = apply(op, value, None if op.binary is None else scalar_values(operand), reverse)
-    store(dst, value)
+    if machine.numerics:
+        chain = _bit_chain if ops[0].bits else _float_chain
+        store(dst, chain(data, ops, operands, reverses))
 
 
 def scalar_tensor_tensor(

@@ -124,7 +124,7 @@ class Memory:
 
     def _near(self, byte: int, end: int) -> set[Storage]:
         """Return live placed tensors that share an address bucket with ``byte`` to ``end``, dropping dead ones."""
-        found = set()
+        found: set[Storage] = set()
         for bucket in range(byte // _BUCKET, (end - 1) // _BUCKET + 1):
             live = [(ref, other) for ref in self._placed[bucket] if (other := ref()) is not None]
             self._placed[bucket] = [ref for ref, _ in live]

@@ -17,7 +17,7 @@ from .errors import EmulationError, Limit, fail
 from .lnc import run_cores
 from .machine import Machine, Options, Shared, running
 from .profile import Profile, build
-from .specs import DEVICES
+from .specs import DEVICES, DeviceSpec
 from .storage import MemoryRegion, Storage
 from .tensor import NkiTensor
 
@@ -175,6 +175,19 @@ def _check_outputs(kernel: str, result: Any) -> None:
             raise EmulationError(Limit.OUTPUT_UNWRITTEN, text, kernel)
 
 
+def _refuse_nesting() -> None:
+    if running() is not None:
+        fail(Limit.UNSUPPORTED, "simulate", "a kernel cannot be simulated inside another one")
+
+
+def _cores(kernel: Any, lnc: int | None, spec: DeviceSpec, name: str) -> int:
+    cores = lnc if lnc is not None else kernel.lnc if isinstance(kernel, Kernel) else 1
+    if cores not in (1, 2) or (cores == 2 and spec.generation < 3):
+        text = f"{cores} cores on {spec.name}: trn1 has LNC1, trn2 and trn3 LNC1 and LNC2"
+        raise EmulationError(Limit.LNC, text, name)
+    return cores
+
+
 def simulate(
     kernel: Any,
     device: str = "trn2",
@@ -190,27 +203,23 @@ def simulate(
         device: ``trn1``, ``trn2`` or ``trn3``.
         lnc: cores, 1 or 2; None takes the kernel's own launch grid.
         precise: store bf16/fp8 with true rounding; False keeps low precision as float32.
-        numerics: False checks shapes and limits and counts costs, but computes nothing: arguments may be torch meta
-            tensors, outputs are placeholders (zeros, or meta tensors), value checks (activation ranges) do not happen.
+        numerics: False checks shapes and limits and counts costs but computes nothing: arguments may be torch meta
+            tensors, outputs are placeholders, checks of values (activation ranges) do not happen.
         trace: keep every instruction for the timeline.
 
-    Raises:
-        EmulationError: for everything the device, or the emulator, refuses; see :class:`Limit`.
-        ValueError: for an unknown device.
+    Raises EmulationError for what the device or the emulator refuses (see :class:`Limit`), ValueError for an
+    unknown device.
     """
     spec = DEVICES.get(device)
     if spec is None:
         raise ValueError(f"device {device!r}; known are {', '.join(DEVICES)}")
     fn = kernel.fn if isinstance(kernel, Kernel) else inspect.unwrap(kernel)
-    cores = lnc if lnc is not None else kernel.lnc if isinstance(kernel, Kernel) else 1
     name = getattr(fn, "__name__", "kernel")
-    if cores not in (1, 2) or (cores == 2 and spec.generation < 3):
-        raise EmulationError(Limit.LNC, f"{cores} cores on {device}: trn1 has LNC1, trn2 and trn3 LNC1 and LNC2", name)
+    cores = _cores(kernel, lnc, spec, name)
     options = Options(precise, numerics, trace)
 
     def call(*args: Any, **kwargs: Any) -> Run:
-        if running() is not None:
-            fail(Limit.UNSUPPORTED, "simulate", "a kernel cannot be simulated inside another one")
+        _refuse_nesting()
         arguments, shared = _Arguments(options), Shared()
         bound = [arguments.convert(a) for a in args]
         named = {k: arguments.convert(v, k) for k, v in kwargs.items()}
