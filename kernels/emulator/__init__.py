@@ -1,0 +1,27 @@
+"""NKI on NumPy: runs kernel sources unchanged, refuses what the device refuses, and models what a call costs.
+
+A kernel imports ``isa as nisa``, ``language as nl`` and ``jit`` from here as it would from ``nki``;
+``simulate(kernel, device="trn2")(*arrays)`` runs it. Nothing here needs the ``nki`` package or Neuron hardware.
+"""
+
+from . import isa, language
+from .errors import EmulationError, Limit
+from .install import installed
+from .profile import EngineRow, InstructionRow, MemoryRow, Profile
+from .run import Kernel, Run, jit, simulate
+
+__all__ = [
+    "EmulationError",
+    "EngineRow",
+    "InstructionRow",
+    "Kernel",
+    "Limit",
+    "MemoryRow",
+    "Profile",
+    "Run",
+    "installed",
+    "isa",
+    "jit",
+    "language",
+    "simulate",
+]
