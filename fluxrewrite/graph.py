@@ -5,6 +5,8 @@ Nothing is normalised by mutation: the view answers questions about the graph th
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -53,6 +55,8 @@ class GraphView:
         for node in self.nodes:
             self._by_op.setdefault(self._facts[node].op, []).append(node)
         self._steps: dict[Node, tuple[Node, tuple[st.Step, ...]] | None] = {}
+        self._stripped: dict[bool, dict[Node, Node]] = {False: {}, True: {}}
+        self._roots: dict[Node, Node] = {}
         self._memo: dict[Any, Any] = {}
         self._writes = self._find_writes()
 
@@ -149,11 +153,18 @@ class GraphView:
 
     def strip(self, node: Any, lossy: bool = False) -> Any:
         """Look through casts and views that change nothing; through rounding casts too if `lossy`."""
-        while True:
+        known, passed = self._stripped[lossy], []
+        while isinstance(node, Node):
+            if node in known:
+                node = known[node]
+                break
             found = self.source(node)
-            if found is None or not all(self._neutral(s, found[0], node, lossy) for s in found[1]):
-                return node
+            if found is None or not all(self._neutral(s, found[0], lossy) for s in found[1]):
+                break
+            passed.append(node)
             node = found[0]
+        known.update(dict.fromkeys(passed, node))
+        return node
 
     def bare(self, node: Any) -> Any:
         """Look through views that change nothing, but not through casts."""
@@ -189,7 +200,7 @@ class GraphView:
         """Whether `node` only views, casts or splits another value."""
         return self.source(node) is not None or self.op(node) in ("split", "chunk", "unbind")
 
-    def _neutral(self, step: st.Step, source: Node, node: Node, lossy: bool) -> bool:
+    def _neutral(self, step: st.Step, source: Node, lossy: bool) -> bool:
         if isinstance(step, st.Cast):
             return step.lossless or lossy
         return isinstance(step, st.Reshape) and st.same_shape(step.shape, self.shape(source) or ())
@@ -221,7 +232,8 @@ class GraphView:
         dim, index = int(self.arg(pieces, "dim", 0)) % len(before), index % len(values)
         if self.op(pieces) == "unbind":
             return whole, (st.Select(dim, index),)
-        start = sum(v.shape[dim] for v in values[:index])
+        starts = self.memo(("starts", pieces), lambda _: [0, *itertools.accumulate(v.shape[dim] for v in values)])
+        start = starts[index]
         return (whole, (st.Slice(dim, start, shape[dim]),)) if isinstance(start, int) else None
 
     # *** what is modified in place
@@ -232,16 +244,20 @@ class GraphView:
             return None
         for node in nodes:
             for key in self._memory(node) if isinstance(node, Node) else ():
-                for position in self._writes.get(key, ()):
-                    if first <= position <= last:
-                        return self.nodes[position]
+                positions = self._writes.get(key, [])
+                at = bisect.bisect_left(positions, first)
+                if at < len(positions) and positions[at] <= last:
+                    return self.nodes[positions[at]]
         return None
 
     def _memory(self, node: Node) -> tuple[Any, ...]:
         """What `node` may share memory with: the top of its chain of views, and the storage of its fake value."""
-        value, top = self.tensor(node), node
-        while (found := self.source(top)) is not None:
+        value, top, passed = self.tensor(node), node, []
+        while top not in self._roots and (found := self.source(top)) is not None:
+            passed.append(top)
             top = found[0]
+        top = self._roots.get(top, top)
+        self._roots.update(dict.fromkeys(passed, top))
         return (top,) if value is None else (top, value.untyped_storage()._cdata)
 
     def _find_writes(self) -> dict[Any, list[int]]:

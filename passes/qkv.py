@@ -70,6 +70,8 @@ class Qkv(Pass):
         claimed: set[Node] = set()
         for call in attention_calls(view):
             if isinstance(call, Miss):
+                message = f"its attention is no known form: {call.reason.message}"
+                findings.append(Miss(self.kind, call.path, replace(call.reason, message=message)))
                 continue
             reaches = {
                 role: walk(view, node) for role, node in zip(ROLES, (call.query, call.key, call.value), strict=True)

@@ -10,9 +10,7 @@ from fluxrewrite.report import model
 
 def test_schema_file_is_up_to_date():
     path = Path(model.__file__).parent / "schema.json"
-    assert path.read_text() == model.schema_text(), (
-        "run: make schema"
-    )
+    assert path.read_text() == model.schema_text(), "run: make schema"
 
 
 def test_json_has_the_keys_of_the_contract_and_reads_back(flux2):
