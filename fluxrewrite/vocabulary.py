@@ -127,6 +127,8 @@ def _define_layers() -> None:
     _define("gelu", "input approximate=None", F.gelu, aten.gelu)
     _define("embedding", "weight indices", torch.embedding, aten.embedding)
     _define("embedding", "indices weight", F.embedding)
+    for name in ("tanh", "sigmoid", "exp", "sqrt", "rsqrt", "sin", "cos", "abs", "relu"):
+        _define(name, "input", getattr(torch, name), getattr(aten, name), methods=name)
     for name in ("conv1d", "conv2d", "conv3d"):
         _define(name, "input weight bias=None", getattr(F, name), getattr(aten, name))
 

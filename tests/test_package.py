@@ -1,0 +1,75 @@
+"""The wheel, and what it must not bring along."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_module_of_the_tree_is_packaged():
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {
+        path.parent.relative_to(ROOT).as_posix()
+        for top in ("fluxrewrite", "passes", "kernels")
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    places = {p: tool["package-dir"].get(p, p.replace(".", "/")) for p in tool["packages"]}
+    assert set(places.values()) == folders
+
+
+def test_arrows_run_one_way():
+    for path in (ROOT / "fluxrewrite").rglob("*.py"):
+        text = path.read_text()
+        assert "fluxrewrite.passes." not in text.replace('"fluxrewrite.passes"', ""), path
+        assert "fluxrewrite.kernels." not in text, path
+    for path in (ROOT / "passes").glob("*.py"):
+        assert "fluxrewrite.kernels" not in path.read_text(), path
+    for path in (ROOT / "kernels").rglob("*.py"):
+        assert "fluxrewrite.passes" not in path.read_text(), path
+
+
+def test_limits_of_style():
+    import ast
+
+    for top in ("fluxrewrite", "passes", "kernels", "tools"):
+        for path in (ROOT / top).rglob("*.py"):
+            text = path.read_text()
+            assert text.count("\n") <= 400, path
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef):
+                    size = (node.end_lineno or 0) - node.lineno + 1
+                    assert size <= 60, f"{path}:{node.lineno}: {node.name} has {size} lines"
+
+
+def test_readme_names_the_test_command_of_ci():
+    assert "make test" in (ROOT / "README.md").read_text()
+    assert "make test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.slow
+def test_wheel_in_an_empty_environment(tmp_path):
+    def run(*command):
+        return subprocess.run(
+            [str(c) for c in command], check=True, cwd=tmp_path, env=env, capture_output=True, text=True
+        ).stdout
+
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, ROOT)
+    (wheel,) = tmp_path.glob("fluxrewrite-*.whl")
+    tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {t for t in tops if not t.endswith(".dist-info")} == {"fluxrewrite"}
+    run(sys.executable, "-m", "venv", "env")
+    python = tmp_path / "env" / "bin" / "python"
+    run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{wheel}[diffusers]")
+    out = run(tmp_path / "env" / "bin" / "fluxrewrite", "inspect", "flux2-klein-4b")
+    assert "25 of 25" in out
+    assert (
+        run(python, "-c", "import importlib.util as u; print(u.find_spec('kernels'), u.find_spec('passes'))")
+        == "None None\n"
+    )
