@@ -21,10 +21,10 @@ from .report.model import BreakInfo, ModelInfo, Report, Timing
 __all__ = ["analyse", "inspect", "inspect_spec", "peak_rss_mb"]
 
 
-def analyse(gm: GraphModule, selection: Selection, policy: Policy) -> Analysed:
-    """View one graph and plan its rewrite."""
+def analyse(gm: GraphModule, selection: Selection, policy: Policy, **options: Any) -> Analysed:
+    """View one graph and plan its rewrite; `options` go to `make_plan`."""
     view = GraphView(gm.graph)
-    return Analysed(view, make_plan(view, selection, policy))
+    return Analysed(view, make_plan(view, selection, policy, **options))
 
 
 def inspect(

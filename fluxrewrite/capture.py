@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._C._dynamo.eval_frame import reset_code
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -73,17 +75,43 @@ def capture(
         graphs.append(gm)
         return gm.forward
 
-    tensors = [t for t in _tensors(model)]
+    tensors = list(_tensors(model))
+    if any(torch.nn.parameter.is_lazy(t) for t in tensors):
+        raise InputError(f"{type(model).__name__} has parameters without a shape (lazy modules); run it once before")
     dtypes = [t.dtype for t in tensors if t.dtype.is_floating_point]
     parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
-    with _faked(model, mode), mode, torch.no_grad():
+    with _faked(model, mode), _own_cache_entries(), mode, torch.no_grad():
         fake_inputs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: _fake(t, mode), dict(inputs))
         try:
             torch.compile(_fresh_entry(model), backend=collect, dynamic=dynamic)(fake_inputs)
-        except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0]
-            raise InputError(f"the model failed while it was traced: {type(error).__name__}: {first}") from error
+        except (Exception, SystemExit) as error:
+            raise InputError(f"the model failed while it was traced: {_cause(error)}") from error
     return Capture(tuple(graphs), tuple(_breaks(graphs)), parameters, max(dtypes, key=dtypes.count, default=None))
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost error in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+@contextlib.contextmanager
+def _own_cache_entries() -> Iterator[None]:
+    """Forget what Dynamo cached for the code that it met, at the end.
+
+    After a graph break Dynamo compiles functions of the user's own; without this, some eight traces would use up their
+    recompile limit, and neither a later trace nor the user's compile would see any graph.
+    """
+    met: set[types.CodeType] = set()
+    hook = torch._dynamo.convert_frame.register_bytecode_hook(lambda code, _: met.add(code))
+    try:
+        yield
+    finally:
+        hook.remove()
+        for code in met:
+            reset_code(code)
 
 
 def _tensors(model: Any) -> Iterator[torch.Tensor]:
@@ -126,23 +154,41 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _faked(model: Any, mode: FakeTensorMode) -> Iterator[None]:
-    """Fake parameters and buffers in place of real ones, shared ones staying shared; all put back at the end."""
-    saved: list[tuple[dict[str, Any], str, Any]] = []
+    """Fake parameters and buffers in place of real ones, shared ones staying shared.
+
+    At the end every module gets its attributes back, and the lists, dicts and sets among them their content, so that no
+    fake tensor that the model kept stays behind.
+    """
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    saved = [
+        (m, dict(vars(m)), {k: copy.copy(v) for k, v in vars(m).items() if type(v) in (list, dict, set)})
+        for m in modules
+    ]
     fakes: dict[int, torch.Tensor] = {}
-    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    tables: list[dict[str, Any]] = [table for m in modules for table in (m._parameters, m._buffers)]
     try:
-        for table in tables:
-            for name, value in list(table.items()):
-                if value is None or isinstance(value, FakeTensor):
-                    continue
-                if id(value) not in fakes:
-                    fake = mode.from_tensor(value.detach(), static_shapes=True)
-                    is_parameter = isinstance(value, torch.nn.Parameter)
-                    fakes[id(value)] = torch.nn.Parameter(fake, value.requires_grad) if is_parameter else fake
-                saved.append((table, name, value))
-                table[name] = fakes[id(value)]
+        for module in modules:
+            for table in (module._parameters, module._buffers):
+                for name, value in table.items():
+                    if value is not None and not isinstance(value, FakeTensor):
+                        table[name] = _shared_fake(value, mode, fakes)  # type: ignore[assignment]
         yield
     finally:
-        for table, name, value in saved:
-            table[name] = value
+        for module, attributes, contents in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, content in contents.items():
+                _refill(attributes[name], content)
+
+
+def _shared_fake(value: torch.Tensor, mode: FakeTensorMode, fakes: dict[int, torch.Tensor]) -> torch.Tensor:
+    if id(value) not in fakes:
+        fake = mode.from_tensor(value.detach(), static_shapes=True)
+        is_parameter = isinstance(value, torch.nn.Parameter)
+        fakes[id(value)] = torch.nn.Parameter(fake, value.requires_grad) if is_parameter else fake
+    return fakes[id(value)]
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Give a list, dict or set its content back without making it another object."""
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(content)

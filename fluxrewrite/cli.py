@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
@@ -119,12 +120,16 @@ def kernels() -> None:
 
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[None]:
-    """A spinner with the time taken, on stderr, only where somebody looks."""
+    """A spinner with the time taken, on stderr, only where somebody looks; other libraries' logs are kept quiet."""
+    logging.disable(logging.ERROR)  # torch and diffusers log at length what then comes as one line
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         progress.add_task(what)
-        yield
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _torch_dtype(dtype: Dtype) -> torch.dtype:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 
 from . import steps as st
@@ -23,7 +24,7 @@ __all__ = ["GraphView", "module_path"]
 T = TypeVar("T")
 _FLOATS = {torch.float16: 1, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 _COMPLEX = {torch.complex32: 1, torch.complex64: 2, torch.complex128: 3}
-_PATH_PART = re.compile(r"\['([^']+)'\]|\.([A-Za-z_0-9]+)")
+_PATH_PART = re.compile(r"\['([^']+)'\]|\.([A-Za-z_0-9]+)|\[(\d+)\]")
 
 
 def module_path(node: Node) -> str:
@@ -35,7 +36,7 @@ def module_path(node: Node) -> str:
     head, _, tail = source.partition("]") if source.startswith(("L[", "G[")) else ("", "", source)
     if not head:
         return str(source).removeprefix("L.").strip(".")
-    parts = [a or b for a, b in _PATH_PART.findall(tail)]
+    parts = [a or b or c for a, b, c in _PATH_PART.findall(tail)]
     skipped = {"_modules", "__dict__", "cell_contents", "__closure__", "_orig_mod"}
     return ".".join(p for p in parts if p not in skipped)
 
@@ -56,9 +57,9 @@ class GraphView:
             self._by_op.setdefault(self._facts[node].op, []).append(node)
         self._steps: dict[Node, tuple[Node, tuple[st.Step, ...]] | None] = {}
         self._stripped: dict[bool, dict[Node, Node]] = {False: {}, True: {}}
-        self._roots: dict[Node, Node] = {}
+        self._bared: dict[Node, Node] = {}
         self._memo: dict[Any, Any] = {}
-        self._writes = self._find_writes()
+        self._writes: dict[Any, list[int]] = self._find_writes()
 
     # *** what a node is
 
@@ -114,9 +115,11 @@ class GraphView:
         return node.meta["example_value"] if "example_value" in node.meta else node.meta.get("val")
 
     def tensor(self, node: Any) -> torch.Tensor | None:
-        """The traced value if it is one tensor."""
+        """The traced value if it is one tensor; not a value batched or dualised by torch.func, which has other shapes."""
         value = self.value(node)
-        return value if isinstance(value, torch.Tensor) else None
+        if not isinstance(value, torch.Tensor) or torch._C._functorch.is_functorch_wrapped_tensor(value):
+            return None
+        return value
 
     def shape(self, node: Any) -> st.Shape | None:
         """Shape of a tensor value; sizes are ints or SymInts."""
@@ -168,11 +171,18 @@ class GraphView:
 
     def bare(self, node: Any) -> Any:
         """Look through views that change nothing, but not through casts."""
-        while (found := self.source(node)) is not None:
-            shape = self.shape(found[0]) or ()
-            if not all(isinstance(s, st.Reshape) and st.same_shape(s.shape, shape) for s in found[1]):
+        passed: list[Node] = []
+        while isinstance(node, Node):
+            if node in self._bared:
+                node = self._bared[node]
                 break
+            found = self.source(node)
+            shape = self.shape(found[0]) or () if found is not None else ()
+            if found is None or not all(isinstance(s, st.Reshape) and st.same_shape(s.shape, shape) for s in found[1]):
+                break
+            passed.append(node)
             node = found[0]
+        self._bared.update(dict.fromkeys(passed, node))
         return node
 
     def permuted(self, node: Any) -> tuple[Node, tuple[int, ...]] | None:
@@ -188,13 +198,14 @@ class GraphView:
         return self.strip(a) is self.strip(b)
 
     def chain(self, node: Node) -> Iterator[tuple[Node, tuple[st.Step, ...]]]:
-        """`node`'s views, nearest first: each source with all steps from it down to `node`."""
+        """`node`'s views, nearest first: each source with all steps from it down to `node`; at most 16 of them."""
         taken: tuple[st.Step, ...] = ()
-        found = self.source(node)
-        while found is not None:
-            taken = found[1] + taken
-            yield found[0], taken
-            found = self.source(found[0])
+        for _ in range(16):
+            found = self.source(node)
+            if found is None:
+                return
+            node, taken = found[0], found[1] + taken
+            yield node, taken
 
     def forwards(self, node: Node) -> bool:
         """Whether `node` only views, casts or splits another value."""
@@ -221,7 +232,14 @@ class GraphView:
             return None
         else:
             steps = _view_steps(fact, tuple(before.shape), shape)
-        return None if steps is None else (source, steps)
+        return None if steps is None or self._torn(source, node) else (source, steps)
+
+    def _torn(self, source: Node, node: Node) -> bool:
+        """Whether `node` is a copy of `source` and one of the two is written to: then they may differ."""
+        if not self._writes:
+            return False
+        memory = {self._memory(source), self._memory(node)}
+        return len(memory) > 1 and any(m in self._writes for m in memory)
 
     def _element(self, pieces: Node, index: Any, shape: st.Shape) -> tuple[Node, tuple[st.Step, ...]] | None:
         """Piece `index` of a split, chunk or unbind."""
@@ -243,29 +261,23 @@ class GraphView:
         if not self._writes:
             return None
         for node in nodes:
-            for key in self._memory(node) if isinstance(node, Node) else ():
-                positions = self._writes.get(key, [])
-                at = bisect.bisect_left(positions, first)
-                if at < len(positions) and positions[at] <= last:
-                    return self.nodes[positions[at]]
+            positions = self._writes.get(self._memory(node), []) if isinstance(node, Node) else []
+            at = bisect.bisect_left(positions, first)
+            if at < len(positions) and positions[at] <= last:
+                return self.nodes[positions[at]]
         return None
 
-    def _memory(self, node: Node) -> tuple[Any, ...]:
-        """What `node` may share memory with: the top of its chain of views, and the storage of its fake value."""
-        value, top, passed = self.tensor(node), node, []
-        while top not in self._roots and (found := self.source(top)) is not None:
-            passed.append(top)
-            top = found[0]
-        top = self._roots.get(top, top)
-        self._roots.update(dict.fromkeys(passed, top))
-        return (top,) if value is None else (top, value.untyped_storage()._cdata)
+    def _memory(self, node: Node) -> Any:
+        """What stands for the memory of `node`: the storage of its fake value, which views share and copies do not."""
+        value = self.value(node)
+        return value.untyped_storage()._cdata if isinstance(value, FakeTensor) else node
 
     def _find_writes(self) -> dict[Any, list[int]]:
+        """Positions of the nodes that write to each memory, in order."""
         found: dict[Any, list[int]] = {}
         for node in self.nodes:
             for written in self._facts[node].writes:
-                for key in self._memory(written) if isinstance(written, Node) else ():
-                    found.setdefault(key, []).append(self._order[node])
+                found.setdefault(self._memory(written), []).append(self._order[node])
         return found
 
 

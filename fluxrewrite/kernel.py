@@ -89,11 +89,13 @@ class Kernel:
         return tuple(reason for limit in self.limits if (reason := limit.check(known)) is not None)
 
 
-def load_plugins(group: str, names: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """Load the entry points of `group`, by name, in name order.
+def load_plugins(
+    group: str, names: tuple[str, ...] | None = None, build: Callable[[Any], Any] = lambda loaded: loaded
+) -> dict[str, Any]:
+    """Load the entry points of `group`, by name, in name order; each as `build` makes it.
 
-    An entry that cannot be loaded is left out with a warning. Raises InputError when none is found at all, or when one of
-    `names` is not among them.
+    An entry that cannot be loaded or built is left out with a warning, unless it is one of `names`. Raises InputError when
+    none is found at all, or when one of `names` is not among them or cannot be loaded.
     """
     found: dict[str, EntryPoint] = {e.name: e for e in entry_points(group=group)}
     if not found:
@@ -106,8 +108,10 @@ def load_plugins(group: str, names: tuple[str, ...] | None = None) -> dict[str, 
     loaded: dict[str, Any] = {}
     for name in sorted(names if names is not None else found):
         try:
-            loaded[name] = found[name].load()
+            loaded[name] = build(found[name].load())
         except Exception as error:
+            if names is not None:
+                raise InputError(f"{group} {name!r} cannot be loaded ({type(error).__name__}: {error})") from error
             log.warning(
                 "fluxrewrite: %s %r cannot be loaded (%s: %s); it is left out", group, name, type(error).__name__, error
             )

@@ -154,13 +154,15 @@ def _load_callable(name: str, module: str, attribute: str) -> Callable[[Shapes, 
         ) from error
     except AttributeError as error:
         raise InputError(f"{name}: module {module!r} has no {attribute!r}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{name}: importing {module!r} raised {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop()
 
     def build(shapes: Shapes, dtype: torch.dtype) -> Built:
         try:
             result = function()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"{name} raised {type(error).__name__}: {error}; it must return (model, kwargs)"
             ) from error

@@ -47,11 +47,11 @@ class Selection:
         kinds = None if words is None else tuple(dict.fromkeys(w.partition(":")[0] for w in words))
         if kinds == ():
             raise InputError("no kernel named; leave the option out for all, or use policy 'none' for no rewrite")
-        passes = {name: cls_() for name, cls_ in load_plugins("fluxrewrite.passes", kinds).items()}
+        passes = load_plugins("fluxrewrite.passes", kinds, _new_pass)
         forms: dict[str, set[str]] = {}
         for word in words or ():
-            kind, _, form = word.partition(":")
-            if not form:
+            kind, colon, form = word.partition(":")
+            if not colon:
                 forms[kind] = set(passes[kind].forms)
             elif form in passes[kind].forms:
                 forms.setdefault(kind, set()).add(form)
@@ -67,6 +67,14 @@ class Selection:
             whole = forms is None or forms == set(self.passes[kind].forms)
             words += [kind] if whole else [f"{kind}:{form}" for form in sorted(forms or ())]
         return tuple(words)
+
+
+def _new_pass(cls: type[Pass]) -> Pass:
+    """A pass that has what a pass needs, or AttributeError."""
+    made = cls()
+    for name in ("kind", "kernel", "forms", "looks_for", "find", "emit"):
+        getattr(made, name)
+    return made
 
 
 @dataclass(frozen=True)
@@ -113,10 +121,20 @@ class Plan:
         return Plan(tuple(changed), self.selection)
 
 
-def make_plan(view: GraphView, selection: Selection, policy: Policy = "all") -> Plan:
+OnError = Callable[[str, Exception], None]
+
+
+def _raise(_: str, error: Exception) -> None:
+    raise error
+
+
+def make_plan(view: GraphView, selection: Selection, policy: Policy = "all", on_error: OnError = _raise) -> Plan:
     """Find all sites of the selected passes and decide on each.
 
     `policy`: "all" rewrites every eligible site, "none" keeps them all, a callable answers True for each site to rewrite.
+    `on_error` is told of a pass or policy that raised, and what it was doing; by default the error goes on up. If it
+    returns, that pass finds nothing, or that site is kept.
+
     Raises InputError for an unknown policy.
     """
     if not callable(policy) and policy not in ("all", "none"):
@@ -124,8 +142,18 @@ def make_plan(view: GraphView, selection: Selection, policy: Policy = "all") -> 
     decisions = []
     for kind, rewriter in selection.passes.items():
         kernel = selection.kernels.get(rewriter.kernel)
-        for finding in rewriter.find(view):
-            decisions.append(_decide(view, finding, kernel, selection.forms.get(kind), policy))
+        findings: list[Finding] = []
+        try:
+            findings = rewriter.find(view)
+        except Exception as error:
+            on_error(f"pass {kind!r}", error)
+        for finding in findings:
+            try:
+                decision = _decide(view, finding, kernel, selection.forms.get(kind), policy)
+            except Exception as error:
+                on_error(f"policy {policy!r}", error)
+                decision = Decision(finding, "keep", (Reason(Code.POLICY, f"the policy raised {error!r}", ""),))
+            decisions.append(decision)
     return Plan(tuple(decisions), selection)
 
 

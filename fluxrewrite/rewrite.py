@@ -16,9 +16,9 @@ from .errors import RewriteError
 from .graph import GraphView
 from .kernel import Kernel
 from .site import Code, Finding, Miss, Reason, Site
-from .steps import same_shape
+from .steps import same_dim, same_shape
 
-__all__ = ["Builder", "Pass", "Replacement", "blocked", "module_with", "needs_grad", "rewrite"]
+__all__ = ["Builder", "Pass", "Replacement", "blocked", "dense_as", "module_with", "needs_grad", "odd_dtype", "rewrite"]
 
 
 class Pass:
@@ -145,6 +145,8 @@ def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any])
         raise
     except Exception as error:
         raise RewriteError(f"{type(error).__name__}: {error}") from error
+    for node, new in zip(item.site.outputs, made, strict=True):
+        _check_strides(node, new)
     for old, new in zip(outputs, made, strict=True):
         old.replace_all_uses_with(new)
     return dict(zip(outputs, made, strict=True))
@@ -156,6 +158,31 @@ def _check_same(old: Node, new: Node) -> None:
         raise RewriteError(
             f"the call would give {b.dtype} {tuple(b.shape)} on {b.device} in place of {a.dtype} {tuple(a.shape)} on {a.device}"
         )
+
+
+_STRIDE_SENSITIVE = frozenset({"view", "view_as", "as_strided", "stride", "data_ptr"})
+_TURNING = frozenset({"permute", "transpose", "swapaxes", "swapdims", "t", "movedim", "expand", "getitem"})
+_KEEPING = frozenset(
+    {"unsqueeze", "squeeze", "chunk", "split", "unbind", "narrow", "select", "detach", "to", "unflatten", "clone"}
+)
+
+
+def _check_strides(old: Node, new: Node) -> None:
+    """Other strides are as good, unless a use of the value depends on them."""
+    a, b = _value(old), _value(new)
+    if all(same_dim(n, 1) or same_dim(s, t) for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True)):
+        return
+    pending = [(old, bool(b.is_contiguous()))]
+    while pending:
+        node, dense = pending.pop()
+        for user in node.users:
+            name = str(user.target if isinstance(user.target, str) else getattr(user.target, "__name__", ""))
+            if name in _STRIDE_SENSITIVE and not (dense and name.startswith("view")):
+                raise RewriteError(f"{user.name} depends on strides {a.stride()}, the call would give {b.stride()}")
+            if user.op == "output" and not dense:
+                raise RewriteError(f"the graph returns it with strides {a.stride()}, the call would give {b.stride()}")
+            if name in _TURNING or name in _KEEPING:
+                pending.append((user, dense and name in _KEEPING))
 
 
 def module_with(gm: GraphModule, graph: Graph) -> GraphModule:
@@ -192,6 +219,22 @@ def blocked(
         message = f"{writer.name} modifies memory that the region reads, between {min(positions)} and {max(positions)}"
         return rewriter.miss(Code.MUTATION, message, path, writer)
     return None
+
+
+def odd_dtype(view: GraphView, nodes: Iterable[Node], allowed: Iterable[torch.dtype | None]) -> Node | None:
+    """A node of a region that computes in a float dtype other than float32 and those `allowed`, if there is one."""
+    known = {torch.float32, torch.complex64, *allowed}
+    for node in nodes:
+        dtype = view.dtype(node)
+        if dtype is not None and (dtype.is_floating_point or dtype.is_complex) and dtype not in known:
+            return node
+    return None
+
+
+def dense_as(view: GraphView, node: Node, dims: Sequence[int]) -> bool:
+    """Whether the traced `node` is not contiguous but would be with its axes in the order `dims`."""
+    value = view.tensor(node)
+    return value is not None and not value.is_contiguous() and bool(value.permute(*dims).is_contiguous())
 
 
 def _input_side(view: GraphView, node: Node, inside: set[Node]) -> bool:

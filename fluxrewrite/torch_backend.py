@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,26 +71,43 @@ class Backend:
         self.strict = strict
         self.reports: list[Report] = []
         self._sink = report
+        if isinstance(report, (str, Path)) and not Path(report).absolute().parent.is_dir():
+            raise InputError(f"report={str(report)!r}: the folder {Path(report).absolute().parent} does not exist")
         self._options = options
         self._warned: set[str] = set()
 
-    def __call__(self, gm: GraphModule, example_inputs: list[Any], **_: Any) -> Callable[..., Any]:
+    def __call__(self, gm: GraphModule, example_inputs: list[Any], **given: Any) -> Callable[..., Any]:
         """Compile one graph; torch.compile calls this."""
+        if given:
+            names = ", ".join(sorted(given))
+            raise InputError(
+                f"torch.compile was given {names} beside a fluxrewrite backend; pass them to fluxrewrite.backend(...)"
+            )
+        rewritten = gm
         try:
-            rewritten = self._rewrite(gm)
+            rewritten, report = self._rewrite(gm)
         except Exception as error:
-            if self.strict:
-                raise
-            what = f"rewriting failed ({type(error).__name__}: {error}); the graph is compiled as it was; strict=True raises"
-            self._warn_once("failure", what)
-            rewritten = gm
+            self._failed("rewriting; the graph is compiled as it was", error)
+        else:
+            self.reports.append(report)
+            try:
+                self._warn_nothing_found(report)
+                self._trace(report, rewritten)
+                self._deliver(report)
+            except Exception as error:
+                self._failed("delivering the report", error)
         extra = {} if self._options is None else {"options": dict(self._options)}
         result: Callable[..., Any] = self._inner(rewritten, example_inputs, **extra)
         return result
 
-    def _rewrite(self, gm: GraphModule) -> GraphModule:
+    def _failed(self, doing: str, error: Exception) -> None:
+        if self.strict:
+            raise error
+        self._warn_once(doing, f"failed in {doing} ({type(error).__name__}: {error}); strict=True raises")
+
+    def _rewrite(self, gm: GraphModule) -> tuple[GraphModule, Report]:
         start = time.perf_counter()
-        analysed = analyse(gm, self.selection, self.policy)
+        analysed = analyse(gm, self.selection, self.policy, on_error=self._failed)
         matched = time.perf_counter()
         rewritten, plan = apply(gm, analysed.plan)
         self._check_carried_out(plan)
@@ -103,11 +120,7 @@ class Backend:
             peak_rss_mb=peak_rss_mb(),
         )
         report = build_report([Analysed(analysed.view, plan)], self.selection, self.policy, _model_info(gm), timing)
-        self.reports.append(report)
-        self._trace(report, rewritten)
-        self._warn_nothing_found(report)
-        self._deliver(report)
-        return rewritten
+        return rewritten, report
 
     def _check_carried_out(self, plan: Plan) -> None:
         """Sites whose replacement turned out to differ: raise if strict, else say so once."""
@@ -186,14 +199,25 @@ def _resolve(inner: Inner | None) -> tuple[str, Callable[..., Any]]:
     return inner, torch._dynamo.lookup_backend(inner)
 
 
-@lru_cache(maxsize=1)
-def _default_backend() -> Backend:
-    return backend()
+_NAMED: dict[str, Backend] = {}
 
 
 def dynamo_backend(
     gm: GraphModule, example_inputs: list[Any], *, mode: str | None = None, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """Entry point of `torch.compile(model, backend="fluxrewrite")`; `options` are the arguments of `backend`."""
-    chosen = backend(**options) if options else _default_backend()
+    """Entry point of `torch.compile(model, backend="fluxrewrite")`; `options` are the arguments of `backend`.
+
+    The same options are the same backend, so that the graphs of one model share its report. Raises InputError for `mode`
+    and for unknown options.
+    """
+    if mode not in (None, "default"):
+        raise InputError(
+            f"mode={mode!r}: fluxrewrite has no modes; pass options of the inner backend as options={{'options': ...}}"
+        )
+    given = dict(options or {})
+    unknown = set(given) - set(inspect.signature(backend).parameters)
+    if unknown:
+        known = ", ".join(inspect.signature(backend).parameters)
+        raise InputError(f"unknown options {', '.join(sorted(unknown))}; known: {known}")
+    chosen = _NAMED.setdefault(repr(sorted(given.items())), backend(**given))
     return chosen(gm, example_inputs)

@@ -7,14 +7,16 @@ so that a pattern can never match it by accident.
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["CASTS", "COMMUTATIVE", "ELEMENTWISE", "OPERANDS", "RESHAPES", "Fact", "read"]
 
@@ -137,8 +139,8 @@ def _define_views() -> None:
     _define("reshape", "input *shape", torch.reshape, aten.view, aten.reshape, aten._unsafe_view, aten.unsqueeze, aten.squeeze,
             aten.flatten, aten.unflatten, torch.flatten, torch.unflatten, torch.unsqueeze, torch.squeeze, torch.ravel,
             methods="reshape view flatten unflatten unsqueeze squeeze view_as reshape_as ravel")  # fmt: skip
-    _define("copy", "input memory_format=None", torch.clone, aten.clone, aten.contiguous, aten.alias, aten.detach, torch.detach,
-            methods="contiguous clone detach")  # fmt: skip
+    _define("copy", "input memory_format=None", torch.clone, aten.clone, aten.contiguous, aten.alias,
+            methods="contiguous clone")  # fmt: skip
     _define("permute", "input *dims", torch.permute, aten.permute, methods="permute")
     _define("transpose", "input dim0 dim1", torch.transpose, torch.swapaxes, torch.swapdims, aten.transpose,
             methods="transpose swapaxes swapdims")  # fmt: skip
@@ -181,21 +183,68 @@ def _own_name(target: Any) -> str:
     return str(getattr(target, "__name__", target))
 
 
+_INPLACE_OPERATORS = frozenset(
+    getattr(operator, f"i{name}")
+    for name in [
+        "add",
+        "and",
+        "concat",
+        "floordiv",
+        "lshift",
+        "matmul",
+        "mod",
+        "mul",
+        "or",
+        "pow",
+        "rshift",
+        "sub",
+        "truediv",
+        "xor",
+    ]
+) | {operator.setitem, operator.delitem}
+
+
 def _writes(node: Node, spelling: _Spelling | None) -> tuple[Any, ...]:
     """The values that the node modifies in place."""
-    if node.target is operator.setitem or (spelling is not None and spelling.inplace):
-        return node.args[:1]
+    written = list(_written_arguments(node, spelling))
+    return tuple(value for value in tree_leaves(written) if isinstance(value, Node))
+
+
+def _written_arguments(node: Node, spelling: _Spelling | None) -> Iterator[Any]:
+    first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
+    name = str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", ""))
+    if name.endswith("_") and not name.endswith("__"):
+        yield first
+    if name == "__setitem__" or (spelling is not None and spelling.inplace):
+        yield first
     if node.op == "call_method":
-        name = str(node.target)
-        return node.args[:1] if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) else ()
-    if isinstance(node.target, torch._ops.OpOverload):
-        arguments = node.target._schema.arguments
-        written = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
-        given = [node.args[i] if i < len(node.args) else node.kwargs.get(arguments[i].name) for i in written]
-        return tuple(value for value in given if value is not None)
-    name = str(getattr(node.target, "__name__", ""))
-    inplace = node.kwargs.get("inplace") is True or (name.endswith("_") and not name.endswith("__"))
-    return (*(node.args[:1] if inplace else ()), *([node.kwargs["out"]] if "out" in node.kwargs else []))
+        return
+    if node.target in _INPLACE_OPERATORS or _asks_for_inplace(node):
+        yield first
+    yield node.kwargs.get("out")
+    for schema in _schemas(node.target):
+        for index, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                yield node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+
+
+def _asks_for_inplace(node: Node) -> bool:
+    """Whether a function of torch.nn.functional was called with `inplace=True`, by position or by name."""
+    if node.kwargs.get("inplace") is True:
+        return True
+    if True not in node.args or getattr(node.target, "__module__", "") != "torch.nn.functional":
+        return False
+    names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+    return "inplace" in names and node.args[names.index("inplace") :][:1] == (True,)
+
+
+def _schemas(target: Any) -> list[Any]:
+    """Schemas of an overload, or of all overloads of a packet that is called as one."""
+    if isinstance(target, torch._ops.OpOverload):
+        return [target._schema]
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return [getattr(target, name)._schema for name in target.overloads()]
+    return []
 
 
 def _bind(spelling: _Spelling, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

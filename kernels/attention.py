@@ -55,6 +55,9 @@ def _(
     layout: str = "bhsd",
     out_layout: str = "bhsd",
 ) -> Tensor:
+    if q.dim() != 4 or k.dim() != 4 or v.dim() != 4 or (mask is not None and mask.dim() not in (2, 3, 4)):
+        shapes = [None if t is None else tuple(t.shape) for t in (q, k, v, mask)]
+        raise ValueError(f"query, key, value and mask of shapes {shapes}")
     batch, a, b, _ = q.shape
     return q.new_empty((batch, a, b, v.shape[-1]) if layout == out_layout else (batch, b, a, v.shape[-1]))
 
@@ -65,6 +68,7 @@ KERNEL = Kernel(
     limits=(
         Limit("dtype", one_of=("float32", "bfloat16", "float16")),
         Limit("head_size", maximum=128, source="128 partitions hold one head, NKI 0.6 nl.tile_size.pmax"),
+        Limit("value_size", maximum=128, source="128 partitions hold one head, NKI 0.6 nl.tile_size.pmax"),
     ),
     summary="attention in one call; bidirectional or causal, additive or boolean mask, grouped heads",
 )

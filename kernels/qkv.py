@@ -46,6 +46,11 @@ def _(
     bias_k: Tensor | None = None,
     bias_v: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    for weight, bias in ((weight_q, bias_q), (weight_k, bias_k), (weight_v, bias_v)):
+        if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+            raise ValueError(f"weight {tuple(weight.shape)} for x {tuple(x.shape)}")
+        if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
+            raise ValueError(f"bias {tuple(bias.shape)} for weight {tuple(weight.shape)}")
     q, k, v = (x.new_empty((*x.shape[:-1], w.shape[0])) for w in (weight_q, weight_k, weight_v))
     return q, k, v
 

@@ -47,20 +47,33 @@ def rope(
         Contiguous tensor of the shape of `x`. Computed in float32, or float64 if an operand is float64.
     """
     compute = torch.promote_types(torch.promote_types(x.dtype, cos.dtype), torch.float32)
-    shape = [1] * x.dim()
-    shape[sequence_dim], shape[-1] = x.shape[sequence_dim], x.shape[-1]
-    if cos.dim() == 3:
-        shape[0] = cos.shape[0]
-    full_cos, full_sin = (_full(t.to(compute), x.shape[-1], interleaved).view(shape) for t in (cos, sin))
+    compute = torch.promote_types(compute, sin.dtype)
+    full_cos, full_sin = (_aligned(_full(t.to(compute), x.shape[-1], interleaved), x, sequence_dim) for t in (cos, sin))
     wide = x.to(compute)
     out = wide * full_cos + _rotate(wide, interleaved) * full_sin
     return out.to(out_dtype or x.dtype).contiguous()
+
+
+def _aligned(table: Tensor, x: Tensor, sequence_dim: int) -> Tensor:
+    """A table [S, D] or [B, S, D] with the axes of `x`."""
+    shape = [1] * x.dim()
+    shape[sequence_dim], shape[-1] = x.shape[sequence_dim], x.shape[-1]
+    if table.dim() == 3:
+        shape[0] = table.shape[0]
+    return table.reshape(shape)
 
 
 @rope.register_fake
 def _(
     x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sequence_dim: int, out_dtype: torch.dtype | None = None
 ) -> Tensor:
+    size, positions = x.shape[-1], x.shape[sequence_dim]
+    for table in (cos, sin):
+        rows = table.shape[-2:-1]
+        if table.dim() not in (2, 3) or rows[0] != positions or table.shape[-1] not in (size, size // 2) or size % 2:
+            raise ValueError(f"table {tuple(table.shape)} for x {tuple(x.shape)} with positions on axis {sequence_dim}")
+        if table.dim() == 3 and table.shape[0] not in (1, x.shape[0]):
+            raise ValueError(f"table {tuple(table.shape)} has another batch than x {tuple(x.shape)}")
     return x.new_empty(x.shape, dtype=out_dtype or x.dtype)
 
 

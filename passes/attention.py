@@ -21,14 +21,16 @@ from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
 from fluxrewrite.pattern import Attempt, Const, Either, Maybe, Op, Value, match
-from fluxrewrite.rewrite import Builder, Pass, blocked
+from fluxrewrite.rewrite import Builder, Pass, blocked, dense_as, odd_dtype
 from fluxrewrite.site import Code, Finding, Miss, Site
 from fluxrewrite.steps import same_dim, same_shape
 
 __all__ = ["Attention", "Call", "attention_calls"]
 
 _TURN = (0, 2, 1, 3)
-_SMALLEST_FILL = -65504.0  # torch.finfo(torch.float16).min: below it, exp(fill - max) is 0 in every dtype
+_ABSORBING = torch.finfo(
+    torch.bfloat16
+).min  # of float32 and bfloat16: score + fill is fill, as if it had been replaced
 
 _q, _k, _v = (Value(name, exact=True) for name in ("query", "key", "value"))
 _product = Either(
@@ -117,33 +119,32 @@ def _spelled(view: GraphView, node: Node, attempt: Attempt) -> Call | Miss:
     found, tags = attempt.captures, attempt.tags
     interior = tuple(n for n in dict.fromkeys(attempt.nodes) if n is not node)
     rank = len(view.shape(node) or ())
+
+    def miss(code: Code, message: str, at: Node = node) -> Miss:
+        return _miss(view, code, message, at, "spelled")
+
     if found["axis"] not in (-1, rank - 1):
-        return _miss(
-            view, Code.PATTERN, f"softmax over axis {found['axis']}, expected the last of {rank}", node, "spelled"
-        )
-    if tags["dropout"] == "present":
-        active = next(n for n in interior if view.op(n) == "dropout")
-        if view.arg(active, "training") is not False and view.arg(active, "p") != 0:
-            return _miss(view, Code.DROPOUT, f"dropout of {view.arg(active, 'p')} while training", active, "spelled")
-    scale = found.get("scale", 1.0)
-    scale = 1.0 / scale if tags["scaling"] == "over" else scale
-    masking, mask = tags["masking"], found.get("mask")
+        return miss(Code.PATTERN, f"softmax over axis {found['axis']}, expected the last of {rank}")
+    active = next((n for n in interior if view.op(n) == "dropout"), None)
+    if active is not None and view.arg(active, "training") is not False and view.arg(active, "p") != 0:
+        return miss(Code.DROPOUT, f"dropout of {view.arg(active, 'p')} while training", active)
+    scale, masking, mask = found.get("scale", 1.0), tags["masking"], found.get("mask")
+    if tags["scaling"] == "over":
+        if scale == 0:
+            return miss(Code.PATTERN, "scores divided by 0")
+        scale = 1.0 / scale
     if tags["product"] == "added":
         scale *= found["alpha"]
         if found["beta"] != 0 and (found["beta"] != 1 or masking != "none" or tags["scaling"] != "none"):
-            return _miss(
-                view, Code.PATTERN, f"baddbmm with beta={found['beta']} beside another mask or scale", node, "spelled"
-            )
+            return miss(Code.PATTERN, f"baddbmm with beta={found['beta']} beside another mask or scale")
         if found["beta"] == 1:
             masking, mask = "additive", found["base"]
-    if masking in ("drop", "keep") and found["fill"] > _SMALLEST_FILL:
-        return _miss(
-            view, Code.MASK, f"masked scores become {found['fill']}, expected {_SMALLEST_FILL} or less", node, "spelled"
-        )
-    return Call(
-        node, "spelled", found["query"], found["key"], found["value"], interior, True, masking, mask,
-        found.get("fill", 0.0), float(scale),
-    )  # fmt: skip
+    fill = found.get("fill", 0.0)
+    absorbs = fill <= _ABSORBING and view.dtype(node) in (torch.float32, torch.bfloat16)
+    if masking in ("drop", "keep") and fill != float("-inf") and not absorbs:
+        return miss(Code.MASK, f"masked scores become {fill}; the kernel takes -inf, or {_ABSORBING} and less")
+    query, key, value = (found[name] for name in ("query", "key", "value"))
+    return Call(node, "spelled", query, key, value, interior, True, masking, mask, fill, float(scale))
 
 
 @dataclass(frozen=True)
@@ -182,11 +183,12 @@ class Attention(Pass):
         problem = blocked(self, view, path, interior, [out], operands)
         if problem is not None:
             return problem
-        q, k = view.shape(call.query) or (), view.shape(call.value) or ()
-        batch = (1, *q) if len(q) == 3 else q
+        q, v = view.shape(call.query) or (), view.shape(call.value) or ()
         sizes = {
-            "batch": batch[0], "heads": batch[1], "kv_heads": k[-3], "sequence": q[-2], "kv_sequence": k[-2], "head_size": q[-1],
+            "batch": q[0] if len(q) == 4 else 1, "heads": q[-3], "kv_heads": v[-3], "sequence": q[-2], "kv_sequence": v[-2],
+            "head_size": q[-1], **({} if same_dim(q[-1], v[-1]) else {"value_size": v[-1]}),
         }  # fmt: skip
+        turned = out_layout == "bhsd" and len(q) == 4 and dense_as(view, out, _TURN)
         return Site(
             kind=self.kind,
             form=call.form,
@@ -199,7 +201,8 @@ class Attention(Pass):
             extra={
                 "call": call,
                 "layout": found.layout,
-                "out_layout": out_layout,
+                "out_layout": "bshd" if turned else out_layout,
+                "turned": turned,
                 "transposed": found.transposed,
                 "rank": len(q),
             },
@@ -231,14 +234,34 @@ class Attention(Pass):
         if len(dtypes) > 1:
             names = ", ".join(sorted(str(d) for d in dtypes))
             return self.miss(Code.MIXED_DTYPE, f"query, key, value and result are of {names}", path, call.node)
+        odd = odd_dtype(view, call.interior, dtypes)
+        if odd is not None:
+            message = f"{odd.name} computes in {view.dtype(odd)}, the kernel in float32"
+            return self.miss(Code.PRECISION, message, path, odd)
+        return self._mask(view, call, path)
+
+    def _mask(self, view: GraphView, call: Call, path: str) -> Miss | None:
+        """A mask must be of the right dtype, and broadcast to the scores without widening them."""
         expected = {"none": None, "additive": view.dtype(call.query)}.get(call.masking, torch.bool)
         if view.dtype(call.mask) != expected:
             message = f"{call.masking} mask of {view.dtype(call.mask)}, expected {expected}"
             return self.miss(Code.MASK, message, path, call.mask)
+        if call.mask is None:
+            return None
+        mask, q, v = (view.shape(t) or () for t in (call.mask, call.query, call.value))
+        scores = (*q[:-1], v[-2])
+        pairs = zip(reversed(mask), reversed(scores), strict=False)
+        if not 2 <= len(mask) <= len(scores) or not all(same_dim(m, 1) or same_dim(m, n) for m, n in pairs):
+            return self.miss(
+                Code.MASK, f"mask {mask} does not broadcast to scores {scores} on 2 or more axes", path, call.mask
+            )
         return None
 
     def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
-        """The call, with views where heads are folded into the batch or the key comes transposed."""
+        """The call, with views where heads are folded into the batch or the key comes transposed.
+
+        Where the result is [B, H, S, D] in shape but [B, S, H, D] in memory, so is the call's.
+        """
         call: Call = site.extra["call"]
         q, k, v = (site.operands[name] for name in ("q", "k", "v"))
         if site.extra["transposed"]:
@@ -248,6 +271,8 @@ class Attention(Pass):
         mask = _mask_for(builder, call, site.dtype)
         layouts = (site.extra["layout"], site.extra["out_layout"])
         out = builder.call(op, q, k, v, mask, call.scale, call.is_causal, *layouts)
+        if site.extra["turned"]:
+            return [builder.call("permute", out, *_TURN)]
         return [builder.call("squeeze", out, 0) if site.extra["rank"] == 3 else out]
 
 

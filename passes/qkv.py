@@ -31,7 +31,7 @@ from torch.fx import Node
 from fluxrewrite.graph import GraphView
 from fluxrewrite.rewrite import Builder, Pass, blocked
 from fluxrewrite.site import Code, Finding, Miss, Site
-from fluxrewrite.steps import Lanes
+from fluxrewrite.steps import Lanes, same_shape
 
 __all__ = ["Qkv"]
 
@@ -163,7 +163,8 @@ class Qkv(Pass):
                 below = _below(view, node, user, lanes)
                 if below is None:
                     code = Code.SHARED_ROWS if any(user in reaches[r].passed for r in roles) else Code.INNER_USE
-                    verb = "mixes or shares" if code == Code.SHARED_ROWS else "uses"
+                    code = Code.PACKED_LAYOUT if view.source(user) is not None else code
+                    verb = {Code.SHARED_ROWS: "shares", Code.PACKED_LAYOUT: "mixes with other axes"}.get(code, "uses")
                     message = f"{user.name} ({view.op(user)}) {verb} rows of the {' and '.join(roles)} in {linear.name}"
                     return self.miss(code, message, path, user)
                 pending.extend(below)
@@ -171,6 +172,10 @@ class Qkv(Pass):
         for part in parts:
             if part.lanes.block is None:
                 message = f"the rows of the {part.role} in {linear.name} are not contiguous: {_rows(part.lanes)}"
+                return self.miss(Code.PACKED_LAYOUT, message, path, part.node)
+            others = sorted(a for a in part.lanes.axes if a >= 0 and a != part.lanes.tracked)
+            if others != list(range(part.lanes.tracked)):
+                message = f"{part.node.name} drops an axis of size 1 of {linear.name}"
                 return self.miss(Code.PACKED_LAYOUT, message, path, part.node)
         return parts
 
@@ -216,6 +221,11 @@ class Qkv(Pass):
         if len(dtypes) > 1:
             names = ", ".join(sorted(str(d) for d in dtypes))
             return self.miss(Code.MIXED_DTYPE, f"input, weights and results are of {names}", path, linears[0])
+        for linear in linears:
+            weight, bias = (view.shape(view.arg(linear, name)) for name in ("weight", "bias"))
+            if weight is None or len(weight) != 2 or (bias is not None and not same_shape(bias, weight[:1])):
+                message = f"weight {weight} with bias {bias}, expected [I, H] with [I] or none"
+                return self.miss(Code.AXES, message, path, linear)
         return None
 
     def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:

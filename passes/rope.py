@@ -25,12 +25,13 @@ from torch.fx import Node
 from fluxrewrite import steps as st
 from fluxrewrite.graph import GraphView
 from fluxrewrite.pattern import Attempt, Join, Lanes, Op, Value, joined, match
-from fluxrewrite.rewrite import Builder, Pass, blocked
+from fluxrewrite.rewrite import Builder, Pass, blocked, dense_as, odd_dtype
 from fluxrewrite.site import Code, Finding, Miss, Site
 from fluxrewrite.steps import same_dim, same_shape
 
 __all__ = ["Rope"]
 
+_TURN = (0, 2, 1, 3)
 _x, _cos, _sin = Value("x"), Value("cos"), Value("sin")
 _first, _second = Lanes(_x, 0), Lanes(_x, 1)
 DIRECT = Op("add", Op("mul", Join("style", Op("neg", _second), _first), _sin), Op("mul", _x, _cos))
@@ -128,8 +129,16 @@ class Rope(Pass):
             return problem
         dtype, out_dtype = view.dtype(found.x), view.dtype(found.out)
         wide = {torch.float64, torch.complex128}
-        if view.dtype(root) in wide and not {dtype, view.dtype(operands["cos"])} & wide:
-            return self.miss(Code.PRECISION, f"computes in {view.dtype(root)}, the kernel in float32", path, root)
+        allowed = {
+            dtype,
+            out_dtype,
+            *(wide if wide & {dtype, *(view.dtype(operands[n]) for n in ("cos", "sin"))} else ()),
+        }
+        odd = odd_dtype(view, (root, *found.interior), allowed)
+        if odd is not None:
+            message = f"{odd.name} computes in {view.dtype(odd)}, the kernel in float32"
+            return self.miss(Code.PRECISION, message, path, odd)
+        turned = len(shape) == 4 and dense_as(view, found.out, _TURN)
         heads = 1 if len(shape) == 3 else shape[3 - axis]
         sizes = {"batch": shape[0], "sequence": shape[axis], "heads": heads, "head_size": shape[-1]}
         return Site(
@@ -143,6 +152,7 @@ class Rope(Pass):
             dtype=dtype or torch.float32,
             extra={
                 "axis": axis,
+                "turned": turned,
                 "out_dtype": None if out_dtype == dtype else out_dtype,
                 "squeeze": {name: _excess(view, table, axis, len(shape)) for name, table in operands.items()},
             },
@@ -166,6 +176,8 @@ class Rope(Pass):
             return self.miss(
                 Code.PATTERN, "complex pairs are not split from and flattened back to one axis", path, root
             )
+        if not (view.dtype(attempt.captures["freqs"]) or torch.float32).is_complex:
+            return self.miss(Code.TABLE, "complex pairs are multiplied by a real tensor", path, root)
         x, whole = view.strip(found[0]), (*shape[:-2], shape[-2] * 2)
         if not same_shape(view.shape(x) or (), whole) or not same_shape(view.shape(flat) or (), whole):
             message = (
@@ -201,7 +213,10 @@ class Rope(Pass):
         return {"cos": tables[0], "sin": tables[1]}, axes.pop()
 
     def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
-        """One call; tables without their broadcast axes, a complex table as its two parts."""
+        """One call; tables without their broadcast axes, a complex table as its two parts.
+
+        Where the result is [B, H, S, D] in shape but [B, S, H, D] in memory, the call works on the latter.
+        """
         tables = []
         for name in ("cos", "sin"):
             table = site.operands[name]
@@ -209,10 +224,14 @@ class Rope(Pass):
                 table = builder.call("squeeze", table, excess)
             tables.append(table)
         if site.form == "complex":
-            real = builder.call(torch.view_as_real, tables[0])
+            real = builder.call(torch.view_as_real, builder.call(torch.resolve_conj, tables[0]))
             tables = [builder.call("select", real, -1, part) for part in (0, 1)]
         interleaved = site.form != "rotate_half"
-        return [builder.call(op, site.operands["x"], *tables, interleaved, site.extra["axis"], site.extra["out_dtype"])]
+        x, axis, out_dtype = site.operands["x"], site.extra["axis"], site.extra["out_dtype"]
+        if not site.extra["turned"]:
+            return [builder.call(op, x, *tables, interleaved, axis, out_dtype)]
+        out = builder.call(op, builder.call("permute", x, *_TURN), *tables, interleaved, 3 - axis, out_dtype)
+        return [builder.call("permute", out, *_TURN)]
 
 
 def _fate(view: GraphView, node: Node) -> str:
@@ -233,7 +252,10 @@ def _last_cast(view: GraphView, root: Node) -> tuple[Node, list[Node]]:
         if view.strip(user, lossy=True) is not view.strip(node, lossy=True) or view.source(user) is None:
             break
         passed.append(node)
+        rounds = view.strip(user) is not view.strip(node)
         node = user
+        if rounds:  # a cast further on would start from the rounded value
+            break
     return node, passed
 
 
@@ -258,9 +280,8 @@ def _position_axis(shape: st.Shape, table: st.Shape) -> int | None:
 def _excess(view: GraphView, table: Node, axis: int, rank: int) -> list[int]:
     """Axes of size 1, last first, to squeeze from a table so that [S, W] or [B, S, W] is left."""
     shape = view.shape(table) or ()
-    if len(shape) != rank:
-        return [0] if len(shape) == 3 and same_dim(shape[0], 1) else []
-    return [a for a in range(rank - 2, -1, -1) if a != axis and same_dim(shape[a], 1)]
+    missing = rank - len(shape)
+    return [a for a in range(len(shape) - 2, -1, -1) if a + missing != axis and same_dim(shape[a], 1)]
 
 
 def _unbroadcast(view: GraphView, table: Node, axis: int, rank: int) -> Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ def check() -> Callable[..., fluxrewrite.Report]:
         reports: list[fluxrewrite.Report] = []
         backend = fluxrewrite.backend(inner=inner, kernels=kernels, report=reports.append, strict=True)
         with torch.no_grad():
-            expected = fn(**inputs)
-            found = torch.compile(fn, backend=backend, fullgraph=True)(**inputs)
+            expected = fn(**copy.deepcopy(inputs))
+            found = torch.compile(fn, backend=backend, fullgraph=True)(**copy.deepcopy(inputs))
         pairs = zip(torch.utils._pytree.tree_leaves(expected), torch.utils._pytree.tree_leaves(found), strict=True)
         for a, b in pairs:
             assert a.dtype == b.dtype

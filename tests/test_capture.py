@@ -58,6 +58,43 @@ def test_the_same_model_can_be_traced_many_times():
         assert len(capture(model, {"input": torch.randn(2, 4)}).graphs) == 1
 
 
+def test_tracing_a_model_that_breaks_does_not_use_up_its_recompiles():
+    model, x = Breaking(), torch.randn(2, 4)
+    assert [len(capture(model, {"x": x}).graphs) for _ in range(12)] == [2] * 12
+    made = []
+    with torch.no_grad():
+        torch.compile(model, backend=lambda gm, _: made.append(gm) or gm)(x)
+    assert len(made) == 2
+
+
+def test_what_the_model_keeps_is_not_left_behind():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("cache", None)
+            self.seen, self.calls, self.last = [], 0, None
+
+        def forward(self, x):
+            if self.cache is None:
+                self.cache = x.new_ones(4)
+            self.calls += 1
+            self.last = x * self.cache
+            self.seen.append(self.last)
+            return self.last
+
+    model = Keeping()
+    seen = model.seen
+    capture(model, {"x": torch.randn(2, 4)})
+    assert (model.cache, model.calls, model.last) == (None, 0, None)
+    assert model.seen is seen == []
+    assert type(model(torch.randn(2, 4))) is torch.Tensor
+
+
+def test_lazy_modules_are_told():
+    with pytest.raises(InputError, match="parameters without a shape"):
+        capture(nn.LazyLinear(3), {"input": torch.randn(2, 4)})
+
+
 def test_dynamic_sizes_are_reported():
     report = fluxrewrite.inspect(nn.Linear(4, 4), {"input": torch.randn(6, 4)}, dynamic=True)
     assert any("[0] = s" in d for d in report.model.dynamic_sizes)

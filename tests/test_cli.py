@@ -48,6 +48,7 @@ BAD = [
     (("inspect", "flux2-klein-4b", "--text-tokens", "many"), "--text-tokens", "integer"),
     (("inspect", "flux2-klein-4b", "--kernels", "flash"), "unknown kernel 'flash'", "attention, qkv, rope"),
     (("inspect", "flux2-klein-4b", "--kernels", "qkv:double"), "unknown form 'double'", "triple"),
+    (("inspect", "flux2-klein-4b", "--kernels", "qkv:"), "unknown form ''", "triple"),
     (("inspect", "flux2-klein-4b", "--format", "xml"), "'xml'", "json"),
     (("inspect", "flux2-klein-4b", "--dtype", "int4"), "'int4'", "bf16"),
     (("inspect", "flux2-klein-4b", "--policy", "best"), "'best'", "none"),

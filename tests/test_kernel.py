@@ -63,3 +63,9 @@ def test_broken_plugin_is_left_out_with_a_warning(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert list(load_plugins("g")) == ["good"]
     assert "no_such_module" in caplog.text
+
+
+def test_named_plugin_that_cannot_be_loaded_is_an_error(monkeypatch):
+    monkeypatch.setattr(kernel, "entry_points", lambda group: [EntryPoint("bad", "no_such_module:x", "g")])
+    with pytest.raises(InputError, match="'bad' cannot be loaded"):
+        load_plugins("g", ("bad",))

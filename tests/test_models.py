@@ -52,6 +52,7 @@ def test_diffusers_folder_or_config(tmp_path, layout):
     [
         ("{", "not a readable JSON file"),
         ("[1]", "_class_name is None"),
+        ('{"_class_name": ["x"]}', "_class_name is"),
         ('{"_class_name": "UNet2DConditionModel"}', "expected Flux2Transformer2DModel or FluxTransformer2DModel"),
         ('{"_class_name": "Flux2Transformer2DModel", "num_layers": "three"}', "cannot be built"),
     ],
@@ -77,8 +78,17 @@ MODULE = """
 import torch
 def good(): return torch.nn.Linear(2, 2), {"input": torch.randn(1, 2)}
 def raises(): raise ValueError("no weights here")
+def leaves(): raise SystemExit(5)
 def wrong(): return torch.nn.Linear(2, 2)
 """
+
+
+@pytest.mark.parametrize("source", ["raise ValueError('no')", "def (", "import sys; sys.exit(3)"])
+def test_module_that_fails_on_import(tmp_path, monkeypatch, source):
+    (tmp_path / "failing_models.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="importing 'failing_models' raised"):
+        find_model("failing_models:thing")
 
 
 @pytest.fixture
@@ -97,7 +107,12 @@ def test_callable(module):
 
 @pytest.mark.parametrize(
     ("attribute", "told"),
-    [("raises", "ValueError: no weights here"), ("wrong", "must return"), ("missing", "has no 'missing'")],
+    [
+        ("raises", "ValueError: no weights here"),
+        ("leaves", "SystemExit: 5"),
+        ("wrong", "must return"),
+        ("missing", "has no 'missing'"),
+    ],
 )
 def test_callable_that_cannot_be_used(module, attribute, told):
     with pytest.raises(InputError, match=told):

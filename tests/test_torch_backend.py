@@ -153,6 +153,56 @@ def test_replacement_that_differs_is_taken_back(monkeypatch, caplog):
         run(fluxrewrite.backend(inner="eager", strict=True))
 
 
+def test_a_report_that_cannot_be_delivered_does_not_undo_the_rewrite(caplog):
+    seen = []
+
+    def fails(report):
+        raise OSError("disk full")
+
+    backend = fluxrewrite.backend(inner=lambda gm, _: seen.append(gm) or gm, report=fails)
+    with caplog.at_level(logging.WARNING, "fluxrewrite"):
+        run(backend)
+    assert "disk full" in caplog.text
+    assert "fluxrewrite.qkv" in seen[0].code.replace("::", ".")
+    with pytest.raises(InputError, match="does not exist"):
+        fluxrewrite.backend(report="no/such/folder/r.json")
+
+
+def test_a_policy_that_raises_keeps_its_sites(caplog):
+    backend = fluxrewrite.backend(inner="eager", policy=lambda site: 1 / (site.kind == "qkv"))
+    with caplog.at_level(logging.WARNING, "fluxrewrite"):
+        run(backend)
+    assert "ZeroDivisionError" in caplog.text
+    assert {s.kind for s in backend.reports[0].sites if s.choice == "kernel"} == {"qkv"}
+
+
+def test_a_pass_that_raises_leaves_the_others(monkeypatch):
+    monkeypatch.setattr(Attention, "find", broken)
+    backend = fluxrewrite.backend(inner="eager")
+    run(backend)
+    assert {s.kind for s in backend.reports[0].sites if s.choice == "kernel"} == {"qkv"}
+
+
+def test_options_beside_a_backend_object_are_refused():
+    with pytest.raises(Exception, match="pass them to fluxrewrite"):
+        torch.compile(Block(), backend=fluxrewrite.backend(inner="eager"), options={"a": 1})(X)
+    with pytest.raises(Exception, match="unknown options kernel; known: inner, kernels"):
+        torch.compile(Block(), backend="fluxrewrite", options={"kernel": "qkv"})(X)
+
+
+def test_graphs_of_one_model_share_the_report_of_named_options(tmp_path):
+    class Broken(Block):
+        def forward(self, x):
+            y = super().forward(x)
+            torch._dynamo.graph_break()
+            return y + super().forward(x * 2)
+
+    path = tmp_path / "r.json"
+    with torch.no_grad():
+        torch.compile(Broken(), backend="fluxrewrite", options={"inner": "eager", "report": str(path)})(X)
+    assert json.loads(path.read_text())["model"]["graphs"] == 2
+
+
 def test_nothing_found_is_said_once(caplog):
     backend = fluxrewrite.backend(inner="eager", kernels="rope")
     with caplog.at_level(logging.WARNING, "fluxrewrite"):

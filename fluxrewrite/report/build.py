@@ -54,12 +54,13 @@ def merge(reports: Sequence[Report]) -> Report:
         return first
     inventory: Counter[str] = Counter()
     sites: list[SiteInfo] = []
+    offset = 0
     for report in reports:
         inventory.update(report.inventory)
-        offset = sum(r.model.graphs for r in reports[: reports.index(report)])
         sites += [
             s.model_copy(update={"graph": s.graph + offset, "id": f"{s.id}@{s.graph + offset}"}) for s in report.sites
         ]
+        offset += report.model.graphs
     models, timings = [r.model for r in reports], [r.timing for r in reports]
     model = first.model.model_copy(
         update={

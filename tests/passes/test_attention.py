@@ -115,7 +115,7 @@ def test_spelled_out(check, name):
         lambda s, m: s.masked_fill(~m, float("-inf")),
         lambda s, m: s.masked_fill(~m, torch.finfo(s.dtype).min),
         lambda s, m: torch.where(m, s, float("-inf")),
-        lambda s, m: torch.where(m, s, -1e9),
+        lambda s, m: torch.where(m, s, torch.finfo(torch.bfloat16).min),
     ],
 )
 def test_spelled_masks(check, change):
@@ -158,6 +158,16 @@ WRONG = {
         lambda q, k, v: spelled(q, k, v, lambda s: s.masked_fill(torch.ones(S, L, dtype=torch.bool).triu(), -10.0)),
         Code.MASK,
     ),
+    "fill that large scores can reach": (
+        lambda q, k, v: spelled(q, k, v, lambda s: torch.where(torch.ones(S, L).bool(), s, -1e9)),
+        Code.MASK,
+    ),
+    "mask of one axis": (lambda q, k, v: spelled(q, k, v, lambda s: s + k[0, 0, :, 0]), Code.MASK),
+    "mask that widens": (lambda q, k, v: spelled(q[:1], k[:1], v[:1], lambda s: s + k[:, :1, None, :, 0]), Code.MASK),
+    "float64 softmax": (lambda q, k, v: torch.softmax(q @ k.mT, -1, dtype=torch.float64).float() @ v, Code.PRECISION),
+    "bfloat16 softmax": (lambda q, k, v: torch.softmax(q @ k.mT, -1, dtype=torch.bfloat16).float() @ v, Code.PRECISION),
+    "scores through float16": (lambda q, k, v: torch.softmax((q @ k.mT).half().float(), -1) @ v, Code.PRECISION),
+    "divided by zero": (lambda q, k, v: torch.softmax(q @ k.mT / 0.0, -1) @ v, Code.PATTERN),
     "added mask is bool": (
         lambda q, k, v: spelled(q, k, v, lambda s: s + torch.ones(S, L, dtype=torch.bool)),
         Code.MASK,
@@ -182,6 +192,32 @@ def test_probabilities_that_are_also_returned(find):
 
     (miss,) = find("attention", fn, **qkv())
     assert miss.reason.code == Code.INNER_USE
+
+
+def test_value_size_has_a_limit_too(find):
+    (site,) = find("attention", CALLS["positional"], **qkv(keys=S) | {"v": torch.randn(B, H, S, 200)})
+    assert ["value_size 200" in r.message for r in site.reasons] == [True]
+
+
+@pytest.mark.parametrize("change", [lambda t: t.mul_(3), lambda t: t.zero_(), lambda t: t.__setitem__((0, 0), 1.0)])
+@pytest.mark.parametrize("copied", [True, False])
+def test_copies_and_their_sources_that_are_written_to(check, change, copied):
+    def fn(q, k, v):
+        q = q + 0.0
+        copy = q.clone()
+        change(copy if copied else q)
+        return F.scaled_dot_product_attention(copy, k, v)
+
+    check(fn, "attention", **qkv())
+
+
+def test_values_used_in_two_layouts_keep_their_strides(check):
+    def fn(q, k, v):
+        out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+        return out.transpose(1, 2).reshape(B, S, -1), out
+
+    inputs = {name: t.transpose(1, 2).contiguous() for name, t in qkv(keys=S).items()}
+    assert forms_of(check(fn, "attention", **inputs)) == [("sdpa", "kernel")]
 
 
 def test_head_size_limit_has_its_numbers(find):

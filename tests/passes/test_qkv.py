@@ -1,3 +1,5 @@
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -224,6 +226,62 @@ def test_weights_computed_late_move_the_call(check):
             return attend(q, k, v)
 
     assert run(check, Late()).sites[0].choice == "kernel"
+
+
+@pytest.mark.parametrize("take", [lambda y: y[0], lambda y: y.squeeze(0)])
+def test_axis_of_size_one_that_is_dropped(check, take):
+    class Dropped(Packed):
+        def forward(self, x):
+            q, k, v = (t.unflatten(-1, (-1, D)).transpose(0, 1)[None] for t in take(self.to_qkv(x)).chunk(3, dim=-1))
+            return F.scaled_dot_product_attention(q, k, v)
+
+    report = run(check, Dropped(None), x=torch.randn(1, S, I))
+    assert [r.code for s in report.sites for r in s.reasons] == [Code.PACKED_LAYOUT]
+
+
+def test_bias_that_broadcasts(check):
+    class Broadcast(Packed):
+        def forward(self, x):
+            return attend(*F.linear(x, self.to_qkv.weight, self.to_qkv.bias[:1]).chunk(3, dim=-1))
+
+    report = run(check, Broadcast(None))
+    assert [r.code for s in report.sites for r in s.reasons] == [Code.AXES]
+
+
+IN_PLACE = {
+    "positional": lambda x: F.silu(x, True),
+    "keyword": lambda x: F.relu(x, inplace=True),
+    "keyword tensor": lambda x: torch.relu_(input=x),
+    "power": lambda x: operator.ipow(x, 2),
+    "foreach": lambda x: torch._foreach_mul_([x], 2.0),
+    "out": lambda x: torch.mul(x, 2.0, out=x),
+    "packet": lambda x: torch.ops.aten.mul_(x, 2.0),
+    "view": lambda x: x.view(-1).mul_(2.0),
+    "item": lambda x: x.__setitem__(0, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_writes_between_the_projections(check, name):
+    class Written(Siblings):
+        def forward(self, x):
+            x = x + 1
+            q = self.to_q(x)
+            IN_PLACE[name](x)
+            return attend(q, self.to_k(x), self.to_v(x))
+
+    report = run(check, Written())
+    assert [r.code for s in report.sites for r in s.reasons] == [Code.MUTATION]
+
+
+def test_copies_are_no_siblings_once_written_to(check):
+    class Copied(Siblings):
+        def forward(self, x):
+            y = x.clone()
+            y.add_(1.0)
+            return attend(self.to_q(x), self.to_k(y), self.to_v(y))
+
+    assert all(s.choice == "keep" for s in run(check, Copied()).sites)
 
 
 def test_golden_graphs(trace, golden):

@@ -139,6 +139,93 @@ def test_tables_of_two_and_three_axes(check, batch):
     assert report.sites[0].choice == "kernel"
 
 
+def test_tables_with_their_heads_axis_but_no_batch(check):
+    cos, sin = torch.randn(S, 1, D), torch.randn(S, 1, D)
+    assert check(half_chunk, "rope", x=x_for(1), cos=cos, sin=sin).sites[0].choice == "kernel"
+    freqs = torch.polar(torch.ones(S, 1, D // 2), torch.randn(S, 1, D // 2))
+    assert check(complex_product, "rope", x=x_for(1), freqs=freqs).sites[0].choice == "kernel"
+
+
+@pytest.mark.parametrize("batches", [(1, B), (B, 1)])
+def test_tables_of_different_batch(check, batches):
+    cos, sin = torch.randn(batches[0], S, 1, D), torch.randn(batches[1], S, 1, D)
+    assert check(half_chunk, "rope", x=x_for(1), cos=cos, sin=sin).sites[0].choice == "kernel"
+
+
+def test_conjugate_and_real_factors(check):
+    freqs = torch.polar(torch.ones(1, S, 1, D // 2), torch.randn(1, S, 1, D // 2))
+    assert (
+        check(lambda x, freqs: complex_product(x, freqs.conj()), "rope", x=x_for(1), freqs=freqs).sites[0].choice
+        == "kernel"
+    )
+    report = check(complex_product, "rope", x=x_for(1), freqs=torch.randn(1, S, 1, D // 2))
+    assert [r.code for s in report.sites for r in s.reasons] == [Code.TABLE]
+
+
+@pytest.mark.parametrize("round_trip", [lambda t: t.half().float(), lambda t: t.bfloat16().float()])
+def test_rounding_is_not_dropped(check, round_trip):
+    cos, sin = tables(1)
+    check(lambda x, cos, sin: round_trip(half_chunk(x, cos, sin)), "rope", x=x_for(1) * 1e5, cos=cos, sin=sin)
+    report = check(
+        lambda x, cos, sin: round_trip(x * cos) + half_chunk(x, cos * 0, sin), "rope", x=x_for(1), cos=cos, sin=sin
+    )
+    assert all(s.choice == "keep" or s.reasons == () for s in report.sites)
+
+
+WRITES = {
+    "copy": lambda x, cos: (x.clone().mul_(2), cos),
+    "source of a copy": lambda x, cos: (_zeroed_after(x), cos),
+    "cast": lambda x, cos: (x.float().mul_(2), cos),
+    "table": lambda x, cos: (x, cos.clone().mul_(3)),
+    "table behind a view": lambda x, cos: (x, cos[0, :, 0].clone().mul_(3)[None, :, None]),
+}
+
+
+def _zeroed_after(x):
+    base = x + 0
+    copy = base.clone()
+    base.zero_()
+    return copy
+
+
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copies_that_are_written_to(check, name, dtype):
+    cos, sin = tables(1)
+
+    def fn(x, cos, sin):
+        return interleaved(*WRITES[name](x, cos), sin)
+
+    check(fn, "rope", x=x_for(1, dtype), cos=cos, sin=sin)
+
+
+def test_result_keeps_the_strides_that_a_view_needs(check):
+    cos, sin = tables(2)
+
+    def fn(x, cos, sin):
+        return half_chunk(x.transpose(1, 2), cos, sin).transpose(1, 2).view(B, S, -1)
+
+    report = check(fn, "rope", x=x_for(1), cos=cos, sin=sin)
+    assert report.sites[0].choice == "kernel"
+    assert report.sites[0].details["turned"] is True
+
+
+def test_detach_is_no_view_for_autograd():
+    import fluxrewrite
+
+    cos, sin = tables(1)
+    x = x_for(1).requires_grad_()
+
+    def fn(x):
+        return half_chunk(x.detach(), cos, sin) * x, half_chunk(x, cos, sin).detach()
+
+    backend = fluxrewrite.backend(inner="aot_eager", strict=True)
+    found, cut = torch.compile(fn, backend=backend)(x)
+    assert not cut.requires_grad
+    found.sum().backward()
+    torch.testing.assert_close(x.grad, half_chunk(x.detach(), cos, sin))
+
+
 def test_equal_axes_are_told_apart_by_the_table(check):
     square = torch.randn(B, S, S, D)
     for axis in (1, 2):
