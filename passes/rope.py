@@ -204,6 +204,10 @@ class Rope(Pass):
             if axis is None:
                 message = f"{name} is {tuple(view.shape(table) or ())} for x {tuple(shape)}: not one row a position for all heads"
                 return self.miss(Code.TABLE, message, path, table)
+            rows = len(view.shape(table) or ()) - len(_excess(view, table, axis, len(shape)))
+            if rows not in (2, 3):
+                message = f"{name} of {tuple(view.shape(table) or ())} has no axis of positions for x {tuple(shape)}"
+                return self.miss(Code.TABLE, message, path, table)
             tables.append(_unbroadcast(view, table, axis, len(shape)))
             axes.add(axis)
         if len(axes) > 1:

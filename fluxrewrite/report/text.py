@@ -37,19 +37,17 @@ def _parts(report: Report) -> Iterable[RenderableType]:
     for kind, summary in report.summary.kinds.items():
         if not summary.found and not summary.missed:
             yield Text(f"\n{kind}: nothing found. Looked for {summary.looks_for}.", style="yellow")
-    yield Text("\nEstimates of what these calls cost the compiler's fusion are not part of this version.", style="dim")
+    yield Text("\nWhat these calls cost the compiler's fusion is not estimated yet.", style="dim")
     yield _next(report, rewritten, kept)
 
 
 def _head(report: Report) -> Iterable[RenderableType]:
     m, t = report.model, report.timing
-    sizes = f", batch {m.batch}, {m.image_tokens} image + {m.text_tokens} text tokens" if m.image_tokens else ""
+    sizes = f", batch {m.batch},\n{m.image_tokens} image + {m.text_tokens} text tokens" if m.image_tokens else ""
     yield Text.assemble((m.name, "bold"), f": {m.parameters / 1e9:.3f} G parameters, {m.dtype}{sizes}")
     graphs = "1 graph" if m.graphs == 1 else f"{m.graphs} graphs"
-    yield Text(
-        f"{graphs}, {m.graph_nodes} nodes; traced in {t.capture_s:.1f} s without weights, "
-        f"matched in {t.match_s * 1e3:.0f} ms; peak {t.peak_rss_mb:.0f} MB"
-    )
+    yield Text(f"{graphs} of {m.graph_nodes} nodes, no weights; peak {t.peak_rss_mb:.0f} MB")
+    yield Text(f"traced in {t.capture_s:.1f} s, matched in {t.match_s * 1e3:.0f} ms")
     for stop in m.graph_breaks:
         yield Text(f"graph break at {stop.location}: {stop.reason}", style="yellow")
     if m.dynamic_sizes:
@@ -63,7 +61,7 @@ def _head(report: Report) -> Iterable[RenderableType]:
 
 def _kinds(report: Report) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("kind", "found", "eligible", "rewritten", "missed"):
+    for name in ("kind", "found", "eligible", "by kernel", "missed"):
         table.add_column(name, justify="left" if name == "kind" else "right")
     table.add_column("forms")
     for kind, s in report.summary.kinds.items():
@@ -102,8 +100,8 @@ def _reasons(sites: Sequence[SiteInfo]) -> Table:
 
 def _next(report: Report, rewritten: Sequence[SiteInfo], kept: Sequence[SiteInfo]) -> Text:
     if rewritten:
-        kernels = ", ".join(f'"{k}"' for k in report.summary.kernels)
-        command = f"torch.compile(model, backend=fluxrewrite.backend(kernels=({kernels},)))"
+        kernels = ",".join(report.summary.kernels)
+        command = f'torch.compile(\n    model, backend=fluxrewrite.backend(kernels="{kernels}"))'
         return Text.assemble("Next: ", (command, "bold"))
     if kept:
         return Text("Next: read the reasons above; --format json names the node of each.")

@@ -146,6 +146,12 @@ def test_tables_with_their_heads_axis_but_no_batch(check):
     assert check(complex_product, "rope", x=x_for(1), freqs=freqs).sites[0].choice == "kernel"
 
 
+@pytest.mark.parametrize(("table", "x"), [((D,), (B, S, 1, D)), ((1, D), (B, 1, S, D)), ((D,), (1, 1, D))])
+def test_tables_without_positions(check, table, x):
+    report = check(half_chunk, "rope", x=torch.randn(x), cos=torch.randn(table), sin=torch.randn(table))
+    assert [r.code for s in report.sites for r in s.reasons] == [Code.TABLE]
+
+
 @pytest.mark.parametrize("batches", [(1, B), (B, 1)])
 def test_tables_of_different_batch(check, batches):
     cos, sin = torch.randn(batches[0], S, 1, D), torch.randn(batches[1], S, 1, D)
