@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from .errors import InputError
 from .graph import GraphView
@@ -154,7 +154,23 @@ def make_plan(view: GraphView, selection: Selection, policy: Policy = "all", on_
                 on_error(f"policy {policy!r}", error)
                 decision = Decision(finding, "keep", (Reason(Code.POLICY, f"the policy raised {error!r}", ""),))
             decisions.append(decision)
-    return Plan(tuple(decisions), selection)
+    return Plan(tuple(_without_covered(decisions)), selection)
+
+
+def _without_covered(decisions: Sequence[Decision]) -> Iterator[Decision]:
+    """Where two sites hold the same values, the larger one is taken by its kernel and the smaller ones are kept."""
+    owners: dict[Node, Site] = {}
+    taken = [d.finding for d in decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
+    for site in sorted(taken, key=lambda s: len(s.interior)):
+        owners.update(dict.fromkeys((*site.interior, *site.outputs), site))
+    for d in decisions:
+        held = [owners.get(n, d.finding) for n in d.finding.outputs] if isinstance(d.finding, Site) else []
+        owner = next((o for o in held if o is not d.finding), None)
+        if owner is None or d.choice != "kernel" or not isinstance(d.finding, Site):
+            yield d
+            continue
+        why = Reason(Code.COVERED, f"part of a {owner.kind} site that a kernel takes", d.finding.outputs[0].name)
+        yield Decision(d.finding, "keep", (why,))
 
 
 def _decide(

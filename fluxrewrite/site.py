@@ -58,6 +58,8 @@ class Code(StrEnum):
     """No provider in use has a kernel for this kind of site."""
     NOT_SELECTED = "not_selected"
     """`kernels=` leaves out this kind or form."""
+    COVERED = "covered"
+    """A larger site that a kernel takes holds this one."""
     POLICY = "policy"
     """The policy chose to keep the site as it is."""
     REPLACEMENT = "replacement_differs"

@@ -168,7 +168,10 @@ class Attention(Pass):
     looks_for = "scaled_dot_product_attention in any call form, or matmul, softmax, matmul"
 
     def find(self, view: GraphView) -> list[Finding]:
-        """One finding for each attention computation."""
+        """One finding for each attention computation, found once per view."""
+        return view.memo("attention_sites", self._find)
+
+    def _find(self, view: GraphView) -> list[Finding]:
         return [c if isinstance(c, Miss) else self._site(view, c) for c in attention_calls(view)]
 
     def _site(self, view: GraphView, call: Call) -> Finding:

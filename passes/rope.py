@@ -29,7 +29,7 @@ from fluxrewrite.rewrite import Builder, Pass, blocked, dense_as, odd_dtype
 from fluxrewrite.site import Code, Finding, Miss, Site
 from fluxrewrite.steps import same_dim, same_shape
 
-__all__ = ["Rope"]
+__all__ = ["Rope", "emit_tables"]
 
 _TURN = (0, 2, 1, 3)
 _x, _cos, _sin = Value("x"), Value("cos"), Value("sin")
@@ -64,6 +64,10 @@ class Rope(Pass):
     looks_for = "x*cos + rotate(x)*sin with interleaved or half pairs, pairwise products, or a complex product"
 
     def find(self, view: GraphView) -> list[Finding]:
+        """All rotations, found once per view."""
+        return view.memo("rope_sites", self._find)
+
+    def _find(self, view: GraphView) -> list[Finding]:
         """Every rotation: roots are sums (direct), joins (pairwise) and complex products; what only looks like one is a Miss."""
         findings: list[Finding] = []
         used: set[Node] = set()
@@ -221,21 +225,27 @@ class Rope(Pass):
 
         Where the result is [B, H, S, D] in shape but [B, S, H, D] in memory, the call works on the latter.
         """
-        tables = []
-        for name in ("cos", "sin"):
-            table = site.operands[name]
-            for excess in site.extra["squeeze"][name]:
-                table = builder.call("squeeze", table, excess)
-            tables.append(table)
-        if site.form == "complex":
-            real = builder.call(torch.view_as_real, builder.call(torch.resolve_conj, tables[0]))
-            tables = [builder.call("select", real, -1, part) for part in (0, 1)]
+        tables = emit_tables(site, builder)
         interleaved = site.form != "rotate_half"
         x, axis, out_dtype = site.operands["x"], site.extra["axis"], site.extra["out_dtype"]
         if not site.extra["turned"]:
             return [builder.call(op, x, *tables, interleaved, axis, out_dtype)]
         out = builder.call(op, builder.call("permute", x, *_TURN), *tables, interleaved, 3 - axis, out_dtype)
         return [builder.call("permute", out, *_TURN)]
+
+
+def emit_tables(site: Site, builder: Builder) -> list[Node]:
+    """The tables of a rope site as [S, W] or [B, S, W]; of a complex one its real and imaginary parts."""
+    tables: list[Node] = []
+    for name in ("cos", "sin"):
+        table = site.operands[name]
+        for excess in site.extra["squeeze"][name]:
+            table = builder.call("squeeze", table, excess)
+        tables.append(table)
+    if site.form != "complex":
+        return tables
+    real = builder.call(torch.view_as_real, builder.call(torch.resolve_conj, tables[0]))
+    return [builder.call("select", real, -1, part) for part in (0, 1)]
 
 
 def _fate(view: GraphView, node: Node) -> str:

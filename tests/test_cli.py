@@ -46,7 +46,11 @@ BAD = [
     (("inspect", "no/such/folder"), "no/such/folder", "not an existing folder"),
     (("inspect", "flux2-klein-4b", "--image-tokens", "-3"), "--image-tokens -3", "1 or more"),
     (("inspect", "flux2-klein-4b", "--text-tokens", "many"), "--text-tokens", "integer"),
-    (("inspect", "flux2-klein-4b", "--kernels", "flash"), "unknown kernel 'flash'", "attention, qkv, rope"),
+    (
+        ("inspect", "flux2-klein-4b", "--kernels", "flash"),
+        "unknown kernel 'flash'",
+        "attention, norm_rope_attention, qkv, rope",
+    ),
     (("inspect", "flux2-klein-4b", "--kernels", "qkv:double"), "unknown form 'double'", "triple"),
     (("inspect", "flux2-klein-4b", "--kernels", "qkv:"), "unknown form ''", "triple"),
     (("inspect", "flux2-klein-4b", "--format", "xml"), "'xml'", "json"),
@@ -101,7 +105,7 @@ def test_text_fits_80_columns_and_ends_with_a_next_step(capsys):
 def test_nothing_to_rewrite_is_no_error(capsys):
     code, out, _ = run(capsys, "inspect", "cli_models:nothing")
     assert code == 0
-    for kind in ("attention", "qkv", "rope"):
+    for kind in ("attention", "norm_rope_attention", "qkv", "rope"):
         assert f"{kind}: nothing found. Looked for" in " ".join(out.split())
 
 

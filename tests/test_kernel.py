@@ -41,14 +41,14 @@ def test_dtype_is_a_limit_like_any_other():
     assert "bfloat16" in k.refusals({}, torch.bfloat16)[0].message
 
 
-def test_three_kernels_are_installed():
+def test_kernels_are_installed():
     found = load_kernels()
-    assert sorted(found) == ["attention", "qkv", "rope"]
+    assert sorted(found) == ["attention", "norm_rope_attention", "qkv", "rope"]
     assert all(k.provider == "builtin" and k.limits and k.summary for k in found.values())
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(InputError, match="unknown kernel 'flash'; known: attention, qkv, rope"):
+    with pytest.raises(InputError, match="unknown kernel 'flash'; known: attention, norm_rope_attention, qkv, rope"):
         load_plugins("fluxrewrite.passes", ("flash",))
 
 

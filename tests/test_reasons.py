@@ -170,6 +170,19 @@ def check_not_selected(trace):
     assert codes(trace(Layers(triple), x=X), "qkv:packed") == {Code.NOT_SELECTED}
 
 
+def check_covered(trace):
+    def fn(q, k, v, cos, sin, gain):
+        q, k = (rotate(F.rms_norm(t, (D,), gain, 1e-6), cos[:, None], sin[:, None]) for t in (q, k))
+        return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+
+    heads = {name: torch.randn(B, S, H, D) for name in "qkv"}
+    gm = trace(fn, **heads, **TABLE, gain=torch.ones(D))
+    plan = make_plan(GraphView(gm.graph), Selection.of())
+    assert [d.finding.kind for d in plan.decisions if d.choice == "kernel"] == ["norm_rope_attention"]
+    covered = [d.finding.kind for d in plan.decisions if [r.code for r in d.reasons] == [Code.COVERED]]
+    assert covered == ["attention", "rope", "rope"]
+
+
 def check_policy(trace):
     gm = trace(Layers(triple), x=X)
     assert codes(gm, policy="none") == {Code.POLICY}
@@ -192,6 +205,7 @@ OTHERS = {
     Code.REQUIRES_GRAD: check_requires_grad,
     Code.NO_KERNEL: check_no_kernel,
     Code.NOT_SELECTED: check_not_selected,
+    Code.COVERED: check_covered,
     Code.POLICY: check_policy,
     Code.REPLACEMENT: check_replacement,
 }

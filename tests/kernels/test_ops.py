@@ -14,7 +14,7 @@ B, S, L, H, D = 2, 5, 7, 4, 8
 def sample(name):
     torch.manual_seed(0)
     q, k, v = torch.randn(B, H, S, D), torch.randn(B, 2, L, D), torch.randn(B, 2, L, D)
-    x, w = torch.randn(B, S, 16), torch.randn(24, 16)
+    x, w, u, g = torch.randn(B, S, 16), torch.randn(24, 16), torch.randn(B, L, H, D), torch.randn(D)
     return {
         "rope": [
             (torch.randn(B, S, H, D), torch.randn(S, D), torch.randn(S, D), True, 1, None),
@@ -35,17 +35,29 @@ def sample(name):
             (*(t.transpose(1, 2) for t in (q, k, v)), torch.randn(S, L), None, False, "bshd", "bshd"),
             (q, q, q, None, None, True, "bhsd", "bhsd"),
         ],
+        "norm_rope_attention": [
+            (*([t] for t in torch.randn(3, B, S, H, D)), [g], [g], [1e-6], *torch.randn(2, S, D), True),
+            (
+                *([t, u] for t in torch.randn(3, B, S, H, D)),
+                [g, g + 1],
+                [g, g],
+                [1e-6, 1e-5],
+                *torch.randn(2, S + L, D),
+                False,
+                0.3,
+            ),
+        ],
     }[name]
 
 
-@pytest.mark.parametrize("name", ["rope", "qkv", "attention"])
+@pytest.mark.parametrize("name", ["rope", "qkv", "attention", "norm_rope_attention"])
 def test_opcheck(name):
     op = load_kernels()[name].op
     for args in sample(name):
         torch.library.opcheck(op, args)
 
 
-@pytest.mark.parametrize("name", ["rope", "qkv", "attention"])
+@pytest.mark.parametrize("name", ["rope", "qkv", "attention", "norm_rope_attention"])
 def test_results_are_contiguous_and_as_the_fake_says(name):
     op = load_kernels()[name].op
     for args in sample(name):
@@ -58,7 +70,7 @@ def meta(op, args):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode()
-    fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
+    fakes = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, args)
     with mode:
         return op(*fakes)
 
