@@ -1,0 +1,224 @@
+"""Query, key and value projections of one activation: ``x @ weight.T + bias`` three times, reading ``x`` once.
+
+Shapes: ``x`` [T, H]; weights [I, H] as ``torch.nn.Linear`` stores them, or [H, I] with ``transposed_weights``; each of
+the three has its own I and its own optional bias [I]. Outputs: three [T, I]. Any T, H and I. ``x``, weights and outputs
+share one type, float32 or a float of two bytes; a bias may have another. Sums are float32.
+
+Tiling: the contraction needs H on partitions. A block of tokens is turned once into [128, H / 128, tokens] and stays in
+SBUF while the weights stream past it in panels of columns [128, H / 128, columns], one ahead of the one in use. Products
+over all of H add up in PSUM, a bank for 128 tokens and at most 512 columns. Banks are filled side by side in groups, so
+that the first slices of H that arrive give the Tensor engine work for as long as the next take to load. Two-byte types
+are turned by DMA, which has time to spare; others, and all on NeuronCore-v2, by the Tensor engine. On two cores each
+computes half of the columns of every projection, so that each weight is read once.
+"""
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+COLUMNS = 512  # most columns of a PSUM bank
+GROUP = 4  # PSUM banks filled side by side: half of them
+PANEL = 512  # most columns of a panel of weights
+PANEL_TRANSPOSED = 1024  # the same for [H, I], where they are what makes runs in memory long
+TOKENS = 1280  # most tokens in a block
+BLOCK_BYTES = 64 * 1024  # SBUF bytes per partition for a block of tokens
+PANEL_BYTES = 48 * 1024  # and for a panel of weights, of which two are live
+TRANSFER = 6144  # elements per partition of one transfer of weights
+FIRST_TRANSFER = 3072  # the same while the Tensor engine waits for the first
+SLICES = 16  # most slices of 128 of H in one transfer: runs of 4 KiB, which no longer gain from growing
+
+
+@nki.jit
+def qkv(
+    x: nl.ndarray,
+    weight_q: nl.ndarray,
+    weight_k: nl.ndarray,
+    weight_v: nl.ndarray,
+    bias_q=None,
+    bias_k=None,
+    bias_v=None,
+    transposed_weights: bool = False,
+) -> tuple:
+    """Return query, key and value projections of ``x``; biases are [I] or None."""
+    tokens, axis = x.shape[0], 1 if transposed_weights else 0
+    q = nl.ndarray((tokens, weight_q.shape[axis]), x.dtype, nl.shared_hbm)
+    k = nl.ndarray((tokens, weight_k.shape[axis]), x.dtype, nl.shared_hbm)
+    v = nl.ndarray((tokens, weight_v.shape[axis]), x.dtype, nl.shared_hbm)
+    work = _Projections(x, transposed_weights)
+    work.add(weight_q, bias_q, q)
+    work.add(weight_k, bias_k, k)
+    work.add(weight_v, bias_v, v)
+    pmax = nl.tile_size.pmax
+    # Blocks of whole tiles of 128 tokens, unless H is so large that less is all that fits.
+    unit = pmax if work.most_tokens >= pmax else 1
+    units = _parts(tokens, unit)
+    blocks = _parts(units, work.most_tokens // unit)
+    for i in range(blocks):
+        work.block(i * units // blocks * unit, min(tokens, (i + 1) * units // blocks * unit))
+    return q, k, v
+
+
+def _parts(count: int, most: int) -> int:
+    """Return how many ranges of at most ``most`` cover ``count``."""
+    return (count + most - 1) // most
+
+
+class _Projections(nl.NKIObject):
+    """One core's share of a call: panels (weight, bias, output, first column, last column)."""
+
+    def __init__(self, x: nl.ndarray, transposed: bool):
+        self.x = x
+        self.transposed = transposed
+        self.hidden = x.shape[1]
+        self.slices = _parts(x.shape[1], nl.tile_size.pmax)
+        slice_bytes = self.slices * (4 if x.dtype == nl.float32 else 2)
+        self.by_dma = x.dtype != nl.float32 and nisa.get_nc_version() != nisa.nc_version.gen2
+        self.widest = max(1, min(PANEL_TRANSPOSED if transposed else PANEL, PANEL_BYTES // slice_bytes))
+        self.most_tokens = max(1, min(TOKENS, BLOCK_BYTES // slice_bytes))
+        self.panels = []
+
+    def add(self, weight: nl.ndarray, bias, out: nl.ndarray) -> None:
+        """Add the panels of one projection."""
+        cores, core = nl.num_programs(0), nl.program_id(0)
+        low, high = core * out.shape[1] // cores, (core + 1) * out.shape[1] // cores
+        count = _parts(high - low, self.widest)
+        for i in range(count):
+            first, last = low + i * (high - low) // count, low + (i + 1) * (high - low) // count
+            self.panels.append((weight, bias, out, first, last))
+
+    def block(self, start: int, end: int) -> None:
+        """Project tokens ``start:end``."""
+        pmax, tokens = nl.tile_size.pmax, end - start
+        tiles = _parts(tokens, pmax)
+        x_turned = nl.ndarray((pmax, self.slices, tokens), self.x.dtype, nl.sbuf)
+        following = self.room(0)
+        for p in range(len(self.panels)):
+            weights, columns = following, following.shape[2]
+            groups = _parts(tiles, max(1, GROUP // _parts(columns, COLUMNS)))
+            bias = self.bias(p)
+            for g in range(groups):
+                low, high = g * tiles // groups * pmax, min(tokens, (g + 1) * tiles // groups * pmax)
+                x_group = x_turned[:, :, low:high]
+                if p == 0:
+                    # Slice by slice, weights and activation together: products start with the first.
+                    step = min(SLICES, max(1, FIRST_TRANSFER // columns))
+                    for s in range(0, self.slices, step):
+                        if g == 0:
+                            self.load_weights(weights, 0, s, min(s + step, self.slices))
+                        self.turn(x_group, self.x[start + low : start + high], s, min(s + step, self.slices))
+                if g == groups - 1 and p + 1 < len(self.panels):
+                    # Ahead of this group's products and stores, so that the load does not queue up behind them.
+                    following = self.room(p + 1)
+                    step = min(SLICES, max(1, TRANSFER // following.shape[2]))
+                    for s in range(0, self.slices, step):
+                        self.load_weights(following, p + 1, s, min(s + step, self.slices))
+                out = self.panels[p][2][start + low : start + high, self.panels[p][3] : self.panels[p][4]]
+                _multiply(out, x_group, weights, bias, self.hidden)
+
+    def room(self, p: int):
+        """Return SBUF space for the weights of panel ``p``, if there is one."""
+        room = None
+        if p < len(self.panels):
+            columns = self.panels[p][4] - self.panels[p][3]
+            room = nl.ndarray((nl.tile_size.pmax, self.slices, columns), self.x.dtype, nl.sbuf)
+        return room
+
+    def bias(self, p: int):
+        """Return the bias of panel ``p`` on every partition, spread by a product with ones; None without one."""
+        bias, low, high = self.panels[p][1], self.panels[p][3], self.panels[p][4]
+        spread = None
+        if bias != None:  # noqa: E711  (`is` does not parse under NKI 0.6)
+            pmax, columns = nl.tile_size.pmax, high - low
+            row, ones = nl.ndarray((1, columns), bias.dtype, nl.sbuf), nl.ndarray((1, pmax), bias.dtype, nl.sbuf)
+            nisa.dma_copy(row, bias[low:high])
+            nisa.memset(ones, 1.0)
+            spread = nl.ndarray((pmax, columns), nl.float32, nl.sbuf)
+            for first in range(0, columns, COLUMNS):
+                last = min(first + COLUMNS, columns)
+                product = nl.ndarray((pmax, last - first), nl.float32, nl.psum)
+                nisa.nc_matmul(product, ones, row[:, first:last], accumulate=False)
+                nisa.activation(spread[:, first:last], nl.copy, product)
+        return spread
+
+    def load_weights(self, dst: nl.ndarray, p: int, first: int, last: int) -> None:
+        """Load slices ``first:last`` of H of panel ``p`` into ``dst`` [128, slices, columns]."""
+        weight, low, high = self.panels[p][0], self.panels[p][3], self.panels[p][4]
+        pmax = nl.tile_size.pmax
+        if self.transposed:
+            whole = min(last, self.hidden // pmax)
+            if whole > first:
+                part = weight[first * pmax : whole * pmax, low:high].reshape_dim(0, (whole - first, pmax))
+                nisa.dma_copy(dst[:, first:whole, :], part.permute((1, 0, 2)))
+            if last > whole:
+                rest = self.hidden - whole * pmax
+                nisa.dma_copy(dst[0:rest, whole, :], weight[whole * pmax : self.hidden, low:high])
+        else:
+            self.turn(dst, weight[low:high], first, last)
+
+    def turn(self, dst: nl.ndarray, src: nl.ndarray, first: int, last: int) -> None:
+        """Load slices ``first:last`` of all rows of ``src`` [n, H] into ``dst`` [128, slices, n]."""
+        if self.by_dma:
+            _turn_by_dma(dst, src, first, last)
+        else:
+            for row in range(0, src.shape[0], COLUMNS):
+                end = min(row + COLUMNS, src.shape[0])
+                _turn_by_tensor_engine(dst[:, :, row:end], src[row:end], first, last)
+
+
+def _turn_by_dma(dst: nl.ndarray, src: nl.ndarray, first: int, last: int) -> None:
+    pmax, hidden = nl.tile_size.pmax, src.shape[1]
+    whole = min(last, hidden // pmax)
+    if whole > first:
+        part = src[:, first * pmax : whole * pmax].reshape_dim(1, (whole - first, pmax))
+        nisa.dma_transpose(dst[:, first:whole, :], part)
+    if last > whole:
+        nisa.dma_transpose(dst[0 : hidden - whole * pmax, whole, :], src[:, whole * pmax : hidden])
+
+
+def _turn_by_tensor_engine(dst: nl.ndarray, src: nl.ndarray, first: int, last: int) -> None:
+    pmax, rows, hidden = nl.tile_size.pmax, src.shape[0], src.shape[1]
+    low, high = first * pmax, min(last * pmax, hidden)
+    staged = []
+    for row in range(0, rows, pmax):
+        stage = nl.ndarray((min(pmax, rows - row), high - low), src.dtype, nl.sbuf)
+        nisa.dma_copy(stage, src[row : row + stage.shape[0], low:high])
+        staged.append(stage)
+    for s in range(first, last):
+        depth, at = min(pmax, hidden - s * pmax), s * pmax - low
+        turned = nl.ndarray((depth, rows), src.dtype, nl.psum)
+        for i in range(len(staged)):
+            stage = staged[i]
+            nisa.nc_transpose(turned[:, i * pmax : i * pmax + stage.shape[0]], stage[:, at : at + depth])
+        # Both engines that reach PSUM, in turn.
+        if s % 2 == 0:
+            nisa.tensor_copy(dst[0:depth, s, :], turned, engine=nisa.engine.vector)
+        else:
+            nisa.activation(dst[0:depth, s, :], nl.copy, turned)
+
+
+def _multiply(out: nl.ndarray, x_turned: nl.ndarray, weights: nl.ndarray, bias, hidden: int) -> None:
+    """Compute one group: ``out`` [tokens, columns] in HBM."""
+    pmax, tokens, columns = nl.tile_size.pmax, out.shape[0], out.shape[1]
+    tiles, parts = _parts(tokens, pmax), _parts(columns, COLUMNS)
+    banks = []
+    for i in range(tiles * parts):
+        rows, part = min(pmax, tokens - i // parts * pmax), i % parts
+        wide = (part + 1) * columns // parts - part * columns // parts
+        banks.append(nl.ndarray((rows, wide), nl.float32, nl.psum))
+    for s in range(_parts(hidden, pmax)):
+        depth = min(pmax, hidden - s * pmax)
+        for i in range(tiles * parts):
+            t, c = i // parts * pmax, i % parts * columns // parts
+            left = x_turned[0:depth, s, t : t + banks[i].shape[0]]
+            right = weights[0:depth, s, c : c + banks[i].shape[1]]
+            nisa.nc_matmul(banks[i], left, right, accumulate=s > 0)
+    for tile in range(tiles):
+        first, last = tile * pmax, min(tokens, (tile + 1) * pmax)
+        done = nl.ndarray((last - first, columns), out.dtype, nl.sbuf)
+        for part in range(parts):
+            bank, low, high = banks[tile * parts + part], part * columns // parts, (part + 1) * columns // parts
+            if bias == None:  # noqa: E711
+                nisa.activation(done[:, low:high], nl.copy, bank)
+            else:
+                nisa.tensor_tensor(done[:, low:high], bank, bias[0 : last - first, low:high], nl.add)
+        nisa.dma_copy(out[first:last, :], done)
