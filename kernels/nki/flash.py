@@ -1,0 +1,308 @@
+"""Online softmax attention on tiles, shared by the attention kernels: 128 queries x up to 512 keys at a time.
+
+A *row* is one query tile of one head, a *block* the keys of one row that share a running maximum (up to 2048), a
+*tile* up to 512 of these: one PSUM bank of scores. All tiles of a launch form one software pipeline: while a tile's
+exponentials are taken, the scores and maxima of tiles `look` places ahead are computed, its predecessor's weights
+are moved to SBUF transposed, and those of `lag` tiles ago are multiplied by V. A column of ones beside V gives the sum
+of the weights as they were rounded.
+
+Safe for any finite input: every exponent is `scale * (score - running maximum)`, so none is positive; results of
+earlier blocks are scaled down when the maximum grows. Scores accumulate in float32 before anything is rounded.
+"""
+
+import nki.isa as nisa
+import nki.language as nl
+
+ROWS = 128
+TILE = 512
+# Raw scores at or below -FLOOR count as masked; masking values are clamped to MASKED, so that nothing becomes inf.
+MASKED = -1.0e30
+FLOOR = 1.0e29
+TINY = 1.0e-30
+
+
+class Plan(nl.NKIObject):
+    """What every tile of a launch has in common.
+
+    `scale` > 0 multiplies scores; `masked`: rows may lose all their keys; `by_dma` of every `by_dma_of` tiles have
+    their weights transposed by DMA, the others by the Tensor engine; `by_scalar` of every `by_scalar_of` of those are
+    copied out of PSUM by the Scalar engine, the others by the Vector engine.
+    """
+
+    dtype = nl.float32
+    scale = 1.0
+    masked = False
+    look = 4
+    lag = 2
+    block = 1536
+    by_dma = 0
+    by_dma_of = 1
+    by_scalar = 0
+    by_scalar_of = 1
+    identity = None
+    triangle = None
+
+
+class Row(nl.NKIObject):
+    """A query tile: `query_t` [D, at least first + rows], results in `acc` [rows, Dv + 1] while blocks follow."""
+
+    head = None
+    query_t = None
+    first = 0
+    rows = 0
+    start = 0
+    top = None
+    acc = None
+    mask = None
+    out = None
+    scale = None
+
+
+class Block(nl.NKIObject):
+    """Keys of a row under one running maximum; `bias` = -scale * maximum, `decay` [rows, 1] what older sums shrink by."""
+
+    row = None
+    is_first = False
+    is_last = False
+    before = None
+    bias = None
+    out = None
+
+
+class Tile(nl.NKIObject):
+    """Keys `start` to `start + width` of a block, and what is in flight for them."""
+
+    block = None
+    start = 0
+    width = 0
+    opens = False
+    closes = False
+    turn_by_dma = False
+    copy_by_scalar = False
+    scores = None
+    weights = None
+    turned = None
+    weights_t = None
+
+
+def pieces(total, size):
+    """Return (start, length) of the parts of `total` elements, `size` each but for the last."""
+    return [(i, min(size, total - i)) for i in range(0, total, size)]
+
+
+def even(total, most):
+    """Return the smallest multiple of 128 that splits `total` into as few parts as `most` does."""
+    parts = -(-total // most)
+    return -(-(-(-total // parts)) // ROWS) * ROWS
+
+
+def tiles_of(plan, row, keys):
+    """Return the tiles of a row that sees `keys` keys, in order."""
+    tiles = []
+    blocks = pieces(keys, even(keys, plan.block))
+    for at, size in blocks:
+        block = Block(row=row, is_first=at == 0, is_last=at + size == keys)
+        parts = pieces(size, even(size, TILE))
+        for start, width in parts:
+            tile = Tile(block=block, start=at + start, width=width)
+            tile.opens = start == 0
+            tile.closes = start + width == size
+            tiles.append(tile)
+    return tiles
+
+
+def schedule(plan, tiles):
+    """Spread the tiles that DMA transposes, and those the Scalar engine copies, evenly over the launch."""
+    kept = 0
+    for n in range(len(tiles)):
+        tile = tiles[n]
+        tile.turn_by_dma = (n + 1) * plan.by_dma // plan.by_dma_of > n * plan.by_dma // plan.by_dma_of
+        if not tile.turn_by_dma:
+            kept += 1
+            share = plan.by_scalar
+            tile.copy_by_scalar = kept * share // plan.by_scalar_of > (kept - 1) * share // plan.by_scalar_of
+
+
+def constants(plan, causal):
+    """Make the matrices that causal masking multiplies: an identity, and MASKED right of the diagonal."""
+    if causal:
+        plan.identity = nl.ndarray((ROWS, ROWS), nl.bfloat16, buffer=nl.sbuf)
+        plan.triangle = nl.ndarray((ROWS, ROWS), nl.bfloat16, buffer=nl.sbuf)
+        nisa.memset(dst=plan.identity, value=1.0)
+        nisa.memset(dst=plan.triangle, value=0.0)
+        nisa.affine_select(
+            dst=plan.identity,
+            pattern=[[-1, ROWS]],
+            channel_multiplier=1,
+            on_true_tile=plan.identity,
+            on_false_value=0.0,
+            cmp_op=nl.equal,
+        )
+        nisa.affine_select(
+            dst=plan.triangle,
+            pattern=[[-1, ROWS]],
+            channel_multiplier=1,
+            on_true_tile=plan.triangle,
+            on_false_value=MASKED,
+            cmp_op=nl.greater_equal,
+        )
+
+
+def score(plan, tile):
+    """Scores of a tile, masked, and the running maximum with them; the last tile of a block fixes the block's bias."""
+    block = tile.block
+    row = block.row
+    scores = nl.ndarray((row.rows, tile.width), nl.float32, buffer=nl.psum)
+    query_t = row.query_t[:, row.first : row.first + row.rows]
+    key_t = row.head.key_t[:, tile.start : tile.start + tile.width]
+    nisa.nc_matmul(dst=scores, stationary=query_t, moving=key_t, accumulate=False)
+    diagonal = row.start - tile.start
+    if plan.triangle and 0 <= diagonal < tile.width:
+        # Adding the mask on the Tensor engine costs less than any instruction that reads the scores once more.
+        width = min(row.rows, tile.width - diagonal)
+        nisa.nc_matmul(
+            dst=scores[:, diagonal : diagonal + width],
+            stationary=plan.identity[: row.rows, : row.rows],
+            moving=plan.triangle[: row.rows, :width],
+            accumulate=True,
+        )
+    if plan.masked:
+        scores = _add_mask(plan, tile, scores)
+    tile.scores = scores
+    _raise_top(plan, tile)
+    if tile.closes:
+        block.bias = nl.ndarray((row.rows, 1), nl.float32, buffer=nl.sbuf)
+        nisa.tensor_scalar(
+            dst=block.bias, data=row.top, op0=nl.multiply, operand0=plan.scale, engine=nisa.engine.gpsimd
+        )
+
+
+def _add_mask(plan, tile, scores):
+    """Return scores + mask / scale in SBUF; the exponential's scale makes that scale * scores + mask."""
+    rows = tile.block.row.rows
+    mask = nl.ndarray((rows, tile.width), nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=mask, src=tile.block.row.mask[:, tile.start : tile.start + tile.width])
+    nisa.tensor_scalar(
+        dst=mask,
+        data=mask,
+        op0=nl.multiply,
+        operand0=1.0 / plan.scale,
+        op1=nl.maximum,
+        operand1=MASKED,
+        engine=nisa.engine.gpsimd,
+    )
+    total = nl.ndarray((rows, tile.width), nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=total, data1=scores, data2=mask, op=nl.add)
+    return total
+
+
+def _raise_top(plan, tile):
+    """Fold the tile's maxima into the row's running maximum, kept negated as the exponential's bias wants it."""
+    block = tile.block
+    row = block.row
+    peak = nl.ndarray((row.rows, 1), nl.float32, buffer=nl.sbuf)
+    nisa.tensor_reduce(dst=peak, op=nl.maximum, data=tile.scores, axis=1, negate=True)
+    if tile.opens:
+        block.before = row.top
+    top = nl.ndarray((row.rows, 1), nl.float32, buffer=nl.sbuf)
+    if block.is_first and tile.opens:
+        if plan.masked:
+            # A maximum that cannot fall to MASKED makes the weights of a row without keys 0.
+            nisa.tensor_scalar(dst=top, data=peak, op0=nl.minimum, operand0=FLOOR, engine=nisa.engine.gpsimd)
+        else:
+            top = peak
+    else:
+        nisa.tensor_tensor(dst=top, data1=row.top, data2=peak, op=nl.minimum, engine=nisa.engine.gpsimd)
+    row.top = top
+
+
+def weigh(plan, tile):
+    """Take the tile's exponentials and start transposing them."""
+    block = tile.block
+    rows = block.row.rows
+    tile.weights = nl.ndarray((rows, tile.width), plan.dtype, buffer=nl.sbuf)
+    nisa.activation(dst=tile.weights, op=nl.exp, data=tile.scores, bias=block.bias, scale=plan.scale)
+    tile.scores = None
+    groups = -(-tile.width // ROWS)
+    whole = tile.width // ROWS
+    if tile.turn_by_dma and whole == groups and rows == ROWS:
+        tile.weights_t = nl.ndarray((ROWS, groups, rows), plan.dtype, buffer=nl.sbuf)
+        data = tile.weights.reshape_dim(1, (groups, ROWS))
+        nisa.dma_transpose(dst=tile.weights_t, src=data, axes=(2, 1, 0))
+    else:
+        tile.turned = nl.ndarray((min(tile.width, ROWS), groups, rows), plan.dtype, buffer=nl.psum)
+        parts = pieces(tile.width, ROWS)
+        for start, width in parts:
+            part = tile.weights[:, start : start + width]
+            nisa.nc_transpose(dst=tile.turned[:width, start // ROWS, :], data=part, engine=nisa.engine.tensor)
+
+
+def turn(plan, tile):
+    """Move transposed weights from PSUM to SBUF, where the Tensor engine can read them."""
+    if tile.turned:
+        engine = nisa.engine.scalar if tile.copy_by_scalar else nisa.engine.vector
+        depth, groups, rows = tile.turned.shape
+        tile.weights_t = nl.ndarray((depth, groups, rows), plan.dtype, buffer=nl.sbuf)
+        rest = tile.width % ROWS
+        full = groups - 1 if rest and groups > 1 else groups
+        nisa.tensor_copy(dst=tile.weights_t[:, :full, :], src=tile.turned[:, :full, :], engine=engine)
+        if full < groups:
+            nisa.tensor_copy(dst=tile.weights_t[:rest, full, :], src=tile.turned[:rest, full, :], engine=engine)
+        tile.turned = None
+    tile.weights = None
+
+
+def gather(plan, tile):
+    """Multiply the tile's weights by V; the last tile of a block merges it, the last of a row writes the result."""
+    block = tile.block
+    row = block.row
+    value = row.head.value
+    if tile.opens:
+        block.out = nl.ndarray((row.rows, value.shape[2]), nl.float32, buffer=nl.psum)
+    parts = pieces(tile.width, ROWS)
+    for start, width in parts:
+        nisa.nc_matmul(
+            dst=block.out,
+            stationary=tile.weights_t[:width, start // ROWS, :],
+            moving=value[:width, (tile.start + start) // ROWS, :],
+            accumulate=not (tile.opens and start == 0),
+        )
+    tile.weights_t = None
+    if tile.closes:
+        if block.is_first and block.is_last:
+            _write(plan, row, block.out)
+        else:
+            _merge(plan, block)
+        block.out = None
+
+
+def _merge(plan, block):
+    """Add a block to its row. GpSimd does what needs no PSUM: it has nothing else to do."""
+    row = block.row
+    part = nl.ndarray(block.out.shape, nl.float32, buffer=nl.sbuf)
+    nisa.activation(dst=part, op=nl.copy, data=block.out)
+    if block.is_first:
+        row.acc = part
+    else:
+        decay = nl.ndarray((row.rows, 1), nl.float32, buffer=nl.sbuf)
+        # before and bias are negated maxima: the older sums shrink by exp(scale * (old - new)).
+        nisa.activation(dst=decay, op=nl.exp, data=block.before, bias=block.bias, scale=-plan.scale)
+        nisa.tensor_scalar(dst=row.acc, data=row.acc, op0=nl.multiply, operand0=decay, engine=nisa.engine.gpsimd)
+        nisa.tensor_tensor(dst=row.acc, data1=row.acc, data2=part, op=nl.add, engine=nisa.engine.gpsimd)
+    if block.is_last:
+        _write(plan, row, row.acc)
+        row.acc = None
+
+
+def _write(plan, row, total):
+    """Divide by the sum of the weights, the last column, and store."""
+    size = total.shape[1] - 1
+    inverse = nl.ndarray((row.rows, 1), nl.float32, buffer=nl.sbuf)
+    if plan.masked:
+        nisa.tensor_scalar(dst=inverse, data=total[:, size : size + 1], op0=nl.maximum, operand0=TINY)
+        nisa.reciprocal(dst=inverse, data=inverse)
+    else:
+        nisa.reciprocal(dst=inverse, data=total[:, size : size + 1])
+    done = nl.ndarray((row.rows, size), plan.dtype, buffer=nl.sbuf)
+    nisa.activation(dst=done, op=nl.copy, data=total[:, :size], scale=inverse)
+    nisa.dma_copy(dst=row.out, src=done)
