@@ -46,7 +46,9 @@ def _load_transposed(source):
             nisa.nc_transpose(dst=turned, data=tile, engine=nisa.engine.tensor)
             nisa.tensor_copy(dst=result[:, start : start + rows], src=turned, engine=nisa.engine.vector)
     else:
-        nisa.dma_transpose(dst=result, src=source, axes=(1, 0))
+        parts = flash.pieces(n, GROUP)
+        for start, rows in parts:
+            nisa.dma_transpose(dst=result[:, start : start + rows], src=source[start : start + rows, :], axes=(1, 0))
     return result
 
 
@@ -57,9 +59,11 @@ def _load_value(source):
     whole = length // flash.ROWS
     value = nl.ndarray((min(length, flash.ROWS), chunks, d + 1), source.dtype, buffer=nl.sbuf)
     nisa.memset(dst=value[:, :, d : d + 1], value=1.0, engine=nisa.engine.gpsimd)
-    if whole:
-        rows = source[: whole * flash.ROWS, :].reshape_dim(0, (whole, flash.ROWS)).permute((1, 0, 2))
-        nisa.dma_copy(dst=value[:, :whole, :d], src=rows)
+    parts = flash.pieces(whole, GROUP // flash.ROWS)
+    for at, count in parts:
+        rows = source[at * flash.ROWS : (at + count) * flash.ROWS, :]
+        rows = rows.reshape_dim(0, (count, flash.ROWS)).permute((1, 0, 2))
+        nisa.dma_copy(dst=value[:, at : at + count, :d], src=rows)
     if whole < chunks:
         rest = length - whole * flash.ROWS
         nisa.dma_copy(dst=value[:rest, whole, :d], src=source[whole * flash.ROWS :, :])
@@ -74,22 +78,6 @@ def _mask_rows(mask, batch, head, start, rows, keys):
     return mask[:, :keys] if mask.shape[1] > 1 else mask.broadcast(1, keys)
 
 
-def _plan(dtype, scale, masked):
-    plan = flash.Plan(dtype=dtype, scale=scale, masked=masked)
-    if dtype != nl.float32:
-        # PSUM: six banks of scores, one of transposed weights, one of results; float32 weights take twice theirs.
-        plan.look = 6
-        plan.block = 2048
-    return plan
-
-
-def _rows(q, out, mask, jobs, layout, out_layout, queries):
-    """Return (row, head) pairs of this core: `jobs` are its (batch, KV head), `queries` its (start, length) tiles."""
-    heads = q.shape[2] if layout == "bshd" else q.shape[1]
-    length = q.shape[1] if layout == "bshd" else q.shape[2]
-    return heads, length
-
-
 @nki.jit
 def attention(q, k, v, mask, scale, is_causal=False, layout="bhsd", out_layout="bhsd"):
     """Attention of every query head on one or two cores; `mask` may be None, `scale` is above 0."""
@@ -99,7 +87,8 @@ def attention(q, k, v, mask, scale, is_causal=False, layout="bhsd", out_layout="
     masked = mask != None  # noqa: E711 - the front end of NKI 0.6 does not parse `is`
     shape = (batches, length, heads, dv) if out_layout == "bshd" else (batches, heads, length, dv)
     out = nl.ndarray(shape, q.dtype, buffer=nl.shared_hbm)
-    plan = _plan(q.dtype, scale, masked)
+    plan = flash.Plan(dtype=q.dtype, scale=scale, masked=masked)
+    flash.tune(plan)
     flash.constants(plan, is_causal)
     cores, core = nl.num_programs(axes=0), nl.program_id(axis=0)
     jobs = [(b, h) for b in range(batches) for h in range(kv_heads)]
@@ -129,15 +118,15 @@ def _open(tile, q, k, v, layout, loaded):
     """Load what a tile is the first to need."""
     row = tile.block.row
     batch, kv, h = row.source
-    if not row.head.key_t:
-        row.head.key_t = _load_transposed(_sequence(k, layout, batch, kv))
-        row.head.value = _load_value(_sequence(v, layout, batch, kv))
     group = row.start // GROUP
     if loaded["at"] != (batch, h, group):
         source = _sequence(q, layout, batch, h)
         first = group * GROUP
         loaded["tile"] = _load_transposed(source[first : min(first + GROUP, source.shape[0]), :])
         loaded["at"] = (batch, h, group)
+    if not row.head.key_t:
+        row.head.key_t = _load_transposed(_sequence(k, layout, batch, kv))
+        row.head.value = _load_value(_sequence(v, layout, batch, kv))
     row.query_t = loaded["tile"]
     row.first = row.start - group * GROUP
 
@@ -145,16 +134,10 @@ def _open(tile, q, k, v, layout, loaded):
 def _run(plan, tiles, q, k, v, layout):
     loaded = {"at": None, "tile": None}
     count = len(tiles)
-    for step in range(1 - plan.look, count + plan.lag):
+    for step in range(1 - plan.look, count + plan.lag + 2):
         ahead = step + plan.look - 1
         if ahead < count:
             if tiles[ahead].opens and tiles[ahead].block.is_first:
                 _open(tiles[ahead], q, k, v, layout, loaded)
             flash.score(plan, tiles[ahead])
-        if 0 <= step < count:
-            flash.weigh(plan, tiles[step])
-        if 0 <= step - 1 < count:
-            flash.turn(plan, tiles[step - 1])
-        if 0 <= step - plan.lag < count:
-            flash.gather(plan, tiles[step - plan.lag])
-            tiles[step - plan.lag] = None
+        flash.advance(plan, tiles, step)

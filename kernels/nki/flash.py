@@ -24,19 +24,18 @@ TINY = 1.0e-30
 class Plan(nl.NKIObject):
     """What every tile of a launch has in common.
 
-    `scale` > 0 multiplies scores; `masked`: rows may lose all their keys; `by_dma` of every `by_dma_of` tiles have
-    their weights transposed by DMA, the others by the Tensor engine; `by_scalar` of every `by_scalar_of` of those are
-    copied out of PSUM by the Scalar engine, the others by the Vector engine.
+    `scale` > 0 multiplies scores; `masked`: rows may lose all their keys; the weights of the first
+    `by_dma` tiles of a longer block are transposed by DMA, the others by the Tensor engine; `by_scalar` of every
+    `by_scalar_of` of those are copied out of PSUM by the Scalar engine, the others by the Vector engine.
     """
 
     dtype = nl.float32
     scale = 1.0
     masked = False
     look = 4
-    lag = 2
+    lag = 3
     block = 1536
     by_dma = 0
-    by_dma_of = 1
     by_scalar = 0
     by_scalar_of = 1
     identity = None
@@ -59,30 +58,51 @@ class Row(nl.NKIObject):
 
 
 class Block(nl.NKIObject):
-    """Keys of a row under one running maximum; `bias` = -scale * maximum, `decay` [rows, 1] what older sums shrink by."""
+    """Keys of a row under one running maximum; the first `by_dma` have their weights transposed by DMA.
+
+    `before`: negated maximum of the earlier blocks, `bias` = -scale * maximum, `out` [rows, Dv + 1] weights times V.
+    """
 
     row = None
     is_first = False
     is_last = False
+    by_dma = 0
     before = None
     bias = None
+    weights = None
+    weights_t = None
     out = None
 
 
 class Tile(nl.NKIObject):
-    """Keys `start` to `start + width` of a block, and what is in flight for them."""
+    """Keys `start` to `start + width`, `offset` of them into the block, and what is in flight for them."""
 
     block = None
     start = 0
+    offset = 0
     width = 0
     opens = False
     closes = False
-    turn_by_dma = False
+    by_dma = False
     copy_by_scalar = False
     scores = None
     weights = None
     turned = None
     weights_t = None
+
+
+def tune(plan):
+    """Set what depends on the element size, as the timeline of a trn2 core favours it.
+
+    Two bytes: six of eight PSUM banks hold scores, one transposed weights, one results, and two thirds of a long
+    row's weights are transposed by DMA. float32 weights take twice the PSUM, and DMA transposes two-byte elements.
+    """
+    if plan.dtype != nl.float32:
+        plan.look = 6
+        plan.lag = 7
+        plan.by_dma = 2
+        plan.by_scalar = 1
+        plan.by_scalar_of = 2
 
 
 def pieces(total, size):
@@ -102,24 +122,26 @@ def tiles_of(plan, row, keys):
     blocks = pieces(keys, even(keys, plan.block))
     for at, size in blocks:
         block = Block(row=row, is_first=at == 0, is_last=at + size == keys)
-        parts = pieces(size, even(size, TILE))
+        step = even(size, TILE)
+        parts = pieces(size, step)
+        if len(parts) > plan.by_dma:
+            block.by_dma = plan.by_dma * step
         for start, width in parts:
-            tile = Tile(block=block, start=at + start, width=width)
+            tile = Tile(block=block, start=at + start, width=width, offset=start)
             tile.opens = start == 0
             tile.closes = start + width == size
+            tile.by_dma = start < block.by_dma
             tiles.append(tile)
     return tiles
 
 
 def schedule(plan, tiles):
-    """Spread the tiles that DMA transposes, and those the Scalar engine copies, evenly over the launch."""
+    """Spread the tiles that the Scalar engine copies evenly over the launch."""
     kept = 0
-    for n in range(len(tiles)):
-        tile = tiles[n]
-        tile.turn_by_dma = (n + 1) * plan.by_dma // plan.by_dma_of > n * plan.by_dma // plan.by_dma_of
-        if not tile.turn_by_dma:
+    share = plan.by_scalar
+    for tile in tiles:
+        if not tile.by_dma:
             kept += 1
-            share = plan.by_scalar
             tile.copy_by_scalar = kept * share // plan.by_scalar_of > (kept - 1) * share // plan.by_scalar_of
 
 
@@ -217,24 +239,34 @@ def _raise_top(plan, tile):
 
 
 def weigh(plan, tile):
-    """Take the tile's exponentials and start transposing them."""
+    """Take the tile's exponentials."""
     block = tile.block
     rows = block.row.rows
-    tile.weights = nl.ndarray((rows, tile.width), plan.dtype, buffer=nl.sbuf)
+    if tile.by_dma:
+        if tile.opens:
+            block.weights = nl.ndarray((rows, block.by_dma), plan.dtype, buffer=nl.sbuf)
+        tile.weights = block.weights[:, tile.offset : tile.offset + tile.width]
+    else:
+        tile.weights = nl.ndarray((rows, tile.width), plan.dtype, buffer=nl.sbuf)
     nisa.activation(dst=tile.weights, op=nl.exp, data=tile.scores, bias=block.bias, scale=plan.scale)
     tile.scores = None
+
+
+def transpose(plan, tile):
+    """Transpose the tile's weights into PSUM, or once those of all tiles of a block that DMA does, into SBUF."""
+    block = tile.block
+    rows = block.row.rows
     groups = -(-tile.width // ROWS)
-    whole = tile.width // ROWS
-    if tile.turn_by_dma and whole == groups and rows == ROWS:
-        tile.weights_t = nl.ndarray((ROWS, groups, rows), plan.dtype, buffer=nl.sbuf)
-        data = tile.weights.reshape_dim(1, (groups, ROWS))
-        nisa.dma_transpose(dst=tile.weights_t, src=data, axes=(2, 1, 0))
-    else:
+    if not tile.by_dma:
         tile.turned = nl.ndarray((min(tile.width, ROWS), groups, rows), plan.dtype, buffer=nl.psum)
         parts = pieces(tile.width, ROWS)
         for start, width in parts:
             part = tile.weights[:, start : start + width]
             nisa.nc_transpose(dst=tile.turned[:width, start // ROWS, :], data=part, engine=nisa.engine.tensor)
+    elif tile.offset + tile.width == block.by_dma:
+        chunks = block.by_dma // ROWS
+        block.weights_t = nl.ndarray((ROWS, chunks, rows), plan.dtype, buffer=nl.sbuf)
+        nisa.dma_transpose(dst=block.weights_t, src=block.weights.reshape_dim(1, (chunks, ROWS)), axes=(2, 1, 0))
 
 
 def turn(plan, tile):
@@ -259,50 +291,71 @@ def gather(plan, tile):
     value = row.head.value
     if tile.opens:
         block.out = nl.ndarray((row.rows, value.shape[2]), nl.float32, buffer=nl.psum)
+    weights_t = block.weights_t if tile.by_dma else tile.weights_t
+    first = tile.offset // ROWS if tile.by_dma else 0
     parts = pieces(tile.width, ROWS)
     for start, width in parts:
         nisa.nc_matmul(
             dst=block.out,
-            stationary=tile.weights_t[:width, start // ROWS, :],
+            stationary=weights_t[:width, first + start // ROWS, :],
             moving=value[:width, (tile.start + start) // ROWS, :],
             accumulate=not (tile.opens and start == 0),
         )
     tile.weights_t = None
-    if tile.closes:
-        if block.is_first and block.is_last:
-            _write(plan, row, block.out)
-        else:
-            _merge(plan, block)
-        block.out = None
 
 
-def _merge(plan, block):
-    """Add a block to its row. GpSimd does what needs no PSUM: it has nothing else to do."""
+def collect(plan, tile):
+    """Add a finished block to its row. GpSimd does what needs no PSUM: it has nothing else to do."""
+    block = tile.block
     row = block.row
-    part = nl.ndarray(block.out.shape, nl.float32, buffer=nl.sbuf)
-    nisa.activation(dst=part, op=nl.copy, data=block.out)
-    if block.is_first:
-        row.acc = part
-    else:
-        decay = nl.ndarray((row.rows, 1), nl.float32, buffer=nl.sbuf)
-        # before and bias are negated maxima: the older sums shrink by exp(scale * (old - new)).
-        nisa.activation(dst=decay, op=nl.exp, data=block.before, bias=block.bias, scale=-plan.scale)
-        nisa.tensor_scalar(dst=row.acc, data=row.acc, op0=nl.multiply, operand0=decay, engine=nisa.engine.gpsimd)
-        nisa.tensor_tensor(dst=row.acc, data1=row.acc, data2=part, op=nl.add, engine=nisa.engine.gpsimd)
-    if block.is_last:
-        _write(plan, row, row.acc)
+    if tile.closes:
+        part = nl.ndarray(block.out.shape, nl.float32, buffer=nl.sbuf)
+        nisa.activation(dst=part, op=nl.copy, data=block.out)
+        block.out = None
+        if block.is_first:
+            row.acc = part
+        else:
+            decay = nl.ndarray((row.rows, 1), nl.float32, buffer=nl.sbuf)
+            # before and bias are negated maxima: the older sums shrink by exp(scale * (old - new)).
+            nisa.activation(dst=decay, op=nl.exp, data=block.before, bias=block.bias, scale=-plan.scale)
+            nisa.tensor_scalar(dst=row.acc, data=row.acc, op0=nl.multiply, operand0=decay, engine=nisa.engine.gpsimd)
+            nisa.tensor_tensor(dst=row.acc, data1=row.acc, data2=part, op=nl.add, engine=nisa.engine.gpsimd)
+
+
+def finish(plan, tile):
+    """Divide a finished row by the sum of its weights, the last column, and store it."""
+    row = tile.block.row
+    if tile.closes and tile.block.is_last:
+        size = row.acc.shape[1] - 1
+        inverse = nl.ndarray((row.rows, 1), nl.float32, buffer=nl.sbuf)
+        total = row.acc[:, size : size + 1]
+        if plan.masked:
+            nisa.tensor_scalar(dst=total, data=total, op0=nl.maximum, operand0=TINY, engine=nisa.engine.gpsimd)
+        nisa.reciprocal(dst=inverse, data=total)
+        done = nl.ndarray((row.rows, size), plan.dtype, buffer=nl.sbuf)
+        nisa.tensor_scalar(
+            dst=done, data=row.acc[:, :size], op0=nl.multiply, operand0=inverse, engine=nisa.engine.gpsimd
+        )
+        nisa.dma_copy(dst=row.out, src=done)
         row.acc = None
 
 
-def _write(plan, row, total):
-    """Divide by the sum of the weights, the last column, and store."""
-    size = total.shape[1] - 1
-    inverse = nl.ndarray((row.rows, 1), nl.float32, buffer=nl.sbuf)
-    if plan.masked:
-        nisa.tensor_scalar(dst=inverse, data=total[:, size : size + 1], op0=nl.maximum, operand0=TINY)
-        nisa.reciprocal(dst=inverse, data=inverse)
-    else:
-        nisa.reciprocal(dst=inverse, data=total[:, size : size + 1])
-    done = nl.ndarray((row.rows, size), plan.dtype, buffer=nl.sbuf)
-    nisa.activation(dst=done, op=nl.copy, data=total[:, :size], scale=inverse)
-    nisa.dma_copy(dst=row.out, src=done)
+def advance(plan, tiles, step):
+    """Run the stages after `score` for one step of the pipeline, each on the tile whose turn it is.
+
+    Every stage lags its inputs by a tile: engines work in order, and one that waits holds up all that follows.
+    """
+    count = len(tiles)
+    if 0 <= step < count:
+        weigh(plan, tiles[step])
+    if 0 <= step - 1 < count:
+        transpose(plan, tiles[step - 1])
+    if 0 <= step - 1 < count:
+        turn(plan, tiles[step - 1])
+    if 0 <= step - plan.lag < count:
+        gather(plan, tiles[step - plan.lag])
+    if 0 <= step - plan.lag - 1 < count:
+        collect(plan, tiles[step - plan.lag - 1])
+    if 0 <= step - plan.lag - 2 < count:
+        finish(plan, tiles[step - plan.lag - 2])
+        tiles[step - plan.lag - 2] = None
