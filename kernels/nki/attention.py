@@ -12,7 +12,6 @@ when the number of KV heads is odd.
 import nki
 import nki.isa as nisa
 import nki.language as nl
-
 from fluxrewrite.kernels.nki import flash
 
 GROUP = 512  # queries loaded at a time
@@ -21,6 +20,7 @@ GROUP = 512  # queries loaded at a time
 class Head(nl.NKIObject):
     """K^T [D, L] and V beside a column of ones [128, ceil(L / 128), Dv + 1] of one KV head, in SBUF."""
 
+    loaded = False
     key_t = None
     value = None
 
@@ -55,7 +55,7 @@ def _load_transposed(source):
 def _load_value(source):
     """Return source [L, Dv] as [128, chunks, Dv + 1], keys on partitions, ones in the last column."""
     length, d = source.shape
-    chunks = -(-length // flash.ROWS)
+    chunks = flash.ceil_div(length, flash.ROWS)
     whole = length // flash.ROWS
     value = nl.ndarray((min(length, flash.ROWS), chunks, d + 1), source.dtype, buffer=nl.sbuf)
     nisa.memset(dst=value[:, :, d : d + 1], value=1.0, engine=nisa.engine.gpsimd)
@@ -87,9 +87,9 @@ def attention(q, k, v, mask, scale, is_causal=False, layout="bhsd", out_layout="
     masked = mask != None  # noqa: E711 - the front end of NKI 0.6 does not parse `is`
     shape = (batches, length, heads, dv) if out_layout == "bshd" else (batches, heads, length, dv)
     out = nl.ndarray(shape, q.dtype, buffer=nl.shared_hbm)
-    plan = flash.Plan(dtype=q.dtype, scale=scale, masked=masked)
+    plan = flash.Plan(dtype=q.dtype, scale=scale, masked=masked, causal=is_causal)
     flash.tune(plan)
-    flash.constants(plan, is_causal)
+    flash.constants(plan)
     cores, core = nl.num_programs(axes=0), nl.program_id(axis=0)
     jobs = [(b, h) for b in range(batches) for h in range(kv_heads)]
     queries = flash.pieces(length, flash.ROWS)
@@ -124,7 +124,8 @@ def _open(tile, q, k, v, layout, loaded):
         first = group * GROUP
         loaded["tile"] = _load_transposed(source[first : min(first + GROUP, source.shape[0]), :])
         loaded["at"] = (batch, h, group)
-    if not row.head.key_t:
+    if not row.head.loaded:
+        row.head.loaded = True
         row.head.key_t = _load_transposed(_sequence(k, layout, batch, kv))
         row.head.value = _load_value(_sequence(v, layout, batch, kv))
     row.query_t = loaded["tile"]

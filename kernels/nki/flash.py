@@ -24,7 +24,8 @@ TINY = 1.0e-30
 class Plan(nl.NKIObject):
     """What every tile of a launch has in common.
 
-    `scale` > 0 multiplies scores; `masked`: rows may lose all their keys; the weights of the first
+    `scale` > 0 multiplies scores; `masked`: rows may lose all their keys; `causal`: rows
+    see the keys up to their own position; the weights of the first
     `by_dma` tiles of a longer block are transposed by DMA, the others by the Tensor engine; `by_scalar` of every
     `by_scalar_of` of those are copied out of PSUM by the Scalar engine, the others by the Vector engine.
     """
@@ -32,6 +33,7 @@ class Plan(nl.NKIObject):
     dtype = nl.float32
     scale = 1.0
     masked = False
+    causal = False
     look = 4
     lag = 3
     block = 1536
@@ -105,6 +107,11 @@ def tune(plan):
         plan.by_scalar_of = 2
 
 
+def ceil_div(a, b):
+    """Return a / b rounded up."""
+    return (a + b - 1) // b
+
+
 def pieces(total, size):
     """Return (start, length) of the parts of `total` elements, `size` each but for the last."""
     return [(i, min(size, total - i)) for i in range(0, total, size)]
@@ -112,8 +119,7 @@ def pieces(total, size):
 
 def even(total, most):
     """Return the smallest multiple of 128 that splits `total` into as few parts as `most` does."""
-    parts = -(-total // most)
-    return -(-(-(-total // parts)) // ROWS) * ROWS
+    return ceil_div(ceil_div(total, ceil_div(total, most)), ROWS) * ROWS
 
 
 def tiles_of(plan, row, keys):
@@ -145,9 +151,9 @@ def schedule(plan, tiles):
             tile.copy_by_scalar = kept * share // plan.by_scalar_of > (kept - 1) * share // plan.by_scalar_of
 
 
-def constants(plan, causal):
+def constants(plan):
     """Make the matrices that causal masking multiplies: an identity, and MASKED right of the diagonal."""
-    if causal:
+    if plan.causal:
         plan.identity = nl.ndarray((ROWS, ROWS), nl.bfloat16, buffer=nl.sbuf)
         plan.triangle = nl.ndarray((ROWS, ROWS), nl.bfloat16, buffer=nl.sbuf)
         nisa.memset(dst=plan.identity, value=1.0)
@@ -179,7 +185,7 @@ def score(plan, tile):
     key_t = row.head.key_t[:, tile.start : tile.start + tile.width]
     nisa.nc_matmul(dst=scores, stationary=query_t, moving=key_t, accumulate=False)
     diagonal = row.start - tile.start
-    if plan.triangle and 0 <= diagonal < tile.width:
+    if plan.causal and 0 <= diagonal < tile.width:
         # Adding the mask on the Tensor engine costs less than any instruction that reads the scores once more.
         width = min(row.rows, tile.width - diagonal)
         nisa.nc_matmul(
@@ -256,7 +262,7 @@ def transpose(plan, tile):
     """Transpose the tile's weights into PSUM, or once those of all tiles of a block that DMA does, into SBUF."""
     block = tile.block
     rows = block.row.rows
-    groups = -(-tile.width // ROWS)
+    groups = ceil_div(tile.width, ROWS)
     if not tile.by_dma:
         tile.turned = nl.ndarray((min(tile.width, ROWS), groups, rows), plan.dtype, buffer=nl.psum)
         parts = pieces(tile.width, ROWS)
@@ -271,7 +277,7 @@ def transpose(plan, tile):
 
 def turn(plan, tile):
     """Move transposed weights from PSUM to SBUF, where the Tensor engine can read them."""
-    if tile.turned:
+    if not tile.by_dma:
         engine = nisa.engine.scalar if tile.copy_by_scalar else nisa.engine.vector
         depth, groups, rows = tile.turned.shape
         tile.weights_t = nl.ndarray((depth, groups, rows), plan.dtype, buffer=nl.sbuf)

@@ -1,0 +1,137 @@
+"""Attention whose scores are known to be small, shared by the kernels that normalise q and k.
+
+When scale * |q| * |k| <= 80 for every query and key, exp(scale * q k) lies between e^-80 and e^80, and so do its sums
+within float32: no maximum need be subtracted, and nothing reads the scores but the exponential. They are computed
+transposed, keys on partitions, so that the weights are what the next matmul takes as they are; a column of ones beside
+V gives their sums. Tensor and Scalar engine then do about equal work per tile, and the Vector engine none.
+
+A *group* is up to 384 queries of one head: three results of 128 x (128 + 1) fill one PSUM bank. A *slab* is one group
+against up to 128 keys. All slabs of a launch form one pipeline, as in `flash`.
+"""
+
+import nki.isa as nisa
+import nki.language as nl
+from fluxrewrite.kernels.nki import flash
+
+GROUP = 384
+LIMIT = 80.0  # greatest scale * |q| * |k|: e^80 times 2^12 keys stays below float32's greatest number
+
+
+class Group(nl.NKIObject):
+    """Queries `start` to `start + size` of a head; `out` [128, tiles, Dv + 1] in PSUM, `view` its place in HBM."""
+
+    head = None
+    start = 0
+    size = 0
+    out = None
+    acc = None
+    view = None
+
+
+class Slab(nl.NKIObject):
+    """Keys of one tile (`index`, columns `start` to `start + rows` of K^T) against a group."""
+
+    group = None
+    index = 0
+    start = 0
+    rows = 0
+    opens = False
+    closes = False
+    scores = None
+    weights = None
+
+
+def slabs_of(group, key_tiles):
+    """Return the slabs of a group; `key_tiles` holds (first column, keys)."""
+    slabs = []
+    count = len(key_tiles)
+    for index in range(count):
+        start, rows = key_tiles[index]
+        slab = Slab(group=group, index=index, start=start, rows=rows)
+        slab.opens = index == 0
+        slab.closes = index == count - 1
+        slabs.append(slab)
+    return slabs
+
+
+def score(plan, slab):
+    """Scores of a slab, transposed: [keys, queries]."""
+    group = slab.group
+    slab.scores = nl.ndarray((slab.rows, group.size), nl.float32, buffer=nl.psum)
+    nisa.nc_matmul(
+        dst=slab.scores,
+        stationary=group.head.key_t[:, slab.start : slab.start + slab.rows],
+        moving=group.head.query_t[:, group.start : group.start + group.size],
+        accumulate=False,
+    )
+
+
+def weigh(plan, slab):
+    """Take the exponentials."""
+    slab.weights = nl.ndarray((slab.rows, slab.group.size), plan.weight_dtype, buffer=nl.sbuf)
+    nisa.activation(dst=slab.weights, op=nl.exp, data=slab.scores, scale=plan.scale)
+    slab.scores = None
+
+
+def gather(plan, slab):
+    """Multiply the weights by V and add them up in PSUM over all keys."""
+    group = slab.group
+    value = group.head.value
+    tiles = flash.pieces(group.size, flash.ROWS)
+    if slab.opens:
+        shape = (min(group.size, flash.ROWS), len(tiles), value.shape[2])
+        group.out = nl.ndarray(shape, nl.float32, buffer=nl.psum)
+    for start, rows in tiles:
+        nisa.nc_matmul(
+            dst=group.out[:rows, start // flash.ROWS, :],
+            stationary=slab.weights[:, start : start + rows],
+            moving=value[: slab.rows, slab.index, :],
+            accumulate=not slab.opens,
+        )
+    slab.weights = None
+
+
+def collect(plan, slab):
+    """Take the finished results of a group out of PSUM."""
+    group = slab.group
+    if slab.closes:
+        group.acc = nl.ndarray(group.out.shape, nl.float32, buffer=nl.sbuf)
+        depth, count, width = group.out.shape
+        rest = group.size % flash.ROWS
+        full = count - 1 if rest and count > 1 else count
+        nisa.activation(dst=group.acc[:, :full, :], op=nl.copy, data=group.out[:, :full, :])
+        if full < count:
+            nisa.activation(dst=group.acc[:rest, full, :], op=nl.copy, data=group.out[:rest, full, :])
+        group.out = None
+
+
+def finish(plan, slab):
+    """Divide by the sums of the weights, the last column, and store."""
+    group = slab.group
+    if slab.closes:
+        tiles = flash.pieces(group.size, flash.ROWS)
+        width = group.acc.shape[2]
+        for start, rows in tiles:
+            part = group.acc[:rows, start // flash.ROWS, :]
+            inverse = nl.ndarray((rows, 1), nl.float32, buffer=nl.sbuf)
+            nisa.reciprocal(dst=inverse, data=part[:, width - 1 : width])
+            done = nl.ndarray((rows, width - 1), plan.dtype, buffer=nl.sbuf)
+            nisa.tensor_scalar(
+                dst=done, data=part[:, : width - 1], op0=nl.multiply, operand0=inverse, engine=nisa.engine.gpsimd
+            )
+            nisa.dma_copy(dst=group.view[start : start + rows, :], src=done)
+        group.acc = None
+
+
+def advance(plan, slabs, step):
+    """Run the stages after `score` for one step of the pipeline, each on the slab whose turn it is."""
+    count = len(slabs)
+    if 0 <= step < count:
+        weigh(plan, slabs[step])
+    if 0 <= step - 1 < count:
+        gather(plan, slabs[step - 1])
+    if 0 <= step - 2 < count:
+        collect(plan, slabs[step - 2])
+    if 0 <= step - 3 < count:
+        finish(plan, slabs[step - 3])
+        slabs[step - 3] = None

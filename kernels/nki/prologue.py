@@ -1,0 +1,267 @@
+"""RMSNorm over the head and rotary position embedding of raw q and k, done on the way into SBUF.
+
+What attention needs is q^T and k^T, channels on partitions. In that layout the rotary tables are shared by all heads,
+and the norm's weight, a number per channel, folds into them: with r = 1 / rms(x), P the swap of paired channels,
+
+    y^T = (r x)^T * (g cos)^T + P (r x)^T * (+-P g sin)^T
+
+Tokens are normalised 128 at a time in their own layout, rounded to the tensor's dtype (nothing for float32) as models do
+between norm and embedding, and transposed twice by the Tensor engine, once in place and once with the halves swapped.
+Interleaved channel pairs become halves by the stride of these transposes; scores do not depend on the order of the
+channels. Everything between is float32. A *unit* is up to 512 tokens of one head's q or k; its stages are spread over
+the steps of the attention of the head before.
+"""
+
+import nki.isa as nisa
+import nki.language as nl
+from fluxrewrite.kernels.nki import flash
+
+STAGES = 6
+
+
+class Stream(nl.NKIObject):
+    """One stream: raw q, k, v [B, S, H, D], norm weights [D] with their eps, first position in the joined sequence."""
+
+    q = None
+    k = None
+    v = None
+    gamma_q = None
+    gamma_k = None
+    eps_q = 0.0
+    eps_k = 0.0
+    start = 0
+    size = 0
+
+
+class Tables(nl.NKIObject):
+    """Rotary tables with the norm weights in them, [D, S] float32 over the joined sequence."""
+
+    cos_q = None
+    sin_q = None
+    cos_k = None
+    sin_k = None
+    identity = None
+    eps = None
+
+
+class Unit(nl.NKIObject):
+    """Tokens `start` to `start + size` of `source` [S_i, D], to columns `column` and on of the head's q^T or k^T."""
+
+    head = None
+    is_query = False
+    source = None
+    start = 0
+    size = 0
+    column = 0
+    cos = None
+    sin = None
+    eps = None
+    raw = None
+    squares = None
+    inverse = None
+    normal = None
+    straight = None
+    swapped = None
+
+
+def halves(view, interleaved):
+    """Return view [n, D] as [n, 2, D / 2], first members of all channel pairs before the second ones."""
+    half = view.shape[1] // 2
+    if interleaved:
+        return view.reshape_dim(1, (half, 2)).permute((0, 2, 1))
+    return view.reshape_dim(1, (2, half))
+
+
+def identity(dtype):
+    """Return the identity matrix in SBUF."""
+    matrix = nl.ndarray((flash.ROWS, flash.ROWS), dtype, buffer=nl.sbuf)
+    nisa.memset(dst=matrix, value=1.0, engine=nisa.engine.gpsimd)
+    nisa.affine_select(
+        dst=matrix,
+        pattern=[[-1, flash.ROWS]],
+        channel_multiplier=1,
+        on_true_tile=matrix,
+        on_false_value=0.0,
+        cmp_op=nl.equal,
+    )
+    return matrix
+
+
+def _gamma_columns(gamma, interleaved):
+    """Return a norm weight as two [D, 1] columns: in the order of the halves, and swapped with the sign of sin."""
+    size = gamma.shape[0]
+    half = size // 2
+    parts = halves(gamma.expand_dim(0), interleaved)
+    plain = nl.ndarray((size, 1), nl.float32, buffer=nl.sbuf)
+    other = nl.ndarray((size, 1), nl.float32, buffer=nl.sbuf)
+    for i in range(2):
+        column = parts[:, i, :].permute((1, 0))
+        nisa.dma_copy(dst=plain[i * half : (i + 1) * half, :], src=column)
+        nisa.dma_copy(dst=other[(1 - i) * half : (2 - i) * half, :], src=column)
+    nisa.tensor_scalar(dst=other[:half, :], data=other[:half, :], op0=nl.multiply, operand0=-1.0)
+    return plain, other
+
+
+def _transposed(table, start, rows, interleaved):
+    """Return rows of a rotary table as float32 [D, rows] in PSUM, channels in the order of the halves."""
+    size = table.shape[1]
+    tile = nl.ndarray((rows, size), nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=table[start : start + rows, :])
+    turned = nl.ndarray((size, rows), nl.float32, buffer=nl.psum)
+    nisa.nc_transpose(dst=turned, data=halves(tile, interleaved), engine=nisa.engine.tensor)
+    return turned
+
+
+def make_tables(streams, cos, sin, interleaved):
+    """Return the tables of all streams, made once a launch."""
+    total, size = cos.shape
+    tables = Tables()
+    tables.cos_q = nl.ndarray((size, total), nl.float32, buffer=nl.sbuf)
+    tables.sin_q = nl.ndarray((size, total), nl.float32, buffer=nl.sbuf)
+    tables.cos_k = nl.ndarray((size, total), nl.float32, buffer=nl.sbuf)
+    tables.sin_k = nl.ndarray((size, total), nl.float32, buffer=nl.sbuf)
+    tables.identity = identity(streams[0].q.dtype)
+    for stream in streams:
+        gamma_q, other_q = _gamma_columns(stream.gamma_q, interleaved)
+        gamma_k, other_k = _gamma_columns(stream.gamma_k, interleaved)
+        parts = flash.pieces(stream.size, flash.ROWS)
+        for at, rows in parts:
+            first = stream.start + at
+            last = first + rows
+            turned = _transposed(cos, first, rows, interleaved)
+            nisa.activation(dst=tables.cos_q[:, first:last], op=nl.copy, data=turned, scale=gamma_q)
+            nisa.tensor_scalar(dst=tables.cos_k[:, first:last], data=turned, op0=nl.multiply, operand0=gamma_k)
+            turned = _transposed(sin, first, rows, interleaved)
+            nisa.activation(dst=tables.sin_q[:, first:last], op=nl.copy, data=turned, scale=other_q)
+            nisa.tensor_scalar(dst=tables.sin_k[:, first:last], data=turned, op0=nl.multiply, operand0=other_k)
+    return tables
+
+
+def units_of(streams, tables, head, batch, index):
+    """Return the units of one head: `head` has query_t and key_t [D, S] to be filled."""
+    units = []
+    chunk = flash.TILE if streams[0].q.dtype != nl.float32 else flash.TILE // 2
+    for stream in streams:
+        parts = flash.pieces(stream.size, chunk)
+        for start, size in parts:
+            key = Unit(source=stream.k[batch, :, index, :], start=start, size=size, column=stream.start + start)
+            key.cos, key.sin, key.eps, key.head = tables.cos_k, tables.sin_k, stream.eps_k, head
+            query = Unit(source=stream.q[batch, :, index, :], start=start, size=size, column=stream.start + start)
+            query.cos, query.sin, query.eps, query.head = tables.cos_q, tables.sin_q, stream.eps_q, head
+            query.is_query = True
+            units.extend((key, query))
+    return units
+
+
+def run_stage(stage, unit, matrix, interleaved):
+    """Run one stage of a unit; consecutive stages wait for each other, so they are spread over steps."""
+    if stage == 0:
+        _load(unit)
+    elif stage == 1:
+        _square(unit)
+    elif stage == 2:
+        _invert(unit)
+    elif stage == 3:
+        _normalise(unit)
+    elif stage == 4:
+        _transpose(unit, matrix, interleaved)
+    else:
+        _rotate(unit)
+
+
+def _load(unit):
+    count = flash.ceil_div(unit.size, flash.ROWS)
+    whole = unit.size // flash.ROWS
+    unit.raw = nl.ndarray((min(unit.size, flash.ROWS), count, unit.source.shape[1]), unit.source.dtype, buffer=nl.sbuf)
+    if whole:
+        rows = unit.source[unit.start : unit.start + whole * flash.ROWS, :]
+        nisa.dma_copy(
+            dst=unit.raw[:, :whole, :], src=rows.reshape_dim(0, (whole, flash.ROWS)).permute((1, 0, 2))
+        )
+    if whole < count:
+        rest = unit.size % flash.ROWS
+        first = unit.start + whole * flash.ROWS
+        nisa.dma_copy(dst=unit.raw[:rest, whole, :], src=unit.source[first : first + rest, :])
+
+
+def _square(unit):
+    """Sum the squares of each token; the two ways take turns, so that neither engine does all."""
+    depth, count, size = unit.raw.shape
+    unit.squares = nl.ndarray((depth, count), nl.float32, buffer=nl.sbuf)
+    if unit.size % flash.ROWS:
+        nisa.memset(dst=unit.squares, value=1.0, engine=nisa.engine.gpsimd)
+    parts = flash.pieces(unit.size, flash.ROWS)
+    for start, rows in parts:
+        at = start // flash.ROWS
+        squares = nl.ndarray((rows, size), unit.raw.dtype, buffer=nl.sbuf)
+        nisa.activation_reduce(
+            dst=squares,
+            op=nl.square,
+            data=unit.raw[:rows, at, :],
+            reduce_op=nl.add,
+            reduce_res=unit.squares[:rows, at : at + 1],
+        )
+
+
+def _invert(unit):
+    depth, count, size = unit.raw.shape
+    bias = nl.ndarray((depth, 1), nl.float32, buffer=nl.sbuf)
+    nisa.memset(dst=bias, value=unit.eps, engine=nisa.engine.gpsimd)
+    unit.inverse = nl.ndarray((depth, count), nl.float32, buffer=nl.sbuf)
+    nisa.activation(dst=unit.inverse, op=nl.rsqrt, data=unit.squares, bias=bias, scale=1.0 / size)
+    unit.squares = None
+
+
+def _normalise(unit):
+    depth, count, size = unit.raw.shape
+    unit.normal = nl.ndarray((depth, count, size), unit.raw.dtype, buffer=nl.sbuf)
+    parts = flash.pieces(unit.size, flash.ROWS)
+    for start, rows in parts:
+        at = start // flash.ROWS
+        nisa.tensor_scalar(
+            dst=unit.normal[:rows, at, :],
+            data=unit.raw[:rows, at, :],
+            op0=nl.multiply,
+            operand0=unit.inverse[:rows, at : at + 1],
+        )
+    unit.raw = None
+    unit.inverse = None
+
+
+def _transpose(unit, matrix, interleaved):
+    """Transpose as is and with the halves swapped; the two parts of the latter use one half of the array each."""
+    size = unit.normal.shape[2]
+    half = size // 2
+    unit.straight = nl.ndarray((size, unit.size), unit.normal.dtype, buffer=nl.psum)
+    unit.swapped = nl.ndarray((size, unit.size), unit.normal.dtype, buffer=nl.psum)
+    parts = flash.pieces(unit.size, flash.ROWS)
+    for start, rows in parts:
+        data = halves(unit.normal[:rows, start // flash.ROWS, :], interleaved)
+        nisa.nc_transpose(dst=unit.straight[:, start : start + rows], data=data, engine=nisa.engine.tensor)
+        for i in range(2):
+            first = (1 - i) * half
+            nisa.nc_matmul(
+                dst=unit.swapped[first : first + half, start : start + rows],
+                stationary=data[:, i, :],
+                moving=matrix[:rows, :rows],
+                is_transpose=True,
+                tile_position=(0, first),
+                tile_size=(flash.ROWS, max(half, 32)),
+            )
+    unit.normal = None
+
+
+def _rotate(unit):
+    size = unit.straight.shape[0]
+    first = unit.column
+    last = first + unit.size
+    direct = nl.ndarray((size, unit.size), nl.float32, buffer=nl.sbuf)
+    crossed = nl.ndarray((size, unit.size), nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=direct, data1=unit.straight, data2=unit.cos[:, first:last], op=nl.multiply)
+    unit.straight = None
+    nisa.tensor_tensor(dst=crossed, data1=unit.swapped, data2=unit.sin[:, first:last], op=nl.multiply)
+    unit.swapped = None
+    target = unit.head.query_t if unit.is_query else unit.head.key_t
+    nisa.tensor_tensor(
+        dst=target[:, first:last], data1=direct, data2=crossed, op=nl.add, engine=nisa.engine.gpsimd
+    )
