@@ -25,6 +25,7 @@ class Group(nl.NKIObject):
     size = 0
     out = None
     acc = None
+    inverse = None
     view = None
 
 
@@ -92,32 +93,41 @@ def gather(plan, slab):
 
 
 def collect(plan, slab):
-    """Take the finished results of a group out of PSUM."""
+    """Take the finished results of a group out of PSUM, and invert the sums of the weights, the last column."""
     group = slab.group
     if slab.closes:
-        group.acc = nl.ndarray(group.out.shape, nl.float32, buffer=nl.sbuf)
         depth, count, width = group.out.shape
+        group.acc = nl.ndarray((depth, count, width), nl.float32, buffer=nl.sbuf)
+        group.inverse = nl.ndarray((depth, count), nl.float32, buffer=nl.sbuf)
         rest = group.size % flash.ROWS
         full = count - 1 if rest and count > 1 else count
-        nisa.activation(dst=group.acc[:, :full, :], op=nl.copy, data=group.out[:, :full, :])
+        _invert(group, depth, 0, full)
         if full < count:
-            nisa.activation(dst=group.acc[:rest, full, :], op=nl.copy, data=group.out[:rest, full, :])
+            _invert(group, rest, full, count)
         group.out = None
 
 
+def _invert(group, rows, first, last):
+    width = group.out.shape[2]
+    nisa.tensor_copy(dst=group.acc[:rows, first:last, :], src=group.out[:rows, first:last, :])
+    nisa.reciprocal(dst=group.inverse[:rows, first:last], data=group.acc[:rows, first:last, width - 1])
+
+
 def finish(plan, slab):
-    """Divide by the sums of the weights, the last column, and store."""
+    """Divide by the sums of the weights and store. GpSimd does it: it has the least to do."""
     group = slab.group
     if slab.closes:
         tiles = flash.pieces(group.size, flash.ROWS)
-        width = group.acc.shape[2]
+        width = group.acc.shape[2] - 1
         for start, rows in tiles:
-            part = group.acc[:rows, start // flash.ROWS, :]
-            inverse = nl.ndarray((rows, 1), nl.float32, buffer=nl.sbuf)
-            nisa.reciprocal(dst=inverse, data=part[:, width - 1 : width])
-            done = nl.ndarray((rows, width - 1), plan.dtype, buffer=nl.sbuf)
+            at = start // flash.ROWS
+            done = nl.ndarray((rows, width), plan.dtype, buffer=nl.sbuf)
             nisa.tensor_scalar(
-                dst=done, data=part[:, : width - 1], op0=nl.multiply, operand0=inverse, engine=nisa.engine.gpsimd
+                dst=done,
+                data=group.acc[:rows, at, :width],
+                op0=nl.multiply,
+                operand0=group.inverse[:rows, at : at + 1],
+                engine=nisa.engine.gpsimd,
             )
             nisa.dma_copy(dst=group.view[start : start + rows, :], src=done)
         group.acc = None

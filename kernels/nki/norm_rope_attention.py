@@ -157,7 +157,7 @@ def _add_head(run, head, queries, out, flat):
     size = run.streams[0].q.shape[3]
     total = run.tables.cos_q.shape[1]
     run.heads.append(head)
-    run.units.extend(prologue.units_of(run.streams, run.tables, head, head.batch, head.index))
+    run.units.extend(prologue.units_of(run.streams, run.tables, head, head.batch, head.index, run.is_bounded))
     if flat:
         place = out[head.batch, :, head.index * size : (head.index + 1) * size]
     else:
@@ -184,10 +184,13 @@ def _prepare(run, until):
             head.key_t = nl.ndarray((size, total), dtype, buffer=nl.sbuf)
             head.query_t = nl.ndarray((size, total), dtype, buffer=nl.sbuf)
             _load_value(run.streams, head, run.key_tiles)
+            run.heads[tick // per_head] = None
         for back in range(prologue.STAGES):
             stage = prologue.STAGES - 1 - back
             if 0 <= tick - stage < len(run.units):
                 prologue.run_stage(stage, run.units[tick - stage], run.tables.identity, run.interleaved)
+                if stage == prologue.STAGES - 1:
+                    run.units[tick - stage] = None
 
 
 def _run(run):

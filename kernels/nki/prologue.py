@@ -16,7 +16,8 @@ import nki.isa as nisa
 import nki.language as nl
 from fluxrewrite.kernels.nki import flash
 
-STAGES = 6
+STAGES = 8
+CHUNK = 256
 
 
 class Stream(nl.NKIObject):
@@ -29,6 +30,8 @@ class Stream(nl.NKIObject):
     gamma_k = None
     eps_q = 0.0
     eps_k = 0.0
+    bias_q = None
+    bias_k = None
     start = 0
     size = 0
 
@@ -41,7 +44,6 @@ class Tables(nl.NKIObject):
     cos_k = None
     sin_k = None
     identity = None
-    eps = None
 
 
 class Unit(nl.NKIObject):
@@ -49,6 +51,7 @@ class Unit(nl.NKIObject):
 
     head = None
     is_query = False
+    by_vector = False
     source = None
     start = 0
     size = 0
@@ -58,10 +61,13 @@ class Unit(nl.NKIObject):
     eps = None
     raw = None
     squares = None
+    stats = None
     inverse = None
     normal = None
     straight = None
     swapped = None
+    direct = None
+    crossed = None
 
 
 def halves(view, interleaved):
@@ -102,6 +108,12 @@ def _gamma_columns(gamma, interleaved):
     return plain, other
 
 
+def _constant(value):
+    column = nl.ndarray((flash.ROWS, 1), nl.float32, buffer=nl.sbuf)
+    nisa.memset(dst=column, value=value, engine=nisa.engine.gpsimd)
+    return column
+
+
 def _transposed(table, start, rows, interleaved):
     """Return rows of a rotary table as float32 [D, rows] in PSUM, channels in the order of the halves."""
     size = table.shape[1]
@@ -122,6 +134,8 @@ def make_tables(streams, cos, sin, interleaved):
     tables.sin_k = nl.ndarray((size, total), nl.float32, buffer=nl.sbuf)
     tables.identity = identity(streams[0].q.dtype)
     for stream in streams:
+        stream.bias_q = _constant(stream.eps_q)
+        stream.bias_k = _constant(stream.eps_k)
         gamma_q, other_q = _gamma_columns(stream.gamma_q, interleaved)
         gamma_k, other_k = _gamma_columns(stream.gamma_k, interleaved)
         parts = flash.pieces(stream.size, flash.ROWS)
@@ -137,18 +151,18 @@ def make_tables(streams, cos, sin, interleaved):
     return tables
 
 
-def units_of(streams, tables, head, batch, index):
+def units_of(streams, tables, head, batch, index, share):
     """Return the units of one head: `head` has query_t and key_t [D, S] to be filled."""
     units = []
-    chunk = flash.TILE if streams[0].q.dtype != nl.float32 else flash.TILE // 2
     for stream in streams:
-        parts = flash.pieces(stream.size, chunk)
+        parts = flash.pieces(stream.size, CHUNK)
         for start, size in parts:
             key = Unit(source=stream.k[batch, :, index, :], start=start, size=size, column=stream.start + start)
-            key.cos, key.sin, key.eps, key.head = tables.cos_k, tables.sin_k, stream.eps_k, head
+            key.cos, key.sin, key.eps, key.head = tables.cos_k, tables.sin_k, stream.bias_k, head
             query = Unit(source=stream.q[batch, :, index, :], start=start, size=size, column=stream.start + start)
-            query.cos, query.sin, query.eps, query.head = tables.cos_q, tables.sin_q, stream.eps_q, head
+            query.cos, query.sin, query.eps, query.head = tables.cos_q, tables.sin_q, stream.bias_q, head
             query.is_query = True
+            key.by_vector = share
             units.extend((key, query))
     return units
 
@@ -160,13 +174,17 @@ def run_stage(stage, unit, matrix, interleaved):
     elif stage == 1:
         _square(unit)
     elif stage == 2:
-        _invert(unit)
+        _sum_stats(unit)
     elif stage == 3:
-        _normalise(unit)
+        _invert(unit)
     elif stage == 4:
+        _normalise(unit)
+    elif stage == 5:
         _transpose(unit, matrix, interleaved)
-    else:
+    elif stage == 6:
         _rotate(unit)
+    else:
+        _add(unit)
 
 
 def _load(unit):
@@ -185,31 +203,46 @@ def _load(unit):
 
 
 def _square(unit):
-    """Sum the squares of each token; the two ways take turns, so that neither engine does all."""
+    """Sum the squares of each token on the Scalar engine, or take their statistics on the Vector engine."""
     depth, count, size = unit.raw.shape
     unit.squares = nl.ndarray((depth, count), nl.float32, buffer=nl.sbuf)
+    unit.stats = nl.ndarray((depth, count, 6), nl.float32, buffer=nl.sbuf)
     if unit.size % flash.ROWS:
+        # Rows beyond the last tile are computed with, and thrown away.
         nisa.memset(dst=unit.squares, value=1.0, engine=nisa.engine.gpsimd)
+        nisa.memset(dst=unit.stats, value=1.0, engine=nisa.engine.gpsimd)
     parts = flash.pieces(unit.size, flash.ROWS)
     for start, rows in parts:
         at = start // flash.ROWS
-        squares = nl.ndarray((rows, size), unit.raw.dtype, buffer=nl.sbuf)
-        nisa.activation_reduce(
-            dst=squares,
-            op=nl.square,
-            data=unit.raw[:rows, at, :],
-            reduce_op=nl.add,
-            reduce_res=unit.squares[:rows, at : at + 1],
-        )
+        data = unit.raw[:rows, at, :]
+        if unit.by_vector:
+            nisa.bn_stats(dst=unit.stats[:rows, at, :], data=data)
+        else:
+            rounded = nl.ndarray((rows, size), unit.raw.dtype, buffer=nl.sbuf)
+            nisa.activation_reduce(
+                dst=rounded, op=nl.square, data=data, reduce_op=nl.add, reduce_res=unit.squares[:rows, at : at + 1]
+            )
+
+
+def _sum_stats(unit):
+    """Turn (count, mean, variance * count) of the even and the odd channels into the sum of the squares."""
+    depth, count, size = unit.raw.shape
+    if unit.by_vector:
+        gpsimd = nisa.engine.gpsimd
+        part = nl.ndarray((depth, count, 2), nl.float32, buffer=nl.sbuf)
+        mean, spread = unit.stats[:, :, 1:6:3], unit.stats[:, :, 2:6:3]
+        nisa.tensor_tensor(dst=part, data1=mean, data2=mean, op=nl.multiply, engine=gpsimd)
+        nisa.tensor_scalar(dst=part, data=part, op0=nl.multiply, operand0=size / 2.0, engine=gpsimd)
+        nisa.tensor_tensor(dst=part, data1=part, data2=spread, op=nl.add, engine=gpsimd)
+        nisa.tensor_tensor(dst=unit.squares, data1=part[:, :, 0], data2=part[:, :, 1], op=nl.add, engine=gpsimd)
 
 
 def _invert(unit):
     depth, count, size = unit.raw.shape
-    bias = nl.ndarray((depth, 1), nl.float32, buffer=nl.sbuf)
-    nisa.memset(dst=bias, value=unit.eps, engine=nisa.engine.gpsimd)
     unit.inverse = nl.ndarray((depth, count), nl.float32, buffer=nl.sbuf)
-    nisa.activation(dst=unit.inverse, op=nl.rsqrt, data=unit.squares, bias=bias, scale=1.0 / size)
+    nisa.activation(dst=unit.inverse, op=nl.rsqrt, data=unit.squares, bias=unit.eps[:depth, :], scale=1.0 / size)
     unit.squares = None
+    unit.stats = None
 
 
 def _normalise(unit):
@@ -223,6 +256,7 @@ def _normalise(unit):
             data=unit.raw[:rows, at, :],
             op0=nl.multiply,
             operand0=unit.inverse[:rows, at : at + 1],
+            engine=nisa.engine.gpsimd,
         )
     unit.raw = None
     unit.inverse = None
@@ -255,13 +289,22 @@ def _rotate(unit):
     size = unit.straight.shape[0]
     first = unit.column
     last = first + unit.size
-    direct = nl.ndarray((size, unit.size), nl.float32, buffer=nl.sbuf)
-    crossed = nl.ndarray((size, unit.size), nl.float32, buffer=nl.sbuf)
-    nisa.tensor_tensor(dst=direct, data1=unit.straight, data2=unit.cos[:, first:last], op=nl.multiply)
+    unit.direct = nl.ndarray((size, unit.size), nl.float32, buffer=nl.sbuf)
+    unit.crossed = nl.ndarray((size, unit.size), nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=unit.direct, data1=unit.straight, data2=unit.cos[:, first:last], op=nl.multiply)
     unit.straight = None
-    nisa.tensor_tensor(dst=crossed, data1=unit.swapped, data2=unit.sin[:, first:last], op=nl.multiply)
+    nisa.tensor_tensor(dst=unit.crossed, data1=unit.swapped, data2=unit.sin[:, first:last], op=nl.multiply)
     unit.swapped = None
+
+
+def _add(unit):
     target = unit.head.query_t if unit.is_query else unit.head.key_t
     nisa.tensor_tensor(
-        dst=target[:, first:last], data1=direct, data2=crossed, op=nl.add, engine=nisa.engine.gpsimd
+        dst=target[:, unit.column : unit.column + unit.size],
+        data1=unit.direct,
+        data2=unit.crossed,
+        op=nl.add,
+        engine=nisa.engine.gpsimd,
     )
+    unit.direct = None
+    unit.crossed = None
