@@ -45,9 +45,14 @@ class Plan(nl.NKIObject):
 
 
 class Row(nl.NKIObject):
-    """A query tile: `query_t` [D, at least first + rows], results in `acc` [rows, Dv + 1] while blocks follow."""
+    """A query tile of one head: queries `start` to `start + rows`, columns `first` and on of `query_t` [D, ...].
+
+    `head` has `key_t` [D, L] and `value` [128, ceil(L / 128), Dv + 1]; `top` is the negated running maximum, `acc`
+    [rows, Dv + 1] the sum over finished blocks, `mask` and `out` views of HBM.
+    """
 
     head = None
+    source = None
     query_t = None
     first = 0
     rows = 0
@@ -56,7 +61,6 @@ class Row(nl.NKIObject):
     acc = None
     mask = None
     out = None
-    scale = None
 
 
 class Block(nl.NKIObject):
@@ -114,7 +118,15 @@ def ceil_div(a, b):
 
 def pieces(total, size):
     """Return (start, length) of the parts of `total` elements, `size` each but for the last."""
-    return [(i, min(size, total - i)) for i in range(0, total, size)]
+    parts = []
+    for start in range(0, total, size):
+        parts.append((start, min(size, total - start)))
+    return parts
+
+
+def share(items, core, cores):
+    """Return the part of a list that one of several cores works on."""
+    return items[core * len(items) // cores : (core + 1) * len(items) // cores]
 
 
 def even(total, most):
@@ -126,13 +138,15 @@ def tiles_of(plan, row, keys):
     """Return the tiles of a row that sees `keys` keys, in order."""
     tiles = []
     blocks = pieces(keys, even(keys, plan.block))
-    for at, size in blocks:
+    for piece in blocks:
+        at, size = piece
         block = Block(row=row, is_first=at == 0, is_last=at + size == keys)
         step = even(size, TILE)
         parts = pieces(size, step)
         if len(parts) > plan.by_dma:
             block.by_dma = plan.by_dma * step
-        for start, width in parts:
+        for piece in parts:
+            start, width = piece
             tile = Tile(block=block, start=at + start, width=width, offset=start)
             tile.opens = start == 0
             tile.closes = start + width == size
@@ -266,7 +280,8 @@ def transpose(plan, tile):
     if not tile.by_dma:
         tile.turned = nl.ndarray((min(tile.width, ROWS), groups, rows), plan.dtype, buffer=nl.psum)
         parts = pieces(tile.width, ROWS)
-        for start, width in parts:
+        for piece in parts:
+            start, width = piece
             part = tile.weights[:, start : start + width]
             nisa.nc_transpose(dst=tile.turned[:width, start // ROWS, :], data=part, engine=nisa.engine.tensor)
     elif tile.offset + tile.width == block.by_dma:
@@ -300,7 +315,8 @@ def gather(plan, tile):
     weights_t = block.weights_t if tile.by_dma else tile.weights_t
     first = tile.offset // ROWS if tile.by_dma else 0
     parts = pieces(tile.width, ROWS)
-    for start, width in parts:
+    for piece in parts:
+        start, width = piece
         nisa.nc_matmul(
             dst=block.out,
             stationary=weights_t[:width, first + start // ROWS, :],

@@ -8,7 +8,7 @@ and the norm's weight, a number per channel, folds into them: with r = 1 / rms(x
 Tokens are normalised 128 at a time in their own layout, rounded to the tensor's dtype (nothing for float32) as models do
 between norm and embedding, and transposed twice by the Tensor engine, once in place and once with the halves swapped.
 Interleaved channel pairs become halves by the stride of these transposes; scores do not depend on the order of the
-channels. Everything between is float32. A *unit* is up to 512 tokens of one head's q or k; its stages are spread over
+channels. Everything between is float32. A *unit* is up to 256 tokens of one head's q or k; its stages are spread over
 the steps of the attention of the head before.
 """
 
@@ -139,7 +139,8 @@ def make_tables(streams, cos, sin, interleaved):
         gamma_q, other_q = _gamma_columns(stream.gamma_q, interleaved)
         gamma_k, other_k = _gamma_columns(stream.gamma_k, interleaved)
         parts = flash.pieces(stream.size, flash.ROWS)
-        for at, rows in parts:
+        for piece in parts:
+            at, rows = piece
             first = stream.start + at
             last = first + rows
             turned = _transposed(cos, first, rows, interleaved)
@@ -151,18 +152,19 @@ def make_tables(streams, cos, sin, interleaved):
     return tables
 
 
-def units_of(streams, tables, head, batch, index, share):
-    """Return the units of one head: `head` has query_t and key_t [D, S] to be filled."""
+def units_of(streams, tables, head, by_vector):
+    """Return the units of one head; `by_vector`: the Vector engine has time for a part of the squares."""
     units = []
     for stream in streams:
-        parts = flash.pieces(stream.size, CHUNK)
-        for start, size in parts:
-            key = Unit(source=stream.k[batch, :, index, :], start=start, size=size, column=stream.start + start)
-            key.cos, key.sin, key.eps, key.head = tables.cos_k, tables.sin_k, stream.bias_k, head
-            query = Unit(source=stream.q[batch, :, index, :], start=start, size=size, column=stream.start + start)
-            query.cos, query.sin, query.eps, query.head = tables.cos_q, tables.sin_q, stream.bias_q, head
+        keys, queries = stream.k[head.batch, :, head.index, :], stream.q[head.batch, :, head.index, :]
+        for piece in flash.pieces(stream.size, CHUNK):
+            start, size = piece
+            key = Unit(head=head, source=keys, start=start, size=size, column=stream.start + start)
+            key.cos, key.sin, key.eps = tables.cos_k, tables.sin_k, stream.bias_k
+            key.by_vector = by_vector
+            query = Unit(head=head, source=queries, start=start, size=size, column=stream.start + start)
+            query.cos, query.sin, query.eps = tables.cos_q, tables.sin_q, stream.bias_q
             query.is_query = True
-            key.by_vector = share
             units.extend((key, query))
     return units
 
@@ -193,9 +195,7 @@ def _load(unit):
     unit.raw = nl.ndarray((min(unit.size, flash.ROWS), count, unit.source.shape[1]), unit.source.dtype, buffer=nl.sbuf)
     if whole:
         rows = unit.source[unit.start : unit.start + whole * flash.ROWS, :]
-        nisa.dma_copy(
-            dst=unit.raw[:, :whole, :], src=rows.reshape_dim(0, (whole, flash.ROWS)).permute((1, 0, 2))
-        )
+        nisa.dma_copy(dst=unit.raw[:, :whole, :], src=rows.reshape_dim(0, (whole, flash.ROWS)).permute((1, 0, 2)))
     if whole < count:
         rest = unit.size % flash.ROWS
         first = unit.start + whole * flash.ROWS
@@ -212,7 +212,8 @@ def _square(unit):
         nisa.memset(dst=unit.squares, value=1.0, engine=nisa.engine.gpsimd)
         nisa.memset(dst=unit.stats, value=1.0, engine=nisa.engine.gpsimd)
     parts = flash.pieces(unit.size, flash.ROWS)
-    for start, rows in parts:
+    for piece in parts:
+        start, rows = piece
         at = start // flash.ROWS
         data = unit.raw[:rows, at, :]
         if unit.by_vector:
@@ -249,7 +250,8 @@ def _normalise(unit):
     depth, count, size = unit.raw.shape
     unit.normal = nl.ndarray((depth, count, size), unit.raw.dtype, buffer=nl.sbuf)
     parts = flash.pieces(unit.size, flash.ROWS)
-    for start, rows in parts:
+    for piece in parts:
+        start, rows = piece
         at = start // flash.ROWS
         nisa.tensor_scalar(
             dst=unit.normal[:rows, at, :],
@@ -269,7 +271,8 @@ def _transpose(unit, matrix, interleaved):
     unit.straight = nl.ndarray((size, unit.size), unit.normal.dtype, buffer=nl.psum)
     unit.swapped = nl.ndarray((size, unit.size), unit.normal.dtype, buffer=nl.psum)
     parts = flash.pieces(unit.size, flash.ROWS)
-    for start, rows in parts:
+    for piece in parts:
+        start, rows = piece
         data = halves(unit.normal[:rows, start // flash.ROWS, :], interleaved)
         nisa.nc_transpose(dst=unit.straight[:, start : start + rows], data=data, engine=nisa.engine.tensor)
         for i in range(2):
