@@ -41,7 +41,16 @@ class Launch(nl.NKIObject):
 
 
 @nki.jit
-def attention(q, k, v, mask, scale, is_causal=False, layout="bhsd", out_layout="bhsd"):
+def attention(
+    q: nl.NkiTensor,
+    k: nl.NkiTensor,
+    v: nl.NkiTensor,
+    mask: nl.NkiTensor,
+    scale: float,
+    is_causal: bool = False,
+    layout: str = "bhsd",
+    out_layout: str = "bhsd",
+) -> nl.NkiTensor:
     """Return the attention of all query heads; `mask` may be None."""
     heads = _sizes(q, layout)[1]
     length, dv = _sizes(q, layout)[0], v.shape[3]
@@ -73,21 +82,21 @@ def attention(q, k, v, mask, scale, is_causal=False, layout="bhsd", out_layout="
     return out
 
 
-def _sizes(tensor, layout):
+def _sizes(tensor: nl.NkiTensor, layout: str) -> tuple:
     """Return the sequence length and the number of heads."""
     if layout == "bshd":
         return tensor.shape[1], tensor.shape[2]
     return tensor.shape[2], tensor.shape[1]
 
 
-def _sequence(tensor, layout, batch, head):
+def _sequence(tensor: nl.NkiTensor, layout: str, batch: int, head: int) -> nl.NkiTensor:
     """Return the [S, D] view of one head."""
     if layout == "bshd":
         return tensor[batch, :, head, :]
     return tensor[batch, head, :, :]
 
 
-def _tiles(run, shared, source, queries, mask, place):
+def _tiles(run: Launch, shared: Head, source: tuple, queries: list, mask: nl.NkiTensor, place: nl.NkiTensor) -> list:
     """Return the tiles of one query head; `source` is its (batch, KV head, head), `place` its result."""
     keys = _sizes(run.k, run.layout)[0]
     tiles = []
@@ -101,7 +110,7 @@ def _tiles(run, shared, source, queries, mask, place):
     return tiles
 
 
-def _mask_rows(mask, source, start, rows, keys):
+def _mask_rows(mask: nl.NkiTensor, source: tuple, start: int, rows: int, keys: int) -> nl.NkiTensor:
     """Return the [rows, keys] view of an additive mask, broadcast axes repeated."""
     if len(mask.shape) == 4:
         batch = source[0] if mask.shape[0] > 1 else 0
@@ -111,7 +120,7 @@ def _mask_rows(mask, source, start, rows, keys):
     return mask[:, :keys] if mask.shape[1] > 1 else mask.broadcast(1, keys)
 
 
-def _drive(run, tiles):
+def _drive(run: Launch, tiles: list) -> None:
     """Run the pipeline over all tiles."""
     plan = run.plan
     count = len(tiles)
@@ -125,7 +134,7 @@ def _drive(run, tiles):
         flash.advance(plan, tiles, step)
 
 
-def _open(run, row):
+def _open(run: Launch, row: flash.Row) -> None:
     """Load what a row is the first to need: its chunk of queries, then its keys and values."""
     batch, kv, head = row.source
     chunk = row.start // CHUNK
@@ -144,7 +153,7 @@ def _open(run, row):
         row.head.value = _load_value(_sequence(run.v, run.layout, batch, kv))
 
 
-def _load_transposed(source):
+def _load_transposed(source: nl.NkiTensor) -> nl.NkiTensor:
     """Return source [n, D] from HBM as [D, n] in SBUF."""
     n, d = source.shape
     result = nl.ndarray((d, n), source.dtype, buffer=nl.sbuf)
@@ -164,7 +173,7 @@ def _load_transposed(source):
     return result
 
 
-def _load_value(source):
+def _load_value(source: nl.NkiTensor) -> nl.NkiTensor:
     """Return source [L, Dv] as [128, chunks, Dv + 1], keys on partitions, ones in the last column."""
     length, d = source.shape
     whole = length // flash.ROWS

@@ -43,7 +43,7 @@ class Slab(nl.NKIObject):
     weights = None
 
 
-def slabs_of(group, key_tiles):
+def slabs_of(group: Group, key_tiles: list) -> list:
     """Return the slabs of a group; `key_tiles` holds (first column, keys)."""
     slabs = []
     count = len(key_tiles)
@@ -56,7 +56,7 @@ def slabs_of(group, key_tiles):
     return slabs
 
 
-def score(plan, slab):
+def score(plan: nl.NKIObject, slab: Slab) -> None:
     """Scores of a slab, transposed: [keys, queries]."""
     group = slab.group
     slab.scores = nl.ndarray((slab.rows, group.size), nl.float32, buffer=nl.psum)
@@ -68,14 +68,14 @@ def score(plan, slab):
     )
 
 
-def weigh(plan, slab):
+def weigh(plan: nl.NKIObject, slab: Slab) -> None:
     """Take the exponentials."""
     slab.weights = nl.ndarray((slab.rows, slab.group.size), plan.weight_dtype, buffer=nl.sbuf)
     nisa.activation(dst=slab.weights, op=nl.exp, data=slab.scores, scale=plan.scale)
     slab.scores = None
 
 
-def gather(plan, slab):
+def gather(plan: nl.NKIObject, slab: Slab) -> None:
     """Multiply the weights by V and add them up in PSUM over all keys."""
     group = slab.group
     value = group.head.value
@@ -94,7 +94,7 @@ def gather(plan, slab):
     slab.weights = None
 
 
-def collect(plan, slab):
+def collect(plan: nl.NKIObject, slab: Slab) -> None:
     """Take the finished results of a group out of PSUM, and invert the sums of the weights, the last column."""
     group = slab.group
     if slab.closes:
@@ -109,13 +109,13 @@ def collect(plan, slab):
         group.out = None
 
 
-def _invert(group, rows, first, last):
+def _invert(group: Group, rows: int, first: int, last: int) -> None:
     width = group.out.shape[2]
     nisa.tensor_copy(dst=group.acc[:rows, first:last, :], src=group.out[:rows, first:last, :])
     nisa.reciprocal(dst=group.inverse[:rows, first:last], data=group.acc[:rows, first:last, width - 1])
 
 
-def finish(plan, slab):
+def finish(plan: nl.NKIObject, slab: Slab) -> None:
     """Divide by the sums of the weights and store. GpSimd does it: it has the least to do."""
     group = slab.group
     if slab.closes:
@@ -136,7 +136,7 @@ def finish(plan, slab):
         group.acc = None
 
 
-def advance(plan, slabs, step):
+def advance(plan: nl.NKIObject, slabs: list, step: int) -> None:
     """Run the stages after `score` for one step of the pipeline, each on the slab whose turn it is."""
     count = len(slabs)
     if 0 <= step < count:

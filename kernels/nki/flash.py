@@ -97,7 +97,7 @@ class Tile(nl.NKIObject):
     weights_t = None
 
 
-def tune(plan):
+def tune(plan: Plan) -> None:
     """Set what depends on the element size, as the timeline of a trn2 core favours it.
 
     Two bytes: six of eight PSUM banks hold scores, one transposed weights, one results, and two thirds of a long
@@ -111,12 +111,12 @@ def tune(plan):
         plan.by_scalar_of = 2
 
 
-def ceil_div(a, b):
+def ceil_div(a: int, b: int) -> int:
     """Return a / b rounded up."""
     return (a + b - 1) // b
 
 
-def pieces(total, size):
+def pieces(total: int, size: int) -> list:
     """Return (start, length) of the parts of `total` elements, `size` each but for the last."""
     parts = []
     for start in range(0, total, size):
@@ -124,17 +124,17 @@ def pieces(total, size):
     return parts
 
 
-def share(items, core, cores):
+def share(items: list, core: int, cores: int) -> list:
     """Return the part of a list that one of several cores works on."""
     return items[core * len(items) // cores : (core + 1) * len(items) // cores]
 
 
-def even(total, most):
+def even(total: int, most: int) -> int:
     """Return the smallest multiple of 128 that splits `total` into as few parts as `most` does."""
     return ceil_div(ceil_div(total, ceil_div(total, most)), ROWS) * ROWS
 
 
-def tiles_of(plan, row, keys):
+def tiles_of(plan: Plan, row: Row, keys: int) -> list:
     """Return the tiles of a row that sees `keys` keys, in order."""
     tiles = []
     blocks = pieces(keys, even(keys, plan.block))
@@ -155,7 +155,7 @@ def tiles_of(plan, row, keys):
     return tiles
 
 
-def schedule(plan, tiles):
+def schedule(plan: Plan, tiles: list) -> None:
     """Spread the tiles that the Scalar engine copies evenly over the launch."""
     kept = 0
     share = plan.by_scalar
@@ -165,7 +165,7 @@ def schedule(plan, tiles):
             tile.copy_by_scalar = kept * share // plan.by_scalar_of > (kept - 1) * share // plan.by_scalar_of
 
 
-def constants(plan):
+def constants(plan: Plan) -> None:
     """Make the matrices that causal masking multiplies: an identity, and MASKED right of the diagonal."""
     if plan.causal:
         plan.identity = nl.ndarray((ROWS, ROWS), nl.bfloat16, buffer=nl.sbuf)
@@ -190,7 +190,7 @@ def constants(plan):
         )
 
 
-def score(plan, tile):
+def score(plan: Plan, tile: Tile) -> None:
     """Scores of a tile, masked, and the running maximum with them; the last tile of a block fixes the block's bias."""
     block = tile.block
     row = block.row
@@ -219,7 +219,7 @@ def score(plan, tile):
         )
 
 
-def _add_mask(plan, tile, scores):
+def _add_mask(plan: Plan, tile: Tile, scores: nl.NkiTensor) -> nl.NkiTensor:
     """Return scores + mask / scale in SBUF; the exponential's scale makes that scale * scores + mask."""
     rows = tile.block.row.rows
     mask = nl.ndarray((rows, tile.width), nl.float32, buffer=nl.sbuf)
@@ -238,7 +238,7 @@ def _add_mask(plan, tile, scores):
     return total
 
 
-def _raise_top(plan, tile):
+def _raise_top(plan: Plan, tile: Tile) -> None:
     """Fold the tile's maxima into the row's running maximum, kept negated as the exponential's bias wants it."""
     block = tile.block
     row = block.row
@@ -258,7 +258,7 @@ def _raise_top(plan, tile):
     row.top = top
 
 
-def weigh(plan, tile):
+def weigh(plan: Plan, tile: Tile) -> None:
     """Take the tile's exponentials."""
     block = tile.block
     rows = block.row.rows
@@ -272,7 +272,7 @@ def weigh(plan, tile):
     tile.scores = None
 
 
-def transpose(plan, tile):
+def transpose(plan: Plan, tile: Tile) -> None:
     """Transpose the tile's weights into PSUM, or once those of all tiles of a block that DMA does, into SBUF."""
     block = tile.block
     rows = block.row.rows
@@ -290,22 +290,28 @@ def transpose(plan, tile):
         nisa.dma_transpose(dst=block.weights_t, src=block.weights.reshape_dim(1, (chunks, ROWS)), axes=(2, 1, 0))
 
 
-def turn(plan, tile):
+def turn(plan: Plan, tile: Tile) -> None:
     """Move transposed weights from PSUM to SBUF, where the Tensor engine can read them."""
     if not tile.by_dma:
-        engine = nisa.engine.scalar if tile.copy_by_scalar else nisa.engine.vector
         depth, groups, rows = tile.turned.shape
         tile.weights_t = nl.ndarray((depth, groups, rows), plan.dtype, buffer=nl.sbuf)
         rest = tile.width % ROWS
         full = groups - 1 if rest and groups > 1 else groups
-        nisa.tensor_copy(dst=tile.weights_t[:, :full, :], src=tile.turned[:, :full, :], engine=engine)
+        _copy(tile.weights_t[:, :full, :], tile.turned[:, :full, :], tile.copy_by_scalar)
         if full < groups:
-            nisa.tensor_copy(dst=tile.weights_t[:rest, full, :], src=tile.turned[:rest, full, :], engine=engine)
+            _copy(tile.weights_t[:rest, full, :], tile.turned[:rest, full, :], tile.copy_by_scalar)
         tile.turned = None
     tile.weights = None
 
 
-def gather(plan, tile):
+def _copy(dst: nl.NkiTensor, src: nl.NkiTensor, by_scalar: bool) -> None:
+    if by_scalar:
+        nisa.activation(dst=dst, op=nl.copy, data=src)
+    else:
+        nisa.tensor_copy(dst=dst, src=src, engine=nisa.engine.vector)
+
+
+def gather(plan: Plan, tile: Tile) -> None:
     """Multiply the tile's weights by V; the last tile of a block merges it, the last of a row writes the result."""
     block = tile.block
     row = block.row
@@ -326,7 +332,7 @@ def gather(plan, tile):
     tile.weights_t = None
 
 
-def collect(plan, tile):
+def collect(plan: Plan, tile: Tile) -> None:
     """Add a finished block to its row. GpSimd does what needs no PSUM: it has nothing else to do."""
     block = tile.block
     row = block.row
@@ -344,7 +350,7 @@ def collect(plan, tile):
             nisa.tensor_tensor(dst=row.acc, data1=row.acc, data2=part, op=nl.add, engine=nisa.engine.gpsimd)
 
 
-def finish(plan, tile):
+def finish(plan: Plan, tile: Tile) -> None:
     """Divide a finished row by the sum of its weights, the last column, and store it."""
     row = tile.block.row
     if tile.closes and tile.block.is_last:
@@ -362,7 +368,7 @@ def finish(plan, tile):
         row.acc = None
 
 
-def advance(plan, tiles, step):
+def advance(plan: Plan, tiles: list, step: int) -> None:
     """Run the stages after `score` for one step of the pipeline, each on the tile whose turn it is.
 
     Every stage lags its inputs by a tile: engines work in order, and one that waits holds up all that follows.

@@ -55,28 +55,28 @@ class Launch(nl.NKIObject):
 
 @nki.jit
 def norm_rope_attention(
-    q0,
-    k0,
-    v0,
-    gamma_q0,
-    gamma_k0,
-    q1,
-    k1,
-    v1,
-    gamma_q1,
-    gamma_k1,
-    cos,
-    sin,
-    scale,
-    eps_q0=1e-6,
-    eps_k0=1e-6,
-    eps_q1=1e-6,
-    eps_k1=1e-6,
-    two_streams=True,
-    interleaved=True,
-    is_bounded=False,
-    flat=False,
-):
+    q0: nl.NkiTensor,
+    k0: nl.NkiTensor,
+    v0: nl.NkiTensor,
+    gamma_q0: nl.NkiTensor,
+    gamma_k0: nl.NkiTensor,
+    q1: nl.NkiTensor,
+    k1: nl.NkiTensor,
+    v1: nl.NkiTensor,
+    gamma_q1: nl.NkiTensor,
+    gamma_k1: nl.NkiTensor,
+    cos: nl.NkiTensor,
+    sin: nl.NkiTensor,
+    scale: float,
+    eps_q0: float = 1e-6,
+    eps_k0: float = 1e-6,
+    eps_q1: float = 1e-6,
+    eps_k1: float = 1e-6,
+    two_streams: bool = True,
+    interleaved: bool = True,
+    is_bounded: bool = False,
+    flat: bool = False,
+) -> nl.NkiTensor:
     """Return attention over the joined sequence; without `two_streams` the tensors of stream 1 may be None."""
     streams = [_stream(q0, k0, v0, gamma_q0, gamma_k0, eps_q0, eps_k0, 0)]
     if two_streams:
@@ -93,14 +93,23 @@ def norm_rope_attention(
     return out
 
 
-def _stream(q, k, v, gamma_q, gamma_k, eps_q, eps_k, start):
+def _stream(
+    q: nl.NkiTensor,
+    k: nl.NkiTensor,
+    v: nl.NkiTensor,
+    gamma_q: nl.NkiTensor,
+    gamma_k: nl.NkiTensor,
+    eps_q: float,
+    eps_k: float,
+    start: int,
+) -> prologue.Stream:
     stream = prologue.Stream(q=q, k=k, v=v, gamma_q=gamma_q, gamma_k=gamma_k, eps_q=eps_q, eps_k=eps_k)
     stream.start = start
     stream.size = q.shape[1]
     return stream
 
 
-def _plan(run, dtype, scale):
+def _plan(run: Launch, dtype: object, scale: float) -> None:
     run.heads = []
     run.units = []
     run.tiles = []
@@ -117,7 +126,7 @@ def _plan(run, dtype, scale):
         run.key_tiles = flash.pieces(last.start + last.size, flash.ROWS)
 
 
-def _key_tiles(streams):
+def _key_tiles(streams: list) -> list:
     """Return (first column, keys) of tiles that lie in one stream each."""
     tiles = []
     for stream in streams:
@@ -126,7 +135,7 @@ def _key_tiles(streams):
     return tiles
 
 
-def _share(run, out, batches, heads, flat):
+def _share(run: Launch, out: nl.NkiTensor, batches: int, heads: int, flat: bool) -> None:
     """Lay out this core's part of the work."""
     cores, core = nl.num_programs(axes=0), nl.program_id(axis=0)
     queries = flash.pieces(out.shape[1], bounded.GROUP if run.is_bounded else flash.ROWS)
@@ -143,7 +152,7 @@ def _share(run, out, batches, heads, flat):
             _add_head(run, head, queries, out, flat)
 
 
-def _add_head(run, head, queries, out, flat):
+def _add_head(run: Launch, head: Head, queries: list, out: nl.NkiTensor, flat: bool) -> None:
     """Append the units and tiles of one head."""
     size = run.streams[0].q.shape[3]
     run.heads.append(head)
@@ -161,7 +170,7 @@ def _add_head(run, head, queries, out, flat):
             run.tiles.extend(flash.tiles_of(run.plan, row, out.shape[1]))
 
 
-def _drive(run):
+def _drive(run: Launch) -> None:
     """Drive attention one step at a time, and the prologue of the next head at the pace that has it ready in time."""
     count = len(run.tiles)
     if not run.is_bounded:
@@ -184,7 +193,7 @@ def _drive(run):
             flash.advance(run.plan, run.tiles, step)
 
 
-def _prepare(run, until, per_head):
+def _prepare(run: Launch, until: int, per_head: int) -> None:
     """Run the prologue's pipeline up to tick `until`: at each, every stage works on the unit whose turn it is."""
     while run.ticks < until:
         tick = run.ticks
@@ -204,7 +213,7 @@ def _prepare(run, until, per_head):
             run.units[tick - prologue.STAGES + 1] = None
 
 
-def _load_value(run, head):
+def _load_value(run: Launch, head: Head) -> None:
     """Load V of a head, tile by tile, each part from the stream it lies in."""
     size = run.streams[0].v.shape[3]
     depth = 0

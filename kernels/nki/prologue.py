@@ -70,7 +70,7 @@ class Unit(nl.NKIObject):
     crossed = None
 
 
-def halves(view, interleaved):
+def halves(view: nl.NkiTensor, interleaved: bool) -> nl.NkiTensor:
     """Return view [n, D] as [n, 2, D / 2], first members of all channel pairs before the second ones."""
     half = view.shape[1] // 2
     if interleaved:
@@ -78,7 +78,7 @@ def halves(view, interleaved):
     return view.reshape_dim(1, (2, half))
 
 
-def identity(dtype):
+def identity(dtype: object) -> nl.NkiTensor:
     """Return the identity matrix in SBUF."""
     matrix = nl.ndarray((flash.ROWS, flash.ROWS), dtype, buffer=nl.sbuf)
     nisa.memset(dst=matrix, value=1.0, engine=nisa.engine.gpsimd)
@@ -93,7 +93,7 @@ def identity(dtype):
     return matrix
 
 
-def _gamma_columns(gamma, interleaved):
+def _gamma_columns(gamma: nl.NkiTensor, interleaved: bool) -> tuple:
     """Return a norm weight as two [D, 1] columns: in the order of the halves, and swapped with the sign of sin."""
     size = gamma.shape[0]
     half = size // 2
@@ -108,13 +108,13 @@ def _gamma_columns(gamma, interleaved):
     return plain, other
 
 
-def _constant(value):
+def _constant(value: float) -> nl.NkiTensor:
     column = nl.ndarray((flash.ROWS, 1), nl.float32, buffer=nl.sbuf)
     nisa.memset(dst=column, value=value, engine=nisa.engine.gpsimd)
     return column
 
 
-def _transposed(table, start, rows, interleaved):
+def _transposed(table: nl.NkiTensor, start: int, rows: int, interleaved: bool) -> nl.NkiTensor:
     """Return rows of a rotary table as float32 [D, rows] in PSUM, channels in the order of the halves."""
     size = table.shape[1]
     tile = nl.ndarray((rows, size), nl.float32, buffer=nl.sbuf)
@@ -124,7 +124,7 @@ def _transposed(table, start, rows, interleaved):
     return turned
 
 
-def make_tables(streams, cos, sin, interleaved):
+def make_tables(streams: list, cos: nl.NkiTensor, sin: nl.NkiTensor, interleaved: bool) -> Tables:
     """Return the tables of all streams, made once a launch."""
     total, size = cos.shape
     tables = Tables()
@@ -152,7 +152,7 @@ def make_tables(streams, cos, sin, interleaved):
     return tables
 
 
-def units_of(streams, tables, head, by_vector):
+def units_of(streams: list, tables: Tables, head: nl.NKIObject, by_vector: bool) -> list:
     """Return the units of one head; `by_vector`: the Vector engine has time for a part of the squares."""
     units = []
     for stream in streams:
@@ -169,7 +169,7 @@ def units_of(streams, tables, head, by_vector):
     return units
 
 
-def run_stage(stage, unit, matrix, interleaved):
+def run_stage(stage: int, unit: Unit, matrix: nl.NkiTensor, interleaved: bool) -> None:
     """Run one stage of a unit; consecutive stages wait for each other, so they are spread over steps."""
     if stage == 0:
         _load(unit)
@@ -189,7 +189,7 @@ def run_stage(stage, unit, matrix, interleaved):
         _add(unit)
 
 
-def _load(unit):
+def _load(unit: Unit) -> None:
     count = flash.ceil_div(unit.size, flash.ROWS)
     whole = unit.size // flash.ROWS
     unit.raw = nl.ndarray((min(unit.size, flash.ROWS), count, unit.source.shape[1]), unit.source.dtype, buffer=nl.sbuf)
@@ -202,7 +202,7 @@ def _load(unit):
         nisa.dma_copy(dst=unit.raw[:rest, whole, :], src=unit.source[first : first + rest, :])
 
 
-def _square(unit):
+def _square(unit: Unit) -> None:
     """Sum the squares of each token on the Scalar engine, or take their statistics on the Vector engine."""
     depth, count, size = unit.raw.shape
     unit.squares = nl.ndarray((depth, count), nl.float32, buffer=nl.sbuf)
@@ -225,7 +225,7 @@ def _square(unit):
             )
 
 
-def _sum_stats(unit):
+def _sum_stats(unit: Unit) -> None:
     """Turn (count, mean, variance * count) of the even and the odd channels into the sum of the squares."""
     depth, count, size = unit.raw.shape
     if unit.by_vector:
@@ -238,7 +238,7 @@ def _sum_stats(unit):
         nisa.tensor_tensor(dst=unit.squares, data1=part[:, :, 0], data2=part[:, :, 1], op=nl.add, engine=gpsimd)
 
 
-def _invert(unit):
+def _invert(unit: Unit) -> None:
     depth, count, size = unit.raw.shape
     unit.inverse = nl.ndarray((depth, count), nl.float32, buffer=nl.sbuf)
     nisa.activation(dst=unit.inverse, op=nl.rsqrt, data=unit.squares, bias=unit.eps[:depth, :], scale=1.0 / size)
@@ -246,7 +246,7 @@ def _invert(unit):
     unit.stats = None
 
 
-def _normalise(unit):
+def _normalise(unit: Unit) -> None:
     depth, count, size = unit.raw.shape
     unit.normal = nl.ndarray((depth, count, size), unit.raw.dtype, buffer=nl.sbuf)
     parts = flash.pieces(unit.size, flash.ROWS)
@@ -264,7 +264,7 @@ def _normalise(unit):
     unit.inverse = None
 
 
-def _transpose(unit, matrix, interleaved):
+def _transpose(unit: Unit, matrix: nl.NkiTensor, interleaved: bool) -> None:
     """Transpose as is and with the halves swapped; the two parts of the latter use one half of the array each."""
     size = unit.normal.shape[2]
     half = size // 2
@@ -288,7 +288,7 @@ def _transpose(unit, matrix, interleaved):
     unit.normal = None
 
 
-def _rotate(unit):
+def _rotate(unit: Unit) -> None:
     size = unit.straight.shape[0]
     first = unit.column
     last = first + unit.size
@@ -300,7 +300,7 @@ def _rotate(unit):
     unit.swapped = None
 
 
-def _add(unit):
+def _add(unit: Unit) -> None:
     target = unit.head.query_t if unit.is_query else unit.head.key_t
     nisa.tensor_tensor(
         dst=target[:, unit.column : unit.column + unit.size],
