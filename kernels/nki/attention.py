@@ -52,8 +52,8 @@ def attention(
     out_layout: str = "bhsd",
 ) -> nl.NkiTensor:
     """Return the attention of all query heads; `mask` may be None."""
-    heads = _sizes(q, layout)[1]
-    length, dv = _sizes(q, layout)[0], v.shape[3]
+    length, heads = _sizes(q, layout)
+    dv = v.shape[3]
     shape = (q.shape[0], length, heads, dv) if out_layout == "bshd" else (q.shape[0], heads, length, dv)
     out = nl.ndarray(shape, q.dtype, buffer=nl.shared_hbm)
     masked = mask != None  # noqa: E711 - the front end of NKI 0.6 does not parse `is`

@@ -1,6 +1,6 @@
 """Online softmax attention on tiles, shared by the attention kernels: 128 queries x up to 512 keys at a time.
 
-A *row* is one query tile of one head, a *block* the keys of one row that share a running maximum (up to 2048), a
+A *row* is one query tile of one head, a *block* the keys of one row that share a running maximum (up to 1536), a
 *tile* up to 512 of these: one PSUM bank of scores. All tiles of a launch form one software pipeline: while a tile's
 exponentials are taken, the scores and maxima of tiles `look` places ahead are computed, its predecessor's weights
 are moved to SBUF transposed, and those of `lag` tiles ago are multiplied by V. A column of ones beside V gives the sum
@@ -24,10 +24,10 @@ TINY = 1.0e-30
 class Plan(nl.NKIObject):
     """What every tile of a launch has in common.
 
-    `scale` > 0 multiplies scores; `masked`: rows may lose all their keys; `causal`: rows
-    see the keys up to their own position; the weights of the first
-    `by_dma` tiles of a longer block are transposed by DMA, the others by the Tensor engine; `by_scalar` of every
-    `by_scalar_of` of those are copied out of PSUM by the Scalar engine, the others by the Vector engine.
+    `scale` > 0 multiplies scores; `masked`: an additive mask, which may take all keys from a row; `causal`: rows see
+    the keys up to their own position. The weights of the first `by_dma` tiles of a longer block are transposed by DMA,
+    the others by the Tensor engine; `by_scalar` of every `by_scalar_of` of those are copied out of PSUM by the Scalar
+    engine, the others by the Vector engine.
     """
 
     dtype = nl.float32
