@@ -15,6 +15,7 @@ import nki.isa as nisa
 import nki.language as nl
 from fluxrewrite.kernels.nki import flash
 
+PREFETCH = 6  # tiles between the load of a mask and its use
 CHUNK = 512  # rows loaded at a time, so that the first scores need not wait for all of K
 
 
@@ -125,9 +126,11 @@ def _drive(run: Launch, tiles: list) -> None:
     plan = run.plan
     count = len(tiles)
     flash.schedule(plan, tiles)
-    for step in range(1 - plan.look, count + plan.lag + 2):
+    for step in range(1 - plan.look - PREFETCH, count + plan.lag + 2):
         ahead = step + plan.look - 1
-        if ahead < count:
+        if plan.masked and ahead + PREFETCH < count:
+            flash.fetch_mask(plan, tiles[ahead + PREFETCH])
+        if 0 <= ahead < count:
             if tiles[ahead].opens and tiles[ahead].block.is_first:
                 _open(run, tiles[ahead].block.row)
             flash.score(plan, tiles[ahead])

@@ -91,6 +91,7 @@ class Tile(nl.NKIObject):
     closes = False
     by_dma = False
     copy_by_scalar = False
+    mask = None
     scores = None
     weights = None
     turned = None
@@ -209,7 +210,10 @@ def score(plan: Plan, tile: Tile) -> None:
             accumulate=True,
         )
     if plan.masked:
-        scores = _add_mask(plan, tile, scores)
+        total = nl.ndarray((row.rows, tile.width), nl.float32, buffer=nl.sbuf)
+        nisa.tensor_tensor(dst=total, data1=scores, data2=tile.mask, op=nl.add)
+        tile.mask = None
+        scores = total
     tile.scores = scores
     _raise_top(plan, tile)
     if tile.closes:
@@ -219,23 +223,20 @@ def score(plan: Plan, tile: Tile) -> None:
         )
 
 
-def _add_mask(plan: Plan, tile: Tile, scores: nl.NkiTensor) -> nl.NkiTensor:
-    """Return scores + mask / scale in SBUF; the exponential's scale makes that scale * scores + mask."""
-    rows = tile.block.row.rows
-    mask = nl.ndarray((rows, tile.width), nl.float32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=mask, src=tile.block.row.mask[:, tile.start : tile.start + tile.width])
+def fetch_mask(plan: Plan, tile: Tile) -> None:
+    """Load the tile's mask as mask / scale; the exponential's scale makes scale * scores + mask of the sum."""
+    row = tile.block.row
+    tile.mask = nl.ndarray((row.rows, tile.width), nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile.mask, src=row.mask[:, tile.start : tile.start + tile.width])
     nisa.tensor_scalar(
-        dst=mask,
-        data=mask,
+        dst=tile.mask,
+        data=tile.mask,
         op0=nl.multiply,
         operand0=1.0 / plan.scale,
         op1=nl.maximum,
         operand1=MASKED,
         engine=nisa.engine.gpsimd,
     )
-    total = nl.ndarray((rows, tile.width), nl.float32, buffer=nl.sbuf)
-    nisa.tensor_tensor(dst=total, data1=scores, data2=mask, op=nl.add)
-    return total
 
 
 def _raise_top(plan: Plan, tile: Tile) -> None:
