@@ -206,8 +206,8 @@ _INPLACE_OPERATORS = frozenset(
 
 def _writes(node: Node, spelling: _Spelling | None) -> tuple[Any, ...]:
     """The values that the node modifies in place."""
-    written = list(_written_arguments(node, spelling))
-    return tuple(value for value in tree_leaves(written) if isinstance(value, Node))
+    written = [value for value in _written_arguments(node, spelling) if value is not None]
+    return tuple(value for value in tree_leaves(written) if isinstance(value, Node)) if written else ()
 
 
 def _written_arguments(node: Node, spelling: _Spelling | None) -> Iterator[Any]:
