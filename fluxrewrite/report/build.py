@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from ..graph import GraphView
 from ..plan import Decision, Plan, Policy, Selection
-from ..site import Miss, Reason
+from ..site import Code, Miss, Reason
 from .model import KernelInfo, KindSummary, ModelInfo, ReasonInfo, Report, SiteInfo, Summary, Timing
 
 __all__ = ["Analysed", "build_report", "dynamic_sizes", "merge", "policy_name"]
@@ -91,7 +91,7 @@ def _add(kinds: Sequence[KindSummary]) -> KindSummary:
     forms: Counter[str] = Counter()
     for kind in kinds:
         forms.update(kind.forms)
-    counts = {n: sum(getattr(k, n) for k in kinds) for n in ("found", "eligible", "rewritten", "missed")}
+    counts = {n: sum(getattr(k, n) for k in kinds) for n in ("found", "eligible", "rewritten", "covered", "missed")}
     return KindSummary(**counts, forms=dict(sorted(forms.items())), looks_for=kinds[0].looks_for)
 
 
@@ -156,6 +156,7 @@ def _summary(sites: Sequence[SiteInfo], selection: Selection, policy: Policy) ->
             found=len(found),
             eligible=sum(s.status == "eligible" for s in found),
             rewritten=sum(s.choice == "kernel" for s in found),
+            covered=sum(r.code == Code.COVERED for s in found for r in s.reasons),
             missed=len(mine) - len(found),
             forms=dict(sorted(Counter(s.form for s in found).items())),
             looks_for=rewriter.looks_for,

@@ -129,11 +129,12 @@ class Verdict(_Record):
 
 
 class KindSummary(_Record):
-    """Counts for one kind of site, and what was looked for."""
+    """Counts for one kind of site, and what was looked for. `covered` sites are part of a larger one that a kernel takes."""
 
     found: int
     eligible: int
     rewritten: int
+    covered: int
     missed: int
     forms: dict[str, int]
     looks_for: str

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ..site import Code
 from .model import Report, SiteInfo
 
 __all__ = ["render"]
@@ -30,7 +31,7 @@ def _parts(report: Report) -> Iterable[RenderableType]:
     if rewritten:
         yield Text("\nSites taken by kernels", style="bold")
         yield _sites(rewritten)
-    kept = [s for s in report.sites if s.choice == "keep"]
+    kept = [s for s in report.sites if s.choice == "keep" and not any(r.code == Code.COVERED for r in s.reasons)]
     if kept:
         yield Text("\nSites left alone", style="bold")
         yield _reasons(kept)
@@ -61,13 +62,13 @@ def _head(report: Report) -> Iterable[RenderableType]:
 
 def _kinds(report: Report) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("kind", "found", "eligible", "by kernel", "missed"):
-        table.add_column(name, justify="left" if name == "kind" else "right")
-    table.add_column("forms")
+    for name in ("kind", "found", "eligible", "kernel", "covered", "missed"):
+        table.add_column(name, justify="left" if name == "kind" else "right", no_wrap=True)
+    table.add_column("forms", overflow="fold")
     for kind, s in report.summary.kinds.items():
         forms = ", ".join(f"{n} {form}" for form, n in s.forms.items())
         of = f" of {report.inventory['attention']}" if kind == "attention" else ""
-        table.add_row(kind, f"{s.found}{of}", str(s.eligible), str(s.rewritten), str(s.missed), forms)
+        table.add_row(kind, f"{s.found}{of}", str(s.eligible), str(s.rewritten), str(s.covered), str(s.missed), forms)
     return table
 
 
@@ -101,7 +102,7 @@ def _reasons(sites: Sequence[SiteInfo]) -> Table:
 def _next(report: Report, rewritten: Sequence[SiteInfo], kept: Sequence[SiteInfo]) -> Text:
     if rewritten:
         kernels = ",".join(report.summary.kernels)
-        command = f'torch.compile(\n    model, backend=fluxrewrite.backend(kernels="{kernels}"))'
+        command = f'torch.compile(model, backend=fluxrewrite.backend(\n    kernels="{kernels}"))'
         return Text.assemble("Next: ", (command, "bold"))
     if kept:
         return Text("Next: read the reasons above; --format json names the node of each.")
