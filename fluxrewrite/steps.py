@@ -25,6 +25,7 @@ __all__ = [
     "Step",
     "same_dim",
     "same_shape",
+    "size_of",
 ]
 
 Dim = Any  # int or torch.SymInt
@@ -85,6 +86,12 @@ def same_dim(a: Dim, b: Dim) -> bool:
     if isinstance(a, int) and isinstance(b, int):
         return a == b
     return bool(statically_known_true(a == b))
+
+
+def size_of(dim: Dim) -> int | str:
+    """A size as an int where it is known, also when Dynamo has specialised a symbol; else the text of the symbol."""
+    known = dim if isinstance(dim, int) else dim.node.maybe_as_int()
+    return str(dim) if known is None else int(known)
 
 
 def same_shape(a: Sequence[Dim], b: Sequence[Dim]) -> bool:

@@ -23,7 +23,7 @@ from fluxrewrite.graph import GraphView
 from fluxrewrite.pattern import Attempt, Const, Either, Maybe, Op, Value, match
 from fluxrewrite.rewrite import Builder, Pass, blocked, dense_as, odd_dtype
 from fluxrewrite.site import Code, Finding, Miss, Site
-from fluxrewrite.steps import same_dim, same_shape
+from fluxrewrite.steps import same_dim, same_shape, size_of
 
 __all__ = ["Attention", "Call", "attention_calls"]
 
@@ -199,7 +199,7 @@ class Attention(Pass):
             operands={"q": found.query, "k": found.key, "v": found.value, "mask": call.mask},
             outputs=(out,),
             interior=interior,
-            shapes={k: v if isinstance(v, int) else str(v) for k, v in sizes.items()},
+            shapes={k: size_of(v) for k, v in sizes.items()},
             dtype=view.dtype(call.query) or torch.float32,
             extra={
                 "call": call,

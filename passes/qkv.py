@@ -31,7 +31,7 @@ from torch.fx import Node
 from fluxrewrite.graph import GraphView
 from fluxrewrite.rewrite import Builder, Pass, blocked
 from fluxrewrite.site import Code, Finding, Miss, Site
-from fluxrewrite.steps import Lanes, same_shape
+from fluxrewrite.steps import Lanes, same_shape, size_of
 
 __all__ = ["Qkv"]
 
@@ -208,9 +208,7 @@ class Qkv(Pass):
             operands={"x": x},
             outputs=outputs,
             interior=interior,
-            shapes={
-                k: v if isinstance(v, int) else str(v) for k, v in ({**sizes, "rest": rest} if rest else sizes).items()
-            },
+            shapes={k: size_of(v) for k, v in ({**sizes, "rest": rest} if rest else sizes).items()},
             dtype=view.dtype(x) or torch.float32,
             extra={"parts": tuple(parts), "roles": roles, "projections": [_name(view, n, path) for n in linears]},
             place=place,

@@ -27,7 +27,7 @@ from fluxrewrite.graph import GraphView
 from fluxrewrite.pattern import Attempt, Join, Lanes, Op, Value, joined, match
 from fluxrewrite.rewrite import Builder, Pass, blocked, dense_as, odd_dtype
 from fluxrewrite.site import Code, Finding, Miss, Site
-from fluxrewrite.steps import same_dim, same_shape
+from fluxrewrite.steps import same_dim, same_shape, size_of
 
 __all__ = ["Rope", "emit_tables"]
 
@@ -152,7 +152,7 @@ class Rope(Pass):
             operands={"x": found.x, **operands},
             outputs=(found.out,),
             interior=found.interior,
-            shapes={k: v if isinstance(v, int) else str(v) for k, v in sizes.items()},
+            shapes={k: size_of(v) for k, v in sizes.items()},
             dtype=dtype or torch.float32,
             extra={
                 "axis": axis,

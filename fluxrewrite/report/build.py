@@ -13,6 +13,7 @@ from torch.fx import Node
 from ..graph import GraphView
 from ..plan import Decision, Plan, Policy, Selection
 from ..site import Code, Miss, Reason
+from ..steps import size_of
 from .model import KernelInfo, KindSummary, ModelInfo, ReasonInfo, Report, SiteInfo, Summary, Timing
 
 __all__ = ["Analysed", "build_report", "dynamic_sizes", "merge", "policy_name"]
@@ -176,7 +177,6 @@ def dynamic_sizes(graphs: Iterable[torch.fx.GraphModule]) -> tuple[str, ...]:
         for node in gm.graph.find_nodes(op="placeholder"):
             value = node.meta.get("example_value", node.meta.get("val"))
             if isinstance(value, torch.Tensor):
-                found.update(
-                    {f"{node.name}[{a}] = {n}": None for a, n in enumerate(value.shape) if not isinstance(n, int)}
-                )
+                sizes = [size_of(n) for n in value.shape]
+                found.update({f"{node.name}[{a}] = {n}": None for a, n in enumerate(sizes) if isinstance(n, str)})
     return tuple(found)

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from torch.fx import Graph
+
+from fluxrewrite import steps as st
+from fluxrewrite.graph import GraphView, module_path
+
+
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [
+        ("L['self'].__dict__['_modules']['transformer_blocks'].0.attn", "transformer_blocks.0.attn"),
+        ("L['model']", ""),
+        ("L['self'].model.layers.3.self_attn", "model.layers.3.self_attn"),
+        ("L['self']._modules['blocks']._modules['0']", "blocks.0"),
+        ("L['self']._orig_mod.a", "a"),
+        ("L['self'].blocks[2].a", "blocks.2.a"),
+        ("encoder.layers.0", "encoder.layers.0"),
+    ],
+)
+def test_module_path(source, path):
+    node = Graph().placeholder("x")
+    node.meta["nn_module_stack"] = {"1": (source, torch.nn.Module)}
+    assert module_path(node) == path
+
+
+def test_module_path_without_a_stack():
+    assert module_path(Graph().placeholder("x")) == ""
+
+
+VIEWS = {
+    "reshape": (lambda x: x.view(6, 4), (st.Reshape((6, 4)),)),
+    "flatten": (lambda x: torch.flatten(x, 0, 1), (st.Reshape((6, 4)),)),
+    "permute": (lambda x: x.permute(2, 0, -2), (st.Permute((2, 0, 1)),)),
+    "transpose": (lambda x: x.transpose(-1, 0), (st.Permute((2, 1, 0)),)),
+    "mT": (lambda x: x.mT, (st.Permute((0, 2, 1)),)),
+    "slice": (lambda x: x[:, 1:, ::2], (st.Slice(1, 1, 2), st.Slice(2, 0, 2, 2))),
+    "negative slice": (lambda x: x[..., -2:], (st.Slice(2, 2, 2),)),
+    "select": (lambda x: x[1, ..., -1], (st.Select(0, 1), st.Select(1, 3))),
+    "new axis": (lambda x: x[:, None], (st.Reshape((2, 1, 3, 4)),)),
+    "narrow": (lambda x: x.narrow(1, 1, 2), (st.Slice(1, 1, 2),)),
+    "select method": (lambda x: x.select(-1, 2), (st.Select(2, 2),)),
+    "chunk": (lambda x: x.chunk(2, -1)[1], (st.Slice(2, 2, 2),)),
+    "split": (lambda x: torch.split(x, [1, 2], dim=1)[-1], (st.Slice(1, 1, 2),)),
+    "unbind": (lambda x: x.unbind(1)[2], (st.Select(1, 2),)),
+    "cast": (lambda x: x.double(), (st.Cast(True),)),
+    "rounding cast": (lambda x: x.to(torch.bfloat16), (st.Cast(False),)),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_what_a_view_does_is_read_from_the_values(trace, name):
+    fn, expected = VIEWS[name]
+    view = GraphView(trace(lambda x: fn(x).cos(), x=torch.randn(2, 3, 4)).graph)
+    (user,) = view.with_op("cos")
+    source, steps = view.source(user.args[0] if user.args else user.kwargs["input"])
+    assert source.op == "placeholder"
+    assert steps == expected
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [lambda x: x.int(), lambda x: x.view(torch.int32), lambda x: x.sin(), lambda x: x.detach(), lambda x: x[x.long()]],
+)
+def test_what_is_no_view(trace, fn):
+    gm = trace(lambda x: fn(x) + 1, x=torch.randn(2, 3))
+    view = GraphView(gm.graph)
+    (added,) = view.with_op("add")
+    assert view.source(added.args[0]) is None
+
+
+def test_looking_through_what_changes_nothing(trace):
+    def fn(x):
+        return x.double().float().reshape(2, 3).contiguous() + x.bfloat16().float()
+
+    view = GraphView(trace(fn, x=torch.randn(2, 3)).graph)
+    (added,) = view.with_op("add")
+    (x,) = view.with_op("placeholder")
+    rounded, exact = added.args[1], added.args[0]
+    assert view.strip(exact, lossy=True) is x
+    assert view.strip(rounded) is not x
+    assert view.strip(rounded, lossy=True) is x
+
+
+def test_long_chains_are_looked_through_once(trace):
+    def fn(x):
+        for _ in range(300):
+            x = x.contiguous()
+        return x + 1
+
+    view = GraphView(trace(fn, x=torch.randn(2)).graph)
+    (added,) = view.with_op("add")
+    assert view.strip(added.args[0]).op == "placeholder"
+    assert len(view._stripped[False]) >= 300
+
+
+def test_common_path_of_nodes(trace):
+    model = torch.nn.Sequential(
+        torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), torch.nn.Linear(2, 2)
+    )
+    view = GraphView(trace(model, input=torch.randn(1, 2)).graph)
+    first, second, third = view.with_op("linear")
+    assert view.path(first) == "0.0"
+    assert view.path(first, second) == "0"
+    assert view.path(first, third) == ""
