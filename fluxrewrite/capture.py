@@ -42,7 +42,7 @@ class Capture:
 
 def capture_spec(spec: ModelSpec, shapes: Shapes, dtype: torch.dtype, dynamic: bool = False) -> Capture:
     """Build the model under fake tensors in `dtype` and trace it. Raises InputError when it cannot be built or run."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if dynamic else None)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     with mode, _default_dtype(dtype):
         model, inputs = spec.build(shapes, dtype)
     return capture(model, inputs, dynamic=dynamic, mode=mode)
@@ -68,7 +68,7 @@ def capture(
     Raises:
         InputError: the model raised while it was traced.
     """
-    mode = mode or FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if dynamic else None)
+    mode = mode or FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     graphs: list[GraphModule] = []
 
     def collect(gm: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
@@ -81,7 +81,7 @@ def capture(
     dtypes = [t.dtype for t in tensors if t.dtype.is_floating_point]
     parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
     with _faked(model, mode), _own_cache_entries(), mode, torch.no_grad():
-        fake_inputs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: _fake(t, mode), dict(inputs))
+        fake_inputs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: _fake(t, mode, dynamic), dict(inputs))
         try:
             torch.compile(_fresh_entry(model), backend=collect, dynamic=dynamic)(fake_inputs)
         except (Exception, SystemExit) as error:
@@ -138,8 +138,8 @@ def _fresh_entry(model: Any) -> Callable[[dict[str, Any]], Any]:
     return types.FunctionType(code, entry.__globals__, "entry", None, entry.__closure__)
 
 
-def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
-    return tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor, static_shapes=mode.shape_env is None)
+def _fake(tensor: torch.Tensor, mode: FakeTensorMode, dynamic: bool) -> torch.Tensor:
+    return tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor, static_shapes=not dynamic)
 
 
 @contextlib.contextmanager

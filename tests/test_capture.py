@@ -28,6 +28,15 @@ def test_graph_breaks_are_kept_and_told():
     assert captured.breaks[0].reason
 
 
+def test_an_operation_whose_result_has_a_size_of_its_own_is_a_break_and_no_error():
+    def picks(x):
+        return x.cos() + x[x > 0].sum()
+
+    captured = capture(picks, {"x": torch.randn(3)})
+    assert len(captured.graphs) == 2
+    assert len(captured.breaks) == 1
+
+
 def test_the_model_is_left_as_it_was():
     model = Breaking()
     model.a.bias.requires_grad_(False)
