@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,6 +105,15 @@ def _report(
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory of the process in MB (10^6 bytes)."""
+    """Peak resident memory of the process in MB (10^6 bytes).
+
+    On Linux from /proc: `ru_maxrss` there is at least what the process had before `exec`, so a small program started by a
+    large one would report the large one's memory.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        if "VmHWM" in fields:
+            return float(fields["VmHWM"].split()[0]) * 1024 / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak if sys.platform == "darwin" else peak * 1024) / 1e6

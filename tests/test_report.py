@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,10 @@ def test_inspect_leaves_names_free_for_the_model():
     x = torch.randn(1, 2, 4, 8)
     report = fluxrewrite.inspect(fn, {"kernels": x, "policy": x}, kernels="attention")
     assert report.summary.kinds["attention"].rewritten == 1
+
+
+def test_peak_memory_is_not_that_of_the_program_that_started_this_one():
+    ballast = b"x" * 900_000_000
+    code = "from fluxrewrite.analysis import peak_rss_mb; import sys; sys.stdout.write(str(peak_rss_mb()))"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert len(ballast) / 1e6 > float(out) > 50
