@@ -193,10 +193,6 @@ class GraphView:
             return None
         return self.bare(found[0]), found[1][0].dims
 
-    def same(self, a: Any, b: Any) -> bool:
-        """Whether two nodes are one value, up to casts that lose nothing and views that change nothing."""
-        return self.strip(a) is self.strip(b)
-
     def chain(self, node: Node) -> Iterator[tuple[Node, tuple[st.Step, ...]]]:
         """`node`'s views, nearest first: each source with all steps from it down to `node`; at most 16 of them."""
         taken: tuple[st.Step, ...] = ()
