@@ -35,6 +35,8 @@ def inspect(
     kernels: str | Iterable[str] | None = None,
     policy: Policy = "all",
     dynamic: bool = False,
+    provider: str = "builtin",
+    tp: int = 1,
     **named_inputs: Any,
 ) -> Report:
     """What fluxrewrite would rewrite in `model(**inputs)`, and why not more.
@@ -47,13 +49,15 @@ def inspect(
         kernels: kinds (and forms) to look for, as `"qkv:triple,attention"` or a sequence; all when None.
         policy: "all", "none", or a callable that answers True for each site to rewrite.
         dynamic: trace with symbolic sizes.
+        provider: whose kernels, as `fluxrewrite.backend` takes it.
+        tp: ranks among which heads and columns are divided before limits are checked.
         **named_inputs: keyword arguments of the call.
 
     Raises:
-        InputError: an unknown kernel, form or policy, or a model that raises when it is traced.
+        InputError: an unknown kernel, form, policy or provider, or a model that raises when it is traced.
     """
     start = time.perf_counter()
-    selection = Selection.of(kernels)
+    selection = Selection.of(kernels, provider, tp=tp)
     captured = capture(model, {**(inputs or {}), **named_inputs}, dynamic=dynamic)
     return _report(captured, type(model).__name__, selection, policy, start, time.perf_counter())
 
@@ -66,10 +70,12 @@ def inspect_spec(
     kernels: str | Iterable[str] | None = None,
     policy: Policy = "all",
     dynamic: bool = False,
+    provider: str = "builtin",
+    tp: int = 1,
 ) -> Report:
     """`inspect` for a model found by name (`fluxrewrite.models.find_model`)."""
     start = time.perf_counter()
-    selection = Selection.of(kernels)
+    selection = Selection.of(kernels, provider, tp=tp)
     captured = capture_spec(spec, shapes, dtype, dynamic=dynamic)
     return _report(captured, spec.name, selection, policy, start, time.perf_counter(), shapes)
 
@@ -92,6 +98,7 @@ def _report(
         batch=shapes.batch if shapes else None,
         image_tokens=shapes.image_tokens if shapes else None,
         text_tokens=shapes.text_tokens if shapes else None,
+        tp=selection.tp,
         graphs=len(captured.graphs),
         graph_nodes=sum(len(a.view.nodes) for a in analysed),
         graph_breaks=tuple(BreakInfo(reason=b.reason, location=b.location) for b in captured.breaks),

@@ -7,6 +7,7 @@ adds one without touching this repository.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -22,15 +23,21 @@ __all__ = ["Kernel", "Limit", "load_kernels", "load_plugins"]
 log = logging.getLogger(__name__)
 
 
+Sizes = Mapping[str, int | float | str | None]
+
+
 @dataclass(frozen=True)
 class Limit:
-    """One limit of a kernel on a size or dtype of its site.
+    """One limit of a kernel on its site.
 
     Attributes:
-        dim: name of the size in `Site.shapes`, or "dtype".
-        maximum: largest size allowed.
+        dim: what is limited: a size of `Site.facts` ("head_size"), a product of sizes ("batch*heads*sequence"), or "dtype",
+            "mask", "scale" and the like.
+        maximum: largest value allowed.
+        above: values allowed are greater than this.
         multiple_of: sizes allowed are multiples of this.
         one_of: values allowed.
+        dtypes: the limit holds for sites of these dtypes only; for all when empty.
         source: document and version that state the limit.
     """
 
@@ -39,30 +46,46 @@ class Limit:
     multiple_of: int | None = None
     one_of: tuple[int | str, ...] | None = None
     source: str = ""
+    above: float | None = None
+    dtypes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """The limit as a short text: "head_size <= 128"."""
+        what = f"{self.dim} ({' '.join(self.dtypes)})" if self.dtypes else self.dim
         if self.maximum is not None:
-            return f"{self.dim} <= {self.maximum}"
+            return f"{what} <= {self.maximum}"
+        if self.above is not None:
+            return f"{what} > {self.above:g}"
         if self.multiple_of is not None:
-            return f"{self.dim} multiple of {self.multiple_of}"
-        return f"{self.dim} in {{{', '.join(map(str, self.one_of or ()))}}}"
+            return f"{what} multiple of {self.multiple_of}"
+        return f"{what} in {{{', '.join(map(str, self.one_of or ()))}}}"
 
-    def check(self, sizes: Mapping[str, int | str]) -> Reason | None:
+    def check(self, sizes: Sizes) -> Reason | None:
         """Why `sizes` break the limit, or None. A symbolic size (a text) breaks every limit on it: it cannot be proved."""
-        size = sizes.get(self.dim)
-        if size is None:
+        if self.dtypes and sizes.get("dtype") not in self.dtypes:
             return None
-        if isinstance(size, int) or self.dim == "dtype":
-            fits = (
-                (self.maximum is None or int(size) <= self.maximum)
-                and (self.multiple_of is None or int(size) % self.multiple_of == 0)
-                and (self.one_of is None or size in self.one_of)
-            )
-            if fits:
-                return None
+        factors = [sizes.get(name) for name in self.dim.split("*")]
+        if any(f is None for f in factors):
+            return None
+        numbers = [f for f in factors if isinstance(f, (int, float))]
+        value: float | str = math.prod(numbers)
+        if len(numbers) == len(factors):
+            fits = self._fits(math.prod(numbers))
+        else:
+            value = "*".join(map(str, factors))
+            fits = self.one_of is not None and value in self.one_of
+        if fits:
+            return None
         source = f" ({self.source})" if self.source else ""
-        return Reason(Code.LIMIT, f"{self.dim} {size}: the kernel takes {self}{source}")
+        return Reason(Code.LIMIT, f"{self.dim} {value}: the kernel takes {self}{source}")
+
+    def _fits(self, value: float) -> bool:
+        return (
+            (self.maximum is None or value <= self.maximum)
+            and (self.above is None or value > self.above)
+            and (self.multiple_of is None or value % self.multiple_of == 0)
+            and (self.one_of is None or value in self.one_of)
+        )
 
 
 @dataclass(frozen=True)
@@ -74,19 +97,27 @@ class Kernel:
         op: the custom op, `torch.ops.fluxrewrite.<name>.default`. Its body is the reference.
         limits: checked against every site.
         summary: one line for `fluxrewrite kernels`.
-        provider: "builtin" for the kernels of this repository.
+        provider: "reference" for the op's own body, which runs anywhere; else whose kernel it stands for, as
+            `fluxrewrite.provider.load_provider` takes it ("builtin", "nkilib@2.29").
+        execution: what runs when the op is called: "reference", "emulate" or "device".
     """
 
     name: str
     op: Any
     limits: tuple[Limit, ...]
     summary: str
-    provider: str = "builtin"
+    provider: str = "reference"
+    execution: str = "reference"
 
-    def refusals(self, sizes: Mapping[str, int | str], dtype: torch.dtype) -> tuple[Reason, ...]:
+    def refusals(self, sizes: Sizes, dtype: torch.dtype) -> tuple[Reason, ...]:
         """The limits that a site of these sizes and dtype breaks, each with its numbers."""
         known = {**sizes, "dtype": str(dtype).removeprefix("torch.")}
         return tuple(reason for limit in self.limits if (reason := limit.check(known)) is not None)
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Arguments of the op, after those of the site, that choose what runs; none for the reference."""
+        return {} if self.execution == "reference" else {"execution": self.execution, "provider": self.provider}
 
 
 def load_plugins(
@@ -104,7 +135,8 @@ def load_plugins(
         )
     for name in names or ():
         if name not in found:
-            raise InputError(f"unknown kernel {name!r}; known: {', '.join(sorted(found))}")
+            what = "provider" if group.endswith(".providers") else "kernel"
+            raise InputError(f"unknown {what} {name!r}; known: {', '.join(sorted(found))}")
     loaded: dict[str, Any] = {}
     for name in sorted(names if names is not None else found):
         try:

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from .errors import InputError
 from .graph import GraphView
 from .kernel import Kernel, load_kernels, load_plugins
+from .provider import provided
 from .rewrite import Pass, Replacement, needs_grad, rewrite
 from .site import Code, Finding, Miss, Reason, Site
 
@@ -26,18 +27,30 @@ class Selection:
         passes: the passes in use, by kind.
         kernels: the kernels in use, by name.
         forms: for a kind, the forms selected; all forms where a kind is missing.
+        provider: whose kernels: "builtin", "nkilib@2.29", or "reference" for the ops' own bodies without further limits.
+        tp: ranks among which tensor parallelism divides heads and columns; limits are checked on the shares.
     """
 
     passes: Mapping[str, Pass]
     kernels: Mapping[str, Kernel]
     forms: Mapping[str, frozenset[str]]
+    provider: str = "builtin"
+    tp: int = 1
 
     @classmethod
-    def of(cls, kernels: str | Iterable[str] | None = None) -> Selection:
+    def of(
+        cls,
+        kernels: str | Iterable[str] | None = None,
+        provider: str = "builtin",
+        execution: str = "reference",
+        tp: int = 1,
+    ) -> Selection:
         """Read `kernels`: None for all, a comma-separated text, or kinds with an optional `:form`.
 
-        Raises InputError for an unknown kind or form, with the known ones.
+        Raises InputError for an unknown kind, form, provider or execution, with the known ones.
         """
+        if tp < 1:
+            raise InputError(f"tp {tp}: the number of ranks is 1 or more")
         if kernels is None:
             words = None
         elif isinstance(kernels, str):
@@ -57,7 +70,8 @@ class Selection:
                 forms.setdefault(kind, set()).add(form)
             else:
                 raise InputError(f"unknown form {form!r} of {kind!r}; known: {', '.join(passes[kind].forms)}")
-        return cls(passes, load_kernels(), {k: frozenset(v) for k, v in forms.items()})
+        offered = provided(load_kernels().values(), provider, execution)
+        return cls(passes, offered, {k: frozenset(v) for k, v in forms.items()}, provider, tp)
 
     def names(self) -> tuple[str, ...]:
         """The selection as words, in order: what `of` would take."""
@@ -149,7 +163,7 @@ def make_plan(view: GraphView, selection: Selection, policy: Policy = "all", on_
             on_error(f"pass {kind!r}", error)
         for finding in findings:
             try:
-                decision = _decide(view, finding, kernel, selection.forms.get(kind), policy)
+                decision = _decide(view, finding, kernel, selection, policy)
             except Exception as error:
                 on_error(f"policy {policy!r}", error)
                 decision = Decision(finding, "keep", (Reason(Code.POLICY, f"the policy raised {error!r}", ""),))
@@ -173,21 +187,21 @@ def _without_covered(decisions: Sequence[Decision]) -> Iterator[Decision]:
         yield Decision(d.finding, "keep", (why,))
 
 
-def _decide(
-    view: GraphView, finding: Finding, kernel: Kernel | None, forms: frozenset[str] | None, policy: Policy
-) -> Decision:
+def _decide(view: GraphView, finding: Finding, kernel: Kernel | None, selection: Selection, policy: Policy) -> Decision:
     if isinstance(finding, Miss):
         return Decision(finding, "keep", (finding.reason,))
-    reasons: tuple[Reason, ...]
+    where = finding.outputs[0].name
+    finding, reasons = _on_one_rank(finding, selection)
     if kernel is None:
-        reasons = (Reason(Code.NO_KERNEL, f"no kernel named {finding.kind!r} is installed", finding.outputs[0].name),)
+        missing = f"provider {selection.provider!r} has no kernel named {finding.kind!r}"
+        reasons = (Reason(Code.NO_KERNEL, missing, where),)
     else:
         grad = needs_grad(view, finding.outputs)
-        limits = kernel.refusals(finding.shapes, finding.dtype)
-        reasons = tuple(replace(r, node=finding.outputs[0].name) for r in limits) + ((grad,) if grad else ())
+        limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype)
+        reasons += tuple(replace(r, node=where) for r in limits) + ((grad,) if grad else ())
     if reasons:
         return Decision(replace(finding, reasons=reasons), "keep", reasons)
-    where = finding.outputs[0].name
+    forms = selection.forms.get(finding.kind)
     if forms is not None and finding.form not in forms:
         why = Reason(
             Code.NOT_SELECTED, f"form {finding.form!r} is not among the selected {', '.join(sorted(forms))}", where
@@ -197,6 +211,21 @@ def _decide(
         name = policy if isinstance(policy, str) else getattr(policy, "__name__", type(policy).__name__)
         return Decision(finding, "keep", (Reason(Code.POLICY, f"policy {name!r} keeps it", where),))
     return Decision(finding, "kernel", (), kernel)
+
+
+def _on_one_rank(site: Site, selection: Selection) -> tuple[Site, tuple[Reason, ...]]:
+    """The site with the sizes of one rank, and a reason for each size that the ranks do not divide."""
+    if selection.tp == 1:
+        return site, ()
+    shapes, reasons = dict(site.shapes), []
+    for name in selection.passes[site.kind].sharded:
+        size = shapes.get(name)
+        if isinstance(size, int) and size % selection.tp == 0:
+            shapes[name] = size // selection.tp
+        elif size is not None:
+            why = f"{name} {size} cannot be divided among {selection.tp} ranks"
+            reasons.append(Reason(Code.LIMIT, why, site.outputs[0].name))
+    return replace(site, shapes=shapes), tuple(reasons)
 
 
 def apply(gm: GraphModule, plan: Plan) -> tuple[GraphModule, Plan]:

@@ -35,6 +35,8 @@ class Pass:
     """The forms it knows; `kernels="kind:form"` selects one."""
     looks_for: ClassVar[str]
     """One line: what is looked for. Shown where nothing was found."""
+    sharded: ClassVar[tuple[str, ...]] = ()
+    """Names of the sizes in `Site.shapes` that tensor parallelism divides among its ranks."""
 
     def find(self, view: GraphView) -> list[Finding]:
         """All sites and near misses, in graph order. Must not change the graph."""
@@ -61,8 +63,10 @@ class Replacement:
 class Builder:
     """Inserts nodes at one place of a graph. Every new node gets a fake value, module stack, stack trace and origin."""
 
-    def __init__(self, graph: Graph, at: Node, site: Site, current: Callable[[Any], Any]) -> None:
-        self._graph, self._at, self._site, self._current = graph, at, site, current
+    def __init__(
+        self, graph: Graph, at: Node, site: Site, current: Callable[[Any], Any], kernel: Kernel | None = None
+    ) -> None:
+        self._graph, self._at, self._site, self._current, self._kernel = graph, at, site, current, kernel
         self.made: list[Node] = []
 
     def call(self, target: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Node:
@@ -70,6 +74,8 @@ class Builder:
 
         Raises RewriteError when the graph was traced without fake tensors.
         """
+        if self._kernel is not None and target is self._kernel.op:
+            kwargs.update(self._kernel.options)
         args, kwargs = torch.fx.node.map_aggregate((args, kwargs), self._current)  # type: ignore[assignment]
         kind = "call_method" if isinstance(target, str) else "call_function"
         with self._graph.inserting_before(self._at):
@@ -121,7 +127,7 @@ def rewrite(gm: GraphModule, replacements: Iterable[Replacement]) -> tuple[Graph
         return value
 
     for item in replacements:
-        builder = Builder(graph, twins[item.site.before], item.site, current)
+        builder = Builder(graph, twins[item.site.before], item.site, current, item.kernel)
         try:
             replaced.update(_replace(item, builder, current))
             doomed.update(twins[n] for n in (*item.site.interior, *item.site.outputs))

@@ -99,6 +99,7 @@ class Site:
         place: node that the call is inserted in front of; the first output when None.
         shapes: sizes by name (batch, sequence, heads, head_size, ...), ints or the text of a symbolic size.
         dtype: dtype of the region's input.
+        facts: what else limits speak of: mask, scale, eps, dtype of tables.
         extra: whatever the pass needs again to emit the replacement.
         reasons: limits that the site breaks; an eligible site has none.
     """
@@ -111,6 +112,7 @@ class Site:
     interior: tuple[Node, ...]
     shapes: Mapping[str, int | str]
     dtype: torch.dtype
+    facts: Mapping[str, int | float | str | None] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     reasons: tuple[Reason, ...] = ()
     place: Node | None = None

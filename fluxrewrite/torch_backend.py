@@ -33,6 +33,8 @@ def backend(
     report: Callable[[Report], None] | str | Path | None = None,
     strict: bool = False,
     options: Mapping[str, Any] | None = None,
+    provider: str = "builtin",
+    execution: str | None = None,
 ) -> Backend:
     """A backend for `torch.compile(model, backend=fluxrewrite.backend(...))`.
 
@@ -44,11 +46,17 @@ def backend(
         report: called with the `Report` of each graph, or a path: a JSON file on all graphs compiled so far.
         strict: raise when fluxrewrite itself fails; otherwise it warns and compiles the graph as it was.
         options: passed to the inner backend as `options=`.
+        provider: whose kernels: "builtin", "nkilib" or "nkilib@2.29" (limits of that SDK version), or "reference" for the
+            bodies of the canonical ops, which take every shape.
+        execution: what a kernel call runs: "reference", the op's body in torch; "emulate", the NKI kernel on the CPU; "device".
+            By default "device" when the inner backend is "neuron", else "reference".
 
     Raises:
-        InputError: an unknown inner backend, kernel, form or policy.
+        InputError: an unknown inner backend, kernel, form, policy, provider or execution, or one that cannot be had here.
     """
-    return Backend(inner, kernels, policy, report, strict, options)
+    inner = inner or default_inner()
+    execution = execution or ("device" if inner == "neuron" else "reference")
+    return Backend(inner, Selection.of(kernels, provider, execution), policy, report, strict, options)
 
 
 class Backend:
@@ -56,8 +64,8 @@ class Backend:
 
     def __init__(
         self,
-        inner: Inner | None,
-        kernels: str | Iterable[str] | None,
+        inner: Inner,
+        selection: Selection,
         policy: Policy,
         report: Callable[[Report], None] | str | Path | None,
         strict: bool,
@@ -66,7 +74,7 @@ class Backend:
         if not callable(policy) and policy not in ("all", "none"):
             raise InputError(f"unknown policy {policy!r}; known: all, none, or a callable on sites")
         self.inner_name, self._inner = _resolve(inner)
-        self.selection = Selection.of(kernels)
+        self.selection = selection
         self.policy = policy
         self.strict = strict
         self.reports: list[Report] = []
@@ -189,8 +197,7 @@ def default_inner() -> str:
     return "inductor"
 
 
-def _resolve(inner: Inner | None) -> tuple[str, Callable[..., Any]]:
-    inner = inner or default_inner()
+def _resolve(inner: Inner) -> tuple[str, Callable[..., Any]]:
     if callable(inner):
         return getattr(inner, "__name__", type(inner).__name__), inner
     known = [n for n in torch._dynamo.list_backends(exclude_tags=None) if n != "fluxrewrite"]

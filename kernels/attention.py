@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluxrewrite.kernel import Kernel, Limit
+from fluxrewrite.provider import launch
 
 __all__ = ["KERNEL", "attention"]
 
@@ -21,6 +22,8 @@ def attention(
     is_causal: bool = False,
     layout: str = "bhsd",
     out_layout: str = "bhsd",
+    execution: str = "reference",
+    provider: str = "builtin",
 ) -> Tensor:
     """Scaled dot-product attention with layouts of its own, so that no permute is needed around it.
 
@@ -32,10 +35,14 @@ def attention(
         scale: factor on the scores; 1 / sqrt(D) when None.
         is_causal: query i sees keys 0..i.
         out_layout: layout of the result.
+        execution, provider: what runs, as `fluxrewrite.provider.launch` takes them.
 
     Returns:
         Contiguous tensor in `out_layout`, dtype of `q`. Scores accumulate in float32.
     """
+    if execution != "reference":
+        result: Tensor = launch("attention", provider, execution, q, k, v, mask, scale, is_causal, layout, out_layout)
+        return result
     if layout == "bshd":
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(
@@ -54,6 +61,8 @@ def _(
     is_causal: bool = False,
     layout: str = "bhsd",
     out_layout: str = "bhsd",
+    execution: str = "reference",
+    provider: str = "builtin",
 ) -> Tensor:
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4 or (mask is not None and mask.dim() not in (2, 3, 4)):
         shapes = [None if t is None else tuple(t.shape) for t in (q, k, v, mask)]

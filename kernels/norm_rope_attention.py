@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluxrewrite.kernel import Kernel, Limit
+from fluxrewrite.provider import launch
 
 __all__ = ["KERNEL", "norm_rope_attention"]
 
@@ -31,6 +32,8 @@ def norm_rope_attention(
     sin: Tensor,
     interleaved: bool,
     scale: float | None = None,
+    execution: str = "reference",
+    provider: str = "builtin",
 ) -> Tensor:
     """Bidirectional attention over joined streams.
 
@@ -41,10 +44,16 @@ def norm_rope_attention(
         cos, sin: tables [S, W] or [B, S, W] over the joined sequence, as `fluxrewrite::rope` takes them.
         interleaved: pairs are neighbours (True) or half a head apart (False).
         scale: factor on the scores; 1 / sqrt(D) when None.
+        execution, provider: what runs, as `fluxrewrite.provider.launch` takes them.
 
     Returns:
         Contiguous [B, S, H, D], S the sum of the S_i, dtype of `q`.
     """
+    if execution != "reference":
+        result: Tensor = launch(
+            "norm_rope_attention", provider, execution, q, k, v, gamma_q, gamma_k, eps, cos, sin, interleaved, scale
+        )
+        return result
     size = [q[0].shape[-1]]
     queries = torch.cat([F.rms_norm(t, size, g, e) for t, g, e in zip(q, gamma_q, eps, strict=True)], dim=1)
     keys = torch.cat([F.rms_norm(t, size, g, e) for t, g, e in zip(k, gamma_k, eps, strict=True)], dim=1)
@@ -66,6 +75,8 @@ def _(
     sin: Tensor,
     interleaved: bool,
     scale: float | None = None,
+    execution: str = "reference",
+    provider: str = "builtin",
 ) -> Tensor:
     if not len(q) == len(k) == len(v) == len(gamma_q) == len(gamma_k) == len(eps):
         raise ValueError(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluxrewrite.kernel import Kernel, Limit
+from fluxrewrite.provider import launch
 
 __all__ = ["KERNEL", "qkv"]
 
@@ -20,6 +21,8 @@ def qkv(
     bias_q: Tensor | None = None,
     bias_k: Tensor | None = None,
     bias_v: Tensor | None = None,
+    execution: str = "reference",
+    provider: str = "builtin",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`x @ weight.T + bias` for query, key and value.
 
@@ -28,10 +31,16 @@ def qkv(
         weight_q, weight_k, weight_v: [I, H] each, as in `torch.nn.Linear`; the three I may differ. Rows of one packed
             weight are passed as views of it.
         bias_q, bias_k, bias_v: [I] or None, each on its own.
+        execution, provider: what runs, as `fluxrewrite.provider.launch` takes them.
 
     Returns:
         Three contiguous tensors [..., I] of the dtype of `x`.
     """
+    if execution != "reference":
+        result: tuple[Tensor, Tensor, Tensor] = launch(
+            "qkv", provider, execution, x, weight_q, weight_k, weight_v, bias_q, bias_k, bias_v
+        )
+        return result
     q, k, v = (F.linear(x, w, b) for w, b in ((weight_q, bias_q), (weight_k, bias_k), (weight_v, bias_v)))
     return q.contiguous(), k.contiguous(), v.contiguous()
 
@@ -45,6 +54,8 @@ def _(
     bias_q: Tensor | None = None,
     bias_k: Tensor | None = None,
     bias_v: Tensor | None = None,
+    execution: str = "reference",
+    provider: str = "builtin",
 ) -> tuple[Tensor, Tensor, Tensor]:
     for weight, bias in ((weight_q, bias_q), (weight_k, bias_k), (weight_v, bias_v)):
         if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fluxrewrite.kernel import Kernel, Limit
+from fluxrewrite.provider import launch
 
 __all__ = ["KERNEL", "rope"]
 
@@ -32,7 +33,14 @@ def _full(table: Tensor, size: int, interleaved: bool) -> Tensor:
 
 @torch.library.custom_op("fluxrewrite::rope", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def rope(
-    x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sequence_dim: int, out_dtype: torch.dtype | None = None
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    sequence_dim: int,
+    out_dtype: torch.dtype | None = None,
+    execution: str = "reference",
+    provider: str = "builtin",
 ) -> Tensor:
     """Rotate the pairs of the last axis of `x`.
 
@@ -42,10 +50,14 @@ def rope(
         interleaved: pairs are neighbours (True) or half a head apart (False).
         sequence_dim: axis of `x` that holds the S positions.
         out_dtype: dtype of the result; that of `x` when None.
+        execution, provider: what runs, as `fluxrewrite.provider.launch` takes them.
 
     Returns:
         Contiguous tensor of the shape of `x`. Computed in float32, or float64 if an operand is float64.
     """
+    if execution != "reference":
+        result: Tensor = launch("rope", provider, execution, x, cos, sin, interleaved, sequence_dim, out_dtype)
+        return result
     compute = torch.promote_types(torch.promote_types(x.dtype, cos.dtype), torch.float32)
     compute = torch.promote_types(compute, sin.dtype)
     full_cos, full_sin = (_aligned(_full(t.to(compute), x.shape[-1], interleaved), x, sequence_dim) for t in (cos, sin))
@@ -65,7 +77,14 @@ def _aligned(table: Tensor, x: Tensor, sequence_dim: int) -> Tensor:
 
 @rope.register_fake
 def _(
-    x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sequence_dim: int, out_dtype: torch.dtype | None = None
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    sequence_dim: int,
+    out_dtype: torch.dtype | None = None,
+    execution: str = "reference",
+    provider: str = "builtin",
 ) -> Tensor:
     size, positions = x.shape[-1], x.shape[sequence_dim]
     for table in (cos, sin):

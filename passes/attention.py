@@ -166,6 +166,7 @@ class Attention(Pass):
     kernel = "attention"
     forms = ("sdpa", "spelled")
     looks_for = "scaled_dot_product_attention in any call form, or matmul, softmax, matmul"
+    sharded = ("heads", "kv_heads")
 
     def find(self, view: GraphView) -> list[Finding]:
         """One finding for each attention computation, found once per view."""
@@ -201,6 +202,10 @@ class Attention(Pass):
             interior=interior,
             shapes={k: size_of(v) for k, v in sizes.items()},
             dtype=view.dtype(call.query) or torch.float32,
+            facts={
+                "mask": "none" if call.mask is None else "bool" if view.dtype(call.mask) == torch.bool else "additive",
+                "scale": call.scale,
+            },
             extra={
                 "call": call,
                 "layout": found.layout,

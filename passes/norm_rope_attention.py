@@ -48,6 +48,7 @@ class NormRopeAttention(Pass):
     looks_for = (
         "attention whose query and key are RMS-normed, joined from one or more streams, and rotated by the same tables"
     )
+    sharded = ("heads", "kv_heads")
 
     def find(self, view: GraphView) -> list[Finding]:
         """One finding for each attention whose query or key is rotated; others are nothing that this pass looks for."""
@@ -140,6 +141,7 @@ class NormRopeAttention(Pass):
             interior=interior,
             shapes={**site.shapes, "streams": len(q)},
             dtype=site.dtype,
+            facts={**ropes[0].facts, **site.facts, "eps": min(s.eps for s in q)},
             extra={"eps": [s.eps for s in q], "rope": ropes[0], "scale": site.extra["call"].scale},
         )
 

@@ -15,7 +15,7 @@ in between, either order of sums and products, any views that pick or rejoin the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,7 @@ class Rope(Pass):
     kernel = "rope"
     forms = ("interleaved", "rotate_half", "complex")
     looks_for = "x*cos + rotate(x)*sin with interleaved or half pairs, pairwise products, or a complex product"
+    sharded = ("heads",)
 
     def find(self, view: GraphView) -> list[Finding]:
         """All rotations, found once per view."""
@@ -154,6 +155,7 @@ class Rope(Pass):
             interior=found.interior,
             shapes={k: size_of(v) for k, v in sizes.items()},
             dtype=dtype or torch.float32,
+            facts=_facts(view, operands, axis, len(shape)),
             extra={
                 "axis": axis,
                 "turned": turned,
@@ -309,3 +311,15 @@ def _unbroadcast(view: GraphView, table: Node, axis: int, rank: int) -> Node:
         if same_shape(view.shape(source) or (), shape):
             return view.strip(source) if same_shape(view.shape(view.strip(source)) or (), shape) else source
     return table
+
+
+def _facts(view: GraphView, tables: Mapping[str, Node], axis: int, rank: int) -> dict[str, int | float | str | None]:
+    """The widest dtype of the tables, and how many batches they have rows for."""
+    dtype = torch.float16
+    batch: int | str = 1
+    for table in tables.values():
+        kind, shape = view.dtype(table) or torch.float32, view.shape(table) or ()
+        dtype = torch.promote_types(dtype, kind.to_real())
+        if len(shape) - len(_excess(view, table, axis, rank)) == 3:
+            batch = size_of(shape[0]) if batch == 1 else batch
+    return {"table_dtype": str(dtype).removeprefix("torch."), "table_batch": batch}

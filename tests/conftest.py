@@ -44,11 +44,11 @@ def trace() -> Callable[..., GraphModule]:
 
 @pytest.fixture
 def find(trace: Any) -> Callable[..., list[Site | Miss]]:
-    """`find(kind, fn, **inputs)`: what the pass of that kind answers; kernels' limits included."""
+    """`find(kind, fn, **inputs)`: what the pass of that kind answers; the ops' limits included."""
 
     def run(kind: str, fn: Any, **inputs: Any) -> list[Site | Miss]:
         view = GraphView(trace(fn, **inputs).graph)
-        return [d.finding for d in make_plan(view, Selection.of(kind)).decisions]
+        return [d.finding for d in make_plan(view, Selection.of(kind, "reference")).decisions]
 
     return run
 
@@ -58,10 +58,18 @@ def check() -> Callable[..., fluxrewrite.Report]:
     """`check(fn, kernels, **inputs)`: compile with rewriting, compare with eager, return the report."""
 
     def run(
-        fn: Any, kernels: Any = None, tolerance: float = 1e-5, inner: str = "eager", **inputs: Any
+        fn: Any,
+        kernels: Any = None,
+        tolerance: float = 1e-5,
+        inner: str = "eager",
+        provider: str = "reference",
+        execution: str = "reference",
+        **inputs: Any,
     ) -> fluxrewrite.Report:
         reports: list[fluxrewrite.Report] = []
-        backend = fluxrewrite.backend(inner=inner, kernels=kernels, report=reports.append, strict=True)
+        backend = fluxrewrite.backend(
+            inner, kernels, report=reports.append, strict=True, provider=provider, execution=execution
+        )
         with torch.no_grad():
             expected = fn(**copy.deepcopy(inputs))
             found = torch.compile(fn, backend=backend, fullgraph=True)(**copy.deepcopy(inputs))

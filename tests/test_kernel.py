@@ -44,7 +44,7 @@ def test_dtype_is_a_limit_like_any_other():
 def test_kernels_are_installed():
     found = load_kernels()
     assert sorted(found) == ["attention", "norm_rope_attention", "qkv", "rope"]
-    assert all(k.provider == "builtin" and k.limits and k.summary for k in found.values())
+    assert all(k.provider == "reference" and k.limits and k.summary for k in found.values())
 
 
 def test_unknown_name_lists_the_known():

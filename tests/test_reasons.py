@@ -177,7 +177,7 @@ def check_covered(trace):
 
     heads = {name: torch.randn(B, S, H, D) for name in "qkv"}
     gm = trace(fn, **heads, **TABLE, gain=torch.ones(D))
-    plan = make_plan(GraphView(gm.graph), Selection.of())
+    plan = make_plan(GraphView(gm.graph), Selection.of(provider="reference"))
     assert [d.finding.kind for d in plan.decisions if d.choice == "kernel"] == ["norm_rope_attention"]
     covered = [d.finding.kind for d in plan.decisions if [r.code for r in d.reasons] == [Code.COVERED]]
     assert covered == ["attention", "rope", "rope"]

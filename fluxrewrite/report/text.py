@@ -14,14 +14,19 @@ from rich.text import Text
 from ..site import Code
 from .model import Report, SiteInfo
 
-__all__ = ["render"]
+__all__ = ["render", "rendered"]
 
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
 def render(report: Report, console: Console) -> None:
     """Print the report on `console`."""
-    console.print(Group(*_parts(report)))
+    console.print(rendered(report))
+
+
+def rendered(report: Report) -> Group:
+    """The report as something that rich prints."""
+    return Group(*_parts(report))
 
 
 def _parts(report: Report) -> Iterable[RenderableType]:

@@ -56,7 +56,7 @@ def test_it_wins_over_the_smaller_passes(check):
 
 
 def test_the_smaller_passes_take_over_where_its_kernel_may_not(trace):
-    selection = Selection.of()
+    selection = Selection.of(provider="reference")
     kernel = replace(selection.kernels["norm_rope_attention"], limits=(Limit("streams", maximum=1),))
     selection = replace(selection, kernels={**selection.kernels, "norm_rope_attention": kernel})
     plan = make_plan(GraphView(trace(joint, **inputs(2)).graph), selection)
@@ -124,5 +124,5 @@ def test_gains_of_another_dtype(find):
 def test_golden_graphs(trace, golden):
     gm = trace(joint, **inputs(2, torch.bfloat16))
     golden("norm_rope_attention_before", gm)
-    rewritten, _ = apply(gm, make_plan(GraphView(gm.graph), Selection.of("norm_rope_attention")))
+    rewritten, _ = apply(gm, make_plan(GraphView(gm.graph), Selection.of("norm_rope_attention", "reference")))
     golden("norm_rope_attention_after", rewritten)

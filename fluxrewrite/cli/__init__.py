@@ -1,0 +1,49 @@
+"""The command line: `fluxrewrite inspect`, `fluxrewrite kernels`. One file a command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ..errors import FluxrewriteError, InputError
+from . import kernels
+from .inspect import inspect
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fluxrewrite",
+    help="Find what NKI kernels can replace in a diffusers transformer, before any compile.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command(
+    epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite inspect flux2-klein-4b --kernels qkv:triple,attention"
+)(inspect)
+app.add_typer(kernels.app, name="kernels")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 a check failed, 2 bad input; one line on stderr for each."""
+    args = sys.argv[1:] if args is None else args
+    try:
+        result = app(args=args or ["--help"], prog_name="fluxrewrite", standalone_mode=False)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except FluxrewriteError as error:
+        return _fail(str(error), 1)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's usage errors; their classes are private to it
+            raise
+        where = getattr(getattr(error, "ctx", None), "command_path", "fluxrewrite")
+        return _fail(f"{error.format_message().replace('Value error, ', '')} (see {where} --help)", 2)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"fluxrewrite: {' '.join(message.split())}\n")
+    return code

@@ -1,0 +1,162 @@
+"""This repository's NKI sources (`kernels/nki/`) behind the canonical ops: layouts, defaults and limits of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fluxrewrite.kernel import Limit
+from fluxrewrite.provider import Implementation, Provider
+
+from .toolchain import Toolchain, check, toolchain
+
+__all__ = ["PROVIDER", "additive"]
+
+_NKI = "fluxrewrite.kernels.nki"
+_ON_CHIP = "K and V of two heads stay in SBUF, 224 KiB a partition on trn2"
+_TWO_BYTES = ("bfloat16", "float16")
+
+
+def _rope(
+    execution: str | Toolchain,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    sequence_dim: int,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """`fluxrewrite::rope` by `kernels/nki/rope.py`, which takes four axes; x [B, S, D] has one head."""
+    wide = x if x.dim() == 4 else x.unsqueeze(2)
+    cos, sin = (t.expand(x.shape[0], -1, -1) if t.dim() == 3 else t for t in (cos, sin))
+    operands = (t.contiguous() for t in (wide, cos, sin))
+    out: Tensor = toolchain(execution).run(f"{_NKI}.rope:rope", *operands, interleaved, sequence_dim, out_dtype)
+    return out.reshape(x.shape)
+
+
+def _qkv(
+    execution: str | Toolchain,
+    x: Tensor,
+    weight_q: Tensor,
+    weight_k: Tensor,
+    weight_v: Tensor,
+    bias_q: Tensor | None = None,
+    bias_k: Tensor | None = None,
+    bias_v: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`fluxrewrite::qkv` by `kernels/nki/qkv.py`, which takes tokens in one axis. Rows of a packed weight are contiguous."""
+    weights = [w.contiguous() for w in (weight_q, weight_k, weight_v)]
+    tokens = x.reshape(-1, x.shape[-1]).contiguous()
+    q, k, v = toolchain(execution).run(f"{_NKI}.qkv:qkv", tokens, *weights, bias_q, bias_k, bias_v)
+    return q.reshape(*x.shape[:-1], -1), k.reshape(*x.shape[:-1], -1), v.reshape(*x.shape[:-1], -1)
+
+
+def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask as numbers added to the scores, with 2 or 4 axes; True of a boolean mask becomes 0, False -inf."""
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
+    return (mask.unsqueeze(1) if mask.dim() == 3 else mask).contiguous()
+
+
+def _attention(
+    execution: str | Toolchain,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+    layout: str = "bhsd",
+    out_layout: str = "bhsd",
+) -> Tensor:
+    """`fluxrewrite::attention` by `kernels/nki/attention.py`."""
+    operands = (t.contiguous() for t in (q, k, v))
+    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    mask = additive(mask, torch.float32)
+    out: Tensor = toolchain(execution).run(
+        f"{_NKI}.attention:attention", *operands, mask, factor, is_causal, layout, out_layout
+    )
+    return out
+
+
+def _norm_rope_attention(
+    execution: str | Toolchain,
+    q: Sequence[Tensor],
+    k: Sequence[Tensor],
+    v: Sequence[Tensor],
+    gamma_q: Sequence[Tensor],
+    gamma_k: Sequence[Tensor],
+    eps: Sequence[float],
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    scale: float | None = None,
+) -> Tensor:
+    """`fluxrewrite::norm_rope_attention` by `kernels/nki/norm_rope_attention.py`, with exact running maxima."""
+    size, joint = q[0].shape[-1], len(q) == 2
+    tables = (_full_table(t, size, interleaved) for t in (cos, sin))
+    streams = [[t.contiguous() for t in stream] for stream in zip(q, k, v, gamma_q, gamma_k, strict=True)]
+    second = streams[1] if joint else [None] * 5
+    factor = 1 / math.sqrt(size) if scale is None else scale
+    epsilons = (eps[0], eps[0], eps[-1], eps[-1])
+    out: Tensor = toolchain(execution).run(
+        f"{_NKI}.norm_rope_attention:norm_rope_attention",
+        *(*streams[0], *second, *tables),
+        *(factor, *epsilons, joint, interleaved),
+    )
+    return out
+
+
+def _full_table(table: Tensor, size: int, interleaved: bool) -> Tensor:
+    """A table [S, D] or [1, S, D], of one value an element or one a pair, as [S, D]."""
+    table = table[0] if table.dim() == 3 else table
+    if table.shape[-1] != size:
+        table = table.repeat_interleave(2, dim=-1) if interleaved else torch.cat((table, table), dim=-1)
+    return table.contiguous()
+
+
+def _implementations(_: str) -> Mapping[str, Implementation]:
+    positive = Limit("scale", above=0, source="the running maximum is of unscaled scores")
+    return {
+        "rope": Implementation(
+            _rope,
+            (
+                Limit("head_size", maximum=512, source="a PSUM bank of float32"),
+                Limit("table_dtype", one_of=("float32", "bfloat16", "float16"), source="NKI 0.6 dtypes"),
+            ),
+            f"{_NKI}.rope:rope",
+        ),
+        "qkv": Implementation(
+            _qkv, (Limit("hidden", maximum=65536, source="a token stays in SBUF"),), f"{_NKI}.qkv:qkv"
+        ),
+        "attention": Implementation(
+            _attention,
+            (
+                positive,
+                Limit("kv_sequence", maximum=20000, dtypes=_TWO_BYTES, source=_ON_CHIP),
+                Limit("kv_sequence", maximum=10000, dtypes=("float32",), source=_ON_CHIP),
+            ),
+            f"{_NKI}.attention:attention",
+        ),
+        "norm_rope_attention": Implementation(
+            _norm_rope_attention,
+            (
+                positive,
+                Limit("head_size", one_of=(64, 128), source="halves of a head start at partition 32 or 64"),
+                Limit("table_batch", maximum=1, source="one table for all of the batch"),
+                Limit("eps", above=0, source="rows of zeros"),
+                Limit("table_dtype", one_of=("float32", "bfloat16", "float16"), source="NKI 0.6 dtypes"),
+                Limit("sequence", maximum=6000, dtypes=_TWO_BYTES, source=_ON_CHIP),
+                Limit("sequence", maximum=4000, dtypes=("float32",), source=_ON_CHIP),
+            ),
+            f"{_NKI}.norm_rope_attention:norm_rope_attention",
+        ),
+    }
+
+
+PROVIDER = Provider("builtin", (), _implementations, check)

@@ -1,0 +1,127 @@
+"""What runs an NKI kernel: an emulator on the CPU, or a device."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+
+from fluxrewrite.errors import InputError
+
+from . import emulator
+
+__all__ = ["Device", "Emulator", "Profiler", "Simulator", "Toolchain", "check", "has_nki", "toolchain"]
+
+_IMPORTING = threading.Lock()
+
+
+class Toolchain(Protocol):
+    """Runs kernels named as "module:function" on torch tensors."""
+
+    def run(self, entry: str, *arguments: Any, cores: int = 1, **options: Any) -> Any:
+        """Call the kernel on `cores` cores and return torch tensors."""
+
+
+@functools.cache
+def _emulated(entry: str) -> Callable[..., Any]:
+    """The kernel, its module imported with the emulator in the place of nki. Kept apart from the module on nki itself."""
+    with _IMPORTING, emulator.installed():
+        return _attribute(entry)
+
+
+def _attribute(entry: str) -> Callable[..., Any]:
+    module, _, name = entry.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _typed(language: Any, values: Iterable[Any]) -> list[Any]:
+    """Dtypes of torch as those of `nki.language`; everything else as it is."""
+    return [getattr(language, str(v).removeprefix("torch.")) if isinstance(v, torch.dtype) else v for v in values]
+
+
+class Emulator:
+    """This repository's emulator."""
+
+    def __init__(self, device: str = "trn2") -> None:
+        self.device = device
+
+    def run(self, entry: str, *arguments: Any, cores: int = 1, **options: Any) -> Any:
+        """See `Toolchain`. Raises `emulator.EmulationError` for what the device would refuse."""
+        run = emulator.simulate(_emulated(entry), self.device, lnc=cores, trace=False)
+        return run(*_typed(emulator.language, arguments), **options).outputs
+
+
+class Profiler:
+    """The emulator without numbers: arguments may be meta tensors; the profile of every call is kept in `profiles`."""
+
+    def __init__(self, device: str = "trn2", cores: int = 1, trace: bool = True) -> None:
+        self.device, self.cores, self.trace = device, cores, trace
+        self.profiles: list[emulator.Profile] = []
+
+    def run(self, entry: str, *arguments: Any, cores: int = 1, **options: Any) -> Any:
+        """See `Toolchain`; `cores` of the profiler is used."""
+        run = emulator.simulate(_emulated(entry), self.device, lnc=self.cores, numerics=False, trace=self.trace)
+        result = run(*_typed(emulator.language, arguments), **options)
+        self.profiles.append(result.profile)
+        return result.outputs
+
+
+class Simulator:
+    """AWS's own CPU simulator, `nki.simulate`."""
+
+    def run(self, entry: str, *arguments: Any, cores: int = 1, **options: Any) -> Any:
+        """See `Toolchain`."""
+        kernel = _attribute(entry)
+        simulate = importlib.import_module("nki").simulate
+        typed = _typed(importlib.import_module("nki.language"), arguments)
+        return simulate(kernel[cores] if cores > 1 else kernel)(*typed, **options)  # type: ignore[index]
+
+
+class Device:
+    """A Neuron device, through `torch_neuronx.wrap_nki`."""
+
+    def run(self, entry: str, *arguments: Any, cores: int = 1, **options: Any) -> Any:
+        """See `Toolchain`; the tensors lie on the device."""
+        caller = importlib.import_module("torch_neuronx").wrap_nki(_attribute(entry))
+        return caller[cores](*_typed(importlib.import_module("nki.language"), arguments), **options)
+
+
+def has_nki() -> bool:
+    """Whether the `nki` package with its simulator is installed; a package of that name without one does not count."""
+    if importlib.util.find_spec("nki") is None:
+        return False
+    try:
+        return hasattr(importlib.import_module("nki"), "simulate")
+    except Exception:  # a placeholder, or a wheel for another platform
+        return False
+
+
+def check(execution: str) -> None:
+    """Raise InputError when kernels cannot run that way here."""
+    if execution != "device":
+        return
+    missing = [name for name in ("torch_neuronx", "nki") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"execution='device' needs {' and '.join(missing)}, installed from AWS's package index on a Neuron instance; "
+            "execution='emulate' runs the kernels on the CPU"
+        )
+
+
+def toolchain(execution: str | Toolchain) -> Toolchain:
+    """What runs kernels for "emulate" (`nki.simulate` where nki is installed, else our emulator) or "device".
+
+    A toolchain is answered as it is, so that a caller may bring one, such as a `Profiler`.
+    """
+    if not isinstance(execution, str):
+        return execution
+    check(execution)
+    if execution == "device":
+        return Device()
+    return Simulator() if has_nki() else Emulator()
