@@ -1,0 +1,143 @@
+"""Which elements of a buffer a view reads: offset, sizes and strides, kept through every step of a chain of views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .. import steps as st
+
+__all__ = ["Region", "dense", "hint"]
+
+
+def hint(size: st.Dim) -> int:
+    """A size as an int; of a symbolic one the size that it was traced with."""
+    return size if isinstance(size, int) else int(size.node.hint or 1)
+
+
+def dense(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Row-major strides."""
+    strides, step = [], 1
+    for size in reversed(sizes):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+@dataclass(frozen=True)
+class Region:
+    """A strided view of a buffer, in elements. `strided` is False once no strides describe it, as after permute and reshape."""
+
+    offset: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    strided: bool = True
+
+    @classmethod
+    def whole(cls, sizes: Sequence[int]) -> Region:
+        """All of a contiguous buffer."""
+        return cls(0, tuple(sizes), dense(sizes))
+
+    @property
+    def elements(self) -> int:
+        """Distinct elements."""
+        return math.prod(n for n, s in zip(self.sizes, self.strides, strict=True) if s != 0)
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether it lies in memory row by row without gaps."""
+        wanted = dense(self.sizes)
+        return self.strided and all(n == 1 or s == w for n, s, w in zip(self.sizes, self.strides, wanted, strict=True))
+
+    @property
+    def key(self) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """Equal for views of the same elements, whatever their axes are called."""
+        axes = sorted((s, n) for n, s in zip(self.sizes, self.strides, strict=True) if n != 1 and s != 0)
+        merged: list[tuple[int, int]] = []
+        for stride, size in axes:
+            if merged and merged[-1][0] * merged[-1][1] == stride:
+                merged[-1] = (merged[-1][0], merged[-1][1] * size)
+            else:
+                merged.append((stride, size))
+        return self.offset, tuple(merged)
+
+    def apply(self, step: st.Step) -> Region:
+        """The view of this view that `step` makes."""
+        match step:
+            case st.Permute(dims):
+                return replace(
+                    self, sizes=tuple(self.sizes[d] for d in dims), strides=tuple(self.strides[d] for d in dims)
+                )
+            case st.Slice(dim, start, size, by):
+                sizes, strides = list(self.sizes), list(self.strides)
+                moved = self.offset + start * strides[dim]
+                sizes[dim], strides[dim] = hint(size), strides[dim] * by
+                return replace(self, offset=moved, sizes=tuple(sizes), strides=tuple(strides))
+            case st.Select(dim, index):
+                keep = [i for i in range(len(self.sizes)) if i != dim]
+                return replace(
+                    self,
+                    offset=self.offset + index * self.strides[dim],
+                    sizes=tuple(self.sizes[i] for i in keep),
+                    strides=tuple(self.strides[i] for i in keep),
+                )
+            case st.Expand(shape):
+                return self._expand(tuple(map(hint, shape)))
+            case st.Reshape(shape):
+                return self._reshape(tuple(map(hint, shape)))
+        return self
+
+    def _expand(self, shape: tuple[int, ...]) -> Region:
+        new = len(shape) - len(self.sizes)
+        old = zip(self.sizes, self.strides, shape[new:], strict=True)
+        return replace(self, sizes=shape, strides=(0,) * new + tuple(0 if n == 1 and w != 1 else s for n, s, w in old))
+
+    def _reshape(self, shape: tuple[int, ...]) -> Region:
+        """As `torch.Tensor.view` computes strides: axes that lie together may be split and merged."""
+        strides = _view_strides(self.sizes, self.strides, shape) if self.strided else None
+        if strides is not None:
+            return replace(self, sizes=shape, strides=strides)
+        # No strides: remember the distinct elements as one run, so that bytes stay right.
+        elements = self.elements
+        if math.prod(shape) != elements:
+            return Region(self.offset, (elements,), (1,), False)._broadcast_as(shape)
+        return Region(self.offset, shape, dense(shape), False)
+
+    def _broadcast_as(self, shape: tuple[int, ...]) -> Region:
+        repeats = max(1, math.prod(shape) // max(1, self.sizes[0]))
+        return replace(self, sizes=(repeats, self.sizes[0]), strides=(0, 1))
+
+
+def _view_strides(sizes: Sequence[int], strides: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:
+    if math.prod(shape) == 0:
+        return dense(shape)
+    runs = _runs(sizes, strides)
+    result: list[int] = []
+    pending = list(shape)
+    for run, step in runs:
+        left, taken = run, []
+        while pending and (left > 1 or pending[-1] == 1):
+            size = pending.pop()
+            if left % size:
+                return None
+            taken.append(step)
+            step, left = step * size, left // size
+        if left != 1:
+            return None
+        result += taken
+    result += [1] * len(pending) if all(n == 1 for n in pending) else []
+    return tuple(reversed(result)) if len(result) == len(shape) else None
+
+
+def _runs(sizes: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
+    """(elements, stride) of the groups of neighbouring axes that one stride walks through, innermost first."""
+    runs: list[tuple[int, int]] = []
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size == 1:
+            continue
+        if runs and stride == runs[-1][0] * runs[-1][1]:
+            runs[-1] = (runs[-1][0] * size, runs[-1][1])
+        else:
+            runs.append((size, stride))
+    return runs

@@ -1,0 +1,166 @@
+"""From loops to kernels: which loops a compiler merges, and what each kernel then reads and writes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from ..graph import GraphView
+from .groups import Fusion, Group
+from .lower import Key, Loop, Lowering, lower
+from .rules import Rules
+
+__all__ = ["fuse"]
+
+_WINDOW = 8  # kernels of one level that a loop is tried against, the latest first
+
+
+@dataclass
+class _Kernel:
+    """Loops merged so far."""
+
+    index: int
+    level: int
+    loops: list[Loop] = field(default_factory=list)
+    before: set[int] = field(default_factory=set)
+    """Kernels of the same level that must run earlier."""
+    used: bool = False
+    """Another kernel reads what this one writes."""
+
+    def touches(self) -> set[Key]:
+        return {key for loop in self.loops for key in loop.reads}
+
+    def writes(self) -> set[int]:
+        return {w for loop in self.loops for w in loop.writes}
+
+
+def fuse(view: GraphView, rules: Rules) -> Fusion:
+    """What a compiler that follows `rules` makes of a graph: its kernels, the nodes of each, and the bytes it moves."""
+    lowering = lower(view, rules)
+    kernels, owner = _Scheduler(lowering, rules).run()
+    return Fusion(f"model of {rules.name}", tuple(_groups(lowering, kernels, owner)))
+
+
+class _Scheduler:
+    def __init__(self, lowering: Lowering, rules: Rules) -> None:
+        self.lowering, self.rules = lowering, rules
+        self.kernels: list[_Kernel] = []
+        self.owner: list[int] = []
+        self.by_level: dict[int, list[_Kernel]] = defaultdict(list)
+
+    def run(self) -> tuple[list[_Kernel], list[int]]:
+        for loop in self.lowering.loops:
+            self._place(loop)
+        return self.kernels, self.owner
+
+    def _place(self, loop: Loop) -> None:
+        producers = {self.kernels[self.owner[p]].index for key in loop.reads for p in self._producers(key[0])}
+        level = max((self._after(self.kernels[p], loop) for p in producers), default=0)
+        earlier = {p for p in producers if self.kernels[p].level == level}
+        kernel = None
+        if self.rules.merge and loop.kind in ("fused", "copy"):
+            kernel = self._partner(loop, level, earlier) or self._waiting(loop, level, producers - earlier)
+        if kernel is None:
+            kernel = _Kernel(len(self.kernels), level)
+            self.kernels.append(kernel)
+            self.by_level[level].append(kernel)
+        kernel.loops.append(loop)
+        for p in producers:
+            self.kernels[p].used = self.kernels[p].used or p != kernel.index
+        for p in earlier - {kernel.index}:
+            kernel.before |= {p, *self.kernels[p].before}
+        self.owner.append(kernel.index)
+
+    def _producers(self, buffer: int) -> list[int]:
+        return [p for p in self.lowering.buffers[buffer].producers if p < len(self.owner)]
+
+    def _after(self, kernel: _Kernel, loop: Loop) -> int:
+        """A level ends at every call: what comes after one cannot merge with what came before it."""
+        called = kernel.loops[0].kind in ("library", "opaque")
+        return kernel.level + (1 if called else 0)
+
+    def _partner(self, loop: Loop, level: int, earlier: set[int]) -> _Kernel | None:
+        """The latest kernel of the level that shares memory with the loop, runs over the same elements, and closes no cycle."""
+        for kernel in reversed(self.by_level[level][-_WINDOW:]):
+            if kernel.loops[0].kind in ("library", "opaque"):
+                continue
+            others = earlier - {kernel.index}
+            if any(kernel.index in self.kernels[p].before for p in others):
+                continue
+            if self._mixed(kernel, loop):
+                continue
+            if self._shares(kernel, loop) and any(self._alike(other, loop) for other in kernel.loops):
+                return kernel
+        return None
+
+    def _waiting(self, loop: Loop, level: int, producers: set[int]) -> _Kernel | None:
+        """A producer of an earlier level that nothing has read yet: it can as well run later, with this loop."""
+        for kernel in (self.kernels[p] for p in sorted(producers, reverse=True)):
+            calls = kernel.loops[0].kind in ("library", "opaque")
+            if (
+                not kernel.used
+                and not calls
+                and not self._mixed(kernel, loop)
+                and any(self._alike(other, loop) for other in kernel.loops)
+            ):
+                self.by_level[kernel.level].remove(kernel)
+                kernel.level, kernel.before = level, set()
+                self.by_level[level].append(kernel)
+                return kernel
+        return None
+
+    def _mixed(self, kernel: _Kernel, loop: Loop) -> bool:
+        """Whether the loop reads what the kernel writes only a part of: then it reads other elements than are at hand."""
+        written = kernel.writes()
+        return any(key[0] in written and len(self.lowering.buffers[key[0]].producers) > 1 for key in loop.reads)
+
+    def _shares(self, kernel: _Kernel, loop: Loop) -> bool:
+        written = kernel.writes()
+        return any(key[0] in written for key in loop.reads) or bool(kernel.touches() & loop.reads.keys())
+
+    def _alike(self, a: Loop, b: Loop) -> bool:
+        if a.space == b.space:
+            return True
+        if not self.rules.outer:
+            return False
+        rows, other = (a, b) if a.space[1] > 1 else (b, a)
+        if rows.space[1] == 1:
+            return False
+        if other.space[1] > 1:
+            return rows.space[0] * rows.space[1] == other.space[0] * other.space[1]
+        return other.space[0] % max(1, rows.space[0]) == 0
+
+
+def _groups(lowering: Lowering, kernels: list[_Kernel], owner: list[int]) -> list[Group]:
+    readers: dict[int, set[int]] = defaultdict(set)
+    for index, loop in enumerate(lowering.loops):
+        for key in loop.reads:
+            readers[key[0]].add(owner[index])
+    groups = []
+    for kernel in kernels:
+        written = kernel.writes()
+        inside = {b for b in written if {owner[p] for p in lowering.buffers[b].producers} == {kernel.index}}
+        reads: dict[int, int] = defaultdict(int)
+        every = {k: v for loop in kernel.loops for k, v in loop.reads.items()}
+        for (buffer, region, part), size in every.items():
+            if buffer not in inside and (part is None or (buffer, region, None) not in every):
+                reads[buffer] += size
+        total = sum(min(size, lowering.buffers[b].bytes) for b, size in reads.items())
+        groups.append(_group(lowering, kernel, total, readers))
+    return groups
+
+
+def _group(lowering: Lowering, kernel: _Kernel, reads: int, readers: dict[int, set[int]]) -> Group:
+    writes = 0
+    for buffer in kernel.writes():
+        memory = lowering.buffers[buffer]
+        if not memory.kept and readers[buffer] <= {kernel.index}:
+            continue
+        shares = [loop.space[0] for loop in kernel.loops if buffer in loop.writes]
+        every = [lowering.loops[p].space[0] for p in memory.producers]
+        part = sum(shares) / max(1, sum(every)) if len(memory.producers) > 1 else 1.0
+        writes += round(memory.bytes * part)
+    names = frozenset(n for loop in kernel.loops for n in loop.names)
+    kinds = [loop.kind for loop in kernel.loops]
+    kind = kinds[0] if len(set(kinds)) == 1 else "fused"
+    return Group(f"k{kernel.index}", kind, names, reads, writes)
