@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from ..graph import GraphView
+from ..site import Site
 from .groups import Kind
 from .region import Region, hint
 from .rules import Rules
@@ -69,17 +70,52 @@ class _Value:
 class Lowering:
     """Reads a graph in order; see `lower`."""
 
-    def __init__(self, view: GraphView, rules: Rules) -> None:
+    def __init__(self, view: GraphView, rules: Rules, calls: Sequence[Site]) -> None:
         self.view, self.rules = view, rules
         self.loops: list[Loop] = []
         self.buffers: list[Buffer] = []
+        self.copies: dict[str, tuple[tuple[str, int], ...]] = {}
         self._values: dict[Node, Any] = {}
+        self._inside = {n: site for site in calls for n in (*site.interior, *site.outputs)}
+        self._due: dict[Node, list[Site]] = {}
+        for site in calls:
+            self._due.setdefault(site.before, []).append(site)
 
-    def run(self) -> Lowering:
-        """All nodes; returns itself."""
-        for node in self.view.nodes:
-            self._node(node)
+    def run(self, nodes: Sequence[Node] | None) -> Lowering:
+        """All nodes, or some; returns itself."""
+        chosen = self.view.nodes if nodes is None else nodes
+        known = None if nodes is None else set(nodes)
+        for node in chosen:
+            for outside in node.all_input_nodes if known is not None else ():
+                if outside not in known and outside not in self._values:
+                    self._values[outside] = self._arrived(self.view.value(outside))
+            for site in self._due.get(node, ()):
+                self._site(site)
+            if node not in self._inside:
+                self._node(node)
+            if known is not None and any(u not in known for u in node.users):
+                self._result(self._values.get(node))
         return self
+
+    def places(self) -> dict[str, tuple[int, int]]:
+        """For each node whose value lies in memory that some loop writes: the buffer, and the bytes of the value."""
+        found = {}
+        for node, value in self._values.items():
+            for one in value if isinstance(value, list) else [value]:
+                base = one.base if isinstance(one, _Value) else None
+                if base is not None and base.buffer is not None and self.buffers[base.buffer].producers:
+                    found[node.name] = (base.buffer, one.region.elements * base.itemsize)
+        return found
+
+    def _site(self, site: Site) -> None:
+        """A kernel call in the place of a site: what the site reads from outside, and its outputs."""
+        inside = {*site.interior, *site.outputs}
+        outside = dict.fromkeys(i for n in inside for i in n.all_input_nodes if i not in inside)
+        operands = [v for n in sorted(outside, key=self.view.order) if isinstance(v := self._values.get(n), _Value)]
+        tensors = [t for n in site.outputs if (t := self.view.tensor(n)) is not None]
+        values = self._called("opaque", site.outputs[0].name, operands, tensors)
+        for node, value in zip(site.outputs, values, strict=False):
+            self._values[node] = _Value(value.base, Region.whole(value.base.sizes))
 
     # *** values and buffers
 
@@ -128,8 +164,7 @@ class Lowering:
         tensor = self.view.value(node)
         if op == "output":
             for value in self._operands(node):
-                self._store(value)
-                self.buffers[value.base.buffer or 0].kept = True
+                self._result(value)
             return
         if op in ("placeholder", "get_attr"):
             self._values[node] = self._arrived(tensor)
@@ -142,6 +177,13 @@ class Lowering:
         elif isinstance(tensor, torch.Tensor):
             self._compute(node, op, tensor)
         self._reused(node)
+
+    def _result(self, value: Any) -> None:
+        """What the caller reads must be in memory."""
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, _Value):
+                self._store(one)
+                self.buffers[one.base.buffer or 0].kept = True
 
     def _arrived(self, tensor: Any) -> _Value | None:
         if not isinstance(tensor, torch.Tensor):
@@ -178,23 +220,37 @@ class Lowering:
         return self.rules.parts.get(op, ("library",))
 
     def _call(self, node: Node, kind: Kind) -> None:
+        results = [t for t in tree_leaves(self.view.value(node)) if isinstance(t, torch.Tensor)]
+        values = self._called(kind, node.name, self._operands(node), results)
+        self._values[node] = values[0] if isinstance(self.view.value(node), torch.Tensor) else values
+
+    def _called(
+        self, kind: Kind, name: str, operands: Sequence[_Value], results: Sequence[torch.Tensor]
+    ) -> list[_Value]:
         """A library call or one of our kernels: operands come from memory, results go there."""
-        operands = self._operands(node)
         reads: dict[Key, int] = {}
+        copies = []
         for value in operands:
             self._store(value)
-            if kind == "library" and not value.region.strided:
+            if not value.region.strided or (
+                kind == "opaque" and self.rules.contiguous_calls and not value.region.contiguous
+            ):
+                copies.append((self._named(value), value.region.elements * value.base.itemsize))
                 value = self._copied(value, frozenset())
             reads.update(self._reading([value])[1])
-        results = [t for t in tree_leaves(self.view.value(node)) if isinstance(t, torch.Tensor)]
+        if kind == "opaque":
+            self.copies[name] = tuple(copies)
         made = [_Virtual(tuple(map(hint, t.shape)), t.element_size()) for t in results]
         for base in made:
             base.buffer, base.fixed = len(self.buffers), True
             self.buffers.append(Buffer(base.elements * base.itemsize, [len(self.loops)]))
         writes = tuple(b.buffer for b in made if b.buffer is not None)
-        self.loops.append(Loop(kind, frozenset([node.name]), reads, writes, (0, 0)))
-        values = [_Value(b, _region(t)) for b, t in zip(made, results, strict=True)]
-        self._values[node] = values[0] if isinstance(self.view.value(node), torch.Tensor) else values
+        self.loops.append(Loop(kind, frozenset([name]), reads, writes, (0, 0)))
+        return [_Value(b, _region(t)) for b, t in zip(made, results, strict=True)]
+
+    def _named(self, value: _Value) -> str:
+        """The latest node that has this very value."""
+        return next((n.name for n, v in reversed(self._values.items()) if v is value), "")
 
     def _copied(self, value: _Value, names: frozenset[str]) -> _Value:
         base = _Virtual(value.region.sizes, value.base.itemsize)
@@ -265,9 +321,15 @@ class Lowering:
             return
         base, uses = value.base, sum(self._uses(u, node) for u in node.users)
         dear = base.heavy or len(base.reads) > self.rules.reuse_reads
-        called = any(self._parts(self.view.op(u))[-1] == "library" for u in node.users if self.view.source(u) is None)
+        called = any(self._calls(u) for u in node.users)
         if (uses > 1 and dear) or (called and len(base.reads) > 1):
             self._store(value)
+
+    def _calls(self, user: Node) -> bool:
+        """Whether a use needs the value in memory."""
+        if user in self._inside:
+            return True
+        return self.view.source(user) is None and self._parts(self.view.op(user))[-1] == "library"
 
     def _uses(self, user: Node, node: Node) -> int:
         parts = self._parts(self.view.op(user)) if self.view.source(user) is None else ("view",)
@@ -291,6 +353,6 @@ def _region(tensor: torch.Tensor) -> Region:
     return Region(0, sizes, tuple(hint(s) for s in tensor.stride()))
 
 
-def lower(view: GraphView, rules: Rules) -> Lowering:
-    """The loops and calls of a graph before loops are merged, with the buffers between them."""
-    return Lowering(view, rules).run()
+def lower(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, calls: Sequence[Site] = ()) -> Lowering:
+    """The loops and calls of a graph before loops are merged, with the buffers between them; see `schedule.fuse`."""
+    return Lowering(view, rules, calls).run(nodes)

@@ -31,6 +31,7 @@ class Rules(BaseModel):
         join: how cat and stack are made: "store" writes each input to its place in a loop of its own, "map" is one loop.
         merge: loops over the same elements that share memory become one kernel.
         outer: a reduction merges with a loop over the elements that it reduces.
+        contiguous_calls: a kernel call takes contiguous operands only; others are copied first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +46,7 @@ class Rules(BaseModel):
     join: Literal["store", "map"] = "store"
     merge: bool = True
     outer: bool = True
+    contiguous_calls: bool = False
 
 
 def known_rules() -> tuple[str, ...]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from torch.fx import Node
+
 from ..graph import GraphView
+from ..site import Site
 from .groups import Fusion, Group
 from .lower import Key, Loop, Lowering, lower
 from .rules import Rules
 
-__all__ = ["fuse"]
+__all__ = ["Prediction", "fuse"]
 
 _WINDOW = 8  # kernels of one level that a loop is tried against, the latest first
 
@@ -34,11 +38,40 @@ class _Kernel:
         return {w for loop in self.loops for w in loop.writes}
 
 
-def fuse(view: GraphView, rules: Rules) -> Fusion:
-    """What a compiler that follows `rules` makes of a graph: its kernels, the nodes of each, and the bytes it moves."""
-    lowering = lower(view, rules)
+@dataclass(frozen=True)
+class Prediction:
+    """What a compiler that follows some rules makes of a graph.
+
+    Attributes:
+        fusion: its kernels, the nodes of each, and the bytes it moves.
+        stored: for nodes whose value goes through memory between kernels, its bytes there; inputs of the graph are not among them.
+        copies: for each kernel call, the operands that are copied first because the call wants them contiguous, with their bytes.
+    """
+
+    fusion: Fusion
+    stored: Mapping[str, int]
+    copies: Mapping[str, tuple[tuple[str, int], ...]]
+
+
+def fuse(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, calls: Sequence[Site] = ()) -> Prediction:
+    """Predict what a compiler that follows `rules` makes of a graph.
+
+    Args:
+        view: the graph.
+        rules: the compiler's.
+        nodes: only these of its nodes, in order; values from elsewhere are inputs, values used elsewhere are results.
+        calls: sites that a kernel call takes the place of, as if the graph had been rewritten.
+    """
+    lowering = lower(view, rules, nodes, calls)
     kernels, owner = _Scheduler(lowering, rules).run()
-    return Fusion(f"model of {rules.name}", tuple(_groups(lowering, kernels, owner)))
+    readers: dict[int, set[int]] = defaultdict(set)
+    for index, loop in enumerate(lowering.loops):
+        for key in loop.reads:
+            readers[key[0]].add(owner[index])
+    groups = tuple(_groups(lowering, kernels, owner, readers))
+    crossing = {b for b, m in enumerate(lowering.buffers) if m.kept or readers[b] - {owner[p] for p in m.producers}}
+    stored = {name: size for name, (buffer, size) in lowering.places().items() if buffer in crossing}
+    return Prediction(Fusion(f"model of {rules.name}", groups), stored, lowering.copies)
 
 
 class _Scheduler:
@@ -131,11 +164,9 @@ class _Scheduler:
         return other.space[0] % max(1, rows.space[0]) == 0
 
 
-def _groups(lowering: Lowering, kernels: list[_Kernel], owner: list[int]) -> list[Group]:
-    readers: dict[int, set[int]] = defaultdict(set)
-    for index, loop in enumerate(lowering.loops):
-        for key in loop.reads:
-            readers[key[0]].add(owner[index])
+def _groups(
+    lowering: Lowering, kernels: list[_Kernel], owner: list[int], readers: Mapping[int, set[int]]
+) -> list[Group]:
     groups = []
     for kernel in kernels:
         written = kernel.writes()
@@ -150,7 +181,7 @@ def _groups(lowering: Lowering, kernels: list[_Kernel], owner: list[int]) -> lis
     return groups
 
 
-def _group(lowering: Lowering, kernel: _Kernel, reads: int, readers: dict[int, set[int]]) -> Group:
+def _group(lowering: Lowering, kernel: _Kernel, reads: int, readers: Mapping[int, set[int]]) -> Group:
     writes = 0
     for buffer in kernel.writes():
         memory = lowering.buffers[buffer]

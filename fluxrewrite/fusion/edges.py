@@ -1,0 +1,43 @@
+"""Producer and consumer pairs of a graph, with views looked through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch.fx import Node
+
+from ..graph import GraphView
+
+__all__ = ["edges", "producers"]
+
+
+def producers(view: GraphView, node: Node) -> tuple[Node, ...]:
+    """The nodes whose values `node` computes with: those that it reads, and what views among them view.
+
+    A cast to another dtype computes; a view, a split, a cast that changes nothing and a dropout that drops nothing do not.
+    Inputs of the graph are among them.
+    """
+    found: dict[Node, None] = {}
+    for value in node.all_input_nodes:
+        while _passes(view, value):
+            value = value.all_input_nodes[0]
+        found[value] = None
+    return tuple(found)
+
+
+def _passes(view: GraphView, node: Node) -> bool:
+    if view.op(node) == "dropout":
+        return not view.arg(node, "training") or view.number(view.arg(node, "p")) == 0
+    if not view.forwards(node) or not node.all_input_nodes:
+        return False
+    source = view.source(node)
+    return source is None or view.dtype(source[0]) == view.dtype(node)
+
+
+def edges(view: GraphView) -> Iterator[tuple[Node, Node]]:
+    """(producer, consumer) for each value that one operation computes and another one reads, in graph order."""
+    for node in view.nodes:
+        if node.op in ("call_function", "call_method") and not _passes(view, node):
+            for producer in producers(view, node):
+                if producer.op in ("call_function", "call_method"):
+                    yield producer, node
