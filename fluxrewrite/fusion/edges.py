@@ -28,6 +28,8 @@ def producers(view: GraphView, node: Node) -> tuple[Node, ...]:
 def _passes(view: GraphView, node: Node) -> bool:
     if view.op(node) == "dropout":
         return not view.arg(node, "training") or view.number(view.arg(node, "p")) == 0
+    if view.op(node) == "getitem" and view.tensor(node.all_input_nodes[0]) is None:
+        return True
     if not view.forwards(node) or not node.all_input_nodes:
         return False
     source = view.source(node)

@@ -84,16 +84,16 @@ class Lowering:
     def run(self, nodes: Sequence[Node] | None) -> Lowering:
         """All nodes, or some; returns itself."""
         chosen = self.view.nodes if nodes is None else nodes
-        known = None if nodes is None else set(nodes)
+        known = set(chosen)
         for node in chosen:
-            for outside in node.all_input_nodes if known is not None else ():
+            for outside in node.all_input_nodes if nodes is not None else ():
                 if outside not in known and outside not in self._values:
                     self._values[outside] = self._arrived(self.view.value(outside))
             for site in self._due.get(node, ()):
                 self._site(site)
             if node not in self._inside:
                 self._node(node)
-            if known is not None and any(u not in known for u in node.users):
+            if nodes is not None and any(u not in known for u in node.users):
                 self._result(self._values.get(node))
         return self
 
@@ -154,7 +154,7 @@ class Lowering:
         return names, reads, heavy
 
     def _operands(self, node: Node) -> list[_Value]:
-        found = [self._values.get(n) for n in tree_leaves((node.args, node.kwargs)) if isinstance(n, Node)]
+        found = [self._values.get(n) for n in node.all_input_nodes]
         return [v for v in found if isinstance(v, _Value)]
 
     # *** nodes
@@ -220,7 +220,12 @@ class Lowering:
         return self.rules.parts.get(op, ("library",))
 
     def _call(self, node: Node, kind: Kind) -> None:
-        results = [t for t in tree_leaves(self.view.value(node)) if isinstance(t, torch.Tensor)]
+        value = self.view.value(node)
+        results = [
+            t
+            for t in ([value] if isinstance(value, torch.Tensor) else tree_leaves(value))
+            if isinstance(t, torch.Tensor)
+        ]
         values = self._called(kind, node.name, self._operands(node), results)
         self._values[node] = values[0] if isinstance(self.view.value(node), torch.Tensor) else values
 
