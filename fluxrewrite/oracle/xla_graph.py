@@ -28,7 +28,10 @@ _AFTER = "*after_optimizations.txt"
 
 def environment(dump: Path) -> dict[str, str]:
     """Variables that a process needs from its start, so that XLA runs on CPU, names nodes in its HLO and writes it to `dump`."""
-    flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text"
+    # XLA refuses a custom call without code after its optimisations. The kernels of its fusion emitters are then still being
+    # compiled by other threads, and the process dies of freed memory; without these emitters it raises. The HLO is the same.
+    emitters = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text {emitters}"
     return {"PJRT_DEVICE": "CPU", "XLA_IR_DEBUG": "1", "XLA_HLO_DEBUG": "1", "XLA_FLAGS": flags}
 
 
@@ -80,7 +83,7 @@ def _compile(tensors: list[torch.Tensor]) -> str:
     import torch_xla
 
     try:
-        torch_xla._XLAC._xla_sync_multi(tensors, [], wait=True, sync_xla_data=False)
+        torch_xla._XLAC._xla_warm_up_cache(tensors, [])
     except (RuntimeError, ValueError) as error:  # no code stands behind a custom call: compiled and dumped, then refused
         return str(error).splitlines()[0]
     return ""
