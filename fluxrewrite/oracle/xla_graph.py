@@ -95,7 +95,9 @@ def _on_device(node: Node, device: torch.device) -> Any:
         return value
     if not all(isinstance(n, int) for n in value.shape):
         raise InputError(f"{node.name} has symbolic sizes {tuple(value.shape)}; trace without dynamic=True")
-    return torch.zeros(value.shape, dtype=value.dtype).to(device)
+    from torch_xla.core import xla_builder
+
+    return xla_builder.create_placeholder_tensor(tuple(value.shape), value.dtype)
 
 
 class _OnXla(Interpreter):
