@@ -35,8 +35,7 @@ def xla_fusion(
 
     Args:
         python: interpreter of an environment with fluxrewrite, torch-xla and what the model needs.
-        model: as `fluxrewrite.models.find_model` takes it. XLA is given real zeros for all parameters: 2 GB of memory or
-            more for 0.5 G of them in float32.
+        model: as `fluxrewrite.models.find_model` takes it. No memory is taken for its parameters.
         shapes: sizes of the inputs.
         kernels: kinds of site to replace, comma-separated; none when None.
         dtype: of parameters and inputs.

@@ -1,4 +1,4 @@
-"""XLA's answer for one graph, inside a process that has torch-xla: run it lazily, compile it, read the optimised HLO.
+"""XLA's answer for one graph, inside a process that has torch-xla: trace it lazily, compile it, read the optimised HLO.
 
 The process must have been started with `environment(dump)`: XLA reads its flags once.
 """
@@ -20,7 +20,7 @@ from ..kernel import load_kernels
 from .hlo import parse
 from .hlo_kernels import OPAQUE_TARGET, fusion_of
 
-__all__ = ["environment", "optimised_hlo", "xla_fusion_of"]
+__all__ = ["dump_folder", "environment", "optimised_hlo", "xla_fusion_of"]
 
 _DUMP = re.compile(r"--xla_dump_to=(\S+)")
 _AFTER = "*after_optimizations.txt"
@@ -39,27 +39,35 @@ def xla_fusion_of(gm: GraphModule, opaque: Collection[Any] | None = None) -> Fus
     """What XLA fuses of a graph traced by Dynamo.
 
     Args:
-        gm: its placeholders carry fake values; parameters are taken as zeros, no value is computed.
+        gm: its placeholders carry fake values. It is only compiled: no memory is taken for parameters, nothing is computed.
         opaque: custom ops that become custom calls; those of all installed kernels when None.
 
     Raises:
         InputError: no torch-xla, a process without `environment`, or a graph that XLA cannot run.
     """
+    text = optimised_hlo(gm, opaque)
     import torch_xla
 
-    return fusion_of(parse(optimised_hlo(gm, opaque)), f"xla {torch_xla.__version__} cpu")
+    return fusion_of(parse(text), f"xla {torch_xla.__version__} cpu")
 
 
-def optimised_hlo(gm: GraphModule, opaque: Collection[Any] | None = None) -> str:
-    """The optimised HLO of a graph as text; see `xla_fusion_of`."""
+def dump_folder() -> Path:
+    """Where XLA writes its HLO in this process. Raises InputError without torch-xla or `environment`."""
     try:
-        import torch_xla
+        import torch_xla  # noqa: F401
     except ImportError as error:
         raise InputError(f"torch-xla cannot be imported ({error}); run: make xla") from error
     found = _DUMP.search(os.environ.get("XLA_FLAGS", ""))
     if found is None or os.environ.get("XLA_HLO_DEBUG") != "1":
         raise InputError("this process was not started with fluxrewrite.oracle.xla_graph.environment(...): XLA writes no HLO")
-    dump = Path(found[1])
+    return Path(found[1])
+
+
+def optimised_hlo(gm: GraphModule, opaque: Collection[Any] | None = None) -> str:
+    """The optimised HLO of a graph as text; see `xla_fusion_of`."""
+    dump = dump_folder()
+    import torch_xla
+
     # Numbers as constants of the program, as a compiler sees them; by default each is an input of its own.
     torch_xla._XLAC._set_xla_all_numbers_special_scalars(True)
     device = torch_xla.device()

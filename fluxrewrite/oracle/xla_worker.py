@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..models import Shapes, find_model
 from ..plan import Selection, apply
 from .records import fusion_to_json
-from .xla_graph import xla_fusion_of
+from .xla_graph import dump_folder, xla_fusion_of
 
 __all__ = ["main", "traced"]
 
@@ -38,6 +38,7 @@ def traced(model: str, shapes: Shapes, kernels: str | None, dtype: torch.dtype) 
 def main(request: Path, answer: Path) -> int:
     """Read {model, shapes, kernels, dtype} from `request`, write the `Fusion` to `answer`. 2 for bad input, with one line."""
     try:
+        dump_folder()
         given: dict[str, Any] = json.loads(request.read_text())
         dtype = getattr(torch, given["dtype"])
         gm = traced(given["model"], Shapes(**given["shapes"]), given["kernels"], dtype)
