@@ -49,7 +49,7 @@ class Instruction:
         calls: names of the computations that it calls.
         op_name: `op_name` of its metadata; "" when it has none.
         target: target of a custom call; "" otherwise.
-        index: which element a get-tuple-element takes; 0 otherwise.
+        index: which element a get-tuple-element takes, or the number of a parameter; 0 otherwise.
     """
 
     name: str
@@ -73,6 +73,11 @@ class Computation:
     def by_name(self) -> Mapping[str, Instruction]:
         """The instructions by name."""
         return {i.name: i for i in self.instructions}
+
+    @cached_property
+    def parameters(self) -> Mapping[int, Instruction]:
+        """The parameters by number."""
+        return {i.index: i for i in self.instructions if i.opcode == "parameter"}
 
     @cached_property
     def users(self) -> Mapping[str, tuple[Instruction, ...]]:
@@ -122,7 +127,9 @@ def parse(text: str) -> Module:
         elif body is not None and _NAME.match(line):
             body.append(_instruction(line))
     if entry not in found:
-        raise InputError(f"HLO module {title[1]} has no complete ENTRY computation: the dump was cut off; write it anew")
+        raise InputError(
+            f"HLO module {title[1]} has no complete ENTRY computation: the dump was cut off; write it anew"
+        )
     return Module(title[1], found, found[entry])
 
 
@@ -138,7 +145,7 @@ def _instruction(line: str) -> Instruction:
     close = _closing(line, opcode.end() - 1)
     inside, rest = line[opcode.end() : close], line[close + 1 :]
     called = [c for group in _CALLED.findall(rest) for c in _OPERAND.findall(group)]
-    op_name, target, index = (pattern.search(rest) for pattern in (_OP_NAME, _TARGET, _INDEX))
+    op_name, target = _OP_NAME.search(rest), _TARGET.search(rest)
     return Instruction(
         name=name[2],
         opcode=opcode[1],
@@ -147,8 +154,15 @@ def _instruction(line: str) -> Instruction:
         calls=tuple(called),
         op_name=op_name[1] if op_name else "",
         target=target[1] if target else "",
-        index=int(index[1]) if index and opcode[1] == "get-tuple-element" else 0,
+        index=_index(opcode[1], inside, rest),
     )
+
+
+def _index(opcode: str, inside: str, rest: str) -> int:
+    if opcode == "parameter":
+        return int(inside)
+    found = _INDEX.search(rest) if opcode == "get-tuple-element" else None
+    return int(found[1]) if found else 0
 
 
 def _closing(line: str, start: int) -> int:
@@ -162,7 +176,9 @@ def _closing(line: str, start: int) -> int:
             depth += 1 if character == "(" else -1
             if not depth:
                 return position
-    raise InputError(f"HLO line without its closing bracket: {line.strip()[:80]!r}; the dump was cut off; write it anew")
+    raise InputError(
+        f"HLO line without its closing bracket: {line.strip()[:80]!r}; the dump was cut off; write it anew"
+    )
 
 
 def _size(dtype: str, dims: str) -> int:

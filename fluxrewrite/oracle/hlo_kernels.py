@@ -13,14 +13,24 @@ OPAQUE_TARGET = "AwsNeuronCustomNativeKernel"
 """Target of the custom call that stands for a NKI kernel in the HLO that neuronx-cc takes."""
 
 _NO_KERNEL = frozenset(
-    {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "opt-barrier"}
+    {
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "opt-barrier",
+    }
 )
 _VIEWS = frozenset({"bitcast", "opt-barrier"})
 _LAYOUT = frozenset({"copy", "transpose", "bitcast", "bitcast-convert", "reshape", "slice", "parameter"})
 _LIBRARY = frozenset({"dot", "convolution", "fft", "cholesky", "triangular-solve", "custom-call"})
 
 
-def fusion_of(module: Module, by: str) -> Fusion:
+def fusion_of(module: Module, by: str, touched: bool = False) -> Fusion:
     """The kernels of the entry computation, in its order.
 
     Kinds: "opaque" for custom calls of `OPAQUE_TARGET`; "library" for dots, convolutions and other custom calls, also where
@@ -28,14 +38,13 @@ def fusion_of(module: Module, by: str) -> Fusion:
     all other code. Parameters, constants, tuples and bitcasts are no kernels. A `call` is the kernels of what it calls when
     these are several, else one kernel.
 
-    Bytes are of whole operands and results, as `Group` says: a kernel that reads a slice of an operand counts all of it.
-
     Args:
         module: an optimised module whose metadata name nodes as `node_of` reads them.
         by: for `Fusion.by`.
+        touched: count of an operand that a kernel only slices no more than the slices; whole operands when False.
     """
-    entry = module.entry
-    return Fusion(by, tuple(_group(module, entry, i) for i in entry.instructions if i.opcode not in _NO_KERNEL))
+    kernels = [i for i in module.entry.instructions if i.opcode not in _NO_KERNEL]
+    return Fusion(by, tuple(_group(module, i, touched) for i in kernels))
 
 
 def node_of(op_name: str) -> str | None:
@@ -44,15 +53,45 @@ def node_of(op_name: str) -> str | None:
     return scope.rpartition(".")[0] or scope if slash else None
 
 
-def _group(module: Module, entry: Computation, kernel: Instruction) -> Group:
-    buffers = {b: size for o in kernel.operands for b, size in _buffers(entry, o)}
+def _group(module: Module, kernel: Instruction, touched: bool) -> Group:
+    entry = module.entry
+    reads: dict[tuple[str, int], int] = {}
+    for position, operand in enumerate(kernel.operands):
+        limit = _sliced(module, kernel, position) if touched else None
+        for buffer, size in _buffers(entry, operand):
+            reads[buffer] = max(reads.get(buffer, 0), size if limit is None else min(size, limit))
     return Group(
         name=kernel.name,
         kind=_kind(module, kernel),
         nodes=_nodes(module, entry, kernel),
-        reads=sum(buffers.values()),
+        reads=sum(reads.values()),
         writes=sum(kernel.sizes),
     )
+
+
+def _sliced(module: Module, kernel: Instruction, position: int) -> int | None:
+    """Bytes of the slices that a kernel takes of one operand; None when it uses it in any other way."""
+    if kernel.opcode == "slice":
+        return sum(kernel.sizes)
+    if kernel.opcode not in ("fusion", "call"):
+        return None
+    body = module.computations[kernel.calls[0]]
+    parameter = body.parameters[position]
+    return _sliced_from(module, body, parameter)
+
+
+def _sliced_from(module: Module, body: Computation, source: Instruction) -> int | None:
+    total = 0
+    for user in body.users[source.name]:
+        if user.opcode in _VIEWS:
+            part = _sliced_from(module, body, user)
+        else:
+            parts = [_sliced(module, user, p) for p, o in enumerate(user.operands) if o == source.name]
+            part = None if None in parts else sum(p for p in parts if p is not None)
+        if part is None:
+            return None
+        total += part
+    return total
 
 
 def _buffers(entry: Computation, name: str) -> Iterator[tuple[tuple[str, int], int]]:

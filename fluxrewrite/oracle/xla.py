@@ -30,6 +30,7 @@ def xla_fusion(
     dtype: torch.dtype = torch.float32,
     timeout_s: float = 900,
     dump: Path | None = None,
+    touched: bool = False,
 ) -> Fusion:
     """Trace `model` there, replace the sites of `kernels` by custom calls, and read XLA's kernels for CPU.
 
@@ -41,6 +42,7 @@ def xla_fusion(
         dtype: of parameters and inputs.
         timeout_s: seconds after which it is ended.
         dump: folder for XLA's dump; a temporary one when None.
+        touched: as `fluxrewrite.oracle.hlo_kernels.fusion_of` takes it.
 
     Raises:
         InputError: no such interpreter, no torch-xla there, bad input, or no answer in time.
@@ -49,7 +51,8 @@ def xla_fusion(
         raise InputError(f"{python}: no such Python interpreter; {_REMEDY}")
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
-        asked = {"model": model, "shapes": asdict(shapes), "kernels": kernels, "dtype": str(dtype).removeprefix("torch.")}
+        name = str(dtype).removeprefix("torch.")
+        asked = {"model": model, "shapes": asdict(shapes), "kernels": kernels, "dtype": name, "touched": touched}
         request.write_text(json.dumps(asked))
         variables = {**os.environ, **environment(dump or Path(folder) / "hlo")}
         command = [str(python), "-m", "fluxrewrite.oracle.xla_worker", str(request), str(answer)]
@@ -64,7 +67,9 @@ def _run(command: list[str], variables: dict[str, str], timeout_s: float) -> Non
     except OSError as error:
         raise InputError(f"{command[0]} cannot be started ({error}); {_REMEDY}") from error
     except subprocess.TimeoutExpired as error:
-        raise InputError(f"XLA gave no answer within {timeout_s:g} s; take fewer blocks or a longer timeout_s") from error
+        raise InputError(
+            f"XLA gave no answer within {timeout_s:g} s; take fewer blocks or a longer timeout_s"
+        ) from error
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         last = lines[-1] if lines else f"exit code {done.returncode}, nothing on stderr"

@@ -27,20 +27,31 @@ _AFTER = "*after_optimizations.txt"
 
 
 def environment(dump: Path) -> dict[str, str]:
-    """Variables that a process needs from its start, so that XLA runs on CPU, names nodes in its HLO and writes it to `dump`."""
+    """Variables that a process needs from its start.
+
+    XLA then runs on CPU, names the graph's nodes in its HLO, writes it to `dump`, and compiles a graph anew each time (it
+    writes nothing for one that it finds in its cache).
+    """
     # XLA refuses a custom call without code after its optimisations. The kernels of its fusion emitters are then still being
     # compiled by other threads, and the process dies of freed memory; without these emitters it raises. The HLO is the same.
     emitters = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text {emitters}"
-    return {"PJRT_DEVICE": "CPU", "XLA_IR_DEBUG": "1", "XLA_HLO_DEBUG": "1", "XLA_FLAGS": flags}
+    return {
+        "PJRT_DEVICE": "CPU",
+        "XLA_IR_DEBUG": "1",
+        "XLA_HLO_DEBUG": "1",
+        "XLA_FLAGS": flags,
+        "XLA_COMPILATION_CACHE_SIZE": "0",
+    }
 
 
-def xla_fusion_of(gm: GraphModule, opaque: Collection[Any] | None = None) -> Fusion:
+def xla_fusion_of(gm: GraphModule, opaque: Collection[Any] | None = None, touched: bool = False) -> Fusion:
     """What XLA fuses of a graph traced by Dynamo.
 
     Args:
         gm: its placeholders carry fake values. It is only compiled: no memory is taken for parameters, nothing is computed.
         opaque: custom ops that become custom calls; those of all installed kernels when None.
+        touched: as `fusion_of` takes it.
 
     Raises:
         InputError: no torch-xla, a process without `environment`, or a graph that XLA cannot run.
@@ -48,7 +59,7 @@ def xla_fusion_of(gm: GraphModule, opaque: Collection[Any] | None = None) -> Fus
     text = optimised_hlo(gm, opaque)
     import torch_xla
 
-    return fusion_of(parse(text), f"xla {torch_xla.__version__} cpu")
+    return fusion_of(parse(text), f"xla {torch_xla.__version__} cpu", touched)
 
 
 def dump_folder() -> Path:
@@ -59,7 +70,9 @@ def dump_folder() -> Path:
         raise InputError(f"torch-xla cannot be imported ({error}); run: make xla") from error
     found = _DUMP.search(os.environ.get("XLA_FLAGS", ""))
     if found is None or os.environ.get("XLA_HLO_DEBUG") != "1":
-        raise InputError("this process was not started with fluxrewrite.oracle.xla_graph.environment(...): XLA writes no HLO")
+        raise InputError(
+            "this process was not started with fluxrewrite.oracle.xla_graph.environment(...): XLA writes no HLO"
+        )
     return Path(found[1])
 
 
@@ -92,7 +105,10 @@ def _compile(tensors: list[torch.Tensor]) -> str:
 
     try:
         torch_xla._XLAC._xla_warm_up_cache(tensors, [])
-    except (RuntimeError, ValueError) as error:  # no code stands behind a custom call: compiled and dumped, then refused
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # no code stands behind a custom call: compiled and dumped, then refused
         return str(error).splitlines()[0]
     return ""
 
@@ -146,5 +162,7 @@ class _OnXla(Interpreter):
         fakes, spec = torch.utils._pytree.tree_flatten(value)
         shapes, dtypes = [list(f.shape) for f in fakes], [f.dtype for f in fakes]
         options: Mapping[str, str] = {}
-        made = torch_xla._XLAC._xla_custom_call(operands, OPAQUE_TARGET, shapes, dtypes, False, str(n.target), 1, options)
+        made = torch_xla._XLAC._xla_custom_call(
+            operands, OPAQUE_TARGET, shapes, dtypes, False, str(n.target), 1, options
+        )
         return torch.utils._pytree.tree_unflatten(made, spec)

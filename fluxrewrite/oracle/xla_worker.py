@@ -36,13 +36,13 @@ def traced(model: str, shapes: Shapes, kernels: str | None, dtype: torch.dtype) 
 
 
 def main(request: Path, answer: Path) -> int:
-    """Read {model, shapes, kernels, dtype} from `request`, write the `Fusion` to `answer`. 2 for bad input, with one line."""
+    """Read {model, shapes, kernels, dtype, touched} from `request`, write the `Fusion` to `answer`. 2 for bad input, with one line."""
     try:
         dump_folder()
         given: dict[str, Any] = json.loads(request.read_text())
         dtype = getattr(torch, given["dtype"])
         gm = traced(given["model"], Shapes(**given["shapes"]), given["kernels"], dtype)
-        answer.write_text(fusion_to_json(xla_fusion_of(gm)))
+        answer.write_text(fusion_to_json(xla_fusion_of(gm, touched=given["touched"])))
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return 2

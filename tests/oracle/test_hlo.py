@@ -57,10 +57,14 @@ HloModule SyncTensorsGraph.9, is_scheduled=true
   ROOT %slice.1 = f32[768,128]{1,0} slice(%p), slice={[256:1024], [0:128]}, metadata={op_type="aten__split" op_name="getitem_1.3/aten__split"}
 }
 
-%fused_computation (param_0: bf16[8,16]) -> (bf16[8,16], pred[8,16]) {
+%fused_computation (param_0: bf16[8,16], param_1: bf16[128], param_2: bf16[4,16]) -> (bf16[8,16], pred[8,16]) {
   %param_0 = bf16[8,16]{1,0} parameter(0)
-  %add.1 = bf16[8,16]{1,0} add(%param_0, %param_0), metadata={op_name="add.1/aten__add"}
-  %compare.1 = pred[8,16]{1,0} compare(%param_0, %param_0), direction=EQ, metadata={op_name="eq.2/aten__eq"}
+  %param_1 = bf16[128]{0} parameter(1)
+  %bitcast.1 = bf16[8,16]{1,0} bitcast(%param_1)
+  %param_2 = bf16[4,16]{1,0} parameter(2)
+  %slice.2 = bf16[1,16]{1,0} slice(%param_2), slice={[0:1], [0:16]}, metadata={op_name="add.1/aten__slice"}
+  %add.1 = bf16[8,16]{1,0} add(%param_0, %slice.2), metadata={op_name="add.1/aten__add"}
+  %compare.1 = pred[8,16]{1,0} compare(%param_0, %bitcast.1), direction=EQ, metadata={op_name="eq.2/aten__eq"}
   ROOT %tuple.2 = (bf16[8,16]{1,0}, pred[8,16]{1,0}) tuple(%add.1, %compare.1)
 }
 
@@ -97,6 +101,13 @@ def test_tuples_calls_and_bitcasts_are_seen_through():
     assert kernel == Group("custom-call.4", "opaque", frozenset({"qkv_default"}), 8 * 16 * 2, 8 * 16 * 2 + 4 * 16 * 2)
     assert (fused.nodes, fused.reads) == ({"add", "eq"}, 8 * 16 * 2 + 4 * 16 * 2)
     assert fused.writes == 8 * 16 * 2 + 8 * 16
+
+
+def test_touched_bytes_of_a_sliced_operand():
+    call, kernel, fused = fusion_of(parse(SEVERAL), "xla", touched=True).groups
+    assert (call.reads, call.writes) == (768 * 128 * 4, 768 * 128 * 4)
+    assert kernel == fusion_of(parse(SEVERAL), "xla").groups[1]
+    assert fused.reads == 8 * 16 * 2 + 1 * 16 * 2
 
 
 def test_a_fusion_knows_what_it_joins():

@@ -52,7 +52,7 @@ def test_a_custom_call_between_makes_two(trace):
 
 def test_a_matrix_product_is_a_library_call_between_fusions(trace):
     x, w = torch.ones(64, 128), torch.ones(256, 128)
-    gm = trace(lambda x, w: (F.linear(x.exp() * 2, w).sin() + 1), x=x, w=w)
+    gm = trace(lambda x, w: F.linear(x.exp() * 2, w).sin() + 1, x=x, w=w)
     groups = xla_fusion_of(gm).groups
     assert [(g.kind, g.reads, g.writes) for g in groups] == [
         ("fused", 32 * KIB, 32 * KIB), ("library", 32 * KIB + 128 * KIB, 64 * KIB), ("fused", 64 * KIB, 64 * KIB)
@@ -86,8 +86,9 @@ def test_one_custom_call_a_rewritten_site(small, kernels, expected):
     assert {n for g in fusion.groups for n in g.nodes} <= {n.name for n in gm.graph.nodes}
 
 
-def test_the_same_graph_gives_the_same_answer(small):
-    gm = traced(small, SHAPES, "qkv", torch.float32)
+@pytest.mark.parametrize("kernels", [None, "qkv"])
+def test_the_same_graph_gives_the_same_answer(small, kernels):
+    gm = traced(small, SHAPES, kernels, torch.float32)
     assert xla_fusion_of(gm) == xla_fusion_of(gm)
 
 
