@@ -26,6 +26,7 @@ _NO_KERNEL = frozenset(
     }
 )
 _VIEWS = frozenset({"bitcast", "opt-barrier"})
+_SHARED = frozenset({"broadcast", "iota", "call", "fusion"})
 _LAYOUT = frozenset({"copy", "transpose", "bitcast", "bitcast-convert", "reshape", "slice", "parameter"})
 _LIBRARY = frozenset({"dot", "convolution", "fft", "cholesky", "triangular-solve", "custom-call"})
 
@@ -129,11 +130,17 @@ def _kind(module: Module, kernel: Instruction) -> Kind:
 
 
 def _nodes(module: Module, entry: Computation, kernel: Instruction) -> frozenset[str]:
-    """Nodes named by the kernel and by what is inside it.
+    """Nodes named by the kernel and by what it computes.
 
-    Where a pass of XLA made an instruction without metadata (half of a reduction, say), its users name it.
+    XLA keeps one constant or broadcast for all nodes that need it, under the name of the first: these name a kernel only when
+    nothing else does. Where a pass of XLA made an instruction without metadata (a step of a long reduction, say), its users
+    name it.
     """
-    named = {node_of(i.op_name) for i in (kernel, *_body(module, kernel)) if i.opcode not in _NO_KERNEL}
-    if named == {None} and kernel.opcode != "copy":
-        named = {node_of(user.op_name) for user in entry.users[kernel.name]}
-    return frozenset(name for name in named if name is not None)
+    parts = [i for i in (kernel, *_body(module, kernel)) if i.opcode not in _NO_KERNEL]
+    for chosen in ([i for i in parts if i.opcode not in _SHARED], parts):
+        named = frozenset(name for i in chosen if (name := node_of(i.op_name)) is not None)
+        if named:
+            return named
+    if kernel.opcode == "copy":
+        return frozenset()
+    return frozenset().union(*(_nodes(module, entry, user) for user in entry.users[kernel.name]))

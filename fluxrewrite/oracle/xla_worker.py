@@ -36,7 +36,7 @@ def traced(model: str, shapes: Shapes, kernels: str | None, dtype: torch.dtype) 
 
 
 def main(request: Path, answer: Path) -> int:
-    """Read {model, shapes, kernels, dtype, touched} from `request`, write the `Fusion` to `answer`. 2 for bad input, with one line."""
+    """Answer the JSON of `fluxrewrite.oracle.xla` with the JSON of a `Fusion`. 0, or 2 for bad input with one line of stderr."""
     try:
         dump_folder()
         given: dict[str, Any] = json.loads(request.read_text())

@@ -20,7 +20,7 @@ HloModule SyncTensorsGraph.40, is_scheduled=true, entry_computation_layout={(f32
 %fused_computation.2 (param_0.4: f32[2,64,128], param_1.6: f32[]) -> f32[2,64,128] {
   %param_0.4 = f32[2,64,128]{2,1,0} parameter(0)
   %param_1.6 = f32[] parameter(1)
-  %broadcast.3 = f32[2,64,128]{2,1,0} broadcast(%param_1.6), dimensions={}, metadata={op_type="aten__mul" op_name="mul.6/aten__mul"}
+  %broadcast.3 = f32[2,64,128]{2,1,0} broadcast(%param_1.6), dimensions={}, metadata={op_type="aten__mul" op_name="shared.1/aten__mul"}
   ROOT %multiply.1 = f32[2,64,128]{2,1,0} multiply(%param_0.4, %broadcast.3), metadata={op_type="aten__mul" op_name="mul.6/aten__mul.1/aten__mul"}
 }
 
