@@ -1,12 +1,14 @@
 # make inspect   the main job on FLUX.2-klein-4B's real graph
 # make test      the default tests          make test-slow   the rest (wheel, Inductor matrix, full-size graphs)
 # make lint      ruff and mypy              make bench       matching against its peers
+# make xla       torch-xla in .venv-xla     make test-xla    what XLA fuses (7.2 GB, some minutes)
 PYTHON ?= python3
 VENV ?= .venv
+VENV_XLA ?= .venv-xla
 BIN := $(VENV)/bin
 MODEL ?= flux2-klein-4b
 
-.PHONY: inspect test test-slow lint schema bench clean
+.PHONY: inspect test test-slow xla test-xla lint schema bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fluxrewrite needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'
@@ -23,6 +25,16 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(BIN)/pytest -m slow
 
+$(VENV_XLA)/.installed: pyproject.toml constraints-xla.txt
+	$(PYTHON) -m venv $(VENV_XLA)
+	$(VENV_XLA)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir -c constraints-xla.txt -e '.[diffusers,xla]' pytest
+	touch $@
+
+xla: $(VENV_XLA)/.installed
+
+test-xla: $(VENV_XLA)/.installed
+	$(VENV_XLA)/bin/pytest tests/xla
+
 # mypy cannot follow the mapping of passes/ and kernels/ in the source tree: it checks an installed copy from another folder.
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
@@ -38,4 +50,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python tools/bench_matching.py
 
 clean:
-	rm -rf build dist *.egg-info $(VENV)
+	rm -rf build dist *.egg-info $(VENV) $(VENV_XLA)

@@ -1,0 +1,1 @@
+"""Compilers that say themselves what they fuse."""
