@@ -1,0 +1,1 @@
+"""Compilers asked what they really fuse: the truth that our own model of fusion is compared with."""

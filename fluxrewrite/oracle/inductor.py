@@ -1,0 +1,128 @@
+"""What Inductor fuses for a Dynamo graph, asked of Inductor itself.
+
+The graph goes the whole way through AOTAutograd, decompositions, Inductor's passes, lowering and scheduling; only code
+generation is left out, so nothing is compiled by C++ and, with fake inputs, no tensor is allocated.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._dynamo.convert_frame import compile_lock
+from torch._inductor import compile_fx, config
+from torch._inductor.debug import DebugContext
+from torch._inductor.fx_passes.post_grad import view_to_reshape
+from torch._inductor.virtualized import V
+from torch.fx import GraphModule, Node
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ..errors import InputError
+from ..fusion import Fusion, Group
+from .kernels import groups
+from .lowering import MarkedLowering
+
+__all__ = ["inductor_fusion"]
+
+_NAME = "fluxrewrite_name"
+
+
+def inductor_fusion(gm: GraphModule, example_inputs: Sequence[Any]) -> Fusion:
+    """Compile `gm` for inference on the CPU as far as Inductor's schedule, and read the kernels from it.
+
+    - A group's nodes are the nodes of `gm` whose arithmetic its kernel runs, also those that it computes again for itself.
+      Nodes that only view (view, transpose, split, getitem, a reshape without a copy) compute nothing and stand in no group;
+      a reshape, contiguous or cat that moves data stands in the group that does it. Look through views to find the real
+      producer of an edge.
+    - A node that Inductor drops (an identity, a cast to the same dtype, a value that it finds computed elsewhere) stands in
+      no group either.
+    - A copy made only because a library call or one of our kernels wants another layout is a group of its own, of kind "copy"
+      and without nodes where it does nothing else.
+    - Reads and writes count each element of each buffer once, and of a buffer that is read in part only that part. What a
+      kernel makes and only itself uses is not counted.
+
+    Args:
+        gm: a Dynamo graph, rewritten or not. It is left as it is.
+        example_inputs: a tensor for each placeholder, fake or real; sizes may be symbolic, then bytes are those of the hints.
+
+    Raises:
+        InputError: a number of inputs that does not fit, an input on another device, or a graph that Inductor cannot compile.
+    """
+    _check(gm, example_inputs)
+    found: list[Group] = []
+
+    def inner(post: GraphModule, inputs: Sequence[Any], **given: Any) -> Callable[..., Any]:
+        lowering = _schedule(post, inputs, given["get_decomp_fn"])
+        with V.set_graph_handler(lowering):
+            found.extend(groups(lowering, _name))
+        return post.forward
+
+    try:
+        with _alone():
+            compile_fx.compile_fx(_named(gm), list(example_inputs), inner_compile=inner)
+    except Exception as error:
+        line = (str(error).strip().splitlines() or ["no message"])[0]
+        raise InputError(f"Inductor cannot compile this graph: {type(error).__name__}: {line}") from error
+    return Fusion(f"inductor {torch.__version__.partition('+')[0]} cpu", tuple(found))
+
+
+def _check(gm: GraphModule, example_inputs: Sequence[Any]) -> None:
+    expected = len(gm.graph.find_nodes(op="placeholder"))
+    if len(example_inputs) != expected:
+        raise InputError(f"example_inputs: {len(example_inputs)} given, the graph has {expected} placeholders")
+    for i, value in enumerate(example_inputs):
+        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+            raise InputError(f"example_inputs[{i}] is on {value.device}; give tensors on the CPU")
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Under the lock that `torch.compile` takes, since tracing keeps a node's metadata in globals; without caches."""
+    with compile_lock, torch.no_grad(), config.patch(force_disable_caches=True, freezing=False, cpp_wrapper=False):
+        yield
+
+
+def _named(gm: GraphModule) -> GraphModule:
+    """A copy whose nodes carry their names in the metadata that AOTAutograd and Inductor's passes hand on.
+
+    `from_node` will not do: in a rewritten graph it leads back to the graph before.
+    """
+    graph = torch.fx.Graph()
+    output = graph.graph_copy(gm.graph, twins := {})
+    graph.output(output)
+    for old, new in twins.items():
+        new.meta = copy.copy(old.meta)
+        new.meta["custom"] = {**old.meta.get("custom", {}), _NAME: old.name}
+    result = GraphModule(gm, graph, class_name=type(gm).__name__)
+    result.meta = dict(gm.meta)
+    return result
+
+
+def _name(node: Node) -> str | None:
+    """The Dynamo node that a post-grad node comes from; None for what Inductor adds by itself."""
+    name: str | None = node.meta.get("custom", {}).get(_NAME)
+    return name
+
+
+def _schedule(post: GraphModule, inputs: Sequence[Any], get_decomp_fn: Any) -> MarkedLowering:
+    """The steps of Inductor's `codegen_and_compile` up to the schedule."""
+    with _disable_current_modes(), DebugContext():
+        view_to_reshape(post)
+        fake_mode = compile_fx.fake_tensor_prop(post, inputs)
+        compile_fx._recursive_record_original_output_strides(post)
+        with V.set_fake_mode(fake_mode):
+            compile_fx._recursive_post_grad_passes(post, is_inference=True)
+        with V.set_fake_mode(fake_mode), compile_fx.maybe_disable_comprehensive_padding(inputs):
+            shape_env = post.shape_env or compile_fx.shape_env_from_inputs(inputs)
+            lowering = MarkedLowering(
+                post, example_inputs=inputs, shape_env=shape_env, is_inference=True, get_decomp_fn=get_decomp_fn
+            )
+            lowering.freeze_runtime_asserts()
+            with V.set_graph_handler(lowering), V.set_extern_kernel_nodes([]):
+                lowering.run(*inputs)
+                lowering.init_wrapper_code()
+                lowering._update_scheduler()
+    return lowering
