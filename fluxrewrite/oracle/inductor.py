@@ -52,21 +52,25 @@ def inductor_fusion(gm: GraphModule, example_inputs: Sequence[Any]) -> Fusion:
         InputError: a number of inputs that does not fit, an input on another device, or a graph that Inductor cannot compile.
     """
     _check(gm, example_inputs)
-    found: list[Group] = []
+    scheduled: list[MarkedLowering] = []
 
     def inner(post: GraphModule, inputs: Sequence[Any], **given: Any) -> Callable[..., Any]:
-        lowering = _schedule(post, inputs, given["get_decomp_fn"])
-        with V.set_graph_handler(lowering):
-            found.extend(groups(lowering, _name))
+        scheduled.append(_schedule(post, inputs, given["get_decomp_fn"]))
         return post.forward
 
-    try:
-        with _alone():
+    with _alone():
+        try:
             compile_fx.compile_fx(_named(gm), list(example_inputs), inner_compile=inner)
-    except Exception as error:
-        line = (str(error).strip().splitlines() or ["no message"])[0]
-        raise InputError(f"Inductor cannot compile this graph: {type(error).__name__}: {line}") from error
+        except Exception as error:
+            line = (str(error).strip().splitlines() or ["no message"])[0]
+            raise InputError(f"Inductor cannot compile this graph: {type(error).__name__}: {line}") from error
+        found = [group for lowering in scheduled for group in _read(lowering)]
     return Fusion(f"inductor {torch.__version__.partition('+')[0]} cpu", tuple(found))
+
+
+def _read(lowering: MarkedLowering) -> list[Group]:
+    with V.set_graph_handler(lowering):
+        return list(groups(lowering, _name))
 
 
 def _check(gm: GraphModule, example_inputs: Sequence[Any]) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import sympy
 from torch._inductor import dependencies, ir
-from torch._inductor.scheduler import BaseSchedulerNode, ExternKernelSchedulerNode, NopKernelSchedulerNode
+from torch._inductor.scheduler import (
+    BaseSchedulerNode,
+    ExternKernelSchedulerNode,
+    NopKernelSchedulerNode,
+    SchedulerBuffer,
+)
 from torch._inductor.utils import get_dtype_size
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
@@ -20,7 +26,9 @@ from .lowering import MarkedLowering
 
 __all__ = ["groups"]
 
-_TORCH_NAMESPACES = frozenset({"aten", "prims", "prim", "inductor", "mkl", "mkldnn", "onednn", "quantized", "_quantized"})
+_TORCH_NAMESPACES = frozenset(
+    {"aten", "prims", "prim", "inductor", "mkl", "mkldnn", "onednn", "quantized", "_quantized"}
+)
 """Operations of these namespaces are torch's own kernels, whatever Inductor calls them through."""
 
 Name = Callable[[Node], str | None]
@@ -32,16 +40,16 @@ def groups(lowering: MarkedLowering, name: Name) -> Iterator[Group]:
     for kernel in lowering.scheduler.nodes:
         if isinstance(kernel, NopKernelSchedulerNode) or isinstance(kernel.node, ir.MultiOutput):
             continue  # an address, not a kernel
-        library = isinstance(kernel, ExternKernelSchedulerNode)
-        reads, writes = _call(kernel.node) if library else _loops(kernel)
         operations = [s.node for s in kernel.get_nodes() if not isinstance(s, NopKernelSchedulerNode)]
         names = {name(n) for o in operations for n in lowering.computed(o)}
+        called = isinstance(kernel, ExternKernelSchedulerNode)
+        reads, writes = _called(lowering, kernel) if called else _generated(lowering, kernel)
         yield Group(
             name=kernel.get_first_name(),
-            kind=_kind_of_call(kernel.node) if library else _kind_of_loops(operations),
+            kind=_kind_of_call(kernel.node) if called else _kind_of_loops(operations),
             nodes=frozenset(n for n in names if n is not None),
-            reads=_bytes(lowering, reads),
-            writes=_bytes(lowering, writes) + (_result_bytes(lowering, kernel) if library else 0),
+            reads=reads,
+            writes=writes,
         )
 
 
@@ -59,67 +67,71 @@ def _only_copies(operation: Any) -> bool:
     return isinstance(data, ir.Pointwise) and set(data.inner_fn_opcount().used_ops) <= {"load"}
 
 
-def _loops(kernel: BaseSchedulerNode) -> tuple[Accesses, Accesses]:
-    """What a generated kernel reads and writes, without the buffers that live in it alone."""
+def _generated(lowering: MarkedLowering, kernel: BaseSchedulerNode) -> tuple[int, int]:
+    """Bytes that a generated kernel reads and writes, without the buffers that live in it alone."""
     parts = set(kernel.get_nodes())
-    written = {b.get_name() for b in kernel.get_outputs()}
     users = {b.get_name(): {u.node for u in b.users} for b in kernel.get_outputs()}
-    kept = {name for name in written if users[name] - parts}
     reads: Accesses = defaultdict(list)
     writes: Accesses = defaultdict(list)
     for part in parts:
         for dep in part.read_writes.reads:
-            if dep.name not in written and not isinstance(dep, dependencies.WeakDep):
-                reads[dep.name].append(_access(dep))
+            if dep.name not in users and not isinstance(dep, dependencies.WeakDep):
+                reads[dep.name].append(_access(lowering, dep))
         for dep in part.read_writes.writes:
-            if dep.name in kept:
-                writes[dep.name].append(_access(dep))
-    return reads, writes
+            if users[dep.name] - parts:
+                writes[dep.name].append(_access(lowering, dep))
+    return _bytes(lowering, reads), _bytes(lowering, writes)
 
 
-def _access(dep: dependencies.Dep) -> Access:
-    if not isinstance(dep, dependencies.MemoryDep) or dep.index.free_symbols - set(dep.var_names):
+def _access(lowering: MarkedLowering, dep: dependencies.Dep) -> Access:
+    """A dependency with sizes that are numbers; one that is gathered or not of loops reaches all of its buffer."""
+    if not isinstance(dep, dependencies.MemoryDep):
         return Access(None)
-    return Access(dep.index, tuple(dep.var_names), tuple(int(s) for s in dep.size))
+    index = sympy.sympify(lowering.sizevars.replace_backed_symbols_with_hints(sympy.sympify(dep.index)))
+    if index.free_symbols - set(dep.var_names):
+        return Access(None)
+    return Access(index, tuple(dep.var_names), tuple(map(lowering.sizevars.optimization_hint, dep.size)))
 
 
-def _call(operation: Any) -> tuple[Accesses, Accesses]:
-    """What a called kernel reads, and what of it it overwrites."""
+def _called(lowering: MarkedLowering, kernel: ExternKernelSchedulerNode) -> tuple[int, int]:
+    """Bytes of the operands of a called kernel, and of its results: of several results, those that somebody uses."""
     reads: Accesses = defaultdict(list)
-    writes: Accesses = defaultdict(list)
-    for value in tree_leaves(list(operation.inputs)):
+    for value in tree_leaves(list(kernel.node.inputs)):
         layout = value.maybe_get_layout() if isinstance(value, ir.IRNode) else None
         if isinstance(layout, ir.Layout):
-            reads[value.get_name()].append(_strided(layout))
-    for mutated in operation.get_mutation_names():
-        writes[mutated] = [Access(None)]
-    return reads, writes
+            reads[value.get_name()].append(_strided(lowering, layout))
+    overwritten: Accesses = {name: [Access(None)] for name in kernel.node.get_mutation_names()}
+    written = sum(_layout_bytes(lowering, x) for o in kernel.get_outputs() for x in _result_layouts(o))
+    return _bytes(lowering, reads), _bytes(lowering, overwritten) + written
 
 
-def _strided(layout: ir.Layout) -> Access:
+def _strided(lowering: MarkedLowering, layout: ir.Layout) -> Access:
+    hint = lowering.sizevars.optimization_hint
     variables = tuple(sympy.Symbol(f"i{n}", integer=True) for n in range(len(layout.size)))
-    steps = sum((s * v for s, v in zip(layout.stride, variables, strict=True)), sympy.Integer(0))
-    return Access(layout.offset + steps, variables, tuple(int(s) for s in layout.size))
+    steps = sum((hint(s) * v for s, v in zip(layout.stride, variables, strict=True)), sympy.Integer(0))
+    return Access(hint(layout.offset) + steps, variables, tuple(map(hint, layout.size)))
+
+
+def _result_layouts(output: SchedulerBuffer) -> Iterator[ir.Layout]:
+    layout = getattr(output.node, "layout", None)
+    if isinstance(layout, ir.MultiOutputLayout):
+        for user in output.users:
+            if isinstance(user.node, BaseSchedulerNode) and isinstance(user.node.node, ir.MultiOutput):
+                yield user.node.node.layout
+    elif isinstance(layout, ir.Layout):
+        yield layout
+
+
+def _layout_bytes(lowering: MarkedLowering, layout: ir.Layout) -> int:
+    hint = lowering.sizevars.optimization_hint
+    return math.prod(map(hint, layout.size)) * get_dtype_size(layout.dtype)
 
 
 def _bytes(lowering: MarkedLowering, accesses: Accesses) -> int:
+    """Bytes of what is touched, each element once."""
     total = 0
     for name, found in accesses.items():
-        buffer = lowering.get_buffer(name)
-        layout = buffer.get_layout()
-        total += touched(int(layout.storage_size()), found) * get_dtype_size(buffer.get_dtype())
-    return total
-
-
-def _result_bytes(lowering: MarkedLowering, kernel: ExternKernelSchedulerNode) -> int:
-    """Bytes of what a called kernel returns: of several results, those that somebody uses."""
-    total = 0
-    for output in kernel.get_outputs():
-        layout = getattr(output.node, "layout", None)
-        if isinstance(layout, ir.MultiOutputLayout):
-            parts = [o for u in output.users if isinstance(u.node, BaseSchedulerNode) for o in u.node.get_outputs()]
-            layouts = [p.node.layout for p in parts if isinstance(p.node, ir.MultiOutput)]
-        else:
-            layouts = [layout] if isinstance(layout, ir.Layout) else []
-        total += sum(int(sympy.prod(x.size)) * get_dtype_size(x.dtype) for x in layouts)
+        layout = lowering.get_buffer(name).get_layout()
+        size = lowering.sizevars.optimization_hint(layout.storage_size())
+        total += touched(size, found) * get_dtype_size(layout.dtype)
     return total

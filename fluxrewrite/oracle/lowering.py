@@ -40,7 +40,9 @@ class MarkedLowering(GraphLowering):  # type: ignore[misc]
             self.made_for[operation.get_operation_name()] = n
         if n.op == "call_function":
             first = next((i for i, o in enumerate(made) if _is_call(o)), -1)
-            for operation in made[first + 1 :]:  # what comes before the call of a library changes an operand's layout for it
+            for operation in made[
+                first + 1 :
+            ]:  # what comes before the call of a library changes an operand's layout for it
                 self._mark(getattr(operation, "data", None), n)
             for leaf in tree_leaves(result):
                 self._mark(_body(leaf), n)
