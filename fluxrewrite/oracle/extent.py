@@ -72,4 +72,4 @@ def _mark(seen: np.ndarray[Any, np.dtype[np.bool_]], access: Access) -> None:
 def _inside(size: int, numbers: Sequence[sympy.Expr], sizes: Sequence[int]) -> bool:
     """Whether a linear index with these non-negative numbers (offset, then a step for each variable) stays in the buffer."""
     last = numbers[0] + sum(step * (n - 1) for step, n in zip(numbers[1:], sizes, strict=True))
-    return min(numbers) >= 0 and last < size
+    return bool(min(numbers) >= 0 and last < size)

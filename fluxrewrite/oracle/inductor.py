@@ -9,15 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._dynamo.convert_frame import compile_lock
 from torch._inductor import compile_fx, config
 from torch._inductor.debug import DebugContext
 from torch._inductor.fx_passes.post_grad import view_to_reshape
+from torch._inductor.utils import shape_env_from_inputs
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule, Node
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import InputError
@@ -28,6 +30,7 @@ from .lowering import MarkedLowering
 __all__ = ["inductor_fusion"]
 
 _NAME = "fluxrewrite_name"
+_OLDEST = "2.13"  # Inductor's internals differ from version to version
 
 
 def inductor_fusion(gm: GraphModule, example_inputs: Sequence[Any]) -> Fusion:
@@ -49,7 +52,8 @@ def inductor_fusion(gm: GraphModule, example_inputs: Sequence[Any]) -> Fusion:
         example_inputs: a tensor for each placeholder, fake or real; sizes may be symbolic, then bytes are those of the hints.
 
     Raises:
-        InputError: a number of inputs that does not fit, an input on another device, or a graph that Inductor cannot compile.
+        InputError: an older torch, a number of inputs that does not fit, an input on another device, or a graph that
+            Inductor cannot compile.
     """
     _check(gm, example_inputs)
     scheduled: list[MarkedLowering] = []
@@ -60,7 +64,7 @@ def inductor_fusion(gm: GraphModule, example_inputs: Sequence[Any]) -> Fusion:
 
     with _alone():
         try:
-            compile_fx.compile_fx(_named(gm), list(example_inputs), inner_compile=inner)
+            compile_fx.compile_fx(_named(gm), list(example_inputs), inner_compile=cast(Any, inner))
         except Exception as error:
             line = (str(error).strip().splitlines() or ["no message"])[0]
             raise InputError(f"Inductor cannot compile this graph: {type(error).__name__}: {line}") from error
@@ -74,6 +78,10 @@ def _read(lowering: MarkedLowering) -> list[Group]:
 
 
 def _check(gm: GraphModule, example_inputs: Sequence[Any]) -> None:
+    if TorchVersion(torch.__version__) < _OLDEST:
+        raise InputError(
+            f"torch {torch.__version__}: reading Inductor's schedule needs {_OLDEST} or later; upgrade torch"
+        )
     expected = len(gm.graph.find_nodes(op="placeholder"))
     if len(example_inputs) != expected:
         raise InputError(f"example_inputs: {len(example_inputs)} given, the graph has {expected} placeholders")
@@ -84,8 +92,18 @@ def _check(gm: GraphModule, example_inputs: Sequence[Any]) -> None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Under the lock that `torch.compile` takes, since tracing keeps a node's metadata in globals; without caches."""
-    with compile_lock, torch.no_grad(), config.patch(force_disable_caches=True, freezing=False, cpp_wrapper=False):
+    """Under the lock that `torch.compile` takes, since tracing keeps a node's metadata in globals; without caches.
+
+    Freezing and autotuning read or make real tensors, so they are off, as they are by default.
+    """
+    settings = {
+        "force_disable_caches": True,
+        "freezing": False,
+        "max_autotune": False,
+        "max_autotune_gemm": False,
+        "cpp_wrapper": False,
+    }
+    with compile_lock, torch.no_grad(), config.patch(settings):
         yield
 
 
@@ -94,9 +112,8 @@ def _named(gm: GraphModule) -> GraphModule:
 
     `from_node` will not do: in a rewritten graph it leads back to the graph before.
     """
-    graph = torch.fx.Graph()
-    output = graph.graph_copy(gm.graph, twins := {})
-    graph.output(output)
+    graph, twins = torch.fx.Graph(), dict[Node, Node]()
+    graph.output(graph.graph_copy(gm.graph, twins))
     for old, new in twins.items():
         new.meta = copy.copy(old.meta)
         new.meta["custom"] = {**old.meta.get("custom", {}), _NAME: old.name}
@@ -120,7 +137,7 @@ def _schedule(post: GraphModule, inputs: Sequence[Any], get_decomp_fn: Any) -> M
         with V.set_fake_mode(fake_mode):
             compile_fx._recursive_post_grad_passes(post, is_inference=True)
         with V.set_fake_mode(fake_mode), compile_fx.maybe_disable_comprehensive_padding(inputs):
-            shape_env = post.shape_env or compile_fx.shape_env_from_inputs(inputs)
+            shape_env = post.shape_env or shape_env_from_inputs(inputs)
             lowering = MarkedLowering(
                 post, example_inputs=inputs, shape_env=shape_env, is_inference=True, get_decomp_fn=get_decomp_fn
             )

@@ -40,10 +40,11 @@ def groups(lowering: MarkedLowering, name: Name) -> Iterator[Group]:
     for kernel in lowering.scheduler.nodes:
         if isinstance(kernel, NopKernelSchedulerNode) or isinstance(kernel.node, ir.MultiOutput):
             continue  # an address, not a kernel
-        operations = [s.node for s in kernel.get_nodes() if not isinstance(s, NopKernelSchedulerNode)]
+        parts = [s for s in kernel.get_nodes() if not isinstance(s, NopKernelSchedulerNode)]
+        operations: list[Any] = [s.node for s in parts]
         names = {name(n) for o in operations for n in lowering.computed(o)}
         called = isinstance(kernel, ExternKernelSchedulerNode)
-        reads, writes = _called(lowering, kernel) if called else _generated(lowering, kernel)
+        reads, writes = (_called if called else _generated)(lowering, kernel)
         yield Group(
             name=kernel.get_first_name(),
             kind=_kind_of_call(kernel.node) if called else _kind_of_loops(operations),
@@ -93,14 +94,15 @@ def _access(lowering: MarkedLowering, dep: dependencies.Dep) -> Access:
     return Access(index, tuple(dep.var_names), tuple(map(lowering.sizevars.optimization_hint, dep.size)))
 
 
-def _called(lowering: MarkedLowering, kernel: ExternKernelSchedulerNode) -> tuple[int, int]:
+def _called(lowering: MarkedLowering, kernel: BaseSchedulerNode) -> tuple[int, int]:
     """Bytes of the operands of a called kernel, and of its results: of several results, those that somebody uses."""
+    operation: Any = kernel.node
     reads: Accesses = defaultdict(list)
-    for value in tree_leaves(list(kernel.node.inputs)):
+    for value in tree_leaves(list(operation.inputs)):
         layout = value.maybe_get_layout() if isinstance(value, ir.IRNode) else None
         if isinstance(layout, ir.Layout):
             reads[value.get_name()].append(_strided(lowering, layout))
-    overwritten: Accesses = {name: [Access(None)] for name in kernel.node.get_mutation_names()}
+    overwritten: Accesses = {name: [Access(None)] for name in operation.get_mutation_names()}
     written = sum(_layout_bytes(lowering, x) for o in kernel.get_outputs() for x in _result_layouts(o))
     return _bytes(lowering, reads), _bytes(lowering, overwritten) + written
 
@@ -116,8 +118,9 @@ def _result_layouts(output: SchedulerBuffer) -> Iterator[ir.Layout]:
     layout = getattr(output.node, "layout", None)
     if isinstance(layout, ir.MultiOutputLayout):
         for user in output.users:
-            if isinstance(user.node, BaseSchedulerNode) and isinstance(user.node.node, ir.MultiOutput):
-                yield user.node.node.layout
+            part = user.node.node if isinstance(user.node, BaseSchedulerNode) else None
+            if isinstance(part, ir.MultiOutput):
+                yield part.get_layout()
     elif isinstance(layout, ir.Layout):
         yield layout
 

@@ -111,6 +111,12 @@ def test_views_are_in_no_group_and_copies_are_groups_of_their_own(ask: Any) -> N
     assert group.nodes == {"relu"}
 
 
+def test_a_copy_for_the_sake_of_a_call_computes_no_node(ask: Any) -> None:
+    copy, call = ask(lambda a, w: a[:, ::2] @ w, a=X, w=torch.zeros(128, 64))
+    assert (copy.kind, copy.nodes, copy.reads, copy.writes) == ("copy", frozenset(), ONE // 2, ONE // 2)
+    assert (call.kind, call.nodes, call.reads) == ("library", {"matmul"}, ONE // 2 + 128 * 64 * 4)
+
+
 def test_what_writes_right_into_a_concatenation_holds_it(ask: Any) -> None:
     def joined(a: Tensor, w: Tensor) -> Tensor:
         return torch.cat([a.relu(), a @ w], 1) @ torch.cat([w, w], 0)
@@ -228,6 +234,13 @@ def test_bad_inputs_are_named(trace: Any) -> None:
         inductor_fusion(gm, [X, X])
     with pytest.raises(InputError, match=r"example_inputs\[0\] is on meta"):
         inductor_fusion(gm, [X.to("meta")])
+
+
+def test_an_older_torch_is_named(trace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gm = trace(lambda a: a.relu(), a=X)
+    monkeypatch.setattr(torch, "__version__", "2.12.1+cpu")
+    with pytest.raises(InputError, match=r"torch 2\.12\.1\+cpu: .* needs 2\.13 or later"):
+        inductor_fusion(gm, [X])
 
 
 def test_a_graph_that_inductor_refuses_is_an_input_error(trace: Any) -> None:
