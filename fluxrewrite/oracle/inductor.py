@@ -6,19 +6,20 @@ generation is left out, so nothing is compiled by C++ and, with fake inputs, no 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch._dynamo.convert_frame import compile_lock
+from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 from torch._inductor import compile_fx, config
+from torch._inductor.custom_graph_pass import get_custom_graph_passes
 from torch._inductor.debug import DebugContext
 from torch._inductor.fx_passes.post_grad import view_to_reshape
 from torch._inductor.utils import shape_env_from_inputs
 from torch._inductor.virtualized import V
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule
 from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -26,10 +27,10 @@ from ..errors import InputError
 from ..fusion import Fusion, Group
 from .kernels import groups
 from .lowering import MarkedLowering
+from .names import Names
 
 __all__ = ["inductor_fusion"]
 
-_NAME = "fluxrewrite_name"
 _OLDEST = "2.13"  # Inductor's internals differ from version to version
 
 
@@ -42,8 +43,11 @@ def inductor_fusion(gm: GraphModule, example_inputs: Sequence[Any]) -> Fusion:
       producer of an edge.
     - A node that Inductor drops (an identity, a cast to the same dtype, a value that it finds computed elsewhere) stands in
       no group either.
+    - A node computed from a float that is a symbol stands in no group: torch makes it anew, without its metadata.
     - A copy made only because a library call or one of our kernels wants another layout is a group of its own, of kind "copy"
       and without nodes where it does nothing else.
+    - A group is one node of the schedule: loops that pass values on without memory, apart from one number a row that a reduction
+      may keep there. (The C++ backend then puts several such groups that follow each other into one function.)
     - Reads and writes count each element of each buffer once, and of a buffer that is read in part only that part. What a
       kernel makes and only itself uses is not counted.
 
@@ -62,19 +66,25 @@ def inductor_fusion(gm: GraphModule, example_inputs: Sequence[Any]) -> Fusion:
         scheduled.append(_schedule(post, inputs, given["get_decomp_fn"]))
         return post.forward
 
-    with _alone():
+    names = Names(gm)
+    with _alone(), _before_passes(names.see_before):
         try:
-            compile_fx.compile_fx(_named(gm), list(example_inputs), inner_compile=cast(Any, inner))
+            compile_fx.compile_fx(names.named, list(example_inputs), inner_compile=cast(Any, inner))
+        except TensorifyScalarRestartAnalysis as error:
+            raise InputError(
+                "Inductor wants this graph traced again with its float sizes fixed; trace it with static sizes"
+            ) from error
         except Exception as error:
             line = (str(error).strip().splitlines() or ["no message"])[0]
             raise InputError(f"Inductor cannot compile this graph: {type(error).__name__}: {line}") from error
-        found = [group for lowering in scheduled for group in _read(lowering)]
+        found = [group for lowering in scheduled for group in _read(lowering, names)]
     return Fusion(f"inductor {torch.__version__.partition('+')[0]} cpu", tuple(found))
 
 
-def _read(lowering: MarkedLowering) -> list[Group]:
+def _read(lowering: MarkedLowering, names: Names) -> list[Group]:
+    names.see_after(lowering.graph)
     with V.set_graph_handler(lowering):
-        return list(groups(lowering, _name))
+        return list(groups(lowering, names.of))
 
 
 def _check(gm: GraphModule, example_inputs: Sequence[Any]) -> None:
@@ -107,25 +117,11 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _named(gm: GraphModule) -> GraphModule:
-    """A copy whose nodes carry their names in the metadata that AOTAutograd and Inductor's passes hand on.
-
-    `from_node` will not do: in a rewritten graph it leads back to the graph before.
-    """
-    graph, twins = torch.fx.Graph(), dict[Node, Node]()
-    graph.output(graph.graph_copy(gm.graph, twins))
-    for old, new in twins.items():
-        new.meta = copy.copy(old.meta)
-        new.meta["custom"] = {**old.meta.get("custom", {}), _NAME: old.name}
-    result = GraphModule(gm, graph, class_name=type(gm).__name__)
-    result.meta = dict(gm.meta)
-    return result
-
-
-def _name(node: Node) -> str | None:
-    """The Dynamo node that a post-grad node comes from; None for what Inductor adds by itself."""
-    name: str | None = node.meta.get("custom", {}).get(_NAME)
-    return name
+@contextmanager
+def _before_passes(see: Callable[[Graph], None]) -> Iterator[None]:
+    """Show the decomposed graph to `see`, and then to passes of the user's own that Inductor would run there."""
+    with config.patch(joint_custom_pre_pass=[see, *get_custom_graph_passes(config.joint_custom_pre_pass)]):
+        yield
 
 
 def _schedule(post: GraphModule, inputs: Sequence[Any], get_decomp_fn: Any) -> MarkedLowering:

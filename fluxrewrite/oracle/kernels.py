@@ -31,24 +31,24 @@ _TORCH_NAMESPACES = frozenset(
 )
 """Operations of these namespaces are torch's own kernels, whatever Inductor calls them through."""
 
-Name = Callable[[Node], str | None]
+Names = Callable[[Node], frozenset[str]]
 Accesses = dict[str, list[Access]]
 
 
-def groups(lowering: MarkedLowering, name: Name) -> Iterator[Group]:
-    """The kernels of a schedule in execution order; `name` gives the traced node of a post-grad node."""
+def groups(lowering: MarkedLowering, names: Names) -> Iterator[Group]:
+    """The kernels of a schedule in execution order; `names` gives the traced nodes of a lowered node."""
     for kernel in lowering.scheduler.nodes:
         if isinstance(kernel, NopKernelSchedulerNode) or isinstance(kernel.node, ir.MultiOutput):
             continue  # an address, not a kernel
         parts = [s for s in kernel.get_nodes() if not isinstance(s, NopKernelSchedulerNode)]
         operations: list[Any] = [s.node for s in parts]
-        names = {name(n) for o in operations for n in lowering.computed(o)}
+        computed = {n for o in operations for n in lowering.computed(o)}
         called = isinstance(kernel, ExternKernelSchedulerNode)
         reads, writes = (_called if called else _generated)(lowering, kernel)
         yield Group(
             name=kernel.get_first_name(),
             kind=_kind_of_call(kernel.node) if called else _kind_of_loops(operations),
-            nodes=frozenset(n for n in names if n is not None),
+            nodes=frozenset[str]().union(*map(names, computed)),
             reads=reads,
             writes=writes,
         )

@@ -9,13 +9,13 @@ from torch._inductor.graph import GraphLowering
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
-import fluxrewrite.oracle.inductor as oracle
 from fluxrewrite.analysis import analyse
 from fluxrewrite.errors import InputError
 from fluxrewrite.fusion import Fusion, Group
 from fluxrewrite.kernel import load_kernels
 from fluxrewrite.oracle.compare import lost_fusions
 from fluxrewrite.oracle.inductor import inductor_fusion
+from fluxrewrite.oracle.names import Names
 from fluxrewrite.plan import Selection, apply
 
 
@@ -102,6 +102,29 @@ def test_what_flows_in_through_memory_is_not_computed_again(ask: Any) -> None:
 
     groups = ask(two, a=X, w=torch.zeros(256, 8))
     assert summary(groups) == [("fused", "once"), ("fused", "sum_1"), ("library", "matmul")]
+
+
+def test_a_call_that_takes_the_place_of_several_nodes_holds_them_all(ask: Any) -> None:
+    (group,) = ask(lambda a, w, b: a.view(128, 256) @ w + b, a=X, w=torch.zeros(256, 64), b=torch.zeros(128, 64))
+    assert (group.kind, group.nodes) == ("library", {"matmul", "add"})
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = (q.relu() @ k.transpose(-1, -2)) * 0.1
+        weights = scores.softmax(-1)
+        return weights @ v
+
+    q = torch.zeros(1, 4, 32, 16)
+    before, call = ask(attention, q=q, k=q.clone(), v=q.clone())
+    assert (before.kind, before.nodes) == ("fused", {"relu"})
+    assert (call.kind, call.nodes) == ("library", {"matmul", "scores", "weights", "matmul_1"})
+
+
+def test_a_pass_of_the_users_own_still_runs(ask: Any) -> None:
+    seen: list[Any] = []
+    with config.patch(joint_custom_pre_pass=seen.append):
+        (group,) = ask(lambda a: a.relu() + 1, a=X)
+    assert len(seen) == 1
+    assert group.nodes == {"relu", "add"}
 
 
 def test_views_are_in_no_group_and_copies_are_groups_of_their_own(ask: Any) -> None:
@@ -214,7 +237,7 @@ def test_the_schedule_is_that_of_a_real_compile(flux: GraphModule, monkeypatch: 
     expected = [g.name for g in inductor_fusion(flux, fakes(flux)).groups]
     monkeypatch.setattr(GraphLowering, "compile_to_module", stop)
     with torch.no_grad(), config.patch(force_disable_caches=True), pytest.raises(Exception, match="StopError"):
-        torch._inductor.compile_fx.compile_fx(oracle._named(flux), fakes(flux))
+        torch._inductor.compile_fx.compile_fx(Names(flux).named, fakes(flux))
     assert set(expected) <= set(found)
     assert expected == [name for name in found if name in set(expected)]
 
@@ -247,3 +270,9 @@ def test_a_graph_that_inductor_refuses_is_an_input_error(trace: Any) -> None:
     gm = trace(lambda a, b: a @ b, a=X, b=torch.zeros(256, 8))
     with pytest.raises(InputError, match="Inductor cannot compile this graph"):
         inductor_fusion(gm, [X, X])  # shapes that do not fit
+
+
+def test_a_graph_that_must_be_traced_again_is_an_input_error(trace: Any) -> None:
+    gm = trace(lambda a, s: a * torch.full((4,), s), dynamic=True, a=torch.zeros(4, 4), s=0.5)
+    with pytest.raises(InputError, match="trace it with static sizes"):
+        inductor_fusion(gm, fakes(gm))
