@@ -2,6 +2,20 @@
 
 The graph goes the whole way through AOTAutograd, decompositions, Inductor's passes, lowering and scheduling; only code
 generation is left out, so nothing is compiled by C++ and, with fake inputs, no tensor is allocated.
+
+- A group's nodes are the nodes of `gm` whose arithmetic its kernel runs, also those that it computes again for itself.
+  Nodes that only view (view, transpose, split, getitem, a reshape without a copy) compute nothing and stand in no group;
+  a reshape, contiguous or cat that moves data stands in the group that does it. Look through views to find the real
+  producer of an edge.
+- A node that Inductor drops (an identity, a cast to the same dtype, a value that it finds computed elsewhere) stands in
+  no group either.
+- A node computed from a float that is a symbol stands in no group: torch makes it anew, without its metadata.
+- A copy made only because a library call or one of our kernels wants another layout is a group of its own, of kind "copy"
+  and without nodes where it does nothing else.
+- A group is one node of the schedule: loops that pass values on without memory, apart from one number a row that a reduction
+  may keep there. (The C++ backend then puts several such groups that follow each other into one function.)
+- Reads and writes count each element of each buffer once, and of a buffer that is read in part only that part. What a
+  kernel makes and only itself uses is not counted.
 """
 
 from __future__ import annotations
@@ -37,19 +51,7 @@ _OLDEST = "2.13"  # Inductor's internals differ from version to version
 def inductor_fusion(gm: GraphModule, example_inputs: Sequence[Any]) -> Fusion:
     """Compile `gm` for inference on the CPU as far as Inductor's schedule, and read the kernels from it.
 
-    - A group's nodes are the nodes of `gm` whose arithmetic its kernel runs, also those that it computes again for itself.
-      Nodes that only view (view, transpose, split, getitem, a reshape without a copy) compute nothing and stand in no group;
-      a reshape, contiguous or cat that moves data stands in the group that does it. Look through views to find the real
-      producer of an edge.
-    - A node that Inductor drops (an identity, a cast to the same dtype, a value that it finds computed elsewhere) stands in
-      no group either.
-    - A node computed from a float that is a symbol stands in no group: torch makes it anew, without its metadata.
-    - A copy made only because a library call or one of our kernels wants another layout is a group of its own, of kind "copy"
-      and without nodes where it does nothing else.
-    - A group is one node of the schedule: loops that pass values on without memory, apart from one number a row that a reduction
-      may keep there. (The C++ backend then puts several such groups that follow each other into one function.)
-    - Reads and writes count each element of each buffer once, and of a buffer that is read in part only that part. What a
-      kernel makes and only itself uses is not counted.
+    What counts as a group, a node of it, and its bytes is said at the head of this module.
 
     Args:
         gm: a Dynamo graph, rewritten or not. It is left as it is.
