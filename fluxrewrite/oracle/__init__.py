@@ -1,1 +1,1 @@
-"""Compilers that say themselves what they fuse."""
+"""Compilers asked what they really fuse: the truth that our own model of fusion is compared with."""
