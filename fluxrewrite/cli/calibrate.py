@@ -24,7 +24,7 @@ def calibrate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the profile, or the evidence, to this file.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds and smaller arrays: about 15 seconds.")] = False,
     threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: as many as it uses.")] = None,
-    table: Annotated[Path | None, typer.Option("--from", help="Measure nothing: read this published table of runs as evidence.")] = None,
+    table: Annotated[Path | None, typer.Option("--from", help="Measure nothing: turn this published table into evidence.")] = None,
     source: Annotated[str | None, typer.Option(help="With --from: who published the table. Default: the file's name.")] = None,
 ) -> None:  # fmt: skip
     """Measure a device profile of this machine's processor, or turn a published table of runs into evidence."""
@@ -90,7 +90,7 @@ def _runs(evidence: Evidence) -> RenderableType:
 def _rows(table: Table) -> list[tuple[str, ...]]:
     from ..cost.deltas import RUINOUS, Delta
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     base = table.baseline.warm_s_per_step
     for run in table.runs:
         name = "+".join(run.kernels) or "none"

@@ -175,13 +175,18 @@ def _vector(effort: Effort) -> list[float]:
 def _matmul(effort: Effort, dtype: torch.dtype) -> tuple[list[float], int]:
     """TFLOP/s, and the rows of the square matrices."""
     rows = 128
-    while True:
-        a, b = (torch.ones(rows, rows, dtype=dtype) for _ in range(2))
-        out = torch.empty(rows, rows, dtype=dtype)
-        torch.mm(a, b, out=out)
-        if _seconds(lambda: torch.mm(a, b, out=out)) >= effort.matmul_s or rows * 2 > effort.matmul_max:  # noqa: B023
-            return [2 * rows**3 / _seconds(lambda: torch.mm(a, b, out=out)) / 1e12 for _ in range(effort.rounds)], rows
+    product = _product(rows, dtype)
+    while _seconds(product) < effort.matmul_s and rows * 2 <= effort.matmul_max:
         rows *= 2
+        product = _product(rows, dtype)
+    return [2 * rows**3 / _seconds(product) / 1e12 for _ in range(effort.rounds)], rows
+
+
+def _product(rows: int, dtype: torch.dtype) -> Callable[[], object]:
+    """A product of square matrices, run once."""
+    a, b, out = (torch.ones(rows, rows, dtype=dtype) for _ in range(3))
+    torch.mm(a, b, out=out)
+    return lambda: torch.mm(a, b, out=out)
 
 
 @torch.library.custom_op("fluxrewrite_calibrate::copy", mutates_args=())
