@@ -94,7 +94,9 @@ def test_applied_to_the_very_case_and_to_another(evidence, compiled):
     assert "measured on flux2-klein-4b" in other.why
 
 
-@pytest.mark.parametrize(("device", "regime"), [("trn1", "compile"), ("trn3", "compile"), ("trn2", "lazy"), ("cpu", "lazy")])
+@pytest.mark.parametrize(
+    ("device", "regime"), [("trn1", "compile"), ("trn3", "compile"), ("trn2", "lazy"), ("cpu", "lazy")]
+)
 def test_evidence_does_not_leave_its_device_and_regime(evidence, compiled, device, regime):
     case = compiled.model_copy(update={"device": device, "regime": regime})
     assert deltas(evidence, case) == {}
@@ -163,7 +165,10 @@ def content(compiled):
 
 
 BAD = {
-    "seconds": (lambda t: t["runs"][1].update(warm_s_per_step=-1), r"tables\.0\.runs\.1\.warm_s_per_step: .*greater than 0"),
+    "seconds": (
+        lambda t: t["runs"][1].update(warm_s_per_step=-1),
+        r"tables\.0\.runs\.1\.warm_s_per_step: .*greater than 0",
+    ),
     "missing": (lambda t: t["runs"][1].pop("warm_s_per_step"), r"tables\.0\.runs\.1\.warm_s_per_step: Field required"),
     "no baseline": (lambda t: t["runs"].pop(0), r"tables\.0: no run without kernels"),
     "twice": (lambda t: t["runs"].append(t["runs"][1]), r"tables\.0: two runs with the same kernels"),

@@ -36,7 +36,9 @@ def test_no_launch_time_is_published_so_every_neuron_profile_assumes_a_range():
 
 def test_dtypes_are_taken_by_any_of_their_names():
     device = load_device("trn2")
-    assert device.rate("bf16") is device.rate(torch.bfloat16) is device.rate("torch.bfloat16") is device.rate("bfloat16")
+    assert (
+        device.rate("bf16") is device.rate(torch.bfloat16) is device.rate("torch.bfloat16") is device.rate("bfloat16")
+    )
     with pytest.raises(InputError, match="no matmul rate for int8; it has bfloat16, float16, float32"):
         device.rate(torch.int8)
 

@@ -50,8 +50,14 @@ BAD = {
         r"t\.json: lazy\.warm_s_per_step\.qkv: .*greater than 0",
     ),
     "zero ranks": (lambda c: c.update(tensor_parallel=0), r"t\.json: tensor_parallel: .*greater than 0"),
-    "hardware": (lambda c: c["compile"].update(hardware="p5.48xlarge"), r"compile\.hardware: 'p5\.48xlarge' is no instance"),
-    "variant": (lambda c: c["lazy"]["warm_s_per_step"].update(mlp=1), r"t\.json: lazy: unknown variant 'mlp'; known: vanilla"),
+    "hardware": (
+        lambda c: c["compile"].update(hardware="p5.48xlarge"),
+        r"compile\.hardware: 'p5\.48xlarge' is no instance",
+    ),
+    "variant": (
+        lambda c: c["lazy"]["warm_s_per_step"].update(mlp=1),
+        r"t\.json: lazy: unknown variant 'mlp'; known: vanilla",
+    ),
     "vanilla": (lambda c: c["lazy"]["warm_s_per_step"].pop("vanilla"), r"t\.json: lazy: no variant 'vanilla'"),
     "nothing": (lambda c: (c.pop("lazy"), c.pop("compile")), r"t\.json: neither lazy nor compile given"),
 }

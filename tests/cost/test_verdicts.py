@@ -75,7 +75,9 @@ def test_runs_and_model_are_combined_as_shares(evidence, compiled):
     assert found.ratio == pytest.approx(1 + 0.290 / 3.869 - 0.2, rel=1e-5)
     assert (found.verdict, found.basis, found.predicted_s) == ("faster", "modelled", None)
     assert "attention +7.5% (measured), norm_rope_attention -20.0% (modelled)" in found.why
-    *_, found = verdicts([FLASH, modelled(1000, 800, "assumed")], compiled, evidence, [("attention", "norm_rope_attention")])
+    *_, found = verdicts(
+        [FLASH, modelled(1000, 800, "assumed")], compiled, evidence, [("attention", "norm_rope_attention")]
+    )
     assert found.basis == "assumed"
 
 
@@ -119,7 +121,7 @@ def test_a_combination_of_what_is_not_there(evidence, compiled):
 
 @pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
 def test_times_that_are_none(value):
-    with pytest.raises(InputError, match="without_us .* greater than 0"):
+    with pytest.raises(InputError, match=r"without_us .* greater than 0"):
         Modelled(value, 1)
-    with pytest.raises(InputError, match="with_us .* greater than 0"):
+    with pytest.raises(InputError, match=r"with_us .* greater than 0"):
         Modelled(1, value)
