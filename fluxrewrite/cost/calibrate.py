@@ -91,36 +91,37 @@ def calibrate(
     if threads is not None and threads < 1:
         raise InputError(f"threads {threads}: 1 or more")
     with _threads(threads) as used, torch.no_grad():
-
-        def figure(what: str, unit: str, values: list[float], how: str) -> Figure:
-            step(what)
-            return _figure(values, unit, f"fluxrewrite calibrate, median of {effort.rounds}: {how}")
-
-        memory = figure("memory", "GB/s", _memory(effort), f"a = b + s * c on 3 x {effort.stream_mb} MB")
-        vector = figure("vector", "Gelem/s", _vector(effort), "a = b + c on 65536 float32 numbers")
-        matmul = {}
-        for dtype in DTYPES:
-            rates, rows = _matmul(effort, dtype)
-            what = str(dtype).removeprefix("torch.")
-            matmul[what] = figure(f"matmul {what}", "TFLOP/s", rates, f"{rows} x {rows} matrices")
-        kernel, call, launch = _fixed_costs(effort, backend)
+        figures = _figures(effort, backend, step)
         return Device(
             schema=DEVICE_SCHEMA,
             name=name,
             title=_processor(),
             core=f"{used} threads of the processor, with torch {torch.__version__}",
             regimes=("compile", "lazy"),
-            memory=memory,
-            vector=vector,
-            matmul=matmul,
-            kernel=figure("kernel", "us", kernel, f"each further small loop in a graph of {_named(backend)}"),
-            call=figure(
-                "call", "us", call, f"each further opaque custom op in a graph of {_named(backend)}, less its work"
-            ),
-            launch=figure(
-                "launch", "us", launch, f"call of a graph of {_named(backend)} with one small loop, less the loop"
-            ),
+            matmul={n.removeprefix("matmul "): f for n, f in figures.items() if n.startswith("matmul ")},
+            **{n: f for n, f in figures.items() if not n.startswith("matmul ")},
         )
+
+
+def _figures(effort: Effort, backend: str | Callable[..., Any], step: Step) -> dict[str, Figure]:
+    """Every figure, by the name that `steps` has for it."""
+    found: dict[str, Figure] = {}
+
+    def add(name: str, unit: str, values: list[float], how: str) -> None:
+        found[name] = _figure(values, unit, f"fluxrewrite calibrate, median of {effort.rounds}: {how}")
+        step(name)
+
+    add("memory", "GB/s", _memory(effort), f"a = b + s * c on 3 x {effort.stream_mb} MB")
+    add("vector", "Gelem/s", _vector(effort), "a = b + c on 65536 float32 numbers")
+    for dtype in DTYPES:
+        rates, rows = _matmul(effort, dtype)
+        add(f"matmul {str(dtype).removeprefix('torch.')}", "TFLOP/s", rates, f"{rows} x {rows} matrices")
+    kernel, call, launch = _fixed_costs(effort, backend)
+    graph = f"a graph of {_named(backend)}"
+    add("kernel", "us", kernel, f"each further small loop in {graph}")
+    add("call", "us", call, f"each further opaque custom op in {graph}, less its work")
+    add("launch", "us", launch, f"call of {graph} with one small loop, less the loop")
+    return found
 
 
 def _figure(values: list[float], unit: str, source: str) -> Figure:

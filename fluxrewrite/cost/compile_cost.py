@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .evidence import Case, Evidence, Run, Table, kind_of, same_form
@@ -67,36 +67,44 @@ def compile_cost(
         executables: programs after the rewrite. They are counted; no run says what splitting a program saves or adds.
     """
     counts = {name: len(set(keys)) for name, keys in kernels.items() if keys}
-    total = sum(counts.values())
-    timed = [t for t in evidence.tables_for(case) if t.baseline.compile_s]
-    if not timed:
-        why = f"no cold compile was timed on {case.device} in regime {case.regime}"
-        return CompileCost(total, executables, None, None, None, None, "assumed", why)
-    table = timed[0]
-    base = table.baseline.compile_s or 0.0
+    why = f"no cold compile was timed on {case.device} in regime {case.regime}"
+    blank = CompileCost(sum(counts.values()), executables, None, None, None, None, "assumed", why)
+    table = next((t for t in evidence.tables_for(case) if t.baseline.compile_s), None)
+    if table is None:
+        return blank
+    known = replace(blank, baseline_s=table.baseline.compile_s)
     elsewhere = "" if table.case == case else f", measured on {table.case}"
-    run = table.run(counts)
-    by_kind = Counter({kind_of(n): 0 for n in counts})
+    run = _measured(table, counts)
+    if run is not None:
+        s, why = run.compile_s, f"measured for this very set of kernels, {table.stack}{elsewhere}"
+        return replace(known, seconds=s, low_s=s, high_s=s, basis="assumed" if elsewhere else "measured", why=why)
+    return _added_up(known, table, counts, elsewhere)
+
+
+def _measured(table: Table, counts: Mapping[str, int]) -> Run | None:
+    """The run of just these kernels, in as many specialisations where the run says how many."""
+    by_kind: Counter[str] = Counter()
     for name, count in counts.items():
         by_kind[kind_of(name)] += count
-    if run is not None and run.compile_s and all(_timed(run, kind) in (None, n) for kind, n in by_kind.items()):
-        basis: Literal["measured", "assumed"] = "assumed" if elsewhere else "measured"
-        why = f"measured for this very set of kernels, {table.stack}{elsewhere}"
-        return CompileCost(total, executables, base, run.compile_s, run.compile_s, run.compile_s, basis, why)
+    run = table.run(counts)
+    if run is None or run.compile_s is None:
+        return None
+    return run if all(_timed(run, kind) in (None, n) for kind, n in by_kind.items()) else None
+
+
+def _added_up(known: CompileCost, table: Table, counts: Mapping[str, int], elsewhere: str) -> CompileCost:
+    base = known.baseline_s or 0.0
     extras = [_extra(table, base, name, count) for name, count in counts.items()]
-    known = [e for e in extras if e is not None]
-    if len(known) < len(extras):
+    found = [e for e in extras if e is not None]
+    if len(found) < len(extras):
         why = f"{base:.0f} s without kernels{elsewhere}; no compile with a kernel was timed there"
-        return CompileCost(total, executables, base, None, base, None, "assumed", why)
-    return CompileCost(
-        total,
-        executables,
-        base,
-        base + max(e.seconds for e in known),
-        base + min(e.low for e in known),
-        base + sum(e.high for e in known),
-        "assumed",
-        f"{base:.0f} s without kernels; {'; '.join(e.text for e in known)}; the dearest counts{elsewhere}",
+        return replace(known, low_s=base, why=why)
+    return replace(
+        known,
+        seconds=base + max(e.seconds for e in found),
+        low_s=base + min(e.low for e in found),
+        high_s=base + sum(e.high for e in found),
+        why=f"{base:.0f} s without kernels; {'; '.join(e.text for e in found)}; the dearest counts{elsewhere}",
     )
 
 

@@ -149,6 +149,34 @@ def test_the_very_case_counts_before_others_and_later_files_before_earlier(compi
     assert delta(joined(first, second), unknown, "rope").ratio == pytest.approx(1.2)
 
 
+def test_the_form_counts_before_the_case(compiled):
+    other = compiled.model_copy(update={"image_tokens": 4096})
+    both = joined(
+        made(other, (1.0, {}), (1.3, {"qkv:packed": 20})),
+        made(compiled, (1.0, {}), (1.1, {"qkv:triple": 10})),
+    )
+    assert delta(both, compiled, "qkv:packed").ratio == pytest.approx(1.3)
+    assert delta(both, compiled, "qkv:triple").ratio == pytest.approx(1.1)
+    assert delta(both, compiled, "qkv").ratio == pytest.approx(1.1)
+
+
+def test_in_another_case_forms_weigh_as_their_calls(compiled):
+    seen = joined(
+        made(compiled, (1.0, {}), (1.4, {"qkv:packed": 20})),
+        made(compiled, (1.0, {}), (1.2, {"qkv:triple": 10})),
+    )
+    other = compiled.model_copy(update={"image_tokens": 4096})
+    found = predict(seen, other, {"qkv:packed": 30, "qkv:triple": 10})
+    assert found.ratio == pytest.approx(1 + 0.4 * 3 / 4 + 0.2 / 4)
+    assert predict(seen, other, ["qkv:packed", "qkv:triple"]).ratio == pytest.approx(1.3)
+
+
+def test_a_slow_kernel_in_one_executable_condemns_no_other(compiled):
+    slow = made(compiled, (1.0, {}), (9.0, {"attention": 25}))
+    assert applied(slow, compiled, "attention").ruinous
+    assert ruined(slow, compiled) is None
+
+
 def test_files_are_merged(tmp_path, compiled, evidence):
     path = tmp_path / "mine.json"
     path.write_text(made(compiled, (1.0, {}), (0.5, {"attention": 25})).to_json())

@@ -39,6 +39,16 @@ def test_both_kernels_are_as_flash_alone_also_before_they_were_run_together(evid
     assert (both.verdict, both.predicted_s) == ("slower", 4.149)
 
 
+def test_a_run_of_the_very_set_counts_before_the_sum(evidence, compiled):
+    """Had both together taken 3.8 s, that would be the verdict, and the sum of 4.149 s would be said to be off."""
+    *tables, last = evidence.tables
+    runs = [r.model_copy(update={"warm_s_per_step": 3.8}) if len(r.kernels) == 2 else r for r in last.runs]
+    other = evidence.model_copy(update={"tables": (*tables, last.model_copy(update={"runs": tuple(runs)}))})
+    *_, both = verdicts([QKV, FLASH], compiled, other, [("qkv", "attention")])
+    assert (both.verdict, both.predicted_s) == ("faster", 3.8)
+    assert "measured together: 3.800 (9.2% off)" in both.why
+
+
 def modelled(without, with_, basis="modelled", why=""):
     return Candidate("norm_rope_attention", {"single": 20, "joint": 5}, (), Modelled(without, with_, basis, why))
 
