@@ -1,4 +1,4 @@
-"""The command line: `fluxrewrite inspect`, `fluxrewrite kernels`. One file a command."""
+"""The command line: `fluxrewrite inspect`, `kernels`, `devices`, `calibrate`. One file a command."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import typer
 
 from ..errors import FluxrewriteError, InputError
 from . import kernels
+from .calibrate import calibrate
+from .devices import devices
 from .inspect import inspect
 
 __all__ = ["app", "main"]
@@ -23,6 +25,8 @@ app.command(
     epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite inspect flux2-klein-4b --kernels qkv:triple,attention"
 )(inspect)
 app.add_typer(kernels.app, name="kernels")
+app.command(epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite devices trn2")(devices)
+app.command(epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite calibrate --quick -o here.json")(calibrate)
 
 
 def main(args: list[str] | None = None) -> int:

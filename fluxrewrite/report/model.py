@@ -119,13 +119,19 @@ class Segments(_Record):
 
 
 class Verdict(_Record):
-    """Whether a kernel pays in a regime, why, and on what basis that is said."""
+    """Whether a kernel pays in a regime, why, and on what basis that is said.
+
+    `kernel` joins several kernels by "+". `ratio` is the step with the kernel over the step without; `predicted_s` is seconds
+    a step with it, where a step without it is known.
+    """
 
     kernel: str
     regime: Literal["compile", "lazy"]
     verdict: Literal["faster", "neutral", "slower", "not_applicable"]
     why: str
     basis: Literal["measured", "modelled", "assumed"]
+    ratio: float | None = None
+    predicted_s: float | None = None
 
 
 class KindSummary(_Record):

@@ -1,0 +1,113 @@
+"""`fluxrewrite calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InputError
+from .devices import profile
+from .shared import counted, progress, show, writable, write
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ..cost.devices import Device
+    from ..cost.evidence import Evidence, Table
+
+__all__ = ["calibrate"]
+
+
+def calibrate(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the profile, or the evidence, to this file.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds and smaller arrays: about 15 seconds.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: as many as it uses.")] = None,
+    table: Annotated[Path | None, typer.Option("--from", help="Measure nothing: turn this published table into evidence.")] = None,
+    source: Annotated[str | None, typer.Option(help="With --from: who published the table. Default: the file's name.")] = None,
+) -> None:  # fmt: skip
+    """Measure a device profile of this machine's processor, or turn a published table of runs into evidence."""
+    writable(output)
+    if table is None and source is not None:
+        raise InputError("--source says who published a table; give the table with --from")
+    if table is not None and (quick or threads is not None):
+        raise InputError("--quick and --threads are for measuring; with --from nothing is measured")
+    if table is not None:
+        _evidence(table, source, output)
+        return
+    device = _measure(quick, threads)
+    show(profile(device))
+    _restless(device)
+    _keep(device.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n", output, "--device")
+
+
+def _measure(quick: bool, threads: int | None) -> Device:
+    with progress("loading torch"):
+        from ..cost import calibrate as measure
+
+    with counted("measured", len(measure.steps())) as step:
+        return measure.calibrate(measure.QUICK if quick else measure.FULL, threads=threads, step=step)
+
+
+def _restless(device: Device) -> None:
+    from rich.text import Text
+
+    from ..cost.calibrate import RESTLESS
+
+    names = [name for name, f in device.figures.items() if f.spread is not None and f.spread > RESTLESS]
+    if names:
+        text = f"\nThe rounds differ by more than {RESTLESS:.0%} ({', '.join(names)}): other programs ran. Measure again when the\n"
+        show(Text(f"{text}machine is quiet.", style="yellow"))
+
+
+def _evidence(path: Path, source: str | None, output: Path | None) -> None:
+    from ..cost.published import from_table
+
+    evidence = from_table(path, source)
+    show(_runs(evidence))
+    _keep(evidence.to_json(), output, "--evidence")
+
+
+def _runs(evidence: Evidence) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for table in evidence.tables:
+        parts.append(Text(f"{table.case.device}, {table.case.regime}: {table.case}", style="bold"))
+        parts.append(Text(table.stack, style="dim"))
+        grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+        for name in ("kernels", "calls", "s a step", "change", "us a call", "first step, s"):
+            grid.add_column(name, justify="left" if name == "kernels" else "right", no_wrap=True)
+        for row in _rows(table):
+            grid.add_row(*row)
+        parts += [grid, Text("")]
+    return Group(*parts)
+
+
+def _rows(table: Table) -> list[tuple[str, ...]]:
+    from ..cost.deltas import RUINOUS, Delta
+
+    rows: list[tuple[str, ...]] = []
+    base = table.baseline.warm_s_per_step
+    for run in table.runs:
+        name = "+".join(run.kernels) or "none"
+        ratio = run.warm_s_per_step / base
+        change = "" if not run.kernels else f"{ratio - 1:+.1%}" if ratio < RUINOUS else f"{ratio:.1f} times"
+        each = f"{Delta(run.kernels[0], table, run).us_per_call:+,.0f}" if len(run.kernels) == 1 else ""
+        cold = f"{run.compile_s:.0f}" if run.compile_s else ""
+        calls = str(sum(run.calls.values()))
+        rows.append((name, calls, f"{run.warm_s_per_step:.3f}", change, each, cold))
+    return rows
+
+
+def _keep(text: str, output: Path | None, option: str) -> None:
+    from rich.text import Text
+
+    if output is None:
+        show(Text(f"\nNothing is written: -o FILE keeps it, for {option} FILE.", style="dim"))
+        return
+    write(text, output)
+    show(Text(f"\nwritten to {output}; use it with {option} {output}", style="dim"))

@@ -1,0 +1,9 @@
+"""What bytes, operations and runs say about time: device profiles, evidence, verdicts, cost of compiling, calibration."""
+
+from .devices import Device, Figure, device_names, load_device
+from .evidence import Case, Evidence, load_evidence
+from .times import Estimate, Work, estimate
+
+__all__ = [
+    "Case", "Device", "Estimate", "Evidence", "Figure", "Work", "device_names", "estimate", "load_device", "load_evidence",
+]  # fmt: skip

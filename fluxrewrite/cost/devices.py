@@ -1,0 +1,155 @@
+"""Device profiles: what one core moves and computes in a second, and what starting something costs.
+
+A profile is a data file, and every figure in it names its unit, its basis and its source. "Core" is what one rank of a model
+runs on: on Neuron a logical core, which on trn2 and trn3 is two physical ones by default (LNC=2).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from ..errors import InputError
+from .files import Record, read, shipped
+
+__all__ = ["DEVICE_SCHEMA", "Device", "Figure", "FigureBasis", "Regime", "device_names", "dtype_name", "load_device"]
+
+DEVICE_SCHEMA: Final = "fluxrewrite.device/1"
+
+Regime = Literal["compile", "lazy"]
+"""compile: one executable, a kernel call is a barrier in it. lazy: a kernel call also splits the executable."""
+
+FigureBasis = Literal["measured", "documented", "modelled", "assumed"]
+"""measured on such a device; documented by its maker; modelled: worked out from documented figures; assumed: nobody says so."""
+
+_UNITS = {
+    "memory": "GB/s",
+    "vector": "Gelem/s",
+    "kernel": "us",
+    "call": "us",
+    "launch": "us",
+}
+_REMEDY = (
+    "`fluxrewrite calibrate -o FILE` writes a profile of this machine, `fluxrewrite devices` lists the shipped ones"
+)
+
+
+class Figure(Record):
+    """A number with its unit, where it comes from, and how far it may be off.
+
+    Attributes:
+        value: greater than zero.
+        unit: "GB/s" (10^9 bytes), "TFLOP/s", "Gelem/s" (10^9 elements) or "us".
+        basis: see `FigureBasis`.
+        source: document, command or arithmetic.
+        low, high: range within which the true value is thought to lie; `value` where there is none.
+        spread: of a measured figure, (largest - smallest) / median of its samples.
+    """
+
+    value: PositiveFloat
+    unit: str
+    basis: FigureBasis
+    source: str = Field(min_length=1)
+    low: PositiveFloat | None = None
+    high: PositiveFloat | None = None
+    spread: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        low, high = self.range
+        if not low <= self.value <= high:
+            raise ValueError(f"value {self.value:g} is not between low {low:g} and high {high:g}")
+        return self
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """`low` and `high`, each `value` where not given."""
+        return (self.low or self.value, self.high or self.value)
+
+
+class Device(Record):
+    """A device profile, per core.
+
+    Attributes:
+        name: as `--device` takes it.
+        title: what the device is, in words.
+        core: what a core is.
+        regimes: ways in which models are run on it.
+        memory: GB/s between memory and the core.
+        vector: 10^9 elements a second of elementwise work on data that lie close by.
+        matmul: TFLOP/s of dense matrix products by dtype (torch's names).
+        kernel: us that each compiled kernel or fused group costs beyond its work.
+        call: us that each opaque kernel call costs beyond its work, inside one executable.
+        launch: us that each further executable costs.
+    """
+
+    schema_: Literal["fluxrewrite.device/1"] = Field(alias="schema")
+    name: str = Field(min_length=1)
+    title: str
+    core: str
+    regimes: tuple[Regime, ...] = Field(min_length=1)
+    memory: Figure
+    vector: Figure
+    matmul: dict[str, Figure] = Field(min_length=1)
+    kernel: Figure
+    call: Figure
+    launch: Figure
+
+    @model_validator(mode="after")
+    def _units(self) -> Self:
+        figures = {name: (getattr(self, name), unit) for name, unit in _UNITS.items()}
+        figures |= {f"matmul.{name}": (figure, "TFLOP/s") for name, figure in self.matmul.items()}
+        for name, (figure, unit) in figures.items():
+            if figure.unit != unit:
+                raise ValueError(f"{name}: unit {figure.unit!r} where {unit!r} is meant")
+        return self
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """All figures by name, in a fixed order; matrix products as "matmul bfloat16"."""
+        products = {f"matmul {name}": figure for name, figure in self.matmul.items()}
+        before, after = ("memory", "vector"), ("kernel", "call", "launch")
+        return {n: getattr(self, n) for n in before} | products | {n: getattr(self, n) for n in after}
+
+    def rate(self, dtype: object) -> Figure:
+        """TFLOP/s for a dtype, named or torch's. Raises InputError when the profile has none for it."""
+        name = dtype_name(dtype)
+        if name not in self.matmul:
+            known = ", ".join(self.matmul)
+            raise InputError(
+                f"device {self.name!r} has no matmul rate for {name}; it has {known}; add one to its profile"
+            )
+        return self.matmul[name]
+
+    def check_regime(self, regime: str) -> None:
+        """Raise InputError for a regime in which models are not run on this device."""
+        if regime not in self.regimes:
+            known = ", ".join(self.regimes)
+            raise InputError(f"device {self.name!r} is not run in regime {regime!r}; it knows {known}")
+
+
+def dtype_name(dtype: object) -> str:
+    """torch's name of a dtype: "bfloat16" for "bf16", "torch.bfloat16" and `torch.bfloat16`."""
+    name = str(dtype).removeprefix("torch.")
+    return {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(name, name)
+
+
+def device_names() -> tuple[str, ...]:
+    """Names of the shipped profiles."""
+    return tuple(shipped("devices"))
+
+
+def load_device(name: str | Path) -> Device:
+    """A shipped profile by name, or one from a file.
+
+    Raises InputError: an unknown name, or a file that is no profile; the message names file, field and remedy.
+    """
+    known = shipped("devices")
+    if str(name) in known:
+        return read(known[str(name)], Device, _REMEDY)
+    path = Path(name)
+    if path.suffix == ".json" or path.is_file():
+        return read(path, Device, _REMEDY)
+    raise InputError(f"unknown device {str(name)!r}; known: {', '.join(known)}, or a profile (*.json) of your own")

@@ -1,0 +1,203 @@
+"""Tables of runs with and without kernels, as data files, and what a kernel call was measured to cost in them.
+
+A figure is taken only from a run with one kind of kernel, against the run without kernels of the same table. Runs with
+several kinds are held out: they say how well the single ones add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from .devices import Regime
+from .files import Record, read, shipped
+
+__all__ = [
+    "EVIDENCE_SCHEMA",
+    "NEUTRAL",
+    "Case",
+    "Evidence",
+    "Run",
+    "Table",
+    "covers",
+    "kind_of",
+    "load_evidence",
+    "same_form",
+]
+
+EVIDENCE_SCHEMA: Final = "fluxrewrite.evidence/1"
+
+NEUTRAL = 0.01
+"""Share of a step below which a difference is no difference.
+
+Warm steps of one process repeat within 0.03 % in the shipped table, but nothing there says how far two processes or two
+compiles of the same model lie apart; 1 % is assumed for that, and it is less than anybody would compile for.
+"""
+
+REMEDY = "`fluxrewrite calibrate --from TABLE -o FILE` writes such a file"
+
+
+class Case(Record):
+    """What was run, or is asked about. None stands for "not known", which is never the same as a value.
+
+    Attributes:
+        device: name of a profile: "trn2".
+        regime: see `fluxrewrite.cost.devices.Regime`.
+        model: name, as of a preset: "flux2-klein-4b".
+        dtype: torch's name.
+        tp: tensor-parallel ranks.
+        batch, image_tokens, text_tokens: sizes.
+    """
+
+    device: str
+    regime: Regime
+    model: str | None = None
+    dtype: str | None = None
+    tp: PositiveInt | None = None
+    batch: PositiveInt | None = None
+    image_tokens: PositiveInt | None = None
+    text_tokens: PositiveInt | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether nothing is None."""
+        return None not in self.model_dump().values()
+
+    def same_place(self, other: Case) -> bool:
+        """Whether both are on one kind of device and in one regime."""
+        return (self.device, self.regime) == (other.device, other.regime)
+
+    def __str__(self) -> str:
+        """ "flux2-klein-4b, bfloat16, tp 4, batch 1, 256 + 512 tokens"."""
+        tokens = f"{self.image_tokens} + {self.text_tokens} tokens" if self.image_tokens else None
+        parts = (self.model, self.dtype, self.tp and f"tp {self.tp}", self.batch and f"batch {self.batch}", tokens)
+        return ", ".join(str(p) for p in parts if p)
+
+
+class Run(Record):
+    """One variant of a model.
+
+    Attributes:
+        kernels: kinds of kernel used, each with its form where one is known: ("qkv:triple", "attention"); empty: none.
+        calls: kernel calls a step, by kernel as named in `kernels`.
+        specialisations: different kernels compiled (same kernel, shapes and constants are one), by kernel.
+        warm_s_per_step: seconds a step when everything is compiled.
+        warm_steps_s: single warm steps, where published.
+        cold_steps_s: steps of a first run; the first one holds the compile.
+        note: which kernel it was, what is uncertain.
+    """
+
+    kernels: tuple[str, ...]
+    calls: dict[str, PositiveInt] = Field(default_factory=dict)
+    specialisations: dict[str, PositiveInt] = Field(default_factory=dict)
+    warm_s_per_step: PositiveFloat
+    warm_steps_s: tuple[PositiveFloat, ...] = ()
+    cold_steps_s: tuple[PositiveFloat, ...] = ()
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        kinds = [kind_of(k) for k in self.kernels]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"a kind of kernel stands twice in {list(self.kernels)}")
+        if set(self.calls) != set(self.kernels):
+            raise ValueError(f"calls name {sorted(self.calls)} where kernels name {sorted(self.kernels)}")
+        if not set(self.specialisations) <= set(self.kernels):
+            raise ValueError(f"specialisations name {sorted(self.specialisations)} beyond {sorted(self.kernels)}")
+        return self
+
+    @property
+    def spread(self) -> float:
+        """(largest - smallest) / mean of the warm steps; 0 where they were not published."""
+        steps = self.warm_steps_s
+        return (max(steps) - min(steps)) / self.warm_s_per_step if steps else 0.0
+
+    @property
+    def compile_s(self) -> float | None:
+        """Seconds of the first step of the first run: the compile and a step."""
+        return self.cold_steps_s[0] if self.cold_steps_s else None
+
+
+class Table(Record):
+    """Runs that may be compared: same device, model, sizes and versions; one of them without kernels.
+
+    Attributes:
+        case: what was run; everything known.
+        stack: compiler or framework, with its version.
+        steps: steps of a run.
+        source: who published the figures.
+        runs: the variants.
+    """
+
+    case: Case
+    stack: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    steps: PositiveInt | None = None
+    note: str = ""
+    runs: tuple[Run, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        missing = [name for name, value in self.case.model_dump().items() if value is None]
+        if missing:
+            raise ValueError(f"case: {', '.join(missing)} not given")
+        sets = [frozenset(r.kernels) for r in self.runs]
+        if frozenset() not in sets:
+            raise ValueError('no run without kernels ("kernels": []) to compare with')
+        if len(set(sets)) < len(sets):
+            raise ValueError("two runs with the same kernels")
+        return self
+
+    @property
+    def baseline(self) -> Run:
+        """The run without kernels."""
+        return next(r for r in self.runs if not r.kernels)
+
+    def run(self, kernels: Iterable[str]) -> Run | None:
+        """The run with just these kernels, a kind without a form being any form of it."""
+        wanted = tuple(kernels)
+        return next((r for r in self.runs if covers(wanted, r.kernels) and covers(r.kernels, wanted)), None)
+
+
+class Evidence(Record):
+    """All that was measured, later tables before earlier ones where both speak of a case."""
+
+    schema_: Literal["fluxrewrite.evidence/1"] = Field(alias="schema")
+    tables: tuple[Table, ...] = ()
+
+    def tables_for(self, case: Case) -> tuple[Table, ...]:
+        """Tables of this device and regime, the most telling first: the very case, then other models and sizes; later first."""
+        found = [t for t in reversed(self.tables) if t.case.same_place(case)]
+        return tuple(sorted(found, key=lambda t: t.case != case))  # a stable sort
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return self.model_dump_json(by_alias=True, indent=2, exclude_defaults=False) + "\n"
+
+
+def kind_of(kernel: str) -> str:
+    """ "qkv" of "qkv:triple"."""
+    return kernel.partition(":")[0]
+
+
+def covers(wanted: Iterable[str], used: Iterable[str]) -> bool:
+    """Whether every wanted kernel is among those used: of the same kind, and of the same form where both name one."""
+    there = tuple(used)
+    return all(any(kind_of(w) == kind_of(u) and same_form(w, u) for u in there) for w in wanted)
+
+
+def same_form(a: str, b: str) -> bool:
+    """Whether two kernels of one kind are of one form, or one of them names none."""
+    return a == b or ":" not in a or ":" not in b
+
+
+def load_evidence(paths: Iterable[str | Path] = (), *, shipped_too: bool = True) -> Evidence:
+    """The shipped evidence and files of one's own, as one; what a later file says of a case counts before earlier ones.
+
+    Raises InputError: a file that is no evidence; the message names file, field and remedy.
+    """
+    files = [*(shipped("evidence").values() if shipped_too else ()), *map(Path, paths)]
+    return Evidence(schema=EVIDENCE_SCHEMA, tables=tuple(t for f in files for t in read(f, Evidence, REMEDY).tables))

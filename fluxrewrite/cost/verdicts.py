@@ -1,0 +1,196 @@
+"""Whether a kernel pays: from runs where there are some, else from a model's times, before anything is compiled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..errors import InputError
+from ..report.model import Verdict
+from .deltas import Prediction, predict, ruined
+from .evidence import NEUTRAL, Case, Evidence
+
+__all__ = ["Candidate", "Modelled", "verdicts"]
+
+_Word = Literal["faster", "neutral", "slower"]
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """What a model of the device says of a whole step; a caller's figures.
+
+    Attributes:
+        without_us, with_us: microseconds a step without and with the kernel at all its sites.
+        basis: "modelled", or "assumed" where an assumed figure decides.
+        why: in words.
+    """
+
+    without_us: float
+    with_us: float
+    basis: Literal["modelled", "assumed"] = "modelled"
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for times that are none."""
+        for name in ("without_us", "with_us"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} {value!r}: a step takes a finite number of microseconds greater than 0")
+
+    @property
+    def ratio(self) -> float:
+        """With / without."""
+        return self.with_us / self.without_us
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One kind of kernel in one model.
+
+    Attributes:
+        kernel: the kind: "qkv".
+        calls: calls a step at eligible sites, by form: {"triple": 10}; {"": n} where the form does not matter.
+        refusals: why sites are not eligible, one text each.
+        modelled: what the model says, where evidence says nothing.
+    """
+
+    kernel: str
+    calls: Mapping[str, int] = field(default_factory=dict)
+    refusals: tuple[str, ...] = ()
+    modelled: Modelled | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Calls a step by full name: {"qkv:triple": 10}."""
+        return {f"{self.kernel}:{form}" if form else self.kernel: n for form, n in self.calls.items() if n}
+
+
+def verdicts(
+    candidates: Sequence[Candidate], case: Case, evidence: Evidence, combinations: Iterable[Iterable[str]] = ()
+) -> tuple[Verdict, ...]:
+    """A verdict for each candidate, then for each combination of them, in the regime of `case`.
+
+    Where neither evidence nor the candidate's model says anything, there is no verdict.
+
+    Args:
+        candidates: one for each kind of kernel.
+        case: model, sizes, device and regime.
+        evidence: what was measured.
+        combinations: kinds of kernel to judge together: [("qkv", "attention")].
+
+    Raises:
+        InputError: a combination that names no candidate.
+    """
+    by_name = {c.kernel: c for c in candidates}
+    found = [_one(c, case, evidence) for c in candidates]
+    for names in combinations:
+        members = tuple(names)
+        for name in members:
+            if name not in by_name:
+                raise InputError(f"no kernel {name!r} to judge in {'+'.join(members)}; there are {', '.join(by_name)}")
+        found.append(_together([by_name[n] for n in members], case, evidence))
+    return tuple(v for v in found if v is not None)
+
+
+def _one(candidate: Candidate, case: Case, evidence: Evidence) -> Verdict | None:
+    if not candidate.counts:
+        return _not_applicable(candidate.kernel, candidate.refusals, case)
+    prediction = predict(evidence, case, candidate.counts)
+    if prediction is not None and not prediction.missing:
+        return _from_runs(candidate.kernel, case, prediction)
+    return _by_stack(candidate.kernel, case, evidence) or _from_model(candidate, case)
+
+
+def _together(members: Sequence[Candidate], case: Case, evidence: Evidence) -> Verdict | None:
+    name = "+".join(c.kernel for c in members)
+    usable = [c for c in members if c.counts]
+    if len(usable) < len(members):
+        refusals = [f"{c.kernel}: {r}" for c in members if not c.counts for r in c.refusals]
+        return _not_applicable(name, refusals, case)
+    counts = {k: n for c in usable for k, n in c.counts.items()}
+    prediction = predict(evidence, case, counts)
+    if prediction is None:
+        return _by_stack(name, case, evidence) or _mixed(name, usable, case, evidence)
+    if not prediction.missing:
+        return _from_runs(name, case, prediction)
+    if prediction.ratio - 1 > 1 + prediction.threshold:  # a kernel saves the whole step at most
+        missing = ", ".join(prediction.missing)
+        why = f"{prediction.why}; {missing} was not measured, and could not make up for that even if it took no time"
+        return _verdict(name, case, "slower", why, prediction.basis, prediction.ratio, prediction.predicted_s)
+    return _mixed(name, usable, case, evidence)
+
+
+def _from_runs(name: str, case: Case, p: Prediction) -> Verdict:
+    """A run of the very set counts before the sum of single ones."""
+    seconds = p.measured_s or p.predicted_s
+    ratio = p.measured_s / p.baseline_s if p.measured_s and p.baseline_s else p.ratio
+    word = _word(ratio, p.threshold)
+    why = p.why if word != "neutral" else f"{p.why}; within {p.threshold:.1%}, taken as noise"
+    return _verdict(name, case, word, why, p.basis, ratio, seconds)
+
+
+def _by_stack(name: str, case: Case, evidence: Evidence) -> Verdict | None:
+    """In a lazy stack where one kind of kernel call was ruinous, others are assumed to be."""
+    worst = ruined(evidence, case)
+    if worst is None:
+        return None
+    seen = f"{worst.text} with {worst.calls} calls of {worst.kernel}"
+    why = f"kernel calls are ruinous in this stack: {seen}; {name} was not measured"
+    return _verdict(name, case, "slower", why, "assumed", None, None)
+
+
+def _from_model(candidate: Candidate, case: Case) -> Verdict | None:
+    m = candidate.modelled
+    if m is None:
+        return None
+    why = f"{m.without_us:.4g} -> {m.with_us:.4g} us a step{': ' + m.why if m.why else ''}"
+    return _verdict(candidate.kernel, case, _word(m.ratio, NEUTRAL), why, m.basis, m.ratio, m.with_us / 1e6)
+
+
+def _mixed(name: str, members: Sequence[Candidate], case: Case, evidence: Evidence) -> Verdict | None:
+    """Shares of a step added up, some from runs, some from the model: seconds of the two cannot be added."""
+    single = [_one(c, case, evidence) for c in members]
+    known = [v for v in single if v is not None and v.ratio is not None]
+    if len(known) < len(members):
+        return None
+    ratio = 1 + sum((v.ratio or 1) - 1 for v in known)
+    parts = ", ".join(f"{v.kernel} {(v.ratio or 1) - 1:+.1%} ({v.basis})" for v in known)
+    basis: Literal["modelled", "assumed"] = "assumed" if any(v.basis == "assumed" for v in known) else "modelled"
+    return _verdict(name, case, _word(ratio, NEUTRAL), f"shares of a step added up: {parts}", basis, ratio, None)
+
+
+def _not_applicable(name: str, refusals: Sequence[str], case: Case) -> Verdict:
+    distinct = list(dict.fromkeys(refusals))
+    why = "; ".join(distinct[:3]) if distinct else "no site found"
+    if len(distinct) > 3:
+        why += f"; and {len(distinct) - 3} more"
+    return Verdict(kernel=name, regime=case.regime, verdict="not_applicable", why=why, basis="modelled")
+
+
+def _word(ratio: float, threshold: float) -> _Word:
+    if ratio > 1 + threshold:
+        return "slower"
+    return "faster" if ratio < 1 - threshold else "neutral"
+
+
+def _verdict(
+    name: str,
+    case: Case,
+    word: _Word,
+    why: str,
+    basis: Literal["measured", "modelled", "assumed"],
+    ratio: float | None,
+    seconds: float | None,
+) -> Verdict:
+    """Ratios and seconds to six digits: more is not known, and reports stay the same bytes."""
+    return Verdict(
+        kernel=name,
+        regime=case.regime,
+        verdict=word,
+        why=why,
+        basis=basis,
+        ratio=None if ratio is None else float(f"{ratio:.6g}"),
+        predicted_s=None if seconds is None else float(f"{seconds:.6g}"),
+    )
