@@ -1,0 +1,163 @@
+"""Which eligible sites to give to kernels: for each distinct block of the model the set with the least predicted time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from .graph import GraphView, module_path
+from .site import Site
+
+__all__ = ["Block", "Choice", "Price", "blocks", "choose"]
+
+MARGIN = 0.02
+"""A set of kernels must be predicted to save at least this share of a block's time: models of time are not exact to less."""
+
+Kinds = frozenset[tuple[object, ...]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the graph that repeats: its sites, and its nodes in order.
+
+    Attributes:
+        path: the module, as "transformer_blocks.3"; "" for what lies in no numbered module.
+        sites: sites that kernels may take, in graph order.
+        nodes: everything from the first to the last node of the module.
+    """
+
+    path: str
+    sites: tuple[Site, ...]
+    nodes: tuple[Node, ...]
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Equal for blocks that are decided alike."""
+        return (len(self.nodes), *(_kind(site) for site in self.sites))
+
+
+Price = Callable[[Block, Sequence[Site]], float]
+"""Time of a block, in microseconds or any other unit, when kernels take these of its sites."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided for the sites of one kind of block, and the times that led to it, by names of the kernels."""
+
+    block: str
+    blocks: int
+    taken: Kinds
+    times: Mapping[str, float]
+    chosen: str
+
+
+def blocks(view: GraphView, sites: Sequence[Site]) -> list[Block]:
+    """The blocks that hold `sites`, by the first numbered module on their path."""
+    by_path: dict[str, list[Site]] = defaultdict(list)
+    for site in sites:
+        by_path[_block_path(site.path)].append(site)
+    span: dict[str, tuple[int, int]] = {}
+    for index, node in enumerate(view.nodes):
+        path = _block_path(module_path(node))
+        if path in by_path and node.op in ("call_function", "call_method"):
+            span[path] = (span.get(path, (index, 0))[0], index)
+    found = []
+    for path, members in by_path.items():
+        inside = [view.order(n) for s in members for n in (*s.interior, *s.outputs, s.before)]
+        first, last = span.get(path, (min(inside), max(inside)))
+        nodes = view.nodes[min(first, *inside) : max(last, *inside) + 1]
+        computed = tuple(n for n in nodes if n.op in ("call_function", "call_method"))
+        found.append(Block(path, tuple(members), computed))
+    return found
+
+
+def _block_path(path: str) -> str:
+    """Up to the first number: "transformer_blocks.3" of "transformer_blocks.3.attn"."""
+    parts = path.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return "" if at is None else ".".join(parts[: at + 1])
+
+
+def _kind(site: Site) -> tuple[object, ...]:
+    return (site.kind, site.form, tuple(site.shapes.items()), site.dtype)
+
+
+def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[Site], list[Choice]]:
+    """The sites to rewrite, and one `Choice` for each distinct block.
+
+    Args:
+        view: the graph.
+        sites: sites that kernels may take; they may overlap.
+        price: time of a block with some of its sites taken by kernels.
+
+    Returns:
+        Sites, none of which overlaps another; and what was decided for each kind of block. A set is taken only if it is at
+        least `MARGIN` faster than none.
+    """
+    decided: dict[tuple[object, ...], Choice] = {}
+    chosen: list[Site] = []
+    for block in blocks(view, sites):
+        known = decided.get(block.signature)
+        choice = _decide(block, price) if known is None else known
+        decided[block.signature] = _counted(choice, known)
+        chosen += _largest([s for s in block.sites if _kind(s) in choice.taken])
+    return chosen, list(decided.values())
+
+
+def _counted(choice: Choice, known: Choice | None) -> Choice:
+    if known is None:
+        return choice
+    return Choice(known.block, known.blocks + 1, known.taken, known.times, known.chosen)
+
+
+def _decide(block: Block, price: Price) -> Choice:
+    """No kernel, each kind alone, all of them, and from the best of these whatever one more kind makes better."""
+    kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
+    times: dict[str, float] = {}
+    sets: dict[str, Kinds] = {}
+
+    def tried(wanted: Kinds) -> str:
+        taken = _largest([s for s in block.sites if _kind(s) in wanted])
+        name = _name(taken)
+        if name not in times:
+            times[name], sets[name] = price(block, taken), frozenset(_kind(s) for s in taken)
+        return name
+
+    for wanted in (frozenset(), *(frozenset([kind]) for kind in kinds), frozenset(kinds)):
+        tried(wanted)
+    best = _least(times, sets)
+    while True:
+        for kind in kinds:
+            tried(sets[best] | {kind})
+        better = _least(times, sets)
+        if better == best:
+            break
+        best = better
+    if times[best] > times["none"] * (1 - MARGIN):
+        best = "none"
+    return Choice(block.path, 1, sets[best], times, best)
+
+
+def _least(times: Mapping[str, float], sets: Mapping[str, Kinds]) -> str:
+    """The set with the least time; of equal ones the smallest."""
+    return min(times, key=lambda name: (times[name], len(sets[name])))
+
+
+def _largest(sites: Sequence[Site]) -> list[Site]:
+    """Without sites that lie inside a larger one."""
+    owner: dict[Node, Site] = {}
+    for site in sorted(sites, key=lambda s: len(s.interior)):
+        owner.update(dict.fromkeys((*site.interior, *site.outputs), site))
+    return [s for s in sites if all(owner[n] is s for n in s.outputs)]
+
+
+def _name(sites: Sequence[Site]) -> str:
+    """ "qkv:triple x2 + attention:sdpa"; "none" for no site."""
+    counts: dict[str, int] = defaultdict(int)
+    for site in sites:
+        sizes = site.shapes.get("sequence", "")
+        counts[f"{site.kind}:{site.form}" + (f"[{sizes}]" if site.kind == "qkv" else "")] += 1
+    return " + ".join(f"{name} x{n}" if n > 1 else name for name, n in counts.items()) or "none"

@@ -1,0 +1,104 @@
+"""What a plan does to a graph: boundaries, traffic, executables and time, before any compile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch.fx import GraphModule
+
+from .boundary import Boundary, Graph, calls_of, find_boundaries, segments
+from .fusion import fuse
+from .fusion.edges import edges
+from .fusion.flops import flops
+from .graph import GraphView
+from .plan import Plan
+from .site import Site
+from .step import Calls, Step, calls_for, step_time
+from .target import Target
+
+__all__ = ["Effect", "effect_of"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A rewritten graph beside the original one.
+
+    Attributes:
+        boundaries: one for each kernel call, and layout copies, in graph order.
+        elsewhere: pairs whose fusion is lost though neither end is in a kernel call.
+        bytes_before, bytes_after: what all kernels of the graph read and write.
+        kernels_before, kernels_after: compiled kernels and calls.
+        segments_before, segments_after: executables.
+        before, after: predicted time of a step.
+    """
+
+    boundaries: tuple[Boundary, ...]
+    elsewhere: tuple[tuple[str, str], ...]
+    bytes_before: int
+    bytes_after: int
+    kernels_before: int
+    kernels_after: int
+    segments_before: int
+    segments_after: int
+    before: Step
+    after: Step
+
+
+def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Target) -> Effect:
+    """Compare a graph with its rewritten form.
+
+    Args:
+        view: the original graph.
+        rewritten: what `plan.apply` made of it; the original module when nothing was rewritten.
+        plan: the plan as it was carried out.
+        target: device, regime and compiler.
+    """
+    sites = [d.finding for d in plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
+    before = Graph(view, fuse(view, target.rules))
+    time_before = step_time(view, before.prediction, target, Calls())
+    total = before.prediction.fusion
+    if not sites:
+        size, count = total.bytes, len(total.groups)
+        return Effect((), (), size, size, count, count, 1, 1, time_before, time_before)
+    after_view = GraphView(rewritten.graph)
+    after = Graph(after_view, fuse(after_view, target.rules))
+    calls = [c for c in calls_of(after_view, sites) if c is not None]
+    executables = segments(after_view, calls) + len(calls) if target.regime == "lazy" else 1
+    return Effect(
+        boundaries=tuple(find_boundaries(before, after, sites, target.regime)),
+        elsewhere=_elsewhere(before, after, sites),
+        bytes_before=total.bytes,
+        bytes_after=after.prediction.fusion.bytes,
+        kernels_before=len(total.groups),
+        kernels_after=len(after.prediction.fusion.groups),
+        segments_before=1,
+        segments_after=executables,
+        before=time_before,
+        after=step_time(after_view, after.prediction, target, _calls(view, after_view, sites, target), executables),
+    )
+
+
+def _elsewhere(before: Graph, after: Graph, sites: Sequence[Site]) -> tuple[tuple[str, str], ...]:
+    inside = {n for s in sites for n in (*s.interior, *s.outputs)}
+    return tuple(
+        (p.name, c.name)
+        for p, c in edges(before.view)
+        if p not in inside
+        and c not in inside
+        and before.prediction.fusion.fused(p.name, c.name)
+        and not after.prediction.fusion.fused(p.name, c.name)
+    )
+
+
+def _calls(view: GraphView, after: GraphView, sites: Sequence[Site], target: Target) -> Calls:
+    """The work of the calls of the rewritten graph, without the products that the rewrite left beside them."""
+    named = {c.name: s for s, c in zip(sites, calls_of(after, sites), strict=True) if c is not None}
+    found = calls_for(view, named, target)
+    beside: dict[str, float] = {}
+    for node in after.with_op("linear", "matmul"):
+        origin = next(iter(node.meta.get("from_node") or ()), None)
+        if origin is not None and origin.pass_name.startswith("fluxrewrite."):
+            beside[origin.name] = beside.get(origin.name, 0.0) + flops(after, [node])
+    counts = {name: max(0.0, n - beside.get(named[name].outputs[0].name, 0.0)) for name, n in found.flops.items()}
+    return Calls(counts, found.reference_us)

@@ -1,0 +1,107 @@
+"""How long one step is predicted to take, from what a compiler makes of the graph and a device profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from .cost import Work, estimate
+from .fusion import Group, Prediction, fuse
+from .fusion.flops import flops
+from .graph import GraphView
+from .site import Site
+from .target import Target
+
+__all__ = ["Calls", "Step", "calls_for", "step_time"]
+
+_ASSUMED = 0.1  # share of a step above which assumed figures make the whole an assumption
+_EMPTY: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Step:
+    """Predicted time of one step in microseconds, with the ends of the figures' ranges."""
+
+    us: float
+    low_us: float
+    high_us: float
+    basis: Literal["modelled", "assumed"]
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What kernel calls do, by name of the call: matrix-product operations, and microseconds where the op's body runs."""
+
+    flops: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+    reference_us: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+
+
+def step_time(view: GraphView, prediction: Prediction, target: Target, calls: Calls, executables: int = 1) -> Step:
+    """Add up the kernels of a graph: each takes the longer of its memory traffic and its matrix products, and its fixed costs.
+
+    Args:
+        view: the graph that `prediction` is of.
+        prediction: its kernels.
+        target: device and regime.
+        calls: of the kernel calls among them.
+        executables: programs that the step starts; each beyond the first costs a launch.
+    """
+    named = {n.name: n for n in view.nodes}
+    parts = [_group(view, group, named, target, calls) for group in prediction.fusion.groups]
+    if executables > 1:
+        launches = estimate(target.device, Work(launches=executables - 1))
+        parts.append(Step(launches.us, launches.low_us, launches.high_us, launches.basis))
+    total = sum(p.us for p in parts)
+    assumed = sum(p.us for p in parts if p.basis == "assumed")
+    basis: Literal["modelled", "assumed"] = "assumed" if assumed > _ASSUMED * total else "modelled"
+    return Step(total, sum(p.low_us for p in parts), sum(p.high_us for p in parts), basis)
+
+
+def _group(view: GraphView, group: Group, named: Mapping[str, Node], target: Target, calls: Calls) -> Step:
+    name = next(iter(group.nodes), "")
+    opaque = group.kind == "opaque"
+    if opaque and name in calls.reference_us:
+        us = calls.reference_us[name]
+        return Step(us, us, us, "modelled")
+    found = [named[n] for n in group.nodes] if group.kind != "fused" else []
+    work = Work(
+        bytes=group.reads + group.writes,
+        flops=calls.flops.get(name, 0.0) if opaque else flops(view, found),
+        dtype=_dtype(view, found, target),
+        kernels=1,
+        calls=int(opaque),
+    )
+    time = estimate(target.device, work)
+    return Step(time.us, time.low_us, time.high_us, time.basis)
+
+
+def _dtype(view: GraphView, products: Sequence[Node], target: Target) -> str:
+    """The dtype of matrix products or of a call's first result, or the profile's slowest where it has no rate for it."""
+    rates = target.device.matmul
+    results = [v for n in products for v in tree_leaves(view.value(n)) if isinstance(v, torch.Tensor)]
+    names = [str(v.dtype).removeprefix("torch.") for v in results]
+    known = [n for n in names if n in rates]
+    return known[0] if known else min(rates, key=lambda n: rates[n].value)
+
+
+def calls_for(view: GraphView, sites: Mapping[str, Site], target: Target) -> Calls:
+    """What the calls in the place of `sites` do, by name of the call.
+
+    A call has the matrix products that stood in its place. Where the op's body runs, each of its operations is a kernel of
+    its own, as in eager torch.
+    """
+    eager = target.rules.model_copy(update={"inline": False, "merge": False, "name": "eager"})
+    counts, times = {}, {}
+    for name, site in sites.items():
+        inside = sorted({*site.interior, *site.outputs}, key=view.order)
+        counts[name] = float(flops(view, inside))
+        if target.calls_reference:
+            prediction = fuse(view, eager, nodes=inside)
+            times[name] = step_time(view, prediction, target, Calls()).us + target.device.call.value
+    return Calls(counts, times)
