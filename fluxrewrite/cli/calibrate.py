@@ -22,7 +22,7 @@ __all__ = ["calibrate"]
 
 def calibrate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the profile, or the evidence, to this file.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds and smaller arrays: about 15 seconds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds and smaller arrays: 10 to 25 seconds.")] = False,
     threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: as many as it uses.")] = None,
     table: Annotated[Path | None, typer.Option("--from", help="Measure nothing: turn this published table into evidence.")] = None,
     source: Annotated[str | None, typer.Option(help="With --from: who published the table. Default: the file's name.")] = None,
@@ -57,8 +57,9 @@ def _restless(device: Device) -> None:
 
     names = [name for name, f in device.figures.items() if f.spread is not None and f.spread > RESTLESS]
     if names:
-        text = f"\nThe rounds differ by more than {RESTLESS:.0%} ({', '.join(names)}): other programs ran. Measure again when the\n"
-        show(Text(f"{text}machine is quiet.", style="yellow"))
+        which = ", ".join(names)
+        text = f"\nThe rounds differ by more than {RESTLESS:.0%} ({which}): other programs ran. Measure on a quiet machine."
+        show(Text(text, style="yellow"))
 
 
 def _evidence(path: Path, source: str | None, output: Path | None) -> None:
