@@ -27,11 +27,24 @@ class Toolchain(Protocol):
         """Call the kernel on `cores` cores and return torch tensors."""
 
 
-@functools.cache
 def _emulated(entry: str) -> Callable[..., Any]:
     """The kernel, its module imported with the emulator in the place of nki. Kept apart from the module on nki itself."""
+    return _imported(entry, _home(entry.partition(".")[0]))
+
+
+@functools.cache
+def _imported(entry: str, _: str) -> Callable[..., Any]:
+    """The kernel of a package at one place; another version of that package at another place is another kernel."""
     with _IMPORTING, emulator.installed():
         return _attribute(entry)
+
+
+def _home(package: str) -> str:
+    """The file of a package. Raises ModuleNotFoundError when there is none."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    return spec.origin or ""
 
 
 def _attribute(entry: str) -> Callable[..., Any]:
