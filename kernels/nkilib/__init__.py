@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from fluxrewrite.kernels import toolchain
 from fluxrewrite.provider import Implementation, Provider
 
+from .. import toolchain
 from . import adapters, limits
 from .checkout import checkout, package
 

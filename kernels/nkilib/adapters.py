@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluxrewrite.errors import InputError
-from fluxrewrite.kernels.toolchain import Toolchain, toolchain
 
+from ..toolchain import Toolchain, toolchain
 from . import limits
 from .checkout import package
 
