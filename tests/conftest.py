@@ -26,7 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--nkilib",
         metavar="PATH",
-        help="checkout of github.com/aws-neuron/nki-library; its kernels are tested; written --nkilib=PATH, or pytest takes PATH for tests",
+        help="test the kernels of AWS's NKI library too, from a checkout of github.com/aws-neuron/nki-library; written "
+        "--nkilib=PATH, for pytest would look for tests in a PATH that stands alone",
     )
 
 
