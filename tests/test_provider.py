@@ -81,9 +81,11 @@ def third(monkeypatch):
     calls, checks = [], []
 
     def implementations(version):
-        return {
-            "rope": Implementation(lambda *a: calls.append((version, *a)), (Limit("heads", maximum=1),), "mylib:rope")
-        }
+        def triple(execution, x, *arguments):
+            calls.append((version, execution, x, *arguments))
+            return 3 * x
+
+        return {"rope": Implementation(triple, (Limit("heads", maximum=1),), "mylib:rope")}
 
     made = Provider("mylib", ("1", "2"), implementations, checks.append)
     monkeypatch.setattr(provider, "load_plugins", lambda group, names: {"mylib": made})
@@ -98,8 +100,8 @@ def test_a_third_partys_provider_offers_what_it_has(third):
     assert checks == ["emulate"]
     assert set(offered) == {"rope"}
     assert offered["rope"].limits[-1] == Limit("heads", maximum=1)
-    launch("rope", "mylib@1", "emulate", 7)
-    launch("rope", "mylib", "device", 8)
+    assert launch("rope", "mylib@1", "emulate", 7) == 21
+    assert launch("rope", "mylib", "device", 8) == 24
     assert calls == [("1", "emulate", 7), ("2", "device", 8)]
 
 

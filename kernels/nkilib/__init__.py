@@ -6,8 +6,9 @@ It has no kernel for `norm_rope_attention`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from fluxrewrite.provider import Implementation, Provider
 
@@ -25,7 +26,7 @@ def _check(execution: str) -> None:
 
 
 def _implementations(version: str) -> Mapping[str, Implementation]:
-    launchers = {
+    launchers: dict[str, Callable[..., Any]] = {
         "rope": partial(adapters.rope, version not in limits.UNTILED_ROPE),
         "qkv": adapters.qkv,
         "attention": adapters.attention,

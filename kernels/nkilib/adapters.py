@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +102,7 @@ def qkv(
     for few tokens else.
     """
     weights, biases = (weight_q, weight_k, weight_v), (bias_q, bias_k, bias_v)
-    options = {}
+    options: dict[str, Any] = {}
     if any(b is not None for b in biases):
         rows = [w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)]
         options["bias"] = torch.cat(rows).unsqueeze(0)
@@ -136,7 +137,7 @@ def attention(
     widest = max(q.shape[-1], value_size)
     q, k, v = (F.pad(t, (0, widest - t.shape[-1])) if t.shape[-1] < widest else t for t in (q, k, v))
     (queries, tp_q), (keys, tp_k) = _folded(q), _folded(k)
-    options = {"scale": factor, "causal_mask": is_causal, "tp_q": tp_q, "tp_k": tp_k, "tp_out": False}
+    options: dict[str, Any] = {"scale": factor, "causal_mask": is_causal, "tp_q": tp_q, "tp_k": tp_k, "tp_out": False}
     values = v.contiguous().flatten(0, 1)
     out: Tensor = toolchain(execution).run(_entry("attention", execution), queries, keys, values, **options)
     out = out.unflatten(0, q.shape[:2])[..., :value_size].to(q.dtype)

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from fluxrewrite.errors import InputError
 
@@ -54,7 +55,7 @@ def checkout(path: str | Path) -> Iterator[Path]:
         sys.modules.update(aside)
 
 
-def _forget() -> dict[str, object]:
+def _forget() -> dict[str, ModuleType]:
     """Take the library's modules out of `sys.modules`."""
     names = [n for n in sys.modules if n.partition(".")[0] in ("nkilib", "nkilib_src")]
     return {n: sys.modules.pop(n) for n in names}
