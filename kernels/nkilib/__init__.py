@@ -14,7 +14,7 @@ from fluxrewrite.provider import Implementation, Provider
 
 from .. import toolchain
 from . import adapters, limits
-from .checkout import checkout, package
+from .library import checkout, package
 
 __all__ = ["PROVIDER", "checkout"]
 

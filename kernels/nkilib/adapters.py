@@ -13,7 +13,7 @@ from fluxrewrite.errors import InputError
 
 from ..toolchain import Toolchain, toolchain
 from . import limits
-from .checkout import package
+from .library import package
 
 __all__ = ["ENTRIES", "attention", "qkv", "rope"]
 
