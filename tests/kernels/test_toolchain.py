@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
@@ -132,6 +133,22 @@ def test_the_emulator_keeps_its_own_import_of_a_kernel(arguments):
     torch.testing.assert_close(found, torch.ops.fluxrewrite.rope(*arguments), atol=1e-5, rtol=0)
     assert ROPE.partition(":")[0] not in sys.modules
     assert toolchain._emulated(ROPE) is toolchain._emulated(ROPE)
+
+
+def test_a_kernel_that_is_there_on_nki_itself_is_left_alone(monkeypatch, arguments):
+    """Where a device or AWS's simulator has imported the kernel before, the emulator still gets one of its own."""
+    toolchain._imported.cache_clear()
+    package, name = "fluxrewrite.kernels.nki", ROPE.partition(":")[0]
+    parent = importlib.import_module("fluxrewrite.kernels")
+    there = {n: ModuleType(n) for n in (package, name)}
+    for n, module in there.items():
+        monkeypatch.setitem(sys.modules, n, module)
+    monkeypatch.setattr(parent, "nki", there[package], raising=False)
+    found = Emulator().run(ROPE, *arguments)
+    torch.testing.assert_close(found, torch.ops.fluxrewrite.rope(*arguments), atol=1e-5, rtol=0)
+    assert {n: sys.modules[n] for n in there} == there
+    assert parent.nki is there[package]
+    assert there[package].rope is there[name]
 
 
 def test_profiles_of_every_call_without_numbers(arguments):

@@ -13,6 +13,7 @@ import torch
 from fluxrewrite.kernels.nkilib import PROVIDER, adapters, checkout, limits
 from fluxrewrite.kernels.toolchain import Emulator
 
+import fluxrewrite
 from fluxrewrite.errors import InputError
 from fluxrewrite.kernel import load_kernels
 from fluxrewrite.plan import Selection
@@ -282,15 +283,26 @@ def test_the_repository_installed_by_its_own_name(documented, tmp_path, monkeypa
     assert seen == ["nkilib_src.nkilib.core.attention.attention_cte:attention_cte"]
 
 
-def test_flux2_with_the_real_sources(nkilib, flux2, check):
-    """Hidden 128, 36 positions: qkv takes its kernel for few tokens, rope and attention theirs."""
+@pytest.mark.parametrize("tokens", [(12, 24), (100, 150)], ids=["few-tokens", "many-tokens"])
+def test_flux2_with_the_real_sources(nkilib, flux2, tokens):
+    """End to end in bfloat16; qkv takes its kernel for few tokens (up to 96) or the one for many."""
     model, inputs = flux2(BF16)
-    report = check(model, "qkv,rope,attention", 0.05, provider="nkilib@2.29", execution="emulate", **inputs)
-    assert {k: (s.found, s.rewritten) for k, s in report.summary.kinds.items()} == {
-        "attention": (4, 4),
-        "qkv": (6, 6),
-        "rope": (8, 8),
-    }
+    for (name, ids), n in zip(
+        (("encoder_hidden_states", "txt_ids"), ("hidden_states", "img_ids")), tokens, strict=True
+    ):
+        inputs[name] = torch.randn(1, n, inputs[name].shape[-1], dtype=BF16)
+        inputs[ids] = torch.randint(0, 9, (1, n, 4)).float()
+    backend = fluxrewrite.backend(
+        "eager", "qkv,rope,attention", strict=True, provider="nkilib@2.29", execution="emulate"
+    )
+    with torch.no_grad():
+        a = model(**inputs)[0].double().flatten()
+        b = torch.compile(model, backend=backend)(**inputs)[0].double().flatten()
+    assert (a - b).norm() <= 1e-2 * a.norm()
+    assert torch.cosine_similarity(a, b, dim=0) >= 0.9999
+    (report,) = backend.reports
+    taken = {k: (s.found, s.rewritten) for k, s in report.summary.kinds.items()}
+    assert taken == {"attention": (4, 4), "qkv": (6, 6), "rope": (8, 8)}
     assert {s.kernel.provider for s in report.sites} == {"nkilib@2.29"}
 
 
