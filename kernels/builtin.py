@@ -55,12 +55,15 @@ def _qkv(
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask as numbers added to the scores, with 2 or 4 axes; True of a boolean mask becomes 0, False -inf."""
+    """A mask as numbers added to the scores, with 2 or 4 axes; True of a boolean mask becomes 0, False -inf.
+
+    It broadcasts to [B, H, S, L] from the right: the first of 3 axes is that of the heads.
+    """
     if mask is None:
         return None
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
-    return (mask.unsqueeze(1) if mask.dim() == 3 else mask).contiguous()
+    return (mask.unsqueeze(0) if mask.dim() == 3 else mask).contiguous()
 
 
 def _attention(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -27,11 +29,40 @@ class Toolchain(Protocol):
         """Call the kernel on `cores` cores and return torch tensors."""
 
 
-@functools.cache
 def _emulated(entry: str) -> Callable[..., Any]:
     """The kernel, its module imported with the emulator in the place of nki. Kept apart from the module on nki itself."""
-    with _IMPORTING, emulator.installed():
+    return _imported(entry, _home(entry.partition(".")[0]))
+
+
+@functools.cache
+def _imported(entry: str, _: str) -> Callable[..., Any]:
+    """The kernel of a package at one place; another version of that package at another place is another kernel."""
+    with _IMPORTING, _set_aside(entry), emulator.installed():
         return _attribute(entry)
+
+
+@contextlib.contextmanager
+def _set_aside(entry: str) -> Iterator[None]:
+    """Keep the modules of the kernel's package that are there already, on nki itself, out of the way for the duration."""
+    package, _, _ = entry.partition(":")[0].rpartition(".")
+    prefix = package if package.startswith(__package__) else package.partition(".")[0]
+    aside = {n: sys.modules.pop(n) for n in list(sys.modules) if prefix and f"{n}.".startswith(f"{prefix}.")}
+    try:
+        yield
+    finally:
+        sys.modules.update(aside)
+        for name, module in aside.items():
+            parent, _, attribute = name.rpartition(".")
+            if parent in sys.modules:
+                setattr(sys.modules[parent], attribute, module)
+
+
+def _home(package: str) -> str:
+    """The file of a package. Raises ModuleNotFoundError when there is none."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    return spec.origin or ""
 
 
 def _attribute(entry: str) -> Callable[..., Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fluxrewrite.kernels.nkilib import checkout
 from torch.fx import GraphModule, Node
 
 import fluxrewrite
@@ -22,12 +23,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write the golden graphs instead of comparing with them"
     )
+    parser.addoption(
+        "--nkilib",
+        metavar="PATH",
+        help="test the kernels of AWS's NKI library too, from a checkout of github.com/aws-neuron/nki-library; written "
+        "--nkilib=PATH, for pytest would look for tests in a PATH that stands alone",
+    )
 
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Any:
     torch._dynamo.reset()
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def nkilib(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """AWS's NKI library from `--nkilib=PATH`, importable for the test; without it the test is skipped."""
+    path = request.config.getoption("--nkilib")
+    if path is None:
+        pytest.skip("needs --nkilib=PATH, a checkout of github.com/aws-neuron/nki-library")
+    with checkout(path) as folder:
+        yield folder
 
 
 @pytest.fixture

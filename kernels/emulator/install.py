@@ -43,7 +43,7 @@ def installed() -> Iterator[ModuleType]:
     """Put stand-ins for ``nki``, ``nki.language`` and ``nki.isa`` into ``sys.modules`` for the duration.
 
     Yields the stand-in ``nki``. Afterwards they are gone, and so is every package imported inside of which a module
-    holds one of them; other new imports stay.
+    holds one of them, also as an attribute of a package that was there before; other new imports stay.
     """
     before = dict(sys.modules)
     for name in [n for n in sys.modules if n == "nki" or n.startswith("nki.")]:
@@ -56,10 +56,18 @@ def installed() -> Iterator[ModuleType]:
         new = {n: m for n, m in sys.modules.items() if n not in before}
         bound = {n.partition(".")[0] for n, m in new.items() if _binds(m, stand_ins)}
         for name in [n for n in new if n.partition(".")[0] in bound]:
-            del sys.modules[name]
+            _forget(name, before)
         for name in stand_ins:
             sys.modules.pop(name, None)
         sys.modules.update({n: m for n, m in before.items() if n not in sys.modules})
+
+
+def _forget(name: str, before: dict[str, ModuleType]) -> None:
+    """Take a module out of `sys.modules` and out of its package: `from package import module` would find it there."""
+    module = sys.modules.pop(name)
+    package, _, attribute = name.rpartition(".")
+    if package in before and vars(before[package]).get(attribute) is module:
+        delattr(before[package], attribute)
 
 
 def _binds(module: ModuleType, stand_ins: dict[str, ModuleType]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -279,6 +280,27 @@ def test_foreign_sources_import_the_stand_ins(tmp_path: Path, monkeypatch):
     assert not {m for m in set(sys.modules) - before if m.startswith("nki")}
     np.testing.assert_array_equal(simulate(foreign)(X).outputs, 2 * X)
     np.testing.assert_array_equal(direct, 2 * X)
+
+
+def test_a_package_that_was_there_before_keeps_no_module_of_the_emulator(tmp_path, monkeypatch):
+    """`from package import module` looks at the package's attributes before it imports."""
+    package = tmp_path / "early"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "foreign_kernel.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    early = importlib.import_module("early")
+    early.other = "stays"
+    with installed():
+        from early import foreign_kernel
+
+        assert foreign_kernel is early.foreign_kernel
+    assert not hasattr(early, "foreign_kernel")
+    assert early.other == "stays"
+    assert sys.modules["early"] is early
+    with pytest.raises(ModuleNotFoundError, match="nki"):
+        exec("from early import foreign_kernel")
+    monkeypatch.delitem(sys.modules, "early")
 
 
 def test_stand_ins_give_way_to_what_was_there(monkeypatch):

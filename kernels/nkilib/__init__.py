@@ -1,0 +1,40 @@
+"""The provider `nkilib`: kernels of AWS's NKI library behind the canonical ops.
+
+The library comes with AWS's compiler, or as a checkout of its public repository (`checkout`); nothing of it is held here.
+It has no kernel for `norm_rope_attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from fluxrewrite.provider import Implementation, Provider
+
+from .. import toolchain
+from . import adapters, limits
+from .library import checkout, package
+
+__all__ = ["PROVIDER", "checkout"]
+
+
+def _check(execution: str) -> None:
+    """Raise InputError when kernels cannot run that way here, or there is no library."""
+    toolchain.check(execution)
+    package(execution)
+
+
+def _implementations(version: str) -> Mapping[str, Implementation]:
+    launchers: dict[str, Callable[..., Any]] = {
+        "rope": partial(adapters.rope, version not in limits.UNTILED_ROPE),
+        "qkv": adapters.qkv,
+        "attention": adapters.attention,
+    }
+    return {
+        name: Implementation(launchers[name], limits.LIMITS[name][version], f"nkilib.{entry}")
+        for name, entry in adapters.ENTRIES.items()
+    }
+
+
+PROVIDER = Provider("nkilib", limits.VERSIONS, _implementations, _check)
