@@ -95,11 +95,11 @@ class Modelled:
 
 def launcher(kernel: str, provider: str) -> Implementation:
     """The implementation of `kernel` by `provider`. Raises InputError for unknown ones, with those there are."""
-    load_kernels((kernel,))
     if provider == "reference":
         raise InputError("provider 'reference' has no NKI kernels; choose builtin")
     found = implementations(provider)
     if kernel not in found:
+        load_kernels((kernel,))
         raise InputError(f"provider {provider!r} has no kernel {kernel!r}; it has {', '.join(sorted(found))}")
     return found[kernel]
 

@@ -16,7 +16,18 @@ from torch import Tensor
 
 from fluxrewrite.errors import InputError
 
-__all__ = ["SAMPLES", "Sample", "arguments", "complete", "facts", "flops", "options", "parse_sizes", "sample", "traffic"]
+__all__ = [
+    "SAMPLES",
+    "Sample",
+    "arguments",
+    "complete",
+    "facts",
+    "flops",
+    "options",
+    "parse_sizes",
+    "sample",
+    "traffic",
+]
 
 Sizes = Mapping[str, int]
 EPS = 1e-6
@@ -95,6 +106,9 @@ def _attention(make: Make, n: Sizes) -> tuple[Any, ...]:
         mask = make(n["sequence"], n["kv_sequence"], dtype=torch.float32)
         mask = torch.empty_like(mask, dtype=torch.bool) if n["mask"] == 2 and make.device == "meta" else mask
         mask = mask > -0.7 if n["mask"] == 2 and make.device != "meta" else mask
+    if make.logits:
+        twins = k if n["bshd"] else k.transpose(1, 2)  # keys that share a weight; else one key takes nearly every row
+        twins[:, 1::4] = twins[:, ::4][:, : twins[:, 1::4].shape[1]]
     scale = _scale_for(q, k, n, make.logits) if make.logits else None
     return q, k, v, mask, scale, bool(n["causal"]), layout, layout
 
@@ -111,7 +125,9 @@ def _norm_rope_attention(make: Make, n: Sizes) -> tuple[Any, ...]:
     q, k, v = ([make(n["batch"], s, n["heads"], n["head_size"]) for s in lengths] for _ in range(3))
     gain = math.sqrt(make.logits / math.sqrt(n["head_size"])) if make.logits else 1.0
     if make.logits:
-        for a, b in zip(q, k, strict=True):  # aligned with a key of their own place, whose score is the greatest there is
+        for a, b in zip(
+            q, k, strict=True
+        ):  # aligned with a key of their own place, whose score is the greatest there is
             b[:, ::16], b[:, 8::16] = a[:, ::16], -a[:, 8::16]
     gammas = [_gains(make, n["head_size"], gain) for _ in range(2 * len(lengths))]
     tables = make.table(n["sequence"], n["head_size"], bool(n["interleaved"]))
@@ -224,7 +240,9 @@ def _consistent(n: Sizes) -> None:
     if n.get("text", 0) >= n["sequence"]:
         raise InputError(f"text={n['text']} leaves no image tokens of sequence={n['sequence']}, which counts both")
     if "rotary" in n and n["rotary"] not in (n["head_size"], n["head_size"] // 2):
-        raise InputError(f"rotary={n['rotary']}: tables are as wide as a head or half of it, head_size={n['head_size']}")
+        raise InputError(
+            f"rotary={n['rotary']}: tables are as wide as a head or half of it, head_size={n['head_size']}"
+        )
     if "interleaved" in n and n["head_size"] % 2:
         raise InputError(f"head_size={n['head_size']}: rope rotates pairs, so it is even")
 

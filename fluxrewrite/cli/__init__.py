@@ -1,4 +1,4 @@
-"""The command line: `fluxrewrite inspect`, `fluxrewrite kernels`. One file a command."""
+"""The command line: `fluxrewrite inspect`, `kernels`, `kernels profile`, `verify`. One file a command."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from ..errors import FluxrewriteError, InputError
 from . import kernels
 from .inspect import inspect
+from .verify import verify
 
 __all__ = ["app", "main"]
 
@@ -22,6 +23,9 @@ app = typer.Typer(
 app.command(
     epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite inspect flux2-klein-4b --kernels qkv:triple,attention"
 )(inspect)
+app.command(
+    epilog="Exit codes: 0 all within their limits, 1 not, 2 bad input. Example: fluxrewrite verify --kernels --quick"
+)(verify)
 app.add_typer(kernels.app, name="kernels")
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="The kernels: what each takes, within which limits, and what a call costs.", rich_markup_mode=None)
+app = typer.Typer(
+    help="The kernels: what each takes, within which limits, and what a call costs.", rich_markup_mode=None
+)
 app.command(
     epilog="Exit codes: 0 done, 2 bad input. Example: "
     "fluxrewrite kernels profile attention --shape heads=6,sequence=4608 --cores 2"

@@ -77,7 +77,9 @@ def _parts(call: Modelled, top: int, trace: Path | None) -> Iterator[RenderableT
     yield Text.assemble((call.kernel, "bold"), f" of {call.provider} on {call.device}, {cores}, {dtype}")
     yield Text(" ".join(f"{k}={v}" for k, v in call.sizes.items()))
     yield Text("A model by the emulator from published figures; no hardware was used.\n", style="yellow")
-    yield Text(f"Modelled latency {call.latency_us:,.1f} us, launch not counted; peaks allow {call.roofline_us:,.1f} us")
+    yield Text(
+        f"Modelled latency {call.latency_us:,.1f} us, launch not counted; peaks allow {call.roofline_us:,.1f} us"
+    )
     yield Text(f"Bound by {call.bound}")
     tflops, gbs = call.flops / call.latency_us / 1e6, call.traffic / call.latency_us / 1e3
     yield Text(
