@@ -23,7 +23,7 @@ from fluxrewrite.errors import InputError
 
 from . import samples
 from .emulator import EmulationError
-from .modelled import launcher, refuse_limits
+from .modelled import launcher, refuse_limits, silenced
 from .references import REFERENCES
 from .toolchain import Emulator, Simulator, Toolchain, has_nki
 
@@ -236,7 +236,10 @@ def run_case(
 def _compared(run: _Run, name: str, launch: Callable[..., Any], tool: Toolchain) -> Result:
     start = perf_counter()
     try:
-        outputs = _list(launch(tool, *run.arguments, **run.options))
+        with silenced():
+            outputs = _list(launch(tool, *run.arguments, **run.options))
+    except InputError as error:
+        return _result(run.case, name, note=str(error), outside=True)
     except (EmulationError, RuntimeError, ValueError) as error:
         return _result(run.case, name, note=f"{type(error).__name__}: {error}", seconds=perf_counter() - start)
     seconds = perf_counter() - start

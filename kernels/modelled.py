@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +21,7 @@ from .emulator.specs import DEVICES, PARTITIONS, STATIONARY_FREE_MAX
 from .emulator.timeline import Engine
 from .toolchain import Profiler
 
-__all__ = ["Modelled", "launcher", "model_call", "refuse_limits"]
+__all__ = ["Modelled", "launcher", "model_call", "refuse_limits", "silenced"]
 
 _BUSY = 0.6  # an engine below this share of the time is not what bounds a call
 
@@ -112,6 +114,13 @@ def refuse_limits(kernel: str, provider: str, sizes: Mapping[str, int], dtype: t
         raise InputError(f"{kernel} of {provider}: {'; '.join(r.message for r in broken)}")
 
 
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Keep what kernels print while they are traced (nkilib's do) out of the output of a command."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
 def model_call(
     kernel: str,
     sizes: Mapping[str, int],
@@ -144,7 +153,8 @@ def model_call(
     refuse_limits(kernel, provider, sizes, dtype)
     profiler = Profiler(device, cores, trace)
     try:
-        launch(profiler, *samples.arguments(kernel, sizes, dtype), **more)
+        with silenced():
+            launch(profiler, *samples.arguments(kernel, sizes, dtype), **more)
     except EmulationError as error:
         raise InputError(f"{kernel} of {provider} at these sizes on {device}, {cores} cores: {error}") from error
     return Modelled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -60,7 +61,7 @@ def verify(
     chosen = _chosen(found, quick, filter)
     start = perf_counter()
     results: list[Result] = []
-    with counted("checking", len(chosen)) as step:
+    with _one_thread(), counted("checking", len(chosen)) as step:
         for case in chosen:
             results += run_case(case, tools, provider, seed)
             step(case.kernel)
@@ -72,6 +73,19 @@ def verify(
 
         show(Group(*_parts(results, provider, seed, seconds)))
     _judge(results)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have torch use one thread: many small products, whose threads wait long for each other where a machine is busy."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _chosen(kernels: Any, quick: bool, filter: str | None) -> list[Case]:
@@ -104,6 +118,7 @@ def _record(results: Sequence[Result], provider: str, seed: int, seconds: float)
 
 
 def _parts(results: Sequence[Result], provider: str, seed: int, seconds: float) -> Iterator[RenderableType]:
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -123,9 +138,8 @@ def _parts(results: Sequence[Result], provider: str, seed: int, seconds: float) 
     yield Text("Worst cases:")
     for rows in groups.values():
         worst = max(rows, key=lambda r: r.excess)
-        yield Text(
-            f"  {worst.case}{'' if worst.passed else f': FAILED {worst.note}'}", style="" if worst.passed else "red"
-        )
+        failed = "" if worst.passed else f": FAILED {worst.note}"
+        yield Padding(Text(worst.case + failed, style="red" if failed else ""), (0, 0, 0, 2), expand=False)
     yield Text(_NOTE, style="dim")
     outside = sum(r.outside for r in results)
     yield Text(
