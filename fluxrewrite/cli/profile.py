@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import InputError
 from .shared import Dtype, progress, show, torch_dtype, writable, write
 
 if TYPE_CHECKING:
@@ -35,15 +36,19 @@ def profile(
                                                    "lists the known ones.")] = None,
     device: Annotated[Device, typer.Option(help="Device to model.")] = Device.TRN2,
     dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")] = Dtype.BF16,
-    cores: Annotated[int, typer.Option(min=1, max=2, help="Physical cores of one logical core.")] = 1,
+    cores: Annotated[int, typer.Option(help="Physical cores of one logical core: 1 or 2.")] = 1,
     provider: Annotated[str, typer.Option(help="Whose kernel, as for inspect.")] = "builtin",
     trace: Annotated[Path | None, typer.Option(help="Write the timeline there, as Chrome trace JSON (opens in Perfetto).")] = None,
-    top: Annotated[int, typer.Option(min=0, help="How many of the busiest instructions to show.")] = 5,
+    top: Annotated[int, typer.Option(help="How many of the busiest instructions to show.")] = 5,
 ) -> None:  # fmt: skip
     """Model what one call of kernel NAME costs. An emulator computes it from published figures: no hardware runs."""
     from ..kernels.modelled import launcher, model_call
     from ..kernels.samples import parse_sizes
 
+    if cores not in (1, 2):
+        raise InputError(f"--cores {cores}: a logical core has 1 or 2 physical ones")
+    if top < 0:
+        raise InputError(f"--top {top}: how many instructions to show, 0 or more")
     launcher(name, provider)
     sizes = parse_sizes(name, shape)
     writable(trace)
@@ -83,7 +88,7 @@ def _parts(call: Modelled, top: int, trace: Path | None) -> Iterator[RenderableT
     yield Text(f"Bound by {call.bound}")
     tflops, gbs = call.flops / call.latency_us / 1e6, call.traffic / call.latency_us / 1e3
     yield Text(
-        f"{tflops:.1f} TFLOP/s of {call.peak_tflops:.1f} ({tflops / call.peak_tflops:.0%}); operands and results "
+        f"{tflops:.3g} TFLOP/s of {call.peak_tflops:.1f} ({tflops / call.peak_tflops:.0%}); operands and results "
         f"at {gbs:.0f} GB/s of {call.peak_gbs:.0f} ({gbs / call.peak_gbs:.0%})"
     )
     for number, profile in enumerate(call.profiles, 1):
