@@ -13,7 +13,7 @@ Columns:
   nkilib    AWS's kernel under the same emulator, without the copies that its layouts need, on as many of the cores as make
             it fastest
   other     for attention, the loop of the first experiments (`baselines/flash_unnormalised.py`, which overflows for large
-            scores); for norm_rope_attention, two rope kernels and one attention kernel
+            scores); for norm_rope_attention, two rope kernels and one attention kernel, without the norms
 
 Clocks, HBM share and DMA rates: `kernels/emulator/specs.py`, with their sources.
 
@@ -37,6 +37,7 @@ from fluxrewrite.kernels.toolchain import Profiler
 
 from fluxrewrite.errors import InputError
 from fluxrewrite.kernel import load_plugins
+from fluxrewrite.provider import load_provider
 
 HEAD, HIDDEN, TEXT = 128, 3072, 512
 SEQUENCES = (
@@ -169,6 +170,7 @@ def nkilib(path: Path | None, version: str) -> Iterator[str | None]:
     folder = path / "src" / "nkilib_src"
     if not (folder / "nkilib").is_dir():
         raise InputError(f"--nkilib {path}: no src/nkilib_src/nkilib there; give a checkout of aws-neuron/nki-library")
+    load_provider(f"nkilib@{version}")
     sys.path.insert(0, str(folder))
     try:
         yield f"nkilib@{version}"
