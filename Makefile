@@ -2,13 +2,14 @@
 # make test      the default tests          make test-slow   the rest (wheel, Inductor matrix, full-size graphs)
 # make lint      ruff and mypy              make bench       matching against its peers
 # make xla       torch-xla in .venv-xla     make test-xla    what XLA fuses (7.2 GB, some minutes)
+# make verify    kernels against float64    make bench-kernels   modelled kernel times (NKILIB=checkout to compare)
 PYTHON ?= python3
 VENV ?= .venv
 VENV_XLA ?= .venv-xla
 BIN := $(VENV)/bin
 MODEL ?= flux2-klein-4b
 
-.PHONY: inspect test test-slow xla test-xla lint schema bench clean
+.PHONY: inspect test test-slow xla test-xla lint schema bench bench-kernels verify clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fluxrewrite needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'
@@ -48,6 +49,12 @@ schema: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python tools/bench_matching.py
+
+bench-kernels: $(VENV)/.installed
+	$(BIN)/python tools/bench_kernels.py $(if $(NKILIB),--nkilib $(NKILIB))
+
+verify: $(VENV)/.installed
+	$(BIN)/fluxrewrite verify --kernels
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(VENV_XLA)

@@ -99,8 +99,13 @@ def _norm_rope_attention(
     sin: Tensor,
     interleaved: bool,
     scale: float | None = None,
+    *,
+    is_bounded: bool = False,
 ) -> Tensor:
-    """`fluxrewrite::norm_rope_attention` by `kernels/nki/norm_rope_attention.py`, with exact running maxima."""
+    """`fluxrewrite::norm_rope_attention` by `kernels/nki/norm_rope_attention.py`, with exact running maxima.
+
+    With `is_bounded` the caller promises that no scaled score exceeds 64 in size, and the maxima are left out.
+    """
     size, joint = q[0].shape[-1], len(q) == 2
     tables = (_full_table(t, size, interleaved) for t in (cos, sin))
     streams = [[t.contiguous() for t in stream] for stream in zip(q, k, v, gamma_q, gamma_k, strict=True)]
@@ -110,7 +115,7 @@ def _norm_rope_attention(
     out: Tensor = toolchain(execution).run(
         f"{_NKI}.norm_rope_attention:norm_rope_attention",
         *(*streams[0], *second, *tables),
-        *(factor, *epsilons, joint, interleaved),
+        *(factor, *epsilons, joint, interleaved, is_bounded),
     )
     return out
 

@@ -77,14 +77,14 @@ def _typed(language: Any, values: Iterable[Any]) -> list[Any]:
 
 
 class Emulator:
-    """This repository's emulator."""
+    """This repository's emulator; `cores` for callers that do not say how many."""
 
-    def __init__(self, device: str = "trn2") -> None:
-        self.device = device
+    def __init__(self, device: str = "trn2", cores: int = 1) -> None:
+        self.device, self.cores = device, cores
 
     def run(self, entry: str, *arguments: Any, cores: int = 1, **options: Any) -> Any:
         """See `Toolchain`. Raises `emulator.EmulationError` for what the device would refuse."""
-        run = emulator.simulate(_emulated(entry), self.device, lnc=cores, trace=False)
+        run = emulator.simulate(_emulated(entry), self.device, lnc=max(cores, self.cores), trace=False)
         return run(*_typed(emulator.language, arguments), **options).outputs
 
 
@@ -104,11 +104,14 @@ class Profiler:
 
 
 class Simulator:
-    """AWS's own CPU simulator, `nki.simulate`."""
+    """AWS's own CPU simulator, `nki.simulate`; `cores` for callers that do not say how many."""
+
+    def __init__(self, cores: int = 1) -> None:
+        self.cores = cores
 
     def run(self, entry: str, *arguments: Any, cores: int = 1, **options: Any) -> Any:
         """See `Toolchain`."""
-        kernel = _attribute(entry)
+        kernel, cores = _attribute(entry), max(cores, self.cores)
         simulate = importlib.import_module("nki").simulate
         typed = _typed(importlib.import_module("nki.language"), arguments)
         return simulate(kernel[cores] if cores > 1 else kernel)(*typed, **options)  # type: ignore[index]

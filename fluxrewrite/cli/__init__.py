@@ -1,4 +1,4 @@
-"""The command line: `fluxrewrite inspect`, `kernels`, `devices`, `calibrate`. One file a command."""
+"""The command line, one file a command."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from . import kernels
 from .calibrate import calibrate
 from .devices import devices
 from .inspect import inspect
+from .verify import verify
 
 __all__ = ["app", "main"]
 
@@ -24,6 +25,9 @@ app = typer.Typer(
 app.command(
     epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite inspect flux2-klein-4b --kernels qkv:triple,attention"
 )(inspect)
+app.command(
+    epilog="Exit codes: 0 all within their limits, 1 not, 2 bad input. Example: fluxrewrite verify --kernels --quick"
+)(verify)
 app.add_typer(kernels.app, name="kernels")
 app.command(epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite devices trn2")(devices)
 app.command(epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite calibrate --quick -o here.json")(calibrate)

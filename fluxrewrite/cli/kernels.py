@@ -1,56 +1,99 @@
-"""`fluxrewrite kernels`."""
+"""`fluxrewrite kernels`: the listing; `fluxrewrite kernels profile` is in `profile.py`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shared import show
+from .profile import profile
+from .shared import Format, show, write
 
 if TYPE_CHECKING:
-    from ..kernel import Kernel
+    from rich.console import RenderableType
+
+    from ..kernel import Kernel, Limit
 
 __all__ = ["app"]
 
-app = typer.Typer(help="The kernels: what each takes, and within which limits.", rich_markup_mode=None)
+app = typer.Typer(
+    help="The kernels: what each takes, within which limits, and what a call costs.", rich_markup_mode=None
+)
+app.command(
+    epilog="Exit codes: 0 done, 2 bad input. Example: "
+    "fluxrewrite kernels profile attention --shape heads=6,sequence=4608 --cores 2"
+)(profile)
 
 
 @app.callback(invoke_without_command=True)
-def kernels(context: typer.Context) -> None:
+def kernels(
+    context: typer.Context,
+    format: Annotated[Format, typer.Option(help="text for people, json for programs.")] = Format.TEXT,
+) -> None:
     """List the kernels, what each takes, and the limits within which it is used, by provider and version."""
     if context.invoked_subcommand is not None:
         return
-    from rich.table import Table
-
     from ..kernel import load_kernels
+
+    found = load_kernels().values()
+    if format is Format.JSON:
+        write(json.dumps([_record(k, *offer) for k in found for offer in _offers(k)], indent=2) + "\n", None)
+        return
+    from rich.console import Group
+
+    show(Group(*(part for k in found for part in _listed(k))))
+
+
+def _forms(kernel: Kernel) -> list[str]:
+    """Forms of sites that passes find for the kernel."""
     from ..plan import Selection
 
-    selection = Selection.of(None)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    for name in ("kernel", "provider", "limits", "forms found", "what it does"):
-        table.add_column(name, overflow="fold")
-    for kernel in load_kernels().values():
-        forms = [f for p in selection.passes.values() if p.kernel == kernel.name for f in p.forms]
-        what = ", ".join(forms), kernel.summary
-        for provider, limits in _offers(kernel):
-            table.add_row(kernel.name, provider, limits, *what)
-            what = "", ""
-    show(table)
+    return [f for p in Selection.of(None).passes.values() if p.kernel == kernel.name for f in p.forms]
 
 
-def _offers(kernel: Kernel) -> Iterator[tuple[str, str]]:
-    """Provider (with the versions for which the same limits hold) and limits."""
+def _offers(kernel: Kernel) -> Iterator[tuple[str, str, tuple[Limit, ...], str]]:
+    """Provider, version, the limits that it adds, and its entry; first the op's own as those of "reference"."""
     from ..kernel import load_plugins
 
-    yield "reference", "; ".join(map(str, kernel.limits)) or "none"
-    for provider in load_plugins("fluxrewrite.providers").values():
-        versions: dict[str, list[str]] = {}
+    yield "reference", "", kernel.limits, ""
+    for name, provider in load_plugins("fluxrewrite.providers").items():
         for version in provider.versions or ("",):
-            found = provider.implementations(version).get(kernel.name)
-            if found is not None:
-                versions.setdefault("; ".join(map(str, (*kernel.limits, *found.limits))), []).append(version)
-        for limits, names in versions.items():
-            span = names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}"
-            yield f"{provider.name} {span}".strip(), limits
+            implementation = provider.implementations(version).get(kernel.name)
+            if implementation is not None:
+                yield name, version, implementation.limits, implementation.entry
+
+
+def _record(kernel: Kernel, provider: str, version: str, limits: tuple[Limit, ...], entry: str) -> dict[str, Any]:
+    """One object of the JSON listing; the limits of a provider hold beside those of "reference"."""
+    return {
+        "kernel": kernel.name,
+        "summary": kernel.summary,
+        "forms": _forms(kernel),
+        "provider": provider,
+        "version": version,
+        "entry": entry,
+        "limits": [{"text": str(limit), **asdict(limit)} for limit in limits],
+    }
+
+
+def _listed(kernel: Kernel) -> Iterator[RenderableType]:
+    """A heading, and a row for each provider and span of versions with equal limits."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    yield Text(kernel.name, style="bold")
+    yield Padding(f"{kernel.summary}\nfound as: {', '.join(_forms(kernel)) or 'nothing finds it'}", (0, 0, 0, 2))
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    spans: dict[tuple[str, str], list[str]] = {}
+    for provider, version, limits, _ in _offers(kernel):
+        spans.setdefault((provider, "; ".join(map(str, limits)) or "no further limit"), []).append(version)
+    for (provider, text), versions in spans.items():
+        span = versions[0] if len(versions) == 1 else f"{versions[0]}-{versions[-1]}"
+        table.add_row(f"{provider} {span}".strip(), Text(text))
+    yield Padding(table, (0, 0, 1, 2))

@@ -1,0 +1,128 @@
+import pytest
+import torch
+from fluxrewrite.kernels import samples
+from fluxrewrite.kernels.references import REFERENCES
+
+from fluxrewrite.errors import InputError
+from fluxrewrite.kernel import load_kernels
+from fluxrewrite.provider import implementations
+
+NAMES = sorted(samples.SAMPLES)
+FORMS = [
+    ("rope", "sequence=5,heads=3,head_size=8"),
+    ("rope", "batch=2,sequence=5,heads=3,head_size=8,sequence_dim=2,interleaved=0"),
+    ("rope", "sequence=5,heads=3,head_size=8,rotary=4"),
+    ("qkv", "sequence=5,hidden=16,query=8"),
+    ("qkv", "batch=2,sequence=5,hidden=16,query=8,key=4,bias=1"),
+    ("attention", "sequence=5,heads=4,head_size=8"),
+    ("attention", "sequence=5,heads=4,head_size=8,kv_heads=2,kv_sequence=7,bshd=1"),
+    ("attention", "batch=2,sequence=5,heads=4,head_size=8,mask=1"),
+    ("attention", "sequence=9,kv_sequence=1,heads=1,head_size=8,mask=2"),
+    ("attention", "sequence=9,kv_sequence=5,heads=1,head_size=8,causal=1"),
+    ("norm_rope_attention", "sequence=6,heads=2,head_size=8"),
+    ("norm_rope_attention", "batch=2,sequence=6,text=2,heads=2,head_size=8,interleaved=0"),
+]
+
+
+def tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for v in value for t in tensors(v)] if isinstance(value, (list, tuple)) else []
+
+
+@pytest.mark.parametrize(("name", "text"), FORMS)
+def test_ops_take_the_arguments_and_return_what_is_counted(name, text):
+    sizes = samples.parse_sizes(name, text)
+    meta = samples.arguments(name, sizes, torch.bfloat16)
+    assert all(t.is_meta for t in tensors(meta))
+    op = load_kernels()[name].op
+    returned = tensors(op(*meta))
+    assert sum(t.numel() for t in returned) == samples.sample(name).outputs(sizes)
+    moved = sum(t.numel() * t.element_size() for t in (*tensors(meta), *returned))
+    assert samples.traffic(name, sizes, torch.bfloat16) == moved
+    random = samples.arguments(name, sizes, torch.bfloat16, "cpu")
+    assert [(t.shape, t.dtype) for t in tensors(random)] == [(t.shape, t.dtype) for t in tensors(meta)]
+
+
+@pytest.mark.parametrize(("name", "text"), FORMS)
+def test_float64_references_agree_with_the_ops(name, text):
+    arguments = samples.arguments(name, samples.parse_sizes(name, text), torch.float64, "cpu")
+    got, wanted = (tensors(f(*arguments)) for f in (REFERENCES[name], load_kernels()[name].op))
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_boolean_mask_that_takes_every_key_gives_zero():
+    q = torch.randn(1, 1, 3, 4)
+    mask = torch.tensor([[True], [False], [True]])
+    out = REFERENCES["attention"](q, q[:, :, :1], q[:, :, :1], mask)
+    assert not out[0, 0, 1].any()
+    assert out[0, 0, 0].any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_facts_have_all_that_limits_speak_of(name):
+    """A limit on something unknown would never refuse anything."""
+    known = {*samples.facts(name, samples.complete(name, {})), "dtype"}
+    limits = load_kernels()[name].limits + implementations("builtin")[name].limits
+    assert {part for limit in limits for part in limit.dim.split("*")} <= known
+
+
+def test_same_seed_same_numbers():
+    sizes = samples.complete("attention", {"sequence": 4, "heads": 1})
+    first, again, other = (samples.arguments("attention", sizes, torch.float32, "cpu", s) for s in (1, 1, 2))
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[0], first[1])
+
+
+def test_logits_reach_what_is_asked():
+    sizes = samples.complete("attention", {"sequence": 77, "heads": 2, "head_size": 64})
+    q, k, _, _, scale, *_ = samples.arguments("attention", sizes, torch.float32, "cpu", logits=1e4)
+    assert float((q @ k.transpose(-1, -2)).abs().max() * scale) == pytest.approx(1e4, rel=1e-4)
+    sizes = samples.complete("norm_rope_attention", {"sequence": 77, "heads": 1, "head_size": 64})
+    q, k, _, gamma_q, gamma_k, *_ = samples.arguments("norm_rope_attention", sizes, torch.float32, "cpu", logits=1e4)
+    normed = [torch.nn.functional.rms_norm(t, [64], g[0]) for t, g in ((q[0], gamma_q), (k[0], gamma_k))]
+    scores = normed[0][0, :, 0] @ normed[1][0, :, 0].T / 8
+    assert float(scores.max()) == pytest.approx(1e4, rel=1e-3)
+    assert float(scores.min()) == pytest.approx(-1e4, rel=1e-3)
+
+
+def test_flops():
+    assert samples.flops("qkv", samples.parse_sizes("qkv", "sequence=3,hidden=5,query=7")) == 2 * 3 * 5 * 21
+    one = "heads=2,sequence=4,head_size=8"
+    assert samples.flops("attention", samples.parse_sizes("attention", one)) == 4 * 2 * 4 * 4 * 8
+    assert samples.flops("attention", samples.parse_sizes("attention", one + ",causal=1")) == 4 * 2 * 10 * 8
+    wide = one + ",causal=1,kv_sequence=2"  # rows see 1, 2, 2 and 2 keys
+    assert samples.flops("attention", samples.parse_sizes("attention", wide)) == 4 * 2 * 7 * 8
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wrong", "remedy"),
+    [
+        ("rope", "head=3", "no size 'head'", "known: batch, sequence, heads"),
+        ("rope", "heads=many", "'heads=many'", "whole number"),
+        ("rope", "heads", "'heads'", "heads=24"),
+        ("rope", "heads=1.5", "1.5", "whole number"),
+        ("rope", "heads=0", "heads=0", "1 or more"),
+        ("rope", "heads=-2", "heads=-2", "1 or more"),
+        ("rope", "interleaved=2", "interleaved=2", "0 or 1"),
+        ("rope", "rotary=100", "rotary=100", "half of it"),
+        ("rope", "head_size=5", "head_size=5", "even"),
+        ("attention", "mask=3", "mask=3", "0 or 1 or 2"),
+        ("attention", "heads=5,kv_heads=2", "heads=5", "multiple of kv_heads=2"),
+        ("norm_rope_attention", "text=768", "text=768", "no image tokens"),
+        ("norm_rope_attention", "text=-1", "text=-1", "1 or more"),
+        ("softcap", None, "'softcap'", "attention, norm_rope_attention, qkv, rope"),
+    ],
+)
+def test_bad_sizes(name, text, wrong, remedy):
+    with pytest.raises(InputError) as error:
+        samples.parse_sizes(name, text)
+    assert wrong in str(error.value)
+    assert remedy in str(error.value)
+
+
+def test_complete_refuses_unknown_names():
+    with pytest.raises(InputError, match="qkv has no size 'heads'"):
+        samples.complete("qkv", {"heads": 3})
