@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
@@ -45,13 +45,23 @@ Price = Callable[[Block, Sequence[Site]], float]
 
 @dataclass(frozen=True)
 class Choice:
-    """What was decided for the sites of one kind of block, and the times that led to it, by names of the kernels."""
+    """What was decided for the sites of one kind of block.
+
+    Attributes:
+        block: path of the first such block.
+        blocks: how many there are.
+        taken: the kinds of site that kernels take.
+        times: time of the block by the names of the kernels in it.
+        chosen: the names of those taken.
+        alone: what each kind of kernel alone adds to the block's time.
+    """
 
     block: str
     blocks: int
     taken: Kinds
     times: Mapping[str, float]
     chosen: str
+    alone: Mapping[str, float]
 
 
 def blocks(view: GraphView, sites: Sequence[Site]) -> list[Block]:
@@ -110,7 +120,7 @@ def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[S
 def _counted(choice: Choice, known: Choice | None) -> Choice:
     if known is None:
         return choice
-    return Choice(known.block, known.blocks + 1, known.taken, known.times, known.chosen)
+    return replace(known, blocks=known.blocks + 1)
 
 
 def _decide(block: Block, price: Price) -> Choice:
@@ -126,8 +136,11 @@ def _decide(block: Block, price: Price) -> Choice:
             times[name], sets[name] = price(block, taken), frozenset(_kind(s) for s in taken)
         return name
 
-    for wanted in (frozenset(), *(frozenset([kind]) for kind in kinds), frozenset(kinds)):
-        tried(wanted)
+    none = times[tried(frozenset())]
+    alone: dict[str, float] = defaultdict(float)
+    for kind in kinds:
+        alone[str(kind[0])] += times[tried(frozenset([kind]))] - none
+    tried(frozenset(kinds))
     best = _least(times, sets)
     while True:
         for kind in kinds:
@@ -136,9 +149,9 @@ def _decide(block: Block, price: Price) -> Choice:
         if better == best:
             break
         best = better
-    if times[best] > times["none"] * (1 - MARGIN):
+    if times[best] > none * (1 - MARGIN):
         best = "none"
-    return Choice(block.path, 1, sets[best], times, best)
+    return Choice(block.path, 1, sets[best], times, best, alone)
 
 
 def _least(times: Mapping[str, float], sets: Mapping[str, Kinds]) -> str:

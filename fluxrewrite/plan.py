@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch.fx import GraphModule, Node
 
+from .choose import Choice
 from .errors import InputError
 from .graph import GraphView
 from .kernel import Kernel, load_kernels, load_plugins
@@ -14,7 +15,7 @@ from .provider import provided
 from .rewrite import Pass, Replacement, needs_grad, rewrite
 from .site import Code, Finding, Miss, Reason, Site
 
-__all__ = ["Decision", "Plan", "Policy", "Selection", "apply", "make_plan"]
+__all__ = ["CHOOSING", "Chooser", "Decision", "Plan", "Policy", "Selection", "apply", "check_policy", "make_plan"]
 
 Policy = str | Callable[[Site], bool]
 
@@ -110,10 +111,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every finding of one graph with its decision, in graph order within a kind."""
+    """Every finding of one graph with its decision, in graph order within a kind; `choices` of the policy "auto"."""
 
     decisions: tuple[Decision, ...]
     selection: Selection
+    choices: tuple[Choice, ...] = ()
 
     def replacements(self) -> list[Replacement]:
         """The sites that kernels take."""
@@ -132,7 +134,7 @@ class Plan:
             if reason is not None and isinstance(d.finding, Site):
                 d = Decision(replace(d.finding, reasons=(reason,)), "keep", (reason,))
             changed.append(d)
-        return Plan(tuple(changed), self.selection)
+        return Plan(tuple(changed), self.selection, self.choices)
 
 
 OnError = Callable[[str, Exception], None]
@@ -142,17 +144,27 @@ def _raise(_: str, error: Exception) -> None:
     raise error
 
 
-def make_plan(view: GraphView, selection: Selection, policy: Policy = "all", on_error: OnError = _raise) -> Plan:
+Chooser = Callable[[GraphView, Sequence[Site]], tuple[Sequence[Site], Sequence[Choice]]]
+"""Answers which of the eligible sites kernels take, and why: `choose.choose` with a price."""
+
+
+def make_plan(
+    view: GraphView,
+    selection: Selection,
+    policy: Policy = "all",
+    on_error: OnError = _raise,
+    chooser: Chooser | None = None,
+) -> Plan:
     """Find all sites of the selected passes and decide on each.
 
-    `policy`: "all" rewrites every eligible site, "none" keeps them all, a callable answers True for each site to rewrite.
+    `policy`: "all" rewrites every eligible site, "none" keeps them all, a callable answers True for each site to rewrite, and
+    "auto" and "measure" take what `chooser` answers. `chooser` is asked whatever the policy, if there is one.
     `on_error` is told of a pass or policy that raised, and what it was doing; by default the error goes on up. If it
     returns, that pass finds nothing, or that site is kept.
 
     Raises InputError for an unknown policy.
     """
-    if not callable(policy) and policy not in ("all", "none"):
-        raise InputError(f"unknown policy {policy!r}; known: all, none, or a callable on sites")
+    check_policy(policy)
     decisions = []
     for kind, rewriter in selection.passes.items():
         kernel = selection.kernels.get(rewriter.kernel)
@@ -168,13 +180,45 @@ def make_plan(view: GraphView, selection: Selection, policy: Policy = "all", on_
                 on_error(f"policy {policy!r}", error)
                 decision = Decision(finding, "keep", (Reason(Code.POLICY, f"the policy raised {error!r}", ""),))
             decisions.append(decision)
-    return Plan(tuple(_without_covered(decisions)), selection)
+    choices: Sequence[Choice] = ()
+    if chooser is not None:
+        chosen: Sequence[Site] = ()
+        try:
+            chosen, choices = chooser(view, [d.finding for d in decisions if _could(d) and isinstance(d.finding, Site)])
+        except Exception as error:
+            on_error("choosing kernels", error)
+        if policy in CHOOSING:
+            decisions = list(_without_covered(decisions, chosen))
+            decisions = [_chosen(d, {id(s) for s in chosen}, policy) for d in decisions]
+    taken = [d.finding for d in decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
+    return Plan(tuple(_without_covered(decisions, taken)), selection, tuple(choices))
 
 
-def _without_covered(decisions: Sequence[Decision]) -> Iterator[Decision]:
+def _could(decision: Decision) -> bool:
+    """Whether nothing but the policy stands between a site and its kernel."""
+    return decision.choice == "kernel" or [r.code for r in decision.reasons] == [Code.POLICY]
+
+
+CHOOSING = ("auto", "measure")
+"""Policies that compare times."""
+
+
+def check_policy(policy: Policy) -> None:
+    """Raise InputError for a policy that is none."""
+    if not callable(policy) and policy not in ("all", "none", *CHOOSING):
+        raise InputError(f"unknown policy {policy!r}; known: auto, measure, all, none, or a callable on sites")
+
+
+def _chosen(decision: Decision, taken: set[int], policy: Policy) -> Decision:
+    if decision.choice != "kernel" or id(decision.finding) in taken or not isinstance(decision.finding, Site):
+        return decision
+    why = f"policy {policy!r} keeps it: no set of kernels with it makes its block faster"
+    return Decision(decision.finding, "keep", (Reason(Code.POLICY, why, decision.finding.outputs[0].name),))
+
+
+def _without_covered(decisions: Sequence[Decision], taken: Sequence[Site]) -> Iterator[Decision]:
     """Where two sites hold the same values, the larger one is taken by its kernel and the smaller ones are kept."""
     owners: dict[Node, Site] = {}
-    taken = [d.finding for d in decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
     for site in sorted(taken, key=lambda s: len(s.interior)):
         owners.update(dict.fromkeys((*site.interior, *site.outputs), site))
     for d in decisions:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
-    "SCHEMA", "Boundary", "BreakInfo", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "ReasonInfo", "Report",
-    "Segments", "SiteInfo", "Summary", "TensorInfo", "Timing", "Verdict", "schema_text",
+    "SCHEMA", "AbsorptionInfo", "Boundary", "BreakInfo", "ChoiceInfo", "CompileInfo", "Effect", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "ReasonInfo", "Report",
+    "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo", "Timing", "Verdict", "schema_text",
 ]  # fmt: skip
 
 SCHEMA = "fluxrewrite.report/1"
@@ -84,9 +84,11 @@ class SiteInfo(_Record):
 
 
 class TensorInfo(_Record):
-    """A tensor that goes through memory; `bytes` is its size."""
+    """A tensor that goes through memory; `bytes` is its size, `op` what computes it, `role` what it is to the kernel call."""
 
     name: str
+    op: str
+    role: Literal["operand", "result"]
     shape: tuple[int | str, ...]
     dtype: str
     bytes: int
@@ -99,16 +101,84 @@ class LostFusion(_Record):
     consumer: str
 
 
+class AbsorptionInfo(_Record):
+    """Operations next to a kernel call that, taken into the kernel, would save `bytes` of traffic."""
+
+    side: Literal["before", "after"]
+    ops: tuple[str, ...]
+    nodes: tuple[str, ...]
+    path: str
+    bytes: int
+
+
 class Boundary(_Record):
-    """Where a kernel call stands between operations, and what that costs, in microseconds, on the basis named."""
+    """Where a kernel call stands between operations, and what that costs a step, in microseconds, on the basis named.
+
+    `site` is the id of a site; it is "" for a graph break, which has `reason` and `path`, the line of the model. `bytes` is the
+    sum of the tensors.
+    """
 
     site: str
+    graph: int
     kind: Literal["split", "barrier", "layout"]
+    path: str
     bytes: int
     tensors: tuple[TensorInfo, ...]
     lost_fusions: tuple[LostFusion, ...]
+    absorptions: tuple[AbsorptionInfo, ...] = ()
     cost_us: float | None
     basis: Literal["measured", "modelled", "assumed"]
+    reason: str = ""
+
+
+class StepInfo(_Record):
+    """Predicted microseconds of a step, and what they would be at both ends of the figures' ranges."""
+
+    us: float
+    low_us: float
+    high_us: float
+    basis: Literal["modelled", "assumed"]
+
+
+class CompileInfo(_Record):
+    """A cold compile: distinct kernels and executables to compile, and seconds where runs say something of that."""
+
+    specialisations: int
+    executables: int
+    seconds: float | None
+    low_s: float | None
+    high_s: float | None
+    basis: Literal["measured", "assumed"]
+    why: str
+
+
+class ChoiceInfo(_Record):
+    """What `policy="auto"` would take in one kind of block: microseconds of the block by the set of kernels."""
+
+    block: str
+    blocks: int
+    chosen: str
+    times_us: dict[str, float]
+
+
+class Effect(_Record):
+    """The graphs before and after the rewrite, by a model of the compiler and of the device.
+
+    `lost_elsewhere` counts pairs of operations outside all kernel calls that are no longer fused.
+    """
+
+    device: str
+    regime: Literal["compile", "lazy"]
+    compiler: str
+    bytes_before: int
+    bytes_after: int
+    kernels_before: int
+    kernels_after: int
+    lost_elsewhere: int
+    step_before: StepInfo
+    step_after: StepInfo
+    compile: CompileInfo
+    choices: tuple[ChoiceInfo, ...]
 
 
 class Segments(_Record):
@@ -164,6 +234,7 @@ class Report(_Record):
     sites: tuple[SiteInfo, ...]
     boundaries: tuple[Boundary, ...] = ()
     segments: Segments | None = None
+    effect: Effect | None = None
     summary: Summary
     verdicts: tuple[Verdict, ...] = ()
 

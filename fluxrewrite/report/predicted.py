@@ -1,0 +1,210 @@
+"""The part of the report that is predicted: boundaries with their costs, the effect of the plan, verdicts."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..boundary import Boundary as Border
+from ..boundary import Materialised
+from ..capture import Break
+from ..choose import Choice
+from ..cost import Case, Work, estimate
+from ..cost.compile_cost import compile_cost
+from ..cost.deltas import applied
+from ..cost.verdicts import Candidate, Modelled, verdicts
+from ..effect import Effect as Change
+from ..plan import Plan
+from ..site import Site
+from ..step import Step
+from ..target import Target
+from .model import (
+    AbsorptionInfo,
+    Boundary,
+    ChoiceInfo,
+    CompileInfo,
+    Effect,
+    LostFusion,
+    Segments,
+    StepInfo,
+    TensorInfo,
+    Verdict,
+)
+
+__all__ = ["Forecast", "boundaries_of", "breaks_of", "effect_info", "segments_of", "verdicts_of"]
+
+Basis = Literal["measured", "modelled", "assumed"]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One graph with its plan and what the plan does to it."""
+
+    plan: Plan
+    change: Change
+
+
+def boundaries_of(forecast: Forecast, graph: int, ids: Mapping[int, str], target: Target, case: Case) -> list[Boundary]:
+    """The borders of one graph; `ids` names sites by their identity."""
+    return [_boundary(b, graph, ids[id(b.site)], target, case) for b in forecast.change.boundaries]
+
+
+def breaks_of(breaks: Sequence[Break], target: Target) -> list[Boundary]:
+    """Graph breaks: each ends an executable."""
+    cost = estimate(target.device, Work(launches=1))
+    return [
+        Boundary(
+            site="",
+            graph=index,
+            kind="split",
+            path=stop.location,
+            bytes=0,
+            tensors=(),
+            lost_fusions=(),
+            cost_us=_rounded(cost.us),
+            basis=cost.basis,
+            reason=stop.reason,
+        )
+        for index, stop in enumerate(breaks)
+    ]
+
+
+def _boundary(border: Border, graph: int, site: str, target: Target, case: Case) -> Boundary:
+    cost, basis = _cost(border, target, case)
+    return Boundary(
+        site=site,
+        graph=graph,
+        kind=border.kind,
+        path=border.site.path,
+        bytes=border.bytes,
+        tensors=tuple(map(_tensor, border.tensors)),
+        lost_fusions=tuple(LostFusion(producer=p, consumer=c) for p, c in border.lost),
+        absorptions=tuple(
+            AbsorptionInfo(side=a.side, ops=a.ops, nodes=a.nodes, path=a.path, bytes=a.bytes)
+            for a in border.absorptions
+        ),
+        cost_us=_rounded(cost),
+        basis=basis,
+    )
+
+
+def _cost(border: Border, target: Target, case: Case) -> tuple[float, Basis]:
+    """What was measured for such a call; else each tensor written once and read once more, and the call itself."""
+    found = applied(target.evidence, case, f"{border.site.kind}:{border.site.form}")
+    if found is not None and border.kind != "layout":
+        return (0.0 if found.neutral else found.us_per_call), found.basis
+    split = border.kind == "split"
+    work = Work(bytes=2 * border.bytes, calls=int(border.kind != "layout"), launches=int(split))
+    time = estimate(target.device, work)
+    return time.us, time.basis
+
+
+def _tensor(tensor: Materialised) -> TensorInfo:
+    return TensorInfo(
+        name=tensor.name,
+        op=tensor.op,
+        role=tensor.role,
+        shape=tensor.shape,
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        bytes=tensor.bytes,
+    )
+
+
+def segments_of(forecasts: Sequence[Forecast]) -> Segments:
+    """Executables of all graphs."""
+    changes = [f.change for f in forecasts]
+    return Segments(
+        before=sum(c.segments_before for c in changes),
+        after=sum(c.segments_after for c in changes),
+    )
+
+
+def effect_info(forecasts: Sequence[Forecast], target: Target, case: Case) -> Effect:
+    """The effects on all graphs added up."""
+    changes = [f.change for f in forecasts]
+    keys: dict[str, list[object]] = defaultdict(list)
+    for site in _rewritten(forecasts):
+        keys[f"{site.kind}:{site.form}"].append((tuple(site.shapes.items()), site.dtype, tuple(site.facts.items())))
+    cost = compile_cost(target.evidence, case, keys, sum(c.segments_after for c in changes))  # type: ignore[arg-type]
+    return Effect(
+        device=target.device.name,
+        regime=target.regime,  # type: ignore[arg-type]
+        compiler=target.rules.name,
+        bytes_before=sum(c.bytes_before for c in changes),
+        bytes_after=sum(c.bytes_after for c in changes),
+        kernels_before=sum(c.kernels_before for c in changes),
+        kernels_after=sum(c.kernels_after for c in changes),
+        lost_elsewhere=sum(len(c.elsewhere) for c in changes),
+        step_before=_step([c.before for c in changes]),
+        step_after=_step([c.after for c in changes]),
+        compile=CompileInfo(
+            specialisations=cost.specialisations,
+            executables=cost.executables,
+            seconds=cost.seconds,
+            low_s=cost.low_s,
+            high_s=cost.high_s,
+            basis=cost.basis,
+            why=cost.why,
+        ),
+        choices=tuple(_choice(c) for f in forecasts for c in f.plan.choices),
+    )
+
+
+def _rewritten(forecasts: Sequence[Forecast]) -> list[Site]:
+    return [
+        d.finding for f in forecasts for d in f.plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)
+    ]
+
+
+def _step(steps: Iterable[Step]) -> StepInfo:
+    found = list(steps)
+    return StepInfo(
+        us=_rounded(sum(s.us for s in found)),
+        low_us=_rounded(sum(s.low_us for s in found)),
+        high_us=_rounded(sum(s.high_us for s in found)),
+        basis="assumed" if any(s.basis == "assumed" for s in found) else "modelled",
+    )
+
+
+def _choice(choice: Choice) -> ChoiceInfo:
+    times = {name: _rounded(us) for name, us in sorted(choice.times.items(), key=lambda item: item[1]) if us < 1e18}
+    return ChoiceInfo(block=choice.block, blocks=choice.blocks, chosen=choice.chosen, times_us=times)
+
+
+def verdicts_of(forecasts: Sequence[Forecast], target: Target, case: Case) -> tuple[Verdict, ...]:
+    """A verdict for each kind of kernel, and one for all kinds that the plan uses together."""
+    step = sum(f.change.before.us for f in forecasts)
+    assumed = any(f.change.before.basis == "assumed" for f in forecasts)
+    candidates = [_candidate(kind, forecasts, step, assumed) for kind in _kinds(forecasts)]
+    used = [kind for kind in _kinds(forecasts) if any(s.kind == kind for s in _rewritten(forecasts))]
+    return verdicts(candidates, case, target.evidence, [used] if len(used) > 1 else [])
+
+
+def _kinds(forecasts: Sequence[Forecast]) -> list[str]:
+    return list(dict.fromkeys(kind for f in forecasts for kind in f.plan.selection.passes))
+
+
+def _candidate(kind: str, forecasts: Sequence[Forecast], step: float, assumed: bool) -> Candidate:
+    forms: Counter[str] = Counter()
+    refusals: list[str] = []
+    for forecast in forecasts:
+        selected = forecast.plan.selection.forms.get(kind)
+        for d in forecast.plan.decisions:
+            if d.finding.kind != kind:
+                continue
+            if d.status == "eligible" and isinstance(d.finding, Site):
+                forms[d.finding.form] += selected is None or d.finding.form in selected
+            else:
+                refusals += [r.message for r in d.reasons]
+    added = sum(c.alone.get(kind, 0.0) * c.blocks for f in forecasts for c in f.plan.choices)
+    modelled = None
+    if step > 0 and 0 < step + added < 1e18:
+        modelled = Modelled(step, step + added, "assumed" if assumed else "modelled")
+    return Candidate(kind, {f: n for f, n in forms.items() if n}, tuple(refusals), modelled)
+
+
+def _rounded(value: float) -> float:
+    """Six digits: more is not known, and reports stay the same bytes."""
+    return float(f"{value:.6g}")
