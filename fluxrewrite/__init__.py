@@ -1,6 +1,6 @@
 """fluxrewrite: NKI kernels into traced diffusers transformers, and what each call costs the compiler's fusion."""
 
-from .analysis import inspect
+from .analysis import Options, inspect
 from .errors import CheckFailed, FluxrewriteError, InputError, RewriteError
 from .report.model import Report
 from .site import Code, Miss, Reason, Site
@@ -13,6 +13,7 @@ __all__ = [
     "FluxrewriteError",
     "InputError",
     "Miss",
+    "Options",
     "Reason",
     "Report",
     "RewriteError",

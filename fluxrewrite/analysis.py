@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,101 +15,175 @@ import torch
 from torch.fx import GraphModule
 
 from .capture import Capture, capture, capture_spec
+from .choose import Choice, Price, choose
+from .cost import Case
+from .effect import effect_of
+from .errors import InputError
 from .graph import GraphView
 from .models import ModelSpec, Shapes
-from .plan import Policy, Selection, make_plan
-from .report.build import Analysed, build_report, dynamic_sizes
+from .plan import Policy, Selection, apply, check_policy, make_plan
+from .price import Predicted
+from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.model import BreakInfo, ModelInfo, Report, Timing
+from .site import Site
+from .target import Target
 
-__all__ = ["analyse", "inspect", "inspect_spec", "peak_rss_mb"]
+__all__ = ["Options", "analyse", "inspect", "inspect_spec", "peak_rss_mb"]
 
 
-def analyse(gm: GraphModule, selection: Selection, policy: Policy, **options: Any) -> Analysed:
-    """View one graph and plan its rewrite; `options` go to `make_plan`."""
+@dataclass(frozen=True)
+class Options:
+    """What to look for, and what for.
+
+    Attributes:
+        kernels: kinds (and forms) to look for, as `"qkv:triple,attention"` or a sequence; all when None.
+        policy: "auto" takes what makes each block fastest as predicted; "all", "none", or a callable that answers True for each
+            site to rewrite.
+        dynamic: trace with symbolic sizes.
+        provider: whose kernels, as `fluxrewrite.backend` takes it.
+        tp: ranks among which heads and columns are divided before limits are checked.
+        device: name or file of a device profile: what times are predicted for.
+        regime: "compile", or "lazy", where every kernel call splits the executable.
+        compiler: name or file of fusion rules; by default those of the device's compiler.
+        evidence: files of measured runs beside those that ship.
+    """
+
+    kernels: str | Iterable[str] | None = None
+    policy: Policy = "all"
+    dynamic: bool = False
+    provider: str = "builtin"
+    tp: int = 1
+    device: str | Path = "trn2"
+    regime: str = "compile"
+    compiler: str | None = None
+    evidence: tuple[str | Path, ...] = ()
+
+    def resolve(self) -> tuple[Selection, Target]:
+        """Passes and kernels, and the target. Raises InputError for unknown names and unreadable files."""
+        check_policy(self.policy)
+        if self.policy == "measure":
+            raise InputError("policy 'measure' runs kernels; use it in fluxrewrite.backend, or 'auto' to predict")
+        return (
+            Selection.of(self.kernels, self.provider, tp=self.tp),
+            Target.of(self.device, self.regime, self.compiler, self.evidence),
+        )
+
+
+def analyse(
+    gm: GraphModule,
+    selection: Selection,
+    policy: Policy,
+    target: Target | None = None,
+    case: Case | None = None,
+    on_error: Callable[[str, Exception], None] | None = None,
+    price: Callable[[GraphView], Price] | None = None,
+) -> tuple[Analysed, GraphModule]:
+    """View one graph, plan its rewrite, carry it out on a copy, and predict what that does if there is a target.
+
+    Args:
+        gm: the graph; not changed.
+        selection, policy, on_error: as `make_plan` takes them.
+        target, case: what predictions are made for.
+        price: compares sets of kernels in the place of the prediction, as the policy "measure" does.
+    """
     view = GraphView(gm.graph)
-    return Analysed(view, make_plan(view, selection, policy, **options))
+    errors = {} if on_error is None else {"on_error": on_error}
+    if price is None and target is not None:
+        known = case or Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
+        price = functools.partial(Predicted, target=target, case=known)
+    chooser = None if price is None else functools.partial(_choose, price)
+    plan = make_plan(view, selection, policy, chooser=chooser, **errors)
+    rewritten, plan = apply(gm, plan)
+    change = None if target is None else effect_of(view, rewritten, plan, target)
+    if change is not None and policy == "auto" and change.after.us > change.before.us:
+        plan, rewritten = plan.kept("the whole step would be slower than without kernels, as predicted"), gm
+        change = effect_of(view, gm, plan, target)  # type: ignore[arg-type]
+    return Analysed(view, plan, change), rewritten
+
+
+def _choose(
+    price: Callable[[GraphView], Price], view: GraphView, sites: Sequence[Site]
+) -> tuple[Sequence[Site], Sequence[Choice]]:
+    return choose(view, sites, price(view))
 
 
 def inspect(
     model: torch.nn.Module | Callable[..., Any],
     inputs: Mapping[str, Any] | None = None,
     *,
-    kernels: str | Iterable[str] | None = None,
-    policy: Policy = "all",
-    dynamic: bool = False,
-    provider: str = "builtin",
-    tp: int = 1,
+    options: Options = Options(),
     **named_inputs: Any,
 ) -> Report:
-    """What fluxrewrite would rewrite in `model(**inputs)`, and why not more.
+    """What fluxrewrite would rewrite in `model(**inputs)`, why not more, and what that costs and saves.
 
     The model is traced with fake tensors: nothing is computed, no weight is read, and it is left as it was.
 
     Args:
         model: a module or function.
-        inputs: keyword arguments of the call, for names that clash with the options below.
-        kernels: kinds (and forms) to look for, as `"qkv:triple,attention"` or a sequence; all when None.
-        policy: "all", "none", or a callable that answers True for each site to rewrite.
-        dynamic: trace with symbolic sizes.
-        provider: whose kernels, as `fluxrewrite.backend` takes it.
-        tp: ranks among which heads and columns are divided before limits are checked.
+        inputs: keyword arguments of the call, for names that clash with `options`.
+        options: what to look for, and for which device.
         **named_inputs: keyword arguments of the call.
 
     Raises:
-        InputError: an unknown kernel, form, policy or provider, or a model that raises when it is traced.
+        InputError: an unknown name in `options`, or a model that raises when it is traced.
     """
     start = time.perf_counter()
-    selection = Selection.of(kernels, provider, tp=tp)
-    captured = capture(model, {**(inputs or {}), **named_inputs}, dynamic=dynamic)
-    return _report(captured, type(model).__name__, selection, policy, start, time.perf_counter())
+    resolved = options.resolve()
+    captured = capture(model, {**(inputs or {}), **named_inputs}, dynamic=options.dynamic)
+    return _report(captured, type(model).__name__, resolved, options, start)
 
 
 def inspect_spec(
-    spec: ModelSpec,
-    shapes: Shapes,
-    dtype: torch.dtype = torch.bfloat16,
-    *,
-    kernels: str | Iterable[str] | None = None,
-    policy: Policy = "all",
-    dynamic: bool = False,
-    provider: str = "builtin",
-    tp: int = 1,
+    spec: ModelSpec, shapes: Shapes, dtype: torch.dtype = torch.bfloat16, options: Options = Options()
 ) -> Report:
     """`inspect` for a model found by name (`fluxrewrite.models.find_model`)."""
     start = time.perf_counter()
-    selection = Selection.of(kernels, provider, tp=tp)
-    captured = capture_spec(spec, shapes, dtype, dynamic=dynamic)
-    return _report(captured, spec.name, selection, policy, start, time.perf_counter(), shapes)
+    resolved = options.resolve()
+    captured = capture_spec(spec, shapes, dtype, dynamic=options.dynamic)
+    return _report(captured, spec.name, resolved, options, start, shapes)
 
 
 def _report(
     captured: Capture,
     name: str,
-    selection: Selection,
-    policy: Policy,
+    resolved: tuple[Selection, Target],
+    options: Options,
     start: float,
-    traced: float,
     shapes: Shapes | None = None,
 ) -> Report:
-    analysed = [analyse(gm, selection, policy) for gm in captured.graphs]
+    traced = time.perf_counter()
+    selection, target = resolved
+    dtype = str(captured.dtype).removeprefix("torch.")
+    case = Case(
+        device=target.device.name,
+        regime=target.regime,  # type: ignore[arg-type]
+        model=name,
+        dtype=dtype,
+        tp=selection.tp,
+        batch=shapes.batch if shapes else None,
+        image_tokens=shapes.image_tokens if shapes else None,
+        text_tokens=shapes.text_tokens if shapes else None,
+    )
+    analysed = [analyse(gm, selection, options.policy, target, case)[0] for gm in captured.graphs]
     matched = time.perf_counter()
     model = ModelInfo(
         name=name,
         parameters=captured.parameters,
-        dtype=str(captured.dtype).removeprefix("torch."),
-        batch=shapes.batch if shapes else None,
-        image_tokens=shapes.image_tokens if shapes else None,
-        text_tokens=shapes.text_tokens if shapes else None,
+        dtype=dtype,
         tp=selection.tp,
+        batch=case.batch,
+        image_tokens=case.image_tokens,
+        text_tokens=case.text_tokens,
         graphs=len(captured.graphs),
         graph_nodes=sum(len(a.view.nodes) for a in analysed),
         graph_breaks=tuple(BreakInfo(reason=b.reason, location=b.location) for b in captured.breaks),
         dynamic_sizes=dynamic_sizes(captured.graphs),
     )
-    zero = Timing(capture_s=traced - start, match_s=matched - traced, analyse_s=0, total_s=0, peak_rss_mb=peak_rss_mb())
-    report = build_report(analysed, selection, policy, model, zero)
+    zero = Timing(capture_s=traced - start, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=peak_rss_mb())
+    foresight = Foresight(target, case, captured.breaks)
+    report = build_report(analysed, selection, options.policy, model, zero, foresight)
     end = time.perf_counter()
-    timing = zero.model_copy(update={"analyse_s": end - matched, "total_s": end - start})
+    timing = zero.model_copy(update={"match_s": matched - traced, "analyse_s": end - traced, "total_s": end - start})
     return report.model_copy(update={"timing": timing})
 
 

@@ -136,6 +136,16 @@ class Plan:
             changed.append(d)
         return Plan(tuple(changed), self.selection, self.choices)
 
+    def kept(self, why: str) -> Plan:
+        """The plan with every site that a kernel would have taken kept, for this reason."""
+        changed = [
+            Decision(d.finding, "keep", (Reason(Code.POLICY, why, d.finding.outputs[0].name),))
+            if d.choice == "kernel" and isinstance(d.finding, Site)
+            else d
+            for d in self.decisions
+        ]
+        return Plan(tuple(changed), self.selection, self.choices)
+
 
 OnError = Callable[[str, Exception], None]
 

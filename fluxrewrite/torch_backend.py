@@ -14,14 +14,17 @@ from torch._logging._internal import trace_structured
 from torch.fx import GraphModule
 
 from .analysis import analyse, peak_rss_mb
+from .cost import Case
 from .errors import InputError, RewriteError
-from .plan import Plan, Policy, Selection, apply
-from .report.build import Analysed, build_report, dynamic_sizes, merge
+from .plan import CHOOSING, Plan, Policy, Selection, check_policy
+from .report.build import Foresight, build_report, dynamic_sizes, merge
 from .report.model import ModelInfo, Report, Timing
 from .site import Code
+from .target import Target
 
 __all__ = ["Backend", "backend", "default_inner", "dynamo_backend"]
 
+_NO_TIME = Timing(capture_s=0, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=0)
 log = logging.getLogger("fluxrewrite")
 Inner = str | Callable[..., Any]
 
@@ -35,6 +38,8 @@ def backend(
     options: Mapping[str, Any] | None = None,
     provider: str = "builtin",
     execution: str | None = None,
+    device: str | Path | None = None,
+    evidence: Iterable[str | Path] = (),
 ) -> Backend:
     """A backend for `torch.compile(model, backend=fluxrewrite.backend(...))`.
 
@@ -42,7 +47,8 @@ def backend(
         inner: what compiles the rewritten graph: a backend name that torch knows, or a callable
             `(gm, example_inputs) -> callable`. By default "neuron" where it is installed with a device, else "inductor".
         kernels: kinds (and forms) of site to rewrite: `("qkv:triple", "attention")`; all when None.
-        policy: "all", "none", or a callable that answers True for each `Site` to rewrite.
+        policy: "auto" takes the set of kernels that makes each distinct block fastest, as predicted for `device`; "all", "none",
+            or a callable that answers True for each `Site` to rewrite.
         report: called with the `Report` of each graph, or a path: a JSON file on all graphs compiled so far.
         strict: raise when fluxrewrite itself fails; otherwise it warns and compiles the graph as it was.
         options: passed to the inner backend as `options=`.
@@ -50,13 +56,21 @@ def backend(
             bodies of the canonical ops, which take every shape.
         execution: what a kernel call runs: "reference", the op's body in torch; "emulate", the NKI kernel on the CPU; "device".
             By default "device" when the inner backend is "neuron", else "reference".
+        device: name or file of the device profile that times are predicted for, and with which the report tells of boundaries.
+            By default "trn2" when the inner backend is "neuron", else "cpu"; `fluxrewrite calibrate` measures the machine at hand.
+        evidence: files of measured runs beside those that ship.
 
     Raises:
         InputError: an unknown inner backend, kernel, form, policy, provider or execution, or one that cannot be had here.
     """
     inner = inner or default_inner()
     execution = execution or ("device" if inner == "neuron" else "reference")
-    return Backend(inner, Selection.of(kernels, provider, execution), policy, report, strict, options)
+    check_policy(policy)
+    selection = Selection.of(kernels, provider, execution)
+    target = None
+    if device is not None or report is not None or policy in CHOOSING:
+        target = Target.of(device or ("trn2" if inner == "neuron" else "cpu"), evidence=evidence)
+    return Backend(inner, selection, policy, report, strict, options, target)
 
 
 class Backend:
@@ -70,9 +84,9 @@ class Backend:
         report: Callable[[Report], None] | str | Path | None,
         strict: bool,
         options: Mapping[str, Any] | None,
+        target: Target | None,
     ) -> None:
-        if not callable(policy) and policy not in ("all", "none"):
-            raise InputError(f"unknown policy {policy!r}; known: all, none, or a callable on sites")
+        self.target = target
         self.inner_name, self._inner = _resolve(inner)
         self.selection = selection
         self.policy = policy
@@ -115,20 +129,22 @@ class Backend:
 
     def _rewrite(self, gm: GraphModule) -> tuple[GraphModule, Report]:
         start = time.perf_counter()
-        analysed = analyse(gm, self.selection, self.policy, on_error=self._failed)
+        target = self.target
+        case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
+        analysed, rewritten = analyse(gm, self.selection, self.policy, target, case, on_error=self._failed)
+        self._check_carried_out(analysed.plan)
         matched = time.perf_counter()
-        rewritten, plan = apply(gm, analysed.plan)
-        self._check_carried_out(plan)
+        foresight = None if target is None or case is None else Foresight(target, case)
+        report = build_report([analysed], self.selection, self.policy, _model_info(gm), _NO_TIME, foresight)
         end = time.perf_counter()
         timing = Timing(
             capture_s=0,
             match_s=matched - start,
-            analyse_s=end - matched,
+            analyse_s=end - start,
             total_s=end - start,
             peak_rss_mb=peak_rss_mb(),
         )
-        report = build_report([Analysed(analysed.view, plan)], self.selection, self.policy, _model_info(gm), timing)
-        return rewritten, report
+        return rewritten, report.model_copy(update={"timing": timing})
 
     def _check_carried_out(self, plan: Plan) -> None:
         """Sites whose replacement turned out to differ: raise if strict, else say so once."""

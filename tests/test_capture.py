@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 import fluxrewrite
+from fluxrewrite import Options
 from fluxrewrite.capture import capture, capture_spec
 from fluxrewrite.errors import InputError
 from fluxrewrite.models import Shapes, find_model
@@ -105,7 +106,7 @@ def test_lazy_modules_are_told():
 
 
 def test_dynamic_sizes_are_reported():
-    report = fluxrewrite.inspect(nn.Linear(4, 4), {"input": torch.randn(6, 4)}, dynamic=True)
+    report = fluxrewrite.inspect(nn.Linear(4, 4), {"input": torch.randn(6, 4)}, options=Options(dynamic=True))
     assert any("[0] = s" in d for d in report.model.dynamic_sizes)
 
 

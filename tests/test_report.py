@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 import fluxrewrite
+from fluxrewrite import Options
 from fluxrewrite.report import model
 
 
@@ -44,7 +45,7 @@ def test_inspect_leaves_names_free_for_the_model():
         return torch.nn.functional.scaled_dot_product_attention(kernels, policy, policy)
 
     x = torch.randn(1, 2, 4, 8)
-    report = fluxrewrite.inspect(fn, {"kernels": x, "policy": x}, kernels="attention")
+    report = fluxrewrite.inspect(fn, {"kernels": x, "options": x}, options=Options(kernels="attention"))
     assert report.summary.kinds["attention"].rewritten == 1
 
 

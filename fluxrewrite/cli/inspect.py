@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import Dtype, Format, PolicyName, progress, show, torch_dtype, writable, write
+from .shared import Dtype, Format, PolicyName, Regime, progress, show, torch_dtype, writable, write
 
 __all__ = ["inspect"]
 
@@ -20,7 +20,14 @@ def inspect(
     batch: Annotated[int, typer.Option(help="Batch size.")] = 1,
     dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")] = Dtype.BF16,
     kernels: Annotated[str | None, typer.Option(help="Kinds, with an optional form: qkv:triple,attention. Default: all.")] = None,
-    policy: Annotated[PolicyName, typer.Option(help="all: rewrite every eligible site; none: only report.")] = PolicyName.ALL,
+    policy: Annotated[PolicyName, typer.Option(help="auto: what makes each block fastest, as predicted; all: every eligible site; "
+                                                    "none: only report.")] = PolicyName.ALL,
+    device: Annotated[str, typer.Option(help="Profile that times are predicted with: trn1, trn2, trn3, cpu, or a file "
+                                        "(fluxrewrite calibrate -o FILE).")] = "trn2",
+    regime: Annotated[Regime, typer.Option(help="lazy: a kernel call also splits the executable.")] = Regime.COMPILE,
+    compiler: Annotated[str | None, typer.Option(help="What fuses the rest: inductor, neuronx, xla, or a file of rules. "
+                                                 "Default: the device's.")] = None,
+    evidence: Annotated[list[Path] | None, typer.Option(help="Measured runs beside those that ship; may be repeated.")] = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Trace with symbolic sizes.")] = False,
     provider: Annotated[str, typer.Option(help="Whose kernels: builtin, nkilib, nkilib@2.27 (its limits in that SDK version), or "
                                           "reference (the ops' own bodies, every shape).")] = "builtin",
@@ -29,17 +36,18 @@ def inspect(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
 ) -> None:  # fmt: skip
     """Trace MODEL without weights and report which parts of it kernels can replace, and why not more."""
-    from ..analysis import inspect_spec
+    from ..analysis import Options, inspect_spec
     from ..models import Shapes, find_model
-    from ..plan import Selection
 
     shapes = Shapes(image_tokens, text_tokens, batch)
-    Selection.of(kernels, provider, tp=tp)  # a wrong name is told before the model is traced
+    options = Options(
+        kernels, policy.value, dynamic, provider, tp, device, regime.value, compiler, tuple(evidence or ())
+    )
+    options.resolve()  # a wrong name is told before the model is traced
     spec = find_model(model)
     writable(output)
-    options = {"kernels": kernels, "policy": policy.value, "dynamic": dynamic, "provider": provider, "tp": tp}
     with progress(f"tracing {model}"):
-        report = inspect_spec(spec, shapes, torch_dtype(dtype), **options)  # type: ignore[arg-type]
+        report = inspect_spec(spec, shapes, torch_dtype(dtype), options)
     if format is Format.JSON:
         write(report.to_json(), output)
         return

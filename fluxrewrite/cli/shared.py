@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # torch takes a second to import: not for --help
     import torch
     from rich.console import RenderableType
 
-__all__ = ["Dtype", "Format", "PolicyName", "counted", "progress", "show", "torch_dtype", "writable", "write"]
+__all__ = ["Dtype", "Format", "PolicyName", "Regime", "counted", "progress", "show", "torch_dtype", "writable", "write"]
 
 
 class Format(StrEnum):
@@ -41,8 +41,16 @@ class Dtype(StrEnum):
 class PolicyName(StrEnum):
     """Policies of `inspect`."""
 
+    AUTO = "auto"
     ALL = "all"
     NONE = "none"
+
+
+class Regime(StrEnum):
+    """How graphs run on the device."""
+
+    COMPILE = "compile"
+    LAZY = "lazy"
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from ..analysis import analyse
 from ..capture import capture_spec
 from ..errors import InputError
 from ..models import Shapes, find_model
-from ..plan import Selection, apply
+from ..plan import Selection
 from .records import fusion_to_json
 from .xla_graph import dump_folder, xla_fusion_of
 
@@ -32,7 +32,7 @@ def traced(model: str, shapes: Shapes, kernels: str | None, dtype: torch.dtype) 
         raise InputError(f"{model}: {len(captured.graphs)} graphs, the oracle takes one{where}")
     if kernels is None:
         return captured.graphs[0]
-    return apply(captured.graphs[0], analyse(captured.graphs[0], Selection.of(kernels), "all").plan)[0]
+    return analyse(captured.graphs[0], Selection.of(kernels), "all")[1]
 
 
 def main(request: Path, answer: Path) -> int:

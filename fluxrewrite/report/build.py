@@ -3,39 +3,61 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Node
 
+from ..capture import Break
+from ..cost import Case
+from ..effect import Effect as Change
 from ..graph import GraphView
 from ..plan import Decision, Plan, Policy, Selection
 from ..site import Code, Miss, Reason
 from ..steps import size_of
+from ..target import Target
 from .model import KernelInfo, KindSummary, ModelInfo, ReasonInfo, Report, SiteInfo, Summary, Timing
+from .predicted import Forecast, boundaries_of, breaks_of, effect_info, segments_of, verdicts_of
 
-__all__ = ["Analysed", "build_report", "dynamic_sizes", "merge", "policy_name"]
+__all__ = ["Analysed", "Foresight", "build_report", "dynamic_sizes", "merge", "policy_name"]
 
 
 @dataclass(frozen=True)
 class Analysed:
-    """One graph with its plan."""
+    """One graph with its plan, and what the plan does to it where that was predicted."""
 
     view: GraphView
     plan: Plan
+    change: Change | None = None
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """What predictions are made for: the target, and the case that evidence is looked up by."""
+
+    target: Target
+    case: Case
+    breaks: tuple[Break, ...] = ()
 
 
 def build_report(
-    graphs: Sequence[Analysed], selection: Selection, policy: Policy, model: ModelInfo, timing: Timing
+    graphs: Sequence[Analysed],
+    selection: Selection,
+    policy: Policy,
+    model: ModelInfo,
+    timing: Timing,
+    foresight: Foresight | None = None,
 ) -> Report:
-    """The report on some graphs of one model."""
+    """The report on some graphs of one model; with predictions if it is told what for."""
     sites: list[SiteInfo] = []
+    ids: dict[int, str] = {}
     numbers: Counter[tuple[str, str]] = Counter()
     for index, analysed in enumerate(graphs):
         for decision in analysed.plan.decisions:
             sites.append(_site(decision, index, numbers))
+            ids[id(decision.finding)] = sites[-1].id
     inventory: Counter[str] = Counter({"attention": 0})
     for analysed in graphs:
         inventory.update(_inventory(analysed.view))
@@ -45,7 +67,22 @@ def build_report(
         inventory=dict(sorted(inventory.items())),
         sites=tuple(sites),
         summary=_summary(sites, selection, policy),
+        **({} if foresight is None else _predicted(graphs, ids, foresight)),
     )
+
+
+def _predicted(graphs: Sequence[Analysed], ids: Mapping[int, str], foresight: Foresight) -> dict[str, Any]:
+    """The fields of the report that are predictions."""
+    target, case = foresight.target, foresight.case
+    known = [(i, Forecast(a.plan, a.change)) for i, a in enumerate(graphs) if a.change is not None]
+    forecasts = [f for _, f in known]
+    borders = [b for i, f in known for b in boundaries_of(f, i, ids, target, case)]
+    return {
+        "boundaries": (*borders, *breaks_of(foresight.breaks, target)),
+        "segments": segments_of(forecasts),
+        "effect": effect_info(forecasts, target, case),
+        "verdicts": verdicts_of(forecasts, target, case),
+    }
 
 
 def merge(reports: Sequence[Report]) -> Report:

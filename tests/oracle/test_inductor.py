@@ -16,7 +16,7 @@ from fluxrewrite.kernel import load_kernels
 from fluxrewrite.oracle.compare import lost_fusions
 from fluxrewrite.oracle.inductor import inductor_fusion
 from fluxrewrite.oracle.names import Names
-from fluxrewrite.plan import Selection, apply
+from fluxrewrite.plan import Selection
 
 
 def fakes(gm: GraphModule) -> list[Any]:
@@ -181,7 +181,7 @@ def test_real_inputs_do_as_well(trace: Any) -> None:
 
 
 def _rewritten(gm: GraphModule, kernels: str) -> GraphModule:
-    return apply(gm, analyse(gm, Selection.of(kernels), "all").plan)[0]
+    return analyse(gm, Selection.of(kernels), "all")[1]
 
 
 @pytest.fixture
