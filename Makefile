@@ -54,7 +54,7 @@ bench-kernels: $(VENV)/.installed
 	$(BIN)/python tools/bench_kernels.py $(if $(NKILIB),--nkilib $(NKILIB))
 
 verify: $(VENV)/.installed
-	$(BIN)/fluxrewrite verify --kernels
+	OPENBLAS_NUM_THREADS=1 $(BIN)/fluxrewrite verify --kernels
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(VENV_XLA)
