@@ -48,6 +48,10 @@ class Rules(BaseModel):
     outer: bool = True
     contiguous_calls: bool = False
 
+    def of(self, op: str) -> tuple[Part, ...]:
+        """What an operation becomes; one that the rules do not name is a library call."""
+        return self.parts.get(op, ("library",))
+
 
 def known_rules() -> tuple[str, ...]:
     """Names that `load_rules` knows."""

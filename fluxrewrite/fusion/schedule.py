@@ -11,8 +11,9 @@ from torch.fx import Node
 from ..graph import GraphView
 from ..site import Site
 from .groups import Fusion, Group
-from .lower import Key, Loop, Lowering, lower
+from .lower import lower
 from .rules import Rules
+from .walk import Key, Loop, Lowered
 
 __all__ = ["Prediction", "fuse"]
 
@@ -70,12 +71,12 @@ def fuse(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, cal
             readers[key[0]].add(owner[index])
     groups = tuple(_groups(lowering, kernels, owner, readers))
     crossing = {b for b, m in enumerate(lowering.buffers) if m.kept or readers[b] - {owner[p] for p in m.producers}}
-    stored = {name: size for name, (buffer, size) in lowering.places().items() if buffer in crossing}
+    stored = {name: size for name, (buffer, size) in lowering.places.items() if buffer in crossing}
     return Prediction(Fusion(f"model of {rules.name}", groups), stored, lowering.copies)
 
 
 class _Scheduler:
-    def __init__(self, lowering: Lowering, rules: Rules) -> None:
+    def __init__(self, lowering: Lowered, rules: Rules) -> None:
         self.lowering, self.rules = lowering, rules
         self.kernels: list[_Kernel] = []
         self.owner: list[int] = []
@@ -165,7 +166,7 @@ class _Scheduler:
 
 
 def _groups(
-    lowering: Lowering, kernels: list[_Kernel], owner: list[int], readers: Mapping[int, set[int]]
+    lowering: Lowered, kernels: list[_Kernel], owner: list[int], readers: Mapping[int, set[int]]
 ) -> list[Group]:
     groups = []
     for kernel in kernels:
@@ -181,7 +182,7 @@ def _groups(
     return groups
 
 
-def _group(lowering: Lowering, kernel: _Kernel, reads: int, readers: Mapping[int, set[int]]) -> Group:
+def _group(lowering: Lowered, kernel: _Kernel, reads: int, readers: Mapping[int, set[int]]) -> Group:
     writes = 0
     for buffer in kernel.writes():
         memory = lowering.buffers[buffer]
