@@ -11,6 +11,7 @@ from torch.fx import Node
 from ..graph import GraphView
 from ..site import Site
 from .groups import Fusion, Group
+from .by_use import lower_by_use
 from .lower import lower
 from .rules import Rules
 from .walk import Key, Loop, Lowered
@@ -63,7 +64,7 @@ def fuse(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, cal
         nodes: only these of its nodes, in order; values from elsewhere are inputs, values used elsewhere are results.
         calls: sites that a kernel call takes the place of, as if the graph had been rewritten.
     """
-    lowering = lower(view, rules, nodes, calls)
+    lowering = (lower if rules.storage == "as_met" else lower_by_use)(view, rules, nodes, calls)
     kernels, owner = _Scheduler(lowering, rules).run()
     readers: dict[int, set[int]] = defaultdict(set)
     for index, loop in enumerate(lowering.loops):
