@@ -50,11 +50,11 @@ class _Uses:
             return False
         loop = consumer.kind in ("map", "view")
         repeated = consumer.vector or (loop and value.region.elements < consumer.elements)
-        if made.dear and (repeated or made.kept or len({u for u, _ in self.users[made.index]}) > 1):
-            return False
+        single = not made.kept and len({user for user, _ in self.users[made.index]}) == 1
         if made.kind == "cat":
-            return not repeated and len({v.region.key for _, v in self.users[made.index]}) == 1
-        return True
+            one_way = len({v.region.key for _, v in self.users[made.index]}) == 1
+            return not repeated and one_way and (single or len({v.base for v in consumer.operands}) == 1)
+        return single and not repeated if made.dear else True
 
     def _grows(self, op: Op) -> bool:
         """Whether computing it again reads more than reading it: more than one operand of its size, larger together."""

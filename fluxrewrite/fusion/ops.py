@@ -87,6 +87,14 @@ class Ops(Walk[Op]):
             if isinstance(one, Value):
                 self._whole(one, one.region.sizes).base.kept = True
 
+    def _seen(self, node: Node, op: str) -> Any:
+        """A part of what is computed is an operation of its own: many may use the part, one uses the whole."""
+        value = super()._seen(node, op)
+        if isinstance(value, Value) and value.base.computes and 0 not in value.region.strides:
+            if value.region.elements < value.base.elements:
+                return self._whole(value, value.region.sizes)
+        return value
+
     # *** calls
 
     def _library(self, node: Node, op: str) -> bool:
@@ -145,13 +153,18 @@ class Ops(Walk[Op]):
             largest = max((v.region.elements for v in operands), default=1)
             count = max(1, largest // max(1, math.prod(sizes)))
             self._values[node] = _all_of(self.reduced(node.name, operands, sizes, itemsize, count))
+        elif parts[-1] == "store":
+            self._values[node] = _all_of(self._joined(node, sizes, itemsize, operands))
         else:
-            made = self._add("cat" if parts[-1] == "store" else "map", node.name, sizes, itemsize, *operands)
-            made.dear = op in self.rules.heavy
-            if made.kind == "cat" and self.rules.own_cat is not None:
-                last = self.view.arg(node, "dim") in (-1, len(sizes) - 1)
-                made.alone = last and sizes[-1] >= self.rules.own_cat
-            self._values[node] = _all_of(made)
+            self._values[node] = _all_of(self.loop(node.name, sizes, itemsize, operands, op in self.rules.heavy))
+
+    def _joined(self, node: Node, sizes: tuple[int, ...], itemsize: int, operands: Sequence[Value[Op]]) -> Op:
+        last = self.view.arg(node, "dim") in (-1, len(sizes) - 1)
+        alone = self.rules.own_cat is not None and last and sizes[-1] >= self.rules.own_cat
+        taken = [self._whole(v, v.region.sizes) for v in operands] if alone else operands
+        made = self._add("cat", node.name, sizes, itemsize, *taken)
+        made.alone = alone
+        return made
 
     def loop(self, node: str, sizes: tuple[int, ...], itemsize: int, operands: Sequence[Value[Op]], dear: bool) -> Op:
         """A loop over elements."""
