@@ -103,27 +103,27 @@ class Ops(Walk[Op]):
     def _called(
         self, kind: Kind, name: str, operands: Sequence[Value[Op]], results: Sequence[torch.Tensor]
     ) -> list[Value[Op]]:
-        rows = math.prod(operands[0].region.sizes[:-1]) if operands else 0
-        vector = kind == "library" and 0 < rows <= self.rules.vector_rows
-        taken = list(operands) if vector else [self._taken(kind, v) for v in operands]
-        call = self._add(kind, name, (), 0, *taken)
-        call.vector = vector
+        call = self._call_of(kind, name, operands)
         if kind == "opaque":
-            copied = [(v, t) for v, t in zip(operands, taken, strict=True) if _copies(v, t)]
+            copied = [(v, t) for v, t in zip(operands, call.operands, strict=True) if _copies(v, t)]
             self.copies[name] = tuple((self._named(v), t.base.elements * t.base.itemsize) for v, t in copied)
         for tensor in results:
             call.results.append(self._add("result", name, tuple(map(hint, tensor.shape)), tensor.element_size()))
         return [_all_of(made) for made in call.results]
 
+    def _call_of(self, kind: Kind, name: str, operands: Sequence[Value[Op]]) -> Op:
+        rows = math.prod(operands[0].region.sizes[:-1]) if operands else 0
+        vector = kind == "library" and 0 < rows <= self.rules.vector_rows
+        call = self._add(kind, name, (), 0, *(operands if vector else [self._taken(kind, v) for v in operands]))
+        call.vector = vector
+        return call
+
     def _taken(self, kind: Kind, value: Value[Op]) -> Value[Op]:
         """What a call reads from memory: its operand, or a copy. A matrix may lie in memory either way round."""
         region = value.region
-        if kind == "library":
-            matrix = len(region.sizes) == 2 and region.strides == (1, region.sizes[0])
-            if matrix and region.elements == value.base.elements:
-                return value
-            if len(region.sizes) > 2 and region.strided and self.rules.whole_operands:
-                return self._whole(value, (math.prod(region.sizes[:-1]), region.sizes[-1]))
+        turned = len(region.sizes) == 2 and region.strides == (1, region.sizes[0])
+        if kind == "library" and turned and region.elements == value.base.elements:
+            return value
         copied = self.rules.whole_operands or (kind == "opaque" and self.rules.contiguous_calls)
         return self._whole(value, region.sizes) if copied else value
 
@@ -173,8 +173,12 @@ class Ops(Walk[Op]):
         return made
 
     def product(self, node: str, sizes: tuple[int, ...], itemsize: int, operands: Sequence[Value[Op]]) -> Op:
-        """A matrix product; its operands are taken as they are, or copied to lie row by row."""
-        call = self._add("library", node, (), 0, *(self._whole(v, v.region.sizes) for v in operands))
+        """A matrix product. What is multiplied by one matrix is taken as rows."""
+        first, *others = operands
+        rows = first.region.sizes
+        if others and len(rows) > 2 == len(others[0].region.sizes) and math.prod(rows[:-1]) > self.rules.vector_rows:
+            first = self._whole(first, (math.prod(rows[:-1]), rows[-1]))
+        call = self._call_of("library", node, [first, *others])
         call.results.append(self._add("result", node, sizes, itemsize))
         return call.results[0]
 
