@@ -51,6 +51,7 @@ class Op:
 
     @property
     def elements(self) -> int:
+        """Elements of its result."""
         return math.prod(self.sizes)
 
     @property
@@ -90,10 +91,10 @@ class Ops(Walk[Op]):
     def _seen(self, node: Node, op: str) -> Any:
         """A part of what is computed is an operation of its own: many may use the part, one uses the whole."""
         value = super()._seen(node, op)
-        if isinstance(value, Value) and value.base.computes and 0 not in value.region.strides:
-            if value.region.elements < value.base.elements:
-                return self._whole(value, value.region.sizes)
-        return value
+        if not isinstance(value, Value) or not value.base.computes or 0 in value.region.strides:
+            return value
+        part = value.region.elements < value.base.elements
+        return self._whole(value, value.region.sizes) if part else value
 
     # *** calls
 
@@ -230,9 +231,8 @@ class _Steps:
     def _found(self, name: str) -> list[Value[Op]]:
         if name in self.named:
             return [self.named[name]]
-        first, *others = self.ops._operands(self.node)
         if name == "others":
-            return others
+            return self.ops._operands(self.node)[1:]
         value = self.ops.values.get(self.ops.view.arg(self.node, name))
         return [value] if isinstance(value, Value) else []
 

@@ -10,8 +10,8 @@ from torch.fx import Node
 
 from ..graph import GraphView
 from ..site import Site
-from .groups import Fusion, Group
 from .by_use import lower_by_use
+from .groups import Fusion, Group
 from .lower import lower
 from .rules import Rules
 from .walk import Key, Loop, Lowered
