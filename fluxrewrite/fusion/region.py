@@ -88,6 +88,10 @@ class Region:
                 return self._reshape(tuple(map(hint, shape)))
         return self
 
+    def reshaped(self, shape: tuple[int, ...]) -> Region:
+        """Other sizes, the same elements in the same order."""
+        return self._reshape(shape)
+
     def _expand(self, shape: tuple[int, ...]) -> Region:
         new = len(shape) - len(self.sizes)
         old = zip(self.sizes, self.strides, shape[new:], strict=True)

@@ -10,9 +10,11 @@ from torch.fx import Node
 
 from ..graph import GraphView
 from ..site import Site
+from .by_use import lower_by_use
 from .groups import Fusion, Group
-from .lower import Key, Loop, Lowering, lower
+from .lower import lower
 from .rules import Rules
+from .walk import Key, Loop, Lowered
 
 __all__ = ["Prediction", "fuse"]
 
@@ -62,7 +64,7 @@ def fuse(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, cal
         nodes: only these of its nodes, in order; values from elsewhere are inputs, values used elsewhere are results.
         calls: sites that a kernel call takes the place of, as if the graph had been rewritten.
     """
-    lowering = lower(view, rules, nodes, calls)
+    lowering = (lower if rules.storage == "as_met" else lower_by_use)(view, rules, nodes, calls)
     kernels, owner = _Scheduler(lowering, rules).run()
     readers: dict[int, set[int]] = defaultdict(set)
     for index, loop in enumerate(lowering.loops):
@@ -70,12 +72,12 @@ def fuse(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, cal
             readers[key[0]].add(owner[index])
     groups = tuple(_groups(lowering, kernels, owner, readers))
     crossing = {b for b, m in enumerate(lowering.buffers) if m.kept or readers[b] - {owner[p] for p in m.producers}}
-    stored = {name: size for name, (buffer, size) in lowering.places().items() if buffer in crossing}
+    stored = {name: size for name, (buffer, size) in lowering.places.items() if buffer in crossing}
     return Prediction(Fusion(f"model of {rules.name}", groups), stored, lowering.copies)
 
 
 class _Scheduler:
-    def __init__(self, lowering: Lowering, rules: Rules) -> None:
+    def __init__(self, lowering: Lowered, rules: Rules) -> None:
         self.lowering, self.rules = lowering, rules
         self.kernels: list[_Kernel] = []
         self.owner: list[int] = []
@@ -165,7 +167,7 @@ class _Scheduler:
 
 
 def _groups(
-    lowering: Lowering, kernels: list[_Kernel], owner: list[int], readers: Mapping[int, set[int]]
+    lowering: Lowered, kernels: list[_Kernel], owner: list[int], readers: Mapping[int, set[int]]
 ) -> list[Group]:
     groups = []
     for kernel in kernels:
@@ -181,7 +183,7 @@ def _groups(
     return groups
 
 
-def _group(lowering: Lowering, kernel: _Kernel, reads: int, readers: Mapping[int, set[int]]) -> Group:
+def _group(lowering: Lowered, kernel: _Kernel, reads: int, readers: Mapping[int, set[int]]) -> Group:
     writes = 0
     for buffer in kernel.writes():
         memory = lowering.buffers[buffer]

@@ -1,0 +1,257 @@
+"""A graph as operations in the detail that a compiler decides about, before it is known which of their values are stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.fx import Node
+
+from ..graph import GraphView
+from ..site import Site
+from .groups import Kind
+from .region import Region, hint
+from .rules import Rules, Step
+from .walk import Value, Walk
+
+__all__ = ["Op", "Ops"]
+
+
+@dataclass(eq=False)
+class Op:
+    """One operation of the compiler's own graph; a view of it is a `Value`.
+
+    Attributes:
+        kind: "input" of the graph; "map", "reduce", "cat" and "view" are loops; a "stage" of a reduction goes from memory to
+            memory; "library" and "opaque" are calls, "result" is a tensor that a call returns.
+        node: name of the graph's node that it computes, or a part of; "" for inputs and views.
+        dear: not computed twice.
+        alone: in a kernel of its own.
+        vector: a library call that computes its operands inside.
+        summed: elements summed for each of the result.
+        results: what a call returns.
+        kept: the caller reads it.
+    """
+
+    index: int
+    kind: Literal["input", "map", "reduce", "stage", "cat", "view", "library", "opaque", "result"]
+    node: str
+    sizes: tuple[int, ...]
+    itemsize: int
+    operands: tuple[Value[Op], ...] = ()
+    dear: bool = False
+    alone: bool = False
+    vector: bool = False
+    summed: int = 1
+    results: list[Op] = field(default_factory=list)
+    kept: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Elements of its result."""
+        return math.prod(self.sizes)
+
+    @property
+    def computes(self) -> bool:
+        """Whether it is a loop that a consumer may compute inside."""
+        return self.kind in ("map", "reduce", "cat", "view") and not self.alone
+
+
+class Ops(Walk[Op]):
+    """Reads a graph into `ops`, in order."""
+
+    def __init__(self, view: GraphView, rules: Rules, calls: Sequence[Site]) -> None:
+        super().__init__(view, rules, calls)
+        self.ops: list[Op] = []
+        self._views: dict[tuple[int, Region], Value[Op]] = {}
+
+    @property
+    def values(self) -> dict[Node, Any]:
+        """What each node stands for: a `Value`, a list of them, or None."""
+        return self._values
+
+    def _add(self, kind: Any, node: str, sizes: Sequence[int], itemsize: int, *operands: Value[Op]) -> Op:
+        op = Op(len(self.ops), kind, node, tuple(sizes), itemsize, operands)
+        self.ops.append(op)
+        return op
+
+    def _arrived(self, tensor: Any) -> Value[Op] | None:
+        if not isinstance(tensor, torch.Tensor):
+            return None
+        return _all_of(self._add("input", "", tuple(map(hint, tensor.shape)), tensor.element_size()))
+
+    def _result(self, value: Any) -> None:
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, Value):
+                self._whole(one, one.region.sizes).base.kept = True
+
+    def _seen(self, node: Node, op: str) -> Any:
+        """A part of what is computed is an operation of its own: many may use the part, one uses the whole."""
+        value = super()._seen(node, op)
+        if not isinstance(value, Value) or not value.base.computes or 0 in value.region.strides:
+            return value
+        part = value.region.elements < value.base.elements
+        return self._whole(value, value.region.sizes) if part else value
+
+    # *** calls
+
+    def _library(self, node: Node, op: str) -> bool:
+        return op not in self.rules.steps and super()._library(node, op)
+
+    def _called(
+        self, kind: Kind, name: str, operands: Sequence[Value[Op]], results: Sequence[torch.Tensor]
+    ) -> list[Value[Op]]:
+        call = self._call_of(kind, name, operands)
+        if kind == "opaque":
+            copied = [(v, t) for v, t in zip(operands, call.operands, strict=True) if _copies(v, t)]
+            self.copies[name] = tuple((self._named(v), t.base.elements * t.base.itemsize) for v, t in copied)
+        for tensor in results:
+            call.results.append(self._add("result", name, tuple(map(hint, tensor.shape)), tensor.element_size()))
+        return [_all_of(made) for made in call.results]
+
+    def _call_of(self, kind: Kind, name: str, operands: Sequence[Value[Op]]) -> Op:
+        rows = math.prod(operands[0].region.sizes[:-1]) if operands else 0
+        vector = kind == "library" and 0 < rows <= self.rules.vector_rows
+        call = self._add(kind, name, (), 0, *(operands if vector else [self._taken(kind, v) for v in operands]))
+        call.vector = vector
+        return call
+
+    def _taken(self, kind: Kind, value: Value[Op]) -> Value[Op]:
+        """What a call reads from memory: its operand, or a copy. A matrix may lie in memory either way round."""
+        region = value.region
+        turned = len(region.sizes) == 2 and region.strides == (1, region.sizes[0])
+        if kind == "library" and turned and region.elements == value.base.elements:
+            return value
+        copied = self.rules.whole_operands or (kind == "opaque" and self.rules.contiguous_calls)
+        return self._whole(value, region.sizes) if copied else value
+
+    def _whole(self, value: Value[Op], sizes: tuple[int, ...]) -> Value[Op]:
+        """The value as all of an operation's result, by a view where needed; one view for all who ask for the same."""
+        base, region = value.base, value.region
+        plain = _plain(value)
+        if plain and (base.sizes == sizes or not base.computes):
+            return value
+        if sizes != region.sizes:
+            region = region.reshaped(sizes)
+        found = self._views.get((base.index, region))
+        if found is None:
+            made = self._add("view", "", sizes, base.itemsize, Value(base, region))
+            found = self._views[base.index, region] = _all_of(made)
+        return found
+
+    # *** loops
+
+    def _compute(self, node: Node, op: str, tensor: torch.Tensor) -> None:
+        sizes, itemsize = tuple(map(hint, tensor.shape)), tensor.element_size()
+        operands = self._operands(node)
+        parts = self.rules.of(op)
+        if op in self.rules.steps:
+            self._values[node] = _Steps(self, node, sizes, itemsize).run(self.rules.steps[op])
+        elif parts[-1] == "reduce":
+            largest = max((v.region.elements for v in operands), default=1)
+            count = max(1, largest // max(1, math.prod(sizes)))
+            self._values[node] = _all_of(self.reduced(node.name, operands, sizes, itemsize, count))
+        elif parts[-1] == "store":
+            self._values[node] = _all_of(self._joined(node, sizes, itemsize, operands))
+        else:
+            self._values[node] = _all_of(self.loop(node.name, sizes, itemsize, operands, op in self.rules.heavy))
+
+    def _joined(self, node: Node, sizes: tuple[int, ...], itemsize: int, operands: Sequence[Value[Op]]) -> Op:
+        last = self.view.arg(node, "dim") in (-1, len(sizes) - 1)
+        alone = self.rules.own_cat is not None and last and sizes[-1] >= self.rules.own_cat
+        taken = [self._whole(v, v.region.sizes) for v in operands] if alone else operands
+        made = self._add("cat", node.name, sizes, itemsize, *taken)
+        made.alone = alone
+        return made
+
+    def loop(self, node: str, sizes: tuple[int, ...], itemsize: int, operands: Sequence[Value[Op]], dear: bool) -> Op:
+        """A loop over elements."""
+        made = self._add("map", node, sizes, itemsize, *operands)
+        made.dear = dear
+        return made
+
+    def product(self, node: str, sizes: tuple[int, ...], itemsize: int, operands: Sequence[Value[Op]]) -> Op:
+        """A matrix product. What is multiplied by one matrix is taken as rows."""
+        first, *others = operands
+        rows = first.region.sizes
+        if others and len(rows) > 2 == len(others[0].region.sizes) and math.prod(rows[:-1]) > self.rules.vector_rows:
+            first = self._whole(first, (math.prod(rows[:-1]), rows[-1]))
+        call = self._call_of("library", node, [first, *others])
+        call.results.append(self._add("result", node, sizes, itemsize))
+        return call.results[0]
+
+    def reduced(
+        self, node: str, operands: Sequence[Value[Op]], sizes: tuple[int, ...], itemsize: int, count: int
+    ) -> Op:
+        """`count` elements each summed to one, in stages where the compiler does so."""
+        window = self.rules.window
+        while window is not None and count > window:
+            count = math.ceil(count / window)
+            taken = [self._whole(v, v.region.sizes) for v in operands]
+            made = self._add("stage", node, (*sizes, count), itemsize, *taken)
+            made.summed, operands = window, [_all_of(made)]
+        made = self._add("reduce", node, sizes, itemsize, *operands)
+        made.summed, made.dear = count, True
+        return made
+
+
+class _Steps:
+    """The parts of one node by their data."""
+
+    def __init__(self, ops: Ops, node: Node, sizes: tuple[int, ...], itemsize: int) -> None:
+        self.ops, self.node, self.sizes, self.itemsize = ops, node, sizes, itemsize
+        self.named: dict[str, Value[Op]] = {}
+
+    def run(self, steps: Sequence[Step]) -> Value[Op]:
+        made: Value[Op] | None = None
+        for step in steps:
+            made = self._step(step)
+            self.named[step.name] = made
+        assert made is not None
+        return made
+
+    def _step(self, step: Step) -> Value[Op]:
+        operands = [v for name in step.of for v in self._found(name)]
+        itemsize = step.itemsize or self.itemsize
+        name = self.node.name
+        if step.only_with and not self._found(step.only_with):
+            return operands[0]
+        if step.kind == "reduce":
+            *rows, count = operands[0].region.sizes
+            made = self.ops.reduced(name, operands[:1], tuple(rows), itemsize, count)
+            return Value(made, Region.whole((*rows, 1)))
+        sizes = self._sizes(step)
+        if step.kind == "dot":
+            return _all_of(self.ops.product(name, sizes, itemsize, operands))
+        return _all_of(self.ops.loop(name, sizes, itemsize, operands, step.dear))
+
+    def _found(self, name: str) -> list[Value[Op]]:
+        if name in self.named:
+            return [self.named[name]]
+        if name == "others":
+            return self.ops._operands(self.node)[1:]
+        value = self.ops.values.get(self.ops.view.arg(self.node, name))
+        return [value] if isinstance(value, Value) else []
+
+    def _sizes(self, step: Step) -> tuple[int, ...]:
+        sizes = self._found(step.like)[0].region.sizes if step.like else self.sizes
+        if step.last:
+            name, axis = step.last.rsplit(".", 1)
+            sizes = (*sizes[:-1], self._found(name)[0].region.sizes[int(axis)])
+        return sizes
+
+
+def _all_of(op: Op) -> Value[Op]:
+    return Value(op, Region.whole(op.sizes))
+
+
+def _plain(value: Value[Op]) -> bool:
+    """Whether it is all that the operation computes, in order: then memory holds it as it is."""
+    return value.region.contiguous and value.region.elements == value.base.elements
+
+
+def _copies(value: Value[Op], taken: Value[Op]) -> bool:
+    return taken.base is not value.base and not _plain(value)
