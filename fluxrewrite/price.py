@@ -20,24 +20,37 @@ __all__ = ["Predicted"]
 class Predicted:
     """A `choose.Price` in microseconds.
 
-    Evidence counts before the model: where calls of a kernel were measured on this device in this regime, each adds what it
-    added there, nothing if that was within the noise. In a stack where kernel calls were ruinous none is worth a try.
+    Evidence counts before the model: where calls of a kernel were measured on this device in this regime, each alone adds what
+    it added there, nothing if that was within the noise; what it changes for its neighbours is modelled. In a stack where
+    kernel calls were ruinous none is worth a try.
     """
 
     def __init__(self, view: GraphView, target: Target, case: Case) -> None:
         self._view, self._target, self._case = view, target, case
+        self._corrections: dict[tuple[str, int], float] = {}
         self._ruined = ruined(target.evidence, case) is not None
 
     def __call__(self, block: Block, taken: Sequence[Site]) -> float:
         """Microseconds of `block` with kernels in the place of `taken`."""
         if taken and self._ruined:
             return math.inf
-        measured = {id(s): found for s in taken if (found := self._applied(s)) is not None}
-        calls = [s for s in taken if id(s) not in measured]
-        prediction = fuse(self._view, self._target.rules, nodes=block.nodes, calls=calls)
-        work = calls_for(self._view, {s.outputs[0].name: s for s in calls}, self._target)
-        added = sum(0.0 if m.neutral else m.us_per_call for m in measured.values())
-        return step_time(self._view, prediction, self._target, work).us + added
+        return self._modelled(block, taken) + sum(self._correction(block, site) for site in taken)
+
+    def _modelled(self, block: Block, taken: Sequence[Site]) -> float:
+        prediction = fuse(self._view, self._target.rules, nodes=block.nodes, calls=taken)
+        work = calls_for(self._view, {s.outputs[0].name: s for s in taken}, self._target)
+        return step_time(self._view, prediction, self._target, work).us
+
+    def _correction(self, block: Block, site: Site) -> float:
+        """What a call of the site alone adds as measured, less what it adds by the model; 0 where nothing was measured."""
+        found = self._applied(site)
+        if found is None:
+            return 0.0
+        key = (block.path, id(site))
+        if key not in self._corrections:
+            modelled = self._modelled(block, [site]) - self._modelled(block, [])
+            self._corrections[key] = (0.0 if found.neutral else found.us_per_call) - modelled
+        return self._corrections[key]
 
     def _applied(self, site: Site) -> Applied | None:
         return applied(self._target.evidence, self._case, f"{site.kind}:{site.form}") if self._case.model else None
