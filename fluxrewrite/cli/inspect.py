@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,7 @@ def inspect(
     options.resolve()  # a wrong name is told before the model is traced
     spec = find_model(model)
     writable(output)
+    gc.disable()  # a traced model is millions of objects: a collection takes as long as the whole analysis
     with progress(f"tracing {model}"):
         report = inspect_spec(spec, shapes, torch_dtype(dtype), options)
     if format is Format.JSON:
