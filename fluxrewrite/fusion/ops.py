@@ -125,7 +125,8 @@ class Ops(Walk[Op]):
         turned = len(region.sizes) == 2 and region.strides == (1, region.sizes[0])
         if kind == "library" and turned and region.elements == value.base.elements:
             return value
-        copied = self.rules.whole_operands or (kind == "opaque" and self.rules.contiguous_calls)
+        gaps = kind == "opaque" and self.rules.contiguous_calls and not region.contiguous
+        copied = self.rules.whole_operands or gaps or not region.strided
         return self._whole(value, region.sizes) if copied else value
 
     def _whole(self, value: Value[Op], sizes: tuple[int, ...]) -> Value[Op]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,8 +93,8 @@ class _Scheduler:
         producers = {self.kernels[self.owner[p]].index for key in loop.reads for p in self._producers(key[0])}
         level = max((self._after(self.kernels[p], loop) for p in producers), default=0)
         earlier = {p for p in producers if self.kernels[p].level == level}
-        kernel = None
-        if self.rules.merge and loop.kind in ("fused", "copy"):
+        kernel = self._epilogue(loop, producers) if self.rules.epilogue and loop.kind == "fused" else None
+        if kernel is None and self.rules.merge and loop.kind in ("fused", "copy"):
             kernel = self._partner(loop, level, earlier) or self._waiting(loop, level, producers - earlier)
         if kernel is None:
             kernel = _Kernel(len(self.kernels), level)
@@ -142,6 +143,17 @@ class _Scheduler:
                 kernel.level, kernel.before = level, set()
                 self.by_level[level].append(kernel)
                 return kernel
+        return None
+
+    def _epilogue(self, loop: Loop, producers: set[int]) -> _Kernel | None:
+        """The library call over whose result, all of it, the loop runs, if nothing else that the loop reads comes later."""
+        for (buffer, region, _), size in loop.reads.items():
+            for kernel in {self.owner[p]: self.kernels[self.owner[p]] for p in self._producers(buffer)}.values():
+                whole = size == self.lowering.buffers[buffer].bytes
+                each = math.prod(n for _, n in region[1]) == loop.space[0] and loop.space[1] == 1
+                in_time = all(self.kernels[p].level <= kernel.level for p in producers)
+                if kernel.loops[0].kind == "library" and whole and each and in_time:
+                    return kernel
         return None
 
     def _mixed(self, kernel: _Kernel, loop: Loop) -> bool:
@@ -195,5 +207,5 @@ def _group(lowering: Lowered, kernel: _Kernel, reads: int, readers: Mapping[int,
         writes += round(memory.bytes * part)
     names = frozenset(n for loop in kernel.loops for n in loop.names)
     kinds = [loop.kind for loop in kernel.loops]
-    kind = kinds[0] if len(set(kinds)) == 1 else "fused"
+    kind = kinds[0] if len(set(kinds)) == 1 or kinds[0] == "library" else "fused"
     return Group(f"k{kernel.index}", kind, names, reads, writes)
