@@ -90,7 +90,7 @@ def analyse(
     errors = {} if on_error is None else {"on_error": on_error}
     if price is None and target is not None:
         known = case or Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
-        price = functools.partial(Predicted, target=target, case=known)
+        price = functools.partial(Predicted, target=target, case=known, kernels=selection.kernels)
     chooser = None if price is None else functools.partial(_choose, price)
     plan = make_plan(view, selection, policy, chooser=chooser, **errors)
     rewritten, plan = apply(gm, plan)

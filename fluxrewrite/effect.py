@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch.fx import GraphModule
 
@@ -12,6 +12,7 @@ from .fusion import fuse
 from .fusion.edges import edges
 from .fusion.flops import flops
 from .graph import GraphView
+from .kernel import Kernel
 from .plan import Plan
 from .site import Site
 from .step import Calls, Step, calls_for, step_time
@@ -64,6 +65,7 @@ def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Targe
     after_view = GraphView(rewritten.graph)
     after = Graph(after_view, fuse(after_view, target.rules))
     calls = [c for c in calls_of(after_view, sites) if c is not None]
+    work = _calls(view, after_view, sites, target, plan.selection.kernels)
     executables = segments(after_view, calls) + len(calls) if target.regime == "lazy" else 1
     return Effect(
         boundaries=tuple(find_boundaries(before, after, sites, target.regime)),
@@ -75,7 +77,7 @@ def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Targe
         segments_before=1,
         segments_after=executables,
         before=time_before,
-        after=step_time(after_view, after.prediction, target, _calls(view, after_view, sites, target), executables),
+        after=step_time(after_view, after.prediction, target, work, executables),
     )
 
 
@@ -91,14 +93,16 @@ def _elsewhere(before: Graph, after: Graph, sites: Sequence[Site]) -> tuple[tupl
     )
 
 
-def _calls(view: GraphView, after: GraphView, sites: Sequence[Site], target: Target) -> Calls:
+def _calls(
+    view: GraphView, after: GraphView, sites: Sequence[Site], target: Target, kernels: Mapping[str, Kernel]
+) -> Calls:
     """The work of the calls of the rewritten graph, without the products that the rewrite left beside them."""
     named = {c.name: s for s, c in zip(sites, calls_of(after, sites), strict=True) if c is not None}
-    found = calls_for(view, named, target)
+    found = calls_for(view, named, target, kernels)
     beside: dict[str, float] = {}
     for node in after.with_op("linear", "matmul"):
         origin = next(iter(node.meta.get("from_node") or ()), None)
         if origin is not None and origin.pass_name.startswith("fluxrewrite."):
             beside[origin.name] = beside.get(origin.name, 0.0) + flops(after, [node])
     counts = {name: max(0.0, n - beside.get(named[name].outputs[0].name, 0.0)) for name, n in found.flops.items()}
-    return Calls(counts, found.reference_us)
+    return replace(found, flops=counts)

@@ -100,6 +100,7 @@ class Kernel:
         provider: "reference" for the op's own body, which runs anywhere; else whose kernel it stands for, as
             `fluxrewrite.provider.load_provider` takes it ("builtin", "nkilib@2.29").
         execution: what runs when the op is called: "reference", "emulate" or "device".
+        efficiency: as `fluxrewrite.provider.Implementation` has it.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Kernel:
     summary: str
     provider: str = "reference"
     execution: str = "reference"
+    efficiency: float = 1.0
 
     def refusals(self, sizes: Sizes, dtype: torch.dtype) -> tuple[Reason, ...]:
         """The limits that a site of these sizes and dtype breaks, each with its numbers."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .choose import Block
 from .cost import Case
 from .cost.deltas import Applied, applied, ruined
 from .fusion import fuse
 from .graph import GraphView
+from .kernel import Kernel
 from .site import Site
 from .step import calls_for, step_time
 from .target import Target
@@ -25,7 +26,8 @@ class Predicted:
     kernel calls were ruinous none is worth a try.
     """
 
-    def __init__(self, view: GraphView, target: Target, case: Case) -> None:
+    def __init__(self, view: GraphView, target: Target, case: Case, kernels: Mapping[str, Kernel]) -> None:
+        self._kernels = kernels
         self._view, self._target, self._case = view, target, case
         self._corrections: dict[tuple[str, int], float] = {}
         self._ruined = ruined(target.evidence, case) is not None
@@ -38,7 +40,7 @@ class Predicted:
 
     def _modelled(self, block: Block, taken: Sequence[Site]) -> float:
         prediction = fuse(self._view, self._target.rules, nodes=block.nodes, calls=taken)
-        work = calls_for(self._view, {s.outputs[0].name: s for s in taken}, self._target)
+        work = calls_for(self._view, {s.outputs[0].name: s for s in taken}, self._target, self._kernels)
         return step_time(self._view, prediction, self._target, work).us
 
     def _correction(self, block: Block, site: Site) -> float:

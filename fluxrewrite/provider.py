@@ -27,11 +27,14 @@ class Implementation:
         launch: `launch(execution, *arguments of the op)` answers what the op answers; `execution` is "emulate" or "device".
         limits: beside those of the op.
         entry: where the kernel function is, as "module:function".
+        efficiency: share of the device's peaks (memory bandwidth or matrix products, whichever takes longer) that the kernel is
+            modelled to reach; 1 where nobody said.
     """
 
     launch: Callable[..., Any]
     limits: tuple[Limit, ...]
     entry: str
+    efficiency: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,13 @@ def provided(kernels: Iterable[Kernel], provider: str, execution: str) -> dict[s
         load_provider(provider)[0].check(execution)
     found = implementations(provider)
     return {
-        k.name: replace(k, limits=k.limits + found[k.name].limits, provider=provider, execution=execution)
+        k.name: replace(
+            k,
+            limits=k.limits + found[k.name].limits,
+            provider=provider,
+            execution=execution,
+            efficiency=found[k.name].efficiency,
+        )
         for k in kernels
         if k.name in found
     }

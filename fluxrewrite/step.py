@@ -15,6 +15,7 @@ from .cost import Work, estimate
 from .fusion import Group, Prediction, fuse
 from .fusion.flops import flops
 from .graph import GraphView
+from .kernel import Kernel
 from .site import Site
 from .target import Target
 
@@ -36,9 +37,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Calls:
-    """What kernel calls do, by name of the call: matrix-product operations, and microseconds where the op's body runs."""
+    """What kernel calls do, by name of the call.
+
+    Attributes:
+        flops: operations of matrix products.
+        efficiency: share of the device's peaks that the kernel reaches.
+        reference_us: microseconds, where the op's body runs in the kernel's place.
+    """
 
     flops: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+    efficiency: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
     reference_us: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
 
 
@@ -59,7 +67,8 @@ def step_time(view: GraphView, prediction: Prediction, target: Target, calls: Ca
         parts.append(Step(launches.us, launches.low_us, launches.high_us, launches.basis))
     total = sum(p.us for p in parts)
     assumed = sum(p.us for p in parts if p.basis == "assumed")
-    basis: Literal["modelled", "assumed"] = "assumed" if assumed > _ASSUMED * total else "modelled"
+    guess = target.rules.assumed or assumed > _ASSUMED * total
+    basis: Literal["modelled", "assumed"] = "assumed" if guess else "modelled"
     return Step(total, sum(p.low_us for p in parts), sum(p.high_us for p in parts), basis)
 
 
@@ -70,9 +79,10 @@ def _group(view: GraphView, group: Group, named: Mapping[str, Node], target: Tar
         us = calls.reference_us[name]
         return Step(us, us, us, "modelled")
     found = [named[n] for n in group.nodes] if group.kind != "fused" else []
+    share = calls.efficiency.get(name, 1.0) if opaque else 1.0
     work = Work(
-        bytes=group.reads + group.writes,
-        flops=calls.flops.get(name, 0.0) if opaque else flops(view, found),
+        bytes=(group.reads + group.writes) / share,
+        flops=calls.flops.get(name, 0.0) / share if opaque else flops(view, found),
         dtype=_dtype(view, found, target),
         kernels=1,
         calls=int(opaque),
@@ -90,8 +100,8 @@ def _dtype(view: GraphView, products: Sequence[Node], target: Target) -> str:
     return known[0] if known else min(rates, key=lambda n: rates[n].value)
 
 
-def calls_for(view: GraphView, sites: Mapping[str, Site], target: Target) -> Calls:
-    """What the calls in the place of `sites` do, by name of the call.
+def calls_for(view: GraphView, sites: Mapping[str, Site], target: Target, kernels: Mapping[str, Kernel]) -> Calls:
+    """What the calls in the place of `sites` do, by name of the call; `kernels` by kind of site.
 
     A call has the matrix products that stood in its place. Where the op's body runs, each of its operations is a kernel of
     its own, as in eager torch.
@@ -104,4 +114,4 @@ def calls_for(view: GraphView, sites: Mapping[str, Site], target: Target) -> Cal
         if target.calls_reference:
             prediction = fuse(view, eager, nodes=inside)
             times[name] = step_time(view, prediction, target, Calls()).us + target.device.call.value
-    return Calls(counts, times)
+    return Calls(counts, {name: kernels[s.kind].efficiency for name, s in sites.items() if s.kind in kernels}, times)

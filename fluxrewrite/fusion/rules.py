@@ -50,6 +50,7 @@ class Rules(BaseModel):
     Attributes:
         name: compiler, version and target.
         evidence: where the rules come from, by field or operation.
+        assumed: whether no compiler was asked; times that follow from such rules are assumptions too.
         parts: what each operation becomes, by canonical name; several parts follow each other, the last gives the result.
         steps: operations that are taken apart in more detail than `parts` says.
         storage: "as_met" decides for each value as it comes whether it is stored, "by_use" once all its uses are known.
@@ -76,6 +77,7 @@ class Rules(BaseModel):
 
     name: str
     evidence: dict[str, str]
+    assumed: bool = False
     parts: dict[str, tuple[Part, ...]]
     steps: dict[str, tuple[Step, ...]] = Field(default_factory=dict)
     storage: Literal["as_met", "by_use"] = "as_met"

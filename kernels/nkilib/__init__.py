@@ -32,9 +32,12 @@ def _implementations(version: str) -> Mapping[str, Implementation]:
         "attention": adapters.attention,
     }
     return {
-        name: Implementation(launchers[name], limits.LIMITS[name][version], f"nkilib.{entry}")
+        name: Implementation(launchers[name], limits.LIMITS[name][version], f"nkilib.{entry}", _EFFICIENCY[name])
         for name, entry in adapters.ENTRIES.items()
     }
 
+
+_EFFICIENCY = {"rope": 0.10, "qkv": 0.53, "attention": 0.20}
+"""Share of trn2's peaks under the emulator: tools/bench_kernels.py --nkilib, sources of 2.29, bf16, two cores, 768 tokens."""
 
 PROVIDER = Provider("nkilib", limits.VERSIONS, _implementations, _check)
