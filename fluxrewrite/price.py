@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from .choose import Block
-from .cost import Case
+from .cost import Case, Work, estimate
 from .cost.deltas import Applied, applied, ruined
 from .fusion import fuse
 from .graph import GraphView
@@ -41,7 +41,14 @@ class Predicted:
     def _modelled(self, block: Block, taken: Sequence[Site]) -> float:
         prediction = fuse(self._view, self._target.rules, nodes=block.nodes, calls=taken)
         work = calls_for(self._view, {s.outputs[0].name: s for s in taken}, self._target, self._kernels)
-        return step_time(self._view, prediction, self._target, work).us
+        return step_time(self._view, prediction, self._target, work).us + self._slices(taken)
+
+    def _slices(self, taken: Sequence[Site]) -> float:
+        """Where a call takes whole operands only, slices of weights are copied for it, every step."""
+        sizes = [float(s.facts.get("sliced_bytes") or 0) for s in taken]
+        if not self._target.rules.whole_operands or not any(sizes):
+            return 0.0
+        return estimate(self._target.device, Work(bytes=2 * sum(sizes), kernels=len(sizes))).us
 
     def _correction(self, block: Block, site: Site) -> float:
         """What a call of the site alone adds as measured, less what it adds by the model; 0 where nothing was measured."""
@@ -55,4 +62,6 @@ class Predicted:
         return self._corrections[key]
 
     def _applied(self, site: Site) -> Applied | None:
-        return applied(self._target.evidence, self._case, f"{site.kind}:{site.form}") if self._case.model else None
+        """Evidence on this very form: a call of another form moves other tensors."""
+        found = applied(self._target.evidence, self._case, f"{site.kind}:{site.form}") if self._case.model else None
+        return found if found is not None and found.basis == "measured" else None

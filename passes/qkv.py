@@ -28,6 +28,7 @@ from fluxrewrite.passes.attention import Call, attention_calls
 from fluxrewrite.passes.roles import ROLES, WALK_LIMIT, Reach, walk
 from torch.fx import Node
 
+from fluxrewrite.fusion.region import hint
 from fluxrewrite.graph import GraphView
 from fluxrewrite.rewrite import Builder, Pass, blocked
 from fluxrewrite.site import Code, Finding, Miss, Site
@@ -211,6 +212,7 @@ class Qkv(Pass):
             interior=interior,
             shapes={k: size_of(v) for k, v in ({**sizes, "rest": rest} if rest else sizes).items()},
             dtype=view.dtype(x) or torch.float32,
+            facts={"sliced_bytes": _sliced(view, parts)},
             extra={"parts": tuple(parts), "roles": roles, "projections": [_name(view, n, path) for n in linears]},
             place=place,
         )
@@ -242,6 +244,13 @@ class Qkv(Pass):
                 made[key] = builder.call(F.linear, site.operands["x"], *rest)
             new.append(_seen_as(builder, made[key], part))
         return new
+
+
+def _sliced(view: GraphView, parts: Sequence[_Part]) -> int:
+    """Bytes of the slices of weights that the call, and the linear layers beside it, take."""
+    pieces = {(p.linear, p.rows): p for p in parts if p.rows[1] != p.total}
+    slices = ((view.tensor(p.weight), p.rows[1]) for p in pieces.values())
+    return sum(rows * hint(w.shape[-1]) * w.element_size() for w, rows in slices if w is not None)
 
 
 def _groups(view: GraphView, reaches: Mapping[str, Reach]) -> dict[Node, dict[str, list[Node]]]:

@@ -98,9 +98,11 @@ def _one(candidate: Candidate, case: Case, evidence: Evidence) -> Verdict | None
     if not candidate.counts:
         return _not_applicable(candidate.kernel, candidate.refusals, case)
     prediction = predict(evidence, case, candidate.counts)
-    if prediction is not None and not prediction.missing:
-        return _from_runs(candidate.kernel, case, prediction)
-    return _by_stack(candidate.kernel, case, evidence) or _from_model(candidate, case)
+    runs = None if prediction is None or prediction.missing else _from_runs(candidate.kernel, case, prediction)
+    if runs is not None and prediction is not None and prediction.basis == "measured":
+        return runs
+    # Runs of another form come last: a call of another form moves other tensors.
+    return _by_stack(candidate.kernel, case, evidence) or _from_model(candidate, case) or runs
 
 
 def _together(members: Sequence[Candidate], case: Case, evidence: Evidence) -> Verdict | None:

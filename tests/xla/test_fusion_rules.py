@@ -16,7 +16,14 @@ from fluxrewrite.plan import Selection, make_plan
 
 pytest.importorskip("torch_xla", reason="torch-xla is not installed here: make test-xla")
 
-VARIANTS = ["qkv", "rope", "attention", "norm_rope_attention", "qkv,attention", "attention,norm_rope_attention,qkv,rope"]
+VARIANTS = [
+    "qkv",
+    "rope",
+    "attention",
+    "norm_rope_attention",
+    "qkv,attention",
+    "attention,norm_rope_attention,qkv,rope",
+]
 CONFIGS = {
     # The widths of FLUX.2-klein-4B, one double and two single blocks.
     "flux2": {
