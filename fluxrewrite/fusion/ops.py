@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import Node
 
+from ..errors import InputError
 from ..graph import GraphView
 from ..site import Site
 from .groups import Kind
@@ -104,20 +105,13 @@ class Ops(Walk[Op]):
     def _called(
         self, kind: Kind, name: str, operands: Sequence[Value[Op]], results: Sequence[torch.Tensor]
     ) -> list[Value[Op]]:
-        call = self._call_of(kind, name, operands)
+        call = self._add(kind, name, (), 0, *(self._taken(kind, v) for v in operands))
         if kind == "opaque":
             copied = [(v, t) for v, t in zip(operands, call.operands, strict=True) if _copies(v, t)]
             self.copies[name] = tuple((self._named(v), t.base.elements * t.base.itemsize) for v, t in copied)
         for tensor in results:
             call.results.append(self._add("result", name, tuple(map(hint, tensor.shape)), tensor.element_size()))
         return [_all_of(made) for made in call.results]
-
-    def _call_of(self, kind: Kind, name: str, operands: Sequence[Value[Op]]) -> Op:
-        rows = math.prod(operands[0].region.sizes[:-1]) if operands else 0
-        vector = kind == "library" and 0 < rows <= self.rules.vector_rows
-        call = self._add(kind, name, (), 0, *(operands if vector else [self._taken(kind, v) for v in operands]))
-        call.vector = vector
-        return call
 
     def _taken(self, kind: Kind, value: Value[Op]) -> Value[Op]:
         """What a call reads from memory: its operand, or a copy. A matrix may lie in memory either way round."""
@@ -177,10 +171,13 @@ class Ops(Walk[Op]):
     def product(self, node: str, sizes: tuple[int, ...], itemsize: int, operands: Sequence[Value[Op]]) -> Op:
         """A matrix product. What is multiplied by one matrix is taken as rows."""
         first, *others = operands
-        rows = first.region.sizes
-        if others and len(rows) > 2 == len(others[0].region.sizes) and math.prod(rows[:-1]) > self.rules.vector_rows:
-            first = self._whole(first, (math.prod(rows[:-1]), rows[-1]))
-        call = self._call_of("library", node, [first, *others])
+        *rows, columns = first.region.sizes
+        vector = math.prod(rows) <= self.rules.vector_rows
+        if others and len(rows) > 1 and len(others[0].region.sizes) == 2 and not vector:
+            first = self._whole(first, (math.prod(rows), columns))
+        taken = [first, *others]
+        call = self._add("library", node, (), 0, *(taken if vector else [self._taken("library", v) for v in taken]))
+        call.vector = vector
         call.results.append(self._add("result", node, sizes, itemsize))
         return call.results[0]
 
@@ -216,6 +213,8 @@ class _Steps:
 
     def _step(self, step: Step) -> Value[Op]:
         operands = [v for name in step.of for v in self._found(name)]
+        if not operands:
+            raise self._wrong(step, f"none of {', '.join(step.of) or '(nothing)'} is a tensor or an earlier part")
         itemsize = step.itemsize or self.itemsize
         name = self.node.name
         if step.only_with and not self._found(step.only_with):
@@ -238,11 +237,23 @@ class _Steps:
         return [value] if isinstance(value, Value) else []
 
     def _sizes(self, step: Step) -> tuple[int, ...]:
-        sizes = self._found(step.like)[0].region.sizes if step.like else self.sizes
+        sizes = self._sizes_of(step, step.like) if step.like else self.sizes
         if step.last:
             name, axis = step.last.rsplit(".", 1)
-            sizes = (*sizes[:-1], self._found(name)[0].region.sizes[int(axis)])
+            sizes = (*sizes[:-1], self._sizes_of(step, name)[int(axis)])
         return sizes
+
+    def _sizes_of(self, step: Step, name: str) -> tuple[int, ...]:
+        found = self._found(name)
+        if not found:
+            raise self._wrong(step, f"{name} is no tensor and no earlier part")
+        return found[0].region.sizes
+
+    def _wrong(self, step: Step, why: str) -> InputError:
+        op = self.ops.view.op(self.node)
+        return InputError(
+            f"rules {self.ops.rules.name}: steps.{op}: part {step.name or step.kind!r} of {self.node}: {why}"
+        )
 
 
 def _all_of(op: Op) -> Value[Op]:

@@ -34,7 +34,8 @@ def test_every_rule_that_is_set_has_its_evidence(name):
 
 def test_neuronx_says_that_it_is_assumed():
     rules = load_rules("neuronx")
-    assert "assumed" in rules.name and "no oracle" in rules.evidence["all"]
+    assert "assumed" in rules.name
+    assert "no oracle" in rules.evidence["all"]
 
 
 def test_an_operation_that_the_rules_do_not_name_is_a_call():
@@ -67,7 +68,7 @@ def test_unknown_name():
     ],
 )
 def test_a_wrong_field_is_named(written, changes, message):
-    with pytest.raises(InputError, match="rules.json: ") as caught:
+    with pytest.raises(InputError, match=r"rules\.json: ") as caught:
         load_rules(written(**changes))
     assert message in str(caught.value)
 

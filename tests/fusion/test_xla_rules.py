@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fluxrewrite.errors import InputError
 from fluxrewrite.fusion import fuse, load_rules
+from fluxrewrite.fusion.rules import Step
 from fluxrewrite.graph import GraphView
 
 KIB = 1024
@@ -190,3 +192,26 @@ def test_some_nodes_only(trace):
     middle = [n for n in view.nodes if n.name in ("mul", "add")]
     (group,) = fuse(view, XLA, nodes=middle).fusion.groups
     assert (group.nodes, group.reads, group.writes) == ({"mul", "add"}, 16 * KIB, 16 * KIB)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (
+            Step(kind="map", of=("scale",)),
+            "steps.silu: part 'map' of silu: none of scale is a tensor or an earlier part",
+        ),
+        (Step(kind="reduce", of=()), "part 'reduce' of silu: none of (nothing) is"),
+        (Step(kind="map", of=("input",), like="key"), "key is no tensor and no earlier part"),
+        (Step(kind="dot", of=("input",), last="key.-2"), "key is no tensor and no earlier part"),
+    ],
+)
+def test_steps_that_name_nothing(trace, step, message):
+    rules = XLA.model_copy(update={"steps": {"silu": (step,)}})
+    with pytest.raises(InputError) as caught:
+        fuse(GraphView(trace(lambda x: F.silu(x), x=square(4)).graph), rules)
+    assert message in str(caught.value)
+
+
+def test_only_products_compute_their_operand(kernels):
+    assert [k[1] for k in kernels(lambda x: torch.linalg.norm(x * 2), x=torch.ones(1, 64))] == ["mul", "linalg_norm"]

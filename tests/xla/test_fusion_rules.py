@@ -1,4 +1,9 @@
-"""The model of XLA's fusion against XLA, for transformers of real widths. Both see the very same graph."""
+"""The model of XLA's fusion against XLA, for transformers of real widths. Both see the very same graph.
+
+Bytes are compared with the oracle's `touched`: a `Group` counts distinct bytes that a kernel reads, and of an operand that
+it reads in part only that part; XLA reads no more than the slices, too. Whole operands would charge a kernel that takes
+3072 of a packed projection's 27648 columns with all of them.
+"""
 
 import json
 
@@ -68,7 +73,9 @@ class Both:
         return self._known[kernels]
 
     def extra(self, kernels):
-        return tuple(after.bytes - before.bytes for after, before in zip(self.ask(kernels)[1:], self.ask(None)[1:]))
+        return tuple(
+            after.bytes - before.bytes for after, before in zip(self.ask(kernels)[1:], self.ask(None)[1:], strict=True)
+        )
 
     def lost(self, kernels):
         inside = {}
@@ -77,7 +84,7 @@ class Both:
                 site = decision.finding
                 inside |= {n.name: id(site) for n in (*site.interior, *site.outputs)}
         between = [(a, b) for a, b in self.edges if a not in inside or inside[a] != inside.get(b)]
-        pairs = zip(self.ask(None)[1:], self.ask(kernels)[1:])
+        pairs = zip(self.ask(None)[1:], self.ask(kernels)[1:], strict=True)
         return tuple(lost_fusions(before, after, between) for before, after in pairs)
 
 
@@ -91,11 +98,12 @@ def both(request, tmp_path_factory):
 @pytest.mark.parametrize("kernels", VARIANTS)
 def test_lost_fusions(both, kernels):
     found = agreement(*both.lost(kernels))
-    assert found.precision >= 0.9 and found.recall >= 0.9, found
+    assert min(found.precision, found.recall) >= 0.9, found
 
 
 def test_some_fusions_are_lost(both):
-    assert len(both.lost("rope")[1]) >= 10 and len(both.lost("attention")[1]) >= 4
+    assert len(both.lost("rope")[1]) >= 10
+    assert len(both.lost("attention")[1]) >= 4
 
 
 @pytest.mark.parametrize("kernels", VARIANTS)
