@@ -10,6 +10,7 @@ from .cost import Case
 from .cost.deltas import Applied, applied, ruined
 from .fusion import fuse
 from .graph import GraphView
+from .segments import segments
 from .site import Site
 from .step import calls_for, step_time
 from .target import Target
@@ -35,9 +36,11 @@ class Predicted:
         measured = {id(s): found for s in taken if (found := self._applied(s)) is not None}
         calls = [s for s in taken if id(s) not in measured]
         prediction = fuse(self._view, self._target.rules, nodes=block.nodes, calls=calls)
+        lazy = self._target.regime == "lazy"
+        executables = segments(self._view, calls, block.nodes) + len(calls) if lazy else 1
         work = calls_for(self._view, {s.outputs[0].name: s for s in calls}, self._target)
         added = sum(0.0 if m.neutral else m.us_per_call for m in measured.values())
-        return step_time(self._view, prediction, self._target, work).us + added
+        return step_time(self._view, prediction, self._target, work, executables).us + added
 
     def _applied(self, site: Site) -> Applied | None:
         return applied(self._target.evidence, self._case, f"{site.kind}:{site.form}") if self._case.model else None
