@@ -17,11 +17,12 @@ from torch.fx import GraphModule
 from .capture import Capture, capture, capture_spec
 from .choose import Choice, Price, choose
 from .cost import Case
+from .cost.deltas import applied
 from .effect import effect_of
 from .errors import InputError
 from .graph import GraphView
 from .models import ModelSpec, Shapes
-from .plan import Policy, Selection, apply, check_policy, make_plan
+from .plan import Plan, Policy, Selection, apply, check_policy, make_plan
 from .price import Predicted
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.model import BreakInfo, ModelInfo, Report, Timing
@@ -88,17 +89,32 @@ def analyse(
     """
     view = GraphView(gm.graph)
     errors = {} if on_error is None else {"on_error": on_error}
-    if price is None and target is not None:
-        known = case or Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
-        price = functools.partial(Predicted, target=target, case=known, kernels=selection.kernels)
+    if target is not None and case is None:
+        case = Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
+    if price is None and target is not None and case is not None:
+        price = functools.partial(Predicted, target=target, case=case, kernels=selection.kernels)
     chooser = None if price is None else functools.partial(_choose, price)
     plan = make_plan(view, selection, policy, chooser=chooser, **errors)
     rewritten, plan = apply(gm, plan)
-    change = None if target is None else effect_of(view, rewritten, plan, target)
-    if change is not None and policy == "auto" and change.after.us > change.before.us:
-        plan, rewritten = plan.kept("the whole step would be slower than without kernels, as predicted"), gm
-        change = effect_of(view, gm, plan, target)  # type: ignore[arg-type]
+    if target is None or case is None:
+        return Analysed(view, plan), rewritten
+    try:
+        change = effect_of(view, rewritten, plan, target)
+        if policy == "auto" and change.after.us > change.before.us and not _measured(plan, target, case):
+            plan, rewritten = plan.kept("the whole step would be slower than without kernels, as predicted"), gm
+            change = effect_of(view, gm, plan, target)
+    except Exception as error:
+        if on_error is None:
+            raise
+        on_error("predicting what the rewrite does; the report says nothing of it", error)
+        return Analysed(view, plan), rewritten
     return Analysed(view, plan, change), rewritten
+
+
+def _measured(plan: Plan, target: Target, case: Case) -> bool:
+    """Whether runs say something of a kernel that the plan uses: then the model of the step is no judge of it."""
+    names = {f"{r.site.kind}:{r.site.form}" for r in plan.replacements()}
+    return case.model is not None and any(applied(target.evidence, case, name) for name in names)
 
 
 def _choose(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,7 +17,7 @@ from .graph import GraphView
 from .site import Site
 from .steps import size_of
 
-__all__ = ["Boundary", "Graph", "Materialised", "calls_of", "find_boundaries", "segments"]
+__all__ = ["Boundary", "Graph", "Materialised", "calls_of", "find_boundaries"]
 
 Kind = Literal["split", "barrier", "layout"]
 
@@ -192,21 +191,3 @@ def _copied(view: GraphView, copies: Iterable[tuple[str, int]]) -> Iterator[Mate
         shape = tuple(size_of(n) for n in value.shape) if value is not None else ()
         op = view.op(node) if node is not None else ""
         yield Materialised(name, op, "operand", shape, value.dtype if value is not None else torch.float32, size)
-
-
-def segments(view: GraphView, calls: Iterable[Node]) -> int:
-    """How many executables a graph becomes when each of `calls` is one of its own: those of everything else.
-
-    An operation belongs to the executable one later than the latest that it needs something from through a call; one pass.
-    Executables that need nothing from each other count as one, as they can be one.
-    """
-    cut = set(calls)
-    level: dict[Node, int] = defaultdict(int)
-    used: set[int] = set()
-    for node in view.nodes:
-        if node.op == "output":
-            continue
-        level[node] = max((level[i] + (i in cut) for i in node.all_input_nodes), default=0)
-        if node.op in ("call_function", "call_method") and node not in cut and not view.forwards(node):
-            used.add(level[node])
-    return len(used)

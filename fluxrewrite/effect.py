@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 from torch.fx import GraphModule
 
-from .boundary import Boundary, Graph, calls_of, find_boundaries, segments
+from .boundary import Boundary, Graph, calls_of, find_boundaries
 from .fusion import fuse
 from .fusion.edges import edges
 from .fusion.flops import flops
 from .graph import GraphView
 from .kernel import Kernel
 from .plan import Plan
+from .segments import segments
 from .site import Site
 from .step import Calls, Step, calls_for, step_time
 from .target import Target
@@ -55,7 +56,8 @@ def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Targe
         plan: the plan as it was carried out.
         target: device, regime and compiler.
     """
-    sites = [d.finding for d in plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
+    taken = [d.finding for d in plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
+    sites = sorted(taken, key=lambda s: view.order(s.outputs[0]))
     before = Graph(view, fuse(view, target.rules))
     time_before = step_time(view, before.prediction, target, Calls())
     total = before.prediction.fusion

@@ -172,9 +172,11 @@ def make_plan(
     `on_error` is told of a pass or policy that raised, and what it was doing; by default the error goes on up. If it
     returns, that pass finds nothing, or that site is kept.
 
-    Raises InputError for an unknown policy.
+    Raises InputError for an unknown policy, and for one that compares times where there is no `chooser`.
     """
     check_policy(policy)
+    if policy in CHOOSING and chooser is None:
+        raise InputError(f"policy {policy!r} compares times; it needs a device profile (device=)")
     decisions = []
     for kind, rewriter in selection.passes.items():
         kernel = selection.kernels.get(rewriter.kernel)
@@ -193,13 +195,15 @@ def make_plan(
     choices: Sequence[Choice] = ()
     if chooser is not None:
         chosen: Sequence[Site] = ()
+        why = f"policy {policy!r} keeps it: no set of kernels with it makes its block faster"
         try:
             chosen, choices = chooser(view, [d.finding for d in decisions if _could(d) and isinstance(d.finding, Site)])
         except Exception as error:
             on_error("choosing kernels", error)
+            why = f"policy {policy!r} raised {error!r}"
         if policy in CHOOSING:
             decisions = list(_without_covered(decisions, chosen))
-            decisions = [_chosen(d, {id(s) for s in chosen}, policy) for d in decisions]
+            decisions = [_chosen(d, {id(s) for s in chosen}, why) for d in decisions]
     taken = [d.finding for d in decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
     return Plan(tuple(_without_covered(decisions, taken)), selection, tuple(choices))
 
@@ -219,10 +223,9 @@ def check_policy(policy: Policy) -> None:
         raise InputError(f"unknown policy {policy!r}; known: auto, measure, all, none, or a callable on sites")
 
 
-def _chosen(decision: Decision, taken: set[int], policy: Policy) -> Decision:
+def _chosen(decision: Decision, taken: set[int], why: str) -> Decision:
     if decision.choice != "kernel" or id(decision.finding) in taken or not isinstance(decision.finding, Site):
         return decision
-    why = f"policy {policy!r} keeps it: no set of kernels with it makes its block faster"
     return Decision(decision.finding, "keep", (Reason(Code.POLICY, why, decision.finding.outputs[0].name),))
 
 

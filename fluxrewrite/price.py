@@ -11,6 +11,7 @@ from .cost.deltas import Applied, applied, ruined
 from .fusion import fuse
 from .graph import GraphView
 from .kernel import Kernel
+from .segments import segments
 from .site import Site
 from .step import calls_for, step_time
 from .target import Target
@@ -41,7 +42,9 @@ class Predicted:
     def _modelled(self, block: Block, taken: Sequence[Site]) -> float:
         prediction = fuse(self._view, self._target.rules, nodes=block.nodes, calls=taken)
         work = calls_for(self._view, {s.outputs[0].name: s for s in taken}, self._target, self._kernels)
-        return step_time(self._view, prediction, self._target, work).us + self._slices(taken)
+        lazy = self._target.regime == "lazy"
+        executables = segments(self._view, taken, block.nodes) + len(taken) if lazy else 1
+        return step_time(self._view, prediction, self._target, work, executables).us + self._slices(taken)
 
     def _slices(self, taken: Sequence[Site]) -> float:
         """Where a call takes whole operands only, slices of weights are copied for it, every step."""

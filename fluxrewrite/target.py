@@ -57,5 +57,14 @@ class Target:
         profile = load_device(device)
         profile.check_regime(regime)
         neuron = profile.name.startswith(("trn", "inf"))
-        rules = load_rules(compiler or ("neuronx" if neuron else "inductor"))
+        rules = _rules(compiler or ("neuronx" if neuron else "inductor"))
         return cls(profile, regime, rules, load_evidence(evidence), not neuron)
+
+
+def _rules(name: str) -> Rules:
+    try:
+        return load_rules(name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{name}: cannot be read as rules ({error}); give a JSON file as those in fluxrewrite/fusion/data"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import time
@@ -17,7 +18,8 @@ from .analysis import analyse, peak_rss_mb
 from .cost import Case
 from .errors import InputError, RewriteError
 from .plan import CHOOSING, Plan, Policy, Selection, check_policy
-from .report.build import Foresight, build_report, dynamic_sizes, merge
+from .report.build import Analysed, Foresight, build_report, dynamic_sizes
+from .report.merged import merge
 from .report.model import ModelInfo, Report, Timing
 from .site import Code
 from .target import Target
@@ -134,8 +136,7 @@ class Backend:
         analysed, rewritten = analyse(gm, self.selection, self.policy, target, case, on_error=self._failed)
         self._check_carried_out(analysed.plan)
         matched = time.perf_counter()
-        foresight = None if target is None or case is None else Foresight(target, case)
-        report = build_report([analysed], self.selection, self.policy, _model_info(gm), _NO_TIME, foresight)
+        report = self._report(gm, analysed, None if target is None or case is None else Foresight(target, case))
         end = time.perf_counter()
         timing = Timing(
             capture_s=0,
@@ -145,6 +146,17 @@ class Backend:
             peak_rss_mb=peak_rss_mb(),
         )
         return rewritten, report.model_copy(update={"timing": timing})
+
+    def _report(self, gm: GraphModule, analysed: Analysed, foresight: Foresight | None) -> Report:
+        """The report; without predictions where making them fails, for the rewrite does not hang on them."""
+        build = functools.partial(build_report, [analysed], self.selection, self.policy, _model_info(gm), _NO_TIME)
+        if foresight is None or analysed.change is None:
+            return build()
+        try:
+            return build(foresight)
+        except Exception as error:
+            self._failed("predicting what the rewrite does; the report says nothing of it", error)
+            return build()
 
     def _check_carried_out(self, plan: Plan) -> None:
         """Sites whose replacement turned out to differ: raise if strict, else say so once."""

@@ -110,7 +110,7 @@ def test_policy_as_a_callable_sees_each_site():
         ({"kernels": "flash"}, "unknown kernel 'flash'"),
         ({"kernels": ("qkv:double",)}, "unknown form 'double' of 'qkv'; known: triple, packed, mixed"),
         ({"kernels": ()}, "no kernel named"),
-        ({"policy": "best"}, "unknown policy 'best'; known: all, none"),
+        ({"policy": "best"}, "unknown policy 'best'; known: auto, measure, all, none, or a callable"),
     ],
 )
 def test_wrong_arguments(arguments, told):

@@ -1,6 +1,7 @@
 """Reports: one set of records, shown as JSON or text."""
 
-from .build import build_report, merge
+from .build import build_report
+from .merged import merge
 from .model import SCHEMA, Report, schema_text
 from .text import render
 

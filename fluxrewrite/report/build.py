@@ -21,7 +21,7 @@ from ..target import Target
 from .model import KernelInfo, KindSummary, ModelInfo, ReasonInfo, Report, SiteInfo, Summary, Timing
 from .predicted import Forecast, boundaries_of, breaks_of, effect_info, segments_of, verdicts_of
 
-__all__ = ["Analysed", "Foresight", "build_report", "dynamic_sizes", "merge", "policy_name"]
+__all__ = ["Analysed", "Foresight", "build_report", "dynamic_sizes", "policy_name"]
 
 
 @dataclass(frozen=True)
@@ -83,54 +83,6 @@ def _predicted(graphs: Sequence[Analysed], ids: Mapping[int, str], foresight: Fo
         "effect": effect_info(forecasts, target, case),
         "verdicts": verdicts_of(forecasts, target, case),
     }
-
-
-def merge(reports: Sequence[Report]) -> Report:
-    """One report on all graphs that a model was compiled to, in the order of the compiles."""
-    first = reports[0]
-    if len(reports) == 1:
-        return first
-    inventory: Counter[str] = Counter()
-    sites: list[SiteInfo] = []
-    offset = 0
-    for report in reports:
-        inventory.update(report.inventory)
-        sites += [
-            s.model_copy(update={"graph": s.graph + offset, "id": f"{s.id}@{s.graph + offset}"}) for s in report.sites
-        ]
-        offset += report.model.graphs
-    models, timings = [r.model for r in reports], [r.timing for r in reports]
-    model = first.model.model_copy(
-        update={
-            "graphs": sum(m.graphs for m in models),
-            "graph_nodes": sum(m.graph_nodes for m in models),
-            "graph_breaks": tuple(b for m in models for b in m.graph_breaks),
-            "dynamic_sizes": tuple(sorted({d for m in models for d in m.dynamic_sizes})),
-        }
-    )
-    timing = Timing(
-        **{name: sum(getattr(t, name) for t in timings) for name in ("capture_s", "match_s", "analyse_s", "total_s")},
-        peak_rss_mb=max(t.peak_rss_mb for t in timings),
-    )
-    kinds = {k: _add([r.summary.kinds[k] for r in reports]) for k in first.summary.kinds}
-    summary = first.summary.model_copy(update={"kinds": kinds})
-    return first.model_copy(
-        update={
-            "model": model,
-            "timing": timing,
-            "inventory": dict(sorted(inventory.items())),
-            "sites": tuple(sites),
-            "summary": summary,
-        }
-    )
-
-
-def _add(kinds: Sequence[KindSummary]) -> KindSummary:
-    forms: Counter[str] = Counter()
-    for kind in kinds:
-        forms.update(kind.forms)
-    counts = {n: sum(getattr(k, n) for k in kinds) for n in ("found", "eligible", "rewritten", "covered", "missed")}
-    return KindSummary(**counts, forms=dict(sorted(forms.items())), looks_for=kinds[0].looks_for)
 
 
 def _site(decision: Decision, graph: int, numbers: Counter[tuple[str, str]]) -> SiteInfo:

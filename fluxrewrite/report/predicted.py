@@ -91,10 +91,13 @@ def _boundary(border: Border, graph: int, site: str, target: Target, case: Case)
 
 
 def _cost(border: Border, target: Target, case: Case) -> tuple[float, Basis]:
-    """What was measured for such a call; else each tensor written once and read once more, and the call itself."""
+    """What was measured for such a call, an assumption where that was in another model or at other sizes.
+
+    Without such runs each tensor written once and read once more, and the call itself.
+    """
     found = applied(target.evidence, case, f"{border.site.kind}:{border.site.form}")
     if found is not None and found.basis == "measured" and border.kind != "layout":
-        return (0.0 if found.neutral else found.us_per_call), found.basis
+        return (0.0 if found.neutral else found.us_per_call), found.basis if found.exact else "assumed"
     split = border.kind == "split"
     work = Work(bytes=2 * border.bytes, calls=int(border.kind != "layout"), launches=int(split))
     time = estimate(target.device, work)
@@ -176,7 +179,7 @@ def _choice(choice: Choice) -> ChoiceInfo:
 def verdicts_of(forecasts: Sequence[Forecast], target: Target, case: Case) -> tuple[Verdict, ...]:
     """A verdict for each kind of kernel, and one for all kinds that the plan uses together."""
     step = sum(f.change.before.us for f in forecasts)
-    assumed = any(f.change.before.basis == "assumed" for f in forecasts)
+    assumed = any("assumed" in (f.change.before.basis, f.change.after.basis) for f in forecasts)
     candidates = [_candidate(kind, forecasts, step, assumed) for kind in _kinds(forecasts)]
     used = [kind for kind in _kinds(forecasts) if any(s.kind == kind for s in _rewritten(forecasts))]
     return verdicts(candidates, case, target.evidence, [used] if len(used) > 1 else [])

@@ -1,0 +1,134 @@
+"""One report from the reports on several graphs of one model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ..cost.evidence import NEUTRAL
+from .model import Boundary, CompileInfo, Effect, KindSummary, Report, Segments, SiteInfo, StepInfo, Timing, Verdict
+
+__all__ = ["merge"]
+
+
+def merge(reports: Sequence[Report]) -> Report:
+    """One report on all graphs that a model was compiled to, in the order of the compiles."""
+    first = reports[0]
+    if len(reports) == 1:
+        return first
+    inventory: Counter[str] = Counter()
+    sites: list[SiteInfo] = []
+    boundaries: list[Boundary] = []
+    offset = 0
+    for report in reports:
+        inventory.update(report.inventory)
+        sites += [
+            s.model_copy(update={"graph": s.graph + offset, "id": f"{s.id}@{s.graph + offset}"}) for s in report.sites
+        ]
+        boundaries += [
+            b.model_copy(update={"graph": b.graph + offset, "site": b.site and f"{b.site}@{b.graph + offset}"})
+            for b in report.boundaries
+        ]
+        offset += report.model.graphs
+    models, timings = [r.model for r in reports], [r.timing for r in reports]
+    model = first.model.model_copy(
+        update={
+            "graphs": sum(m.graphs for m in models),
+            "graph_nodes": sum(m.graph_nodes for m in models),
+            "graph_breaks": tuple(b for m in models for b in m.graph_breaks),
+            "dynamic_sizes": tuple(sorted({d for m in models for d in m.dynamic_sizes})),
+        }
+    )
+    timing = Timing(
+        **{name: sum(getattr(t, name) for t in timings) for name in ("capture_s", "match_s", "analyse_s", "total_s")},
+        peak_rss_mb=max(t.peak_rss_mb for t in timings),
+    )
+    kinds = {k: _add([r.summary.kinds[k] for r in reports]) for k in first.summary.kinds}
+    summary = first.summary.model_copy(update={"kinds": kinds})
+    return first.model_copy(
+        update={
+            "model": model,
+            "timing": timing,
+            "inventory": dict(sorted(inventory.items())),
+            "sites": tuple(sites),
+            "summary": summary,
+            "boundaries": tuple(boundaries),
+            **_predictions([r for r in reports if r.effect is not None]),
+        }
+    )
+
+
+def _add(kinds: Sequence[KindSummary]) -> KindSummary:
+    forms: Counter[str] = Counter()
+    for kind in kinds:
+        forms.update(kind.forms)
+    counts = {n: sum(getattr(k, n) for k in kinds) for n in ("found", "eligible", "rewritten", "covered", "missed")}
+    return KindSummary(**counts, forms=dict(sorted(forms.items())), looks_for=kinds[0].looks_for)
+
+
+def _predictions(reports: Sequence[Report]) -> dict[str, Any]:
+    """Segments, effect and verdicts of all graphs for which there are predictions."""
+    if not reports:
+        return {"segments": None, "effect": None, "verdicts": ()}
+    found = [r.segments for r in reports if r.segments is not None]
+    parts = [(r.effect.step_before.us, v) for r in reports if r.effect is not None for v in r.verdicts]
+    step = sum(r.effect.step_before.us for r in reports if r.effect is not None)
+    names = dict.fromkeys(v.kernel for _, v in parts)
+    return {
+        "segments": Segments(before=sum(s.before for s in found), after=sum(s.after for s in found)),
+        "effect": _effect([r.effect for r in reports if r.effect is not None]),
+        "verdicts": tuple(_verdict([(us, v) for us, v in parts if v.kernel == name], step) for name in names),
+    }
+
+
+def _effect(effects: Sequence[Effect]) -> Effect:
+    """Sums; seconds of a compile are known only if they are for every graph."""
+    counts = ("bytes_before", "bytes_after", "kernels_before", "kernels_after", "lost_elsewhere")
+    compiles = [e.compile for e in effects]
+    seconds = {n: _sum([getattr(c, n) for c in compiles]) for n in ("seconds", "low_s", "high_s")}
+    return effects[0].model_copy(
+        update={
+            **{n: sum(getattr(e, n) for e in effects) for n in counts},
+            "step_before": _step([e.step_before for e in effects]),
+            "step_after": _step([e.step_after for e in effects]),
+            "compile": CompileInfo(
+                specialisations=sum(c.specialisations for c in compiles),
+                executables=sum(c.executables for c in compiles),
+                **seconds,
+                basis="assumed" if any(c.basis == "assumed" for c in compiles) else "measured",
+                why=compiles[0].why,
+            ),
+            "choices": tuple(c for e in effects for c in e.choices),
+        }
+    )
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _step(steps: Sequence[StepInfo]) -> StepInfo:
+    sums = {n: float(f"{sum(getattr(s, n) for s in steps):.6g}") for n in ("us", "low_us", "high_us")}
+    return StepInfo(**sums, basis="assumed" if any(s.basis == "assumed" for s in steps) else "modelled")
+
+
+def _verdict(parts: Sequence[tuple[float, Verdict]], step: float) -> Verdict:
+    """The verdict on one kernel in all graphs: its shares of each graph's time, added up.
+
+    Where a graph's verdict has no ratio, that verdict stands; a graph without such sites changes nothing.
+    """
+    told = [(us, v) for us, v in parts if v.verdict != "not_applicable"]
+    without = [v for _, v in told or parts if v.ratio is None]
+    if without:
+        return without[0]
+    ratio = 1 + sum(((v.ratio or 1) - 1) * us for us, v in told) / step
+    largest = max(told, key=lambda part: part[0])[1]
+    word = "slower" if ratio > 1 + NEUTRAL else "faster" if ratio < 1 - NEUTRAL else "neutral"
+    bases = {v.basis for _, v in told}
+    basis = next(b for b in ("assumed", "modelled", "measured") if b in bases)
+    why = f"in {len(told)} graphs; the longest: {largest.why}" if len(told) > 1 else largest.why
+    return largest.model_copy(
+        update={"verdict": word, "ratio": float(f"{ratio:.6g}"), "basis": basis, "why": why, "predicted_s": None}
+    )
