@@ -21,7 +21,7 @@ def test_json_has_the_keys_of_the_contract_and_reads_back(flux2):
     report = fluxrewrite.inspect(net, **inputs)
     data = json.loads(report.to_json())
     assert set(data) == {
-        "schema", "model", "timing", "inventory", "sites", "boundaries", "segments", "summary", "verdicts",
+        "schema", "model", "timing", "inventory", "sites", "boundaries", "segments", "effect", "summary", "verdicts",
     }  # fmt: skip
     assert {"name", "parameters", "dtype", "tp", "image_tokens", "text_tokens", "graphs", "graph_nodes"} <= set(
         data["model"]
@@ -41,8 +41,8 @@ def test_unknown_keys_are_refused():
 def test_inspect_leaves_names_free_for_the_model():
     import torch
 
-    def fn(kernels, policy):
-        return torch.nn.functional.scaled_dot_product_attention(kernels, policy, policy)
+    def fn(kernels, options):
+        return torch.nn.functional.scaled_dot_product_attention(kernels, options, options)
 
     x = torch.randn(1, 2, 4, 8)
     report = fluxrewrite.inspect(fn, {"kernels": x, "options": x}, options=Options(kernels="attention"))
