@@ -11,7 +11,7 @@ from torch.fx import Node
 from .graph import GraphView, module_path
 from .site import Site
 
-__all__ = ["Block", "Choice", "Price", "blocks", "choose"]
+__all__ = ["Block", "Choice", "Price", "block_path", "blocks", "choose"]
 
 MARGIN = 0.02
 """A set of kernels must be predicted to save at least this share of a block's time: models of time are not exact to less."""
@@ -68,10 +68,10 @@ def blocks(view: GraphView, sites: Sequence[Site]) -> list[Block]:
     """The blocks that hold `sites`, by the first numbered module on their path."""
     by_path: dict[str, list[Site]] = defaultdict(list)
     for site in sites:
-        by_path[_block_path(site.path)].append(site)
+        by_path[block_path(site.path)].append(site)
     span: dict[str, tuple[int, int]] = {}
     for index, node in enumerate(view.nodes):
-        path = _block_path(module_path(node))
+        path = block_path(module_path(node))
         if path in by_path and node.op in ("call_function", "call_method"):
             span[path] = (span.get(path, (index, 0))[0], index)
     found = []
@@ -84,7 +84,7 @@ def blocks(view: GraphView, sites: Sequence[Site]) -> list[Block]:
     return found
 
 
-def _block_path(path: str) -> str:
+def block_path(path: str) -> str:
     """Up to the first number: "transformer_blocks.3" of "transformer_blocks.3.attn"."""
     parts = path.split(".")
     at = next((i for i, part in enumerate(parts) if part.isdigit()), None)

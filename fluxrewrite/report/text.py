@@ -1,22 +1,22 @@
-"""The report for a terminal: fits 80 columns, readable without colour, ends with what to do next."""
+"""The report for a terminal: fits 80 columns, readable without colour, answer first, ends with what to do next."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from ..site import Code
 from .model import Report, SiteInfo
+from .text_boundaries import boundary_table
+from .text_predicted import auto_is_better, choices, grid, prediction, verdict_list
+from .words import folded, sizes_text
 
 __all__ = ["render", "rendered"]
-
-_NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
 def render(report: Report, console: Console) -> None:
@@ -31,29 +31,38 @@ def rendered(report: Report) -> Group:
 
 def _parts(report: Report) -> Iterable[RenderableType]:
     yield from _head(report)
+    yield from prediction(report)
+    yield from verdict_list(report.verdicts)
+    yield from boundary_table(report)
+    yield from choices(report)
+    yield Text("\nWhat was found", style="bold")
     yield _kinds(report)
     rewritten = [s for s in report.sites if s.choice == "kernel"]
     if rewritten:
         yield Text("\nSites taken by kernels", style="bold")
-        yield _sites(rewritten)
+        yield from _sites(rewritten)
     kept = [s for s in report.sites if s.choice == "keep" and not any(r.code == Code.COVERED for r in s.reasons)]
     if kept:
         yield Text("\nSites left alone", style="bold")
-        yield _reasons(kept)
+        yield from _reasons(kept)
     for kind, summary in report.summary.kinds.items():
         if not summary.found and not summary.missed:
             yield Text(f"\n{kind}: nothing found. Looked for {summary.looks_for}.", style="yellow")
-    yield Text("\nWhat these calls cost the compiler's fusion is not estimated yet.", style="dim")
-    yield _next(report, rewritten, kept)
+    yield Text("")
+    yield from _next(report, rewritten, kept)
 
 
 def _head(report: Report) -> Iterable[RenderableType]:
     m, t = report.model, report.timing
-    sizes = f", batch {m.batch},\n{m.image_tokens} image + {m.text_tokens} text tokens" if m.image_tokens else ""
-    yield Text.assemble((m.name, "bold"), f": {m.parameters / 1e9:.3f} G parameters, {m.dtype}{sizes}")
+    sizes = f", batch {m.batch},\n{m.image_tokens} image + {m.text_tokens} text tokens; " if m.image_tokens else "\n"
     graphs = "1 graph" if m.graphs == 1 else f"{m.graphs} graphs"
-    yield Text(f"{graphs} of {m.graph_nodes} nodes, no weights; peak {t.peak_rss_mb:.0f} MB")
-    yield Text(f"traced in {t.capture_s:.1f} s, matched in {t.match_s * 1e3:.0f} ms")
+    yield Text.assemble(
+        (m.name, "bold"),
+        f": {m.parameters / 1e9:.3f} G parameters, {m.dtype}{sizes}{graphs} of {m.graph_nodes} nodes, no weights",
+    )
+    yield Text(
+        f"traced in {t.capture_s:.1f} s, matched and predicted in {t.match_s * 1e3:.0f} ms, peak {t.peak_rss_mb:.0f} MB"
+    )
     for stop in m.graph_breaks:
         yield Text(f"graph break at {stop.location}: {stop.reason}", style="yellow")
     if m.dynamic_sizes:
@@ -66,10 +75,7 @@ def _head(report: Report) -> Iterable[RenderableType]:
 
 
 def _kinds(report: Report) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("kind", "found", "eligible", "kernel", "covered", "missed"):
-        table.add_column(name, justify="left" if name == "kind" else "right", no_wrap=True)
-    table.add_column("forms", overflow="fold")
+    table = grid("kind", "found", "eligible", "kernel", "covered", "missed", "forms", left=("kind", "forms"), gap=1)
     for kind, s in report.summary.kinds.items():
         forms = ", ".join(f"{n} {form}" for form, n in s.forms.items())
         of = f" of {report.inventory['attention']}" if kind == "attention" else ""
@@ -77,38 +83,55 @@ def _kinds(report: Report) -> Table:
     return table
 
 
-def _sites(sites: Sequence[SiteInfo]) -> Table:
-    """Sites that differ only in block numbers and are otherwise alike make one row."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("calls", "kernel", "form", "where"):
-        table.add_column(name, justify="right" if name == "calls" else "left", overflow="fold")
-    rows: Counter[tuple[str, str, str, str]] = Counter()
+def _sites(sites: Sequence[SiteInfo]) -> Iterable[RenderableType]:
+    """Sites that differ only in block numbers and are otherwise alike make one entry."""
+    rows: Counter[tuple[str, str, str]] = Counter()
     for s in sites:
-        sizes = " ".join(f"{k}={v}" for k, v in s.shapes.items())
-        rows[s.kernel.name if s.kernel else "", s.form, _NUMBER.sub(".*", s.path), sizes] += 1
-    for (kernel, form, path, sizes), count in rows.items():
-        table.add_row(str(count), kernel, form, f"{escape(path)}\n[dim]{escape(sizes)}[/dim]")
-    return table
+        kernel = s.kernel.name if s.kernel else s.kind
+        rows[f"{kernel}:{s.form}", folded(s.path) or "model", sizes_text(s.shapes)] += 1
+    yield from _entries(rows)
 
 
-def _reasons(sites: Sequence[SiteInfo]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("sites", "kind", "where", "reason"):
-        table.add_column(name, justify="right" if name == "sites" else "left", overflow="fold")
+def _reasons(sites: Sequence[SiteInfo]) -> Iterable[RenderableType]:
     rows: Counter[tuple[str, str, str]] = Counter()
     for s in sites:
         for reason in s.reasons:
-            rows[s.kind, _NUMBER.sub(".*", s.path), f"{reason.code}: {reason.message}"] += 1
-    for (kind, path, reason_text), count in rows.most_common():
-        table.add_row(str(count), kind, escape(path), escape(reason_text))
-    return table
+            rows[s.kind, folded(s.path) or "model", f"{reason.code}: {reason.message}"] += 1
+    yield from _entries(dict(rows.most_common()))
 
 
-def _next(report: Report, rewritten: Sequence[SiteInfo], kept: Sequence[SiteInfo]) -> Text:
+def _entries(rows: Mapping[tuple[str, str, str], int]) -> Iterable[RenderableType]:
+    for (what, path, more), count in rows.items():
+        yield Text(f"{count:4} x {what} at {path}")
+        yield Padding(Text(more, style="dim"), (0, 0, 0, 5))
+
+
+def _next(report: Report, rewritten: Sequence[SiteInfo], kept: Sequence[SiteInfo]) -> Iterable[RenderableType]:
+    better = _better(report, rewritten)
+    if better:
+        yield Text.assemble("Next: add ", (better[0], "bold"), f": {better[1]}")
     if rewritten:
-        kernels = ",".join(report.summary.kernels)
-        command = f'torch.compile(model, backend=fluxrewrite.backend(\n    kernels="{kernels}"))'
-        return Text.assemble("Next: ", (command, "bold"))
-    if kept:
-        return Text("Next: read the reasons above; --format json names the node of each.")
-    return Text("Next: fluxrewrite kernels lists what is looked for and within which limits.")
+        yield Text.assemble("Or take this plan: " if better else "Next: ", (_call(report), "bold"))
+    elif kept and not better:
+        yield Text("Next: read the reasons above; --format json names the node of each.")
+    elif not better:
+        yield Text("Next: fluxrewrite kernels lists what is looked for and within which limits.")
+
+
+def _better(report: Report, rewritten: Sequence[SiteInfo]) -> tuple[str, str] | None:
+    """Options that the prediction favours, and why."""
+    if auto_is_better(report):
+        none = all(c.chosen == "none" for c in report.effect.choices) if report.effect else False
+        return "--policy auto", "predicted to be faster" + (", without any kernel" if none else "")
+    taken = {s.kind for s in rewritten}
+    slower = {v.kernel for v in report.verdicts if v.verdict == "slower"} & taken
+    others = [k for k in report.summary.kernels if k.partition(":")[0] in taken - slower]
+    if slower and others:
+        return f"--kernels {','.join(others)}", f"{' and '.join(sorted(slower))} is slower by its verdict"
+    return None
+
+
+def _call(report: Report) -> str:
+    kernels = ",".join(report.summary.kernels)
+    policy = "" if report.summary.policy == "all" else f',\n    policy="{report.summary.policy}"'
+    return f'torch.compile(model, backend=fluxrewrite.backend(\n    kernels="{kernels}"{policy}))'

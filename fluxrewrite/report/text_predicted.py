@@ -1,0 +1,136 @@
+"""The predicted part of the text: step, traffic and executables before and after, verdicts, and what "auto" would take."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ..choose import MARGIN, block_path
+from ..plan import CHOOSING
+from .model import ChoiceInfo, Effect, Report, StepInfo, Verdict
+from .words import bytes_text, change_text, folded, time_text, trimmed
+
+__all__ = ["auto_is_better", "choices", "grid", "prediction", "verdict_list"]
+
+_WHY = 150  # characters: two lines
+_NAMED = re.compile(r"(\w+:\w+)(?:\[[^\]]*\])?(?: x(\d+))?")  # "qkv:triple[256] x2" of a choice
+
+
+def grid(*columns: str, left: Sequence[str] = (), gap: int = 2) -> Table:
+    """A table without lines; columns named in `left` are text, `gap` blanks stand between columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
+    return table
+
+
+def prediction(report: Report) -> Iterable[RenderableType]:
+    """What the plan changes, with the basis of each figure."""
+    e = report.effect
+    if e is None:
+        yield Text("What these calls cost was not predicted.", style="dim")
+        return
+    yield Text(
+        f"Predicted for {e.device}, {e.regime}; fusion by {e.compiler}; policy {report.summary.policy}", style="bold"
+    )
+    yield Text("A model's figures: nothing was run on hardware.")
+    yield _figures(e, report)
+    for when, step in (("before", e.step_before), ("after", e.step_after)):
+        if _spread(step):
+            yield Text(f"step {when}: {time_text(step.low_us)} to {time_text(step.high_us)} at the ends of the ranges")
+    c = e.compile
+    seconds = "unknown" if c.seconds is None else f"{c.seconds:.0f} s"
+    if c.low_s is not None and c.high_s is not None and c.low_s < c.high_s:
+        seconds += f" ({c.low_s:.0f} to {c.high_s:.0f})"
+    yield Text(f"cold compile: {seconds}, {c.basis}; distinct kernel calls: {c.specialisations}")
+    if c.seconds is None:
+        yield Padding(Text(trimmed(c.why, _WHY), style="dim"), (0, 0, 0, 2))
+    if report.model.tp > 1:
+        yield Text(f"tp {report.model.tp}: bytes and times are those of the whole model; --tp divides limits only")
+
+
+def _figures(e: Effect, report: Report) -> Table:
+    table = grid("a step", "before", "after", "change", "basis", left=("a step", "basis"))
+    before, after = e.step_before, e.step_after
+    worse = "assumed" if "assumed" in (before.basis, after.basis) else "modelled"
+    table.add_row("time", time_text(before.us), time_text(after.us), change_text(before.us, after.us), worse)
+    size = [bytes_text(e.bytes_before), bytes_text(e.bytes_after), change_text(e.bytes_before, e.bytes_after)]
+    table.add_row("memory traffic", *size, "modelled")
+    for name, old, new in (
+        ("compiled kernels and calls", e.kernels_before, e.kernels_after),
+        *(("executables", s.before, s.after) for s in (report.segments,) if s is not None),
+    ):
+        table.add_row(name, str(old), str(new), f"{new - old:+d}" if new != old else "", "modelled")
+    return table
+
+
+def _spread(step: StepInfo) -> bool:
+    return step.high_us - step.low_us > 0.001 * step.us
+
+
+def verdict_list(verdicts: Sequence[Verdict]) -> Iterable[RenderableType]:
+    """A line for each verdict, and why, shortened."""
+    if not verdicts:
+        return
+    yield Text("\nVerdicts: a step with the kernel at all its sites / without", style="bold")
+    width = max(len(v.kernel) for v in verdicts)
+    for v in verdicts:
+        ratio = "" if v.ratio is None else f"{v.ratio:.3f}"
+        yield Text(f"{v.kernel:{width}}  {v.verdict:14}  {ratio:>6}  {v.basis}")
+        yield Padding(Text(trimmed(v.why, _WHY), style="dim"), (0, 0, 0, 2))
+
+
+def choices(report: Report) -> Iterable[RenderableType]:
+    """For each kind of block what "auto" takes, and the times that speak for it."""
+    found = report.effect.choices if report.effect else ()
+    if not found:
+        return
+    policy = report.summary.policy
+    head = f"Plan: what {policy} took" if policy in CHOOSING else "What --policy auto would take"
+    yield Text(f"\n{head} in each kind of block (predicted, us a block)", style="bold")
+    for choice in found:
+        yield Text(f"{choice.blocks} x {folded(choice.block) or 'the rest'}: {choice.chosen}")
+        yield Padding(Text(_times(choice), style="dim"), (0, 0, 0, 2))
+
+
+def _times(choice: ChoiceInfo) -> str:
+    times = choice.times_us
+    parts = [f"{choice.chosen} {times[choice.chosen]:.1f}"] if choice.chosen in times else []
+    if choice.chosen != "none" and "none" in times:
+        parts.append(f"no kernel {times['none']:.1f}")
+    others = [name for name in times if name not in (choice.chosen, "none")]
+    if others:
+        best = min(others, key=lambda name: times[name])
+        close = choice.chosen == "none" and times[best] < times["none"]
+        parts.append(f"next {best} {times[best]:.1f}{f', saves less than {MARGIN:.0%}' if close else ''}")
+    return "; ".join(parts)
+
+
+def auto_is_better(report: Report) -> bool:
+    """Whether "auto" takes other kernels than this plan, and the whole step is predicted to be faster with them.
+
+    What "auto" saves is what its blocks save by their own times; the plan's step is the one predicted for the whole graph.
+    """
+    e = report.effect
+    if e is None or report.summary.policy in CHOOSING or all(_as_taken(c, report) for c in e.choices):
+        return False
+    saved = sum(c.blocks * (c.times_us["none"] - c.times_us[c.chosen]) for c in e.choices)
+    return e.step_before.us - saved < e.step_after.us
+
+
+def _as_taken(choice: ChoiceInfo, report: Report) -> bool:
+    """Whether kernels take in the first of these blocks what "auto" would have them take."""
+    taken: Counter[str] = Counter()
+    for s in report.sites:
+        if s.choice == "kernel" and block_path(s.path) == choice.block:
+            taken[f"{s.kind}:{s.form}"] += 1
+    wanted: Counter[str] = Counter()
+    for name, times in _NAMED.findall(choice.chosen):
+        wanted[name] += int(times or 1)
+    return taken == wanted
