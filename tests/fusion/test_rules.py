@@ -28,13 +28,14 @@ def test_known():
 def test_every_rule_that_is_set_has_its_evidence(name):
     rules = load_rules(name)
     said = json.loads((files("fluxrewrite.fusion") / "data" / f"{name}.json").read_text())
-    assert set(said) - {"name", "evidence", "parts"} <= set(rules.evidence)
+    assert set(said) - {"name", "evidence", "parts", "assumed"} <= set(rules.evidence)
     assert all(rules.evidence.values())
 
 
 def test_neuronx_says_that_it_is_assumed():
     rules = load_rules("neuronx")
     assert "assumed" in rules.name
+    assert rules.assumed
     assert "no oracle" in rules.evidence["all"]
 
 
