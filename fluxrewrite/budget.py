@@ -244,7 +244,7 @@ def check(report: Report, limits: Iterable[Limit]) -> None:
         elif limit.broken(found):
             lines.append(f"limit broken: {limit} ({limit.source}): found {_plain(found)}")
     if lines:
-        raise CheckFailed("\n".join(lines))
+        raise CheckFailed(*lines)
 
 
 def _plain(value: float) -> str:

@@ -49,7 +49,7 @@ def main(args: list[str] | None = None) -> int:
     except InputError as error:
         return _fail(str(error), 2)
     except CheckFailed as error:
-        return [_fail(line, 1) for line in str(error).splitlines() or [""]][0]
+        return max(_fail(str(line), 1) for line in error.args)
     except FluxrewriteError as error:
         return _fail(str(error), 1)
     except (typer.Abort, KeyboardInterrupt):

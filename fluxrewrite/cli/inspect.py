@@ -36,7 +36,7 @@ def inspect(
                                           "reference (the ops' own bodies, every shape).")] = "builtin",
     tp: Annotated[int, typer.Option(help="Tensor-parallel ranks: heads and columns are divided before limits are checked.")] = 1,
     fail_on: Annotated[list[str] | None, typer.Option(help="Exit with 1 if this holds: 'barriers>10', 'predicted_slowdown>1.02', "
-                                                      "'kernels.qkv<30'; may be repeated. An unknown metric lists them all.")] = None,
+                                                      "'kernels.qkv<30'; may be repeated. A wrong metric lists all.")] = None,
     budget: Annotated[Path | None, typer.Option(help="TOML file of limits: a table [limits] (barriers = 10: the most it may be), "
                                                 "a list fail_on of expressions.")] = None,
     format: Annotated[Format, typer.Option(help="text for people, json for programs.")] = Format.TEXT,

@@ -55,7 +55,7 @@ def _fields(fields: Sequence[Changed]) -> Iterable[RenderableType]:
     table = grid("", "before", "after", "change", left=("",))
     long = []
     for f in fields:
-        step, dot, end = f.name.rpartition(".")
+        step, _, end = f.name.rpartition(".")
         if end in ("low_us", "high_us") and known.get(f"{step}.us") == (f.before, f.after):
             continue  # no range
         before, after = _value(f, f.before), _value(f, f.after)
