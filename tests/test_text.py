@@ -48,7 +48,7 @@ def small(flux2, reports):
     def run(**options):
         key = tuple(sorted(options.items()))
         if key not in reports:
-            net, inputs = flux2()
+            net, inputs = flux2(num_layers=1, num_single_layers=1)
             reports[key] = fluxrewrite.inspect(net, options=Options(**options), **inputs)
         return reports[key]
 
