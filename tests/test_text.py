@@ -171,9 +171,34 @@ def test_a_kernel_that_its_verdict_calls_slower_is_left_out_next(klein):
 def test_policies(small):
     text = text_of(small(policy="auto", provider="reference"))
     assert "Plan: what auto took in each kind of block" in text
+    kept = small(policy="auto", regime="lazy", provider="reference")
+    assert not any(s.choice == "kernel" for s in kept.sites)
     text = flat(text_of(small(policy="none", provider="reference")))
     assert "policy: policy 'none' keeps it" in text
     assert "Boundaries" not in text
+
+
+def test_choices_that_were_not_taken_are_not_called_taken(klein):
+    auto = klein.model_copy(update={"summary": klein.summary.model_copy(update={"policy": "auto"})})
+    assert "Best for each kind of block, but not taken" in text_of(auto)
+    assert "took" not in text_of(auto)
+
+
+def test_equal_blocks_are_one_entry(klein):
+    block = klein.effect.choices[1]
+    last = block.model_copy(update={"block": "single_transformer_blocks.20", "blocks": 1})
+    assert "21 x single_transformer_blocks.*: none" in text_of(changed(klein, choices=(block, last)))
+
+
+def test_a_reason_stands_once_below_its_sites(small):
+    text = text_of(small(policy="none", provider="reference"))
+    assert text.count("policy 'none' keeps it") == 1
+    assert "at transformer_blocks.*.attn\n" in text
+    assert "at single_transformer_blocks.*.attn\n" in text
+
+
+def test_where_the_seconds_of_a_compile_come_from(klein):
+    assert flat(klein.effect.compile.why.rpartition("; ")[2]) in flat(text_of(klein))
 
 
 def test_tensor_parallel_figures_are_those_of_the_whole_model(small):
