@@ -24,4 +24,7 @@ class RewriteError(FluxrewriteError):
 
 
 class CheckFailed(FluxrewriteError):
-    """A check that the user asked for did not hold."""
+    """Checks that the user asked for did not hold: an argument for each, shown as a line."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))

@@ -59,6 +59,15 @@ BAD = [
     (("inspect", "flux2-klein-4b", "--imag", "3"), "--imag", "--image-tokens"),
     (("inspect", "flux2-klein-4b", "-o", "no/such/file.json"), "no/such", "does not exist"),
     (("inspect", "flux2-klein-4b", "-o", "."), "is a folder", "file name"),
+    (("inspect", "flux2-klein-4b", "--fail-on", "bariers>1"), "unknown metric 'bariers'", "barriers, splits"),
+    (("inspect", "flux2-klein-4b", "--fail-on", "barriers"), "--fail-on 'barriers'", "barriers>10"),
+    (
+        ("inspect", "flux2-klein-4b", "--kernels", "qkv", "--fail-on", "missed.rope>1"),
+        "no kind 'rope'",
+        "there are qkv",
+    ),
+    (("inspect", "flux2-klein-4b", "--budget", "no.toml"), "no.toml", "cannot be read"),
+    (("diff", "a.json"), "Missing argument", "--help"),
     (("inspect",), "Missing argument", "--help"),
     (("inspekt",), "No such command 'inspekt'", "--help"),
     (("inspect", "cli_models:broken"), "shapes do not fit", "RuntimeError"),
@@ -100,6 +109,27 @@ def test_text_fits_80_columns_and_ends_with_a_next_step(capsys):
     assert "1 of 1" in out
     assert "torch.compile(" in out.split("Next: ")[1]
     assert "rope: nothing found. Looked for" in " ".join(out.split())
+
+
+def test_broken_limits_are_a_line_each_and_exit_code_1_after_the_report(capsys, tmp_path):
+    (tmp_path / "budget.toml").write_text("fail_on = ['kernels.attention < 1']\n[limits]\nbarriers = 0\n")
+    args = ("--fail-on", "kernels==1", "--fail-on", "splits > 0", "--budget", "budget.toml")
+    code, out, err = run(capsys, "inspect", "cli_models:attention", *args, "--format", "json")
+    assert code == 1
+    assert len(json.loads(out)["boundaries"]) == 1
+    assert err.splitlines() == [
+        "fluxrewrite: limit broken: kernels == 1 (--fail-on): found 1",
+        "fluxrewrite: limit broken: barriers > 0 (budget.toml): found 1",
+    ]
+    code, _, err = run(capsys, "inspect", "cli_models:attention", *args, "-o", "report.txt")
+    assert (code, err.count("\n")) == (1, 2)
+    assert "Boundaries" in (tmp_path / "report.txt").read_text()
+
+
+def test_limits_that_hold_say_nothing(capsys):
+    code, out, err = run(capsys, "inspect", "cli_models:attention", "--fail-on", "kernels<1", "--fail-on", "step_us>1M")
+    assert (code, err) == (0, "")
+    assert "1 of 1" in out
 
 
 def test_nothing_to_rewrite_is_no_error(capsys):

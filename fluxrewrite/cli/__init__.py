@@ -6,10 +6,11 @@ import sys
 
 import typer
 
-from ..errors import FluxrewriteError, InputError
+from ..errors import CheckFailed, FluxrewriteError, InputError
 from . import kernels
 from .calibrate import calibrate
 from .devices import devices
+from .diff import diff
 from .inspect import inspect
 from .verify import verify
 
@@ -23,8 +24,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(
-    epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite inspect flux2-klein-4b --kernels qkv:triple,attention"
+    epilog="Exit codes: 0 done, 1 over a limit, 2 bad input. "
+    "Example: fluxrewrite inspect flux2-klein-4b --kernels qkv:triple,attention --fail-on 'predicted_slowdown>1.02'"
 )(inspect)
+app.command(
+    epilog="Exit codes: 0 done, 1 they differ and --exit-code is given, 2 bad input. Example: fluxrewrite diff old.json new.json"
+)(diff)
 app.command(
     epilog="Exit codes: 0 all within their limits, 1 not, 2 bad input. Example: fluxrewrite verify --kernels --quick"
 )(verify)
@@ -34,12 +39,17 @@ app.command(epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite calibr
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 1 a check failed, 2 bad input; one line on stderr for each."""
+    """Run the command line and return its exit code: 0 done, 1 a check failed, 2 bad input; one line on stderr for each.
+
+    A check tells one line for each limit that is broken.
+    """
     args = sys.argv[1:] if args is None else args
     try:
         result = app(args=args or ["--help"], prog_name="fluxrewrite", standalone_mode=False)
     except InputError as error:
         return _fail(str(error), 2)
+    except CheckFailed as error:
+        return max(_fail(str(line), 1) for line in error.args)
     except FluxrewriteError as error:
         return _fail(str(error), 1)
     except (typer.Abort, KeyboardInterrupt):

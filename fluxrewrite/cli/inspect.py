@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .shared import Dtype, Format, PolicyName, Regime, progress, show, torch_dtype, writable, write
+
+if TYPE_CHECKING:
+    from ..report.model import Report
 
 __all__ = ["inspect"]
 
@@ -33,23 +36,35 @@ def inspect(
     provider: Annotated[str, typer.Option(help="Whose kernels: builtin, nkilib, nkilib@2.27 (its limits in that SDK version), or "
                                           "reference (the ops' own bodies, every shape).")] = "builtin",
     tp: Annotated[int, typer.Option(help="Tensor-parallel ranks: heads and columns are divided before limits are checked.")] = 1,
+    fail_on: Annotated[list[str] | None, typer.Option(help="Exit with 1 if this holds: 'barriers>10', 'predicted_slowdown>1.02', "
+                                                      "'kernels.qkv<30'; may be repeated. A wrong metric lists all.")] = None,
+    budget: Annotated[Path | None, typer.Option(help="TOML file of limits: a table [limits] (barriers = 10: the most it may be), "
+                                                "a list fail_on of expressions.")] = None,
     format: Annotated[Format, typer.Option(help="text for people, json for programs.")] = Format.TEXT,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
 ) -> None:  # fmt: skip
     """Trace MODEL without weights and report which parts of it kernels can replace, and why not more."""
     from ..analysis import Options, inspect_spec
+    from ..budget import check, parse_limit, read_budget
     from ..models import Shapes, find_model
 
     shapes = Shapes(image_tokens, text_tokens, batch)
     options = Options(
         kernels, policy.value, dynamic, provider, tp, device, regime.value, compiler, tuple(evidence or ())
     )
-    options.resolve()  # a wrong name is told before the model is traced
+    selection, _ = options.resolve()  # a wrong name is told before the model is traced
+    limits = [parse_limit(text, kinds=selection.passes) for text in fail_on or ()]
+    limits += read_budget(budget, selection.passes) if budget else []
     spec = find_model(model)
     writable(output)
     gc.disable()  # a traced model is millions of objects: a collection takes as long as the whole analysis
     with progress(f"tracing {model}"):
         report = inspect_spec(spec, shapes, torch_dtype(dtype), options)
+    _out(report, format, output)
+    check(report, limits)
+
+
+def _out(report: Report, format: Format, output: Path | None) -> None:
     if format is Format.JSON:
         write(report.to_json(), output)
         return

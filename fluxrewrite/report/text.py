@@ -101,8 +101,12 @@ def _reasons(sites: Sequence[SiteInfo]) -> Iterable[RenderableType]:
 
 
 def _entries(rows: Mapping[tuple[str, str, str], int]) -> Iterable[RenderableType]:
+    """A line for each row, and what rows have in common once, below them."""
+    shared: dict[str, list[str]] = {}
     for (what, path, more), count in rows.items():
-        yield Text(f"{count:4} x {what} at {path}")
+        shared.setdefault(more, []).append(f"{count:4} x {what} at {path}")
+    for more, lines in shared.items():
+        yield Text("\n".join(lines))
         yield Padding(Text(more, style="dim"), (0, 0, 0, 5))
 
 

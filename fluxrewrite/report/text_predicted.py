@@ -49,8 +49,7 @@ def prediction(report: Report) -> Iterable[RenderableType]:
     if c.low_s is not None and c.high_s is not None and c.low_s < c.high_s:
         seconds += f" ({c.low_s:.0f} to {c.high_s:.0f})"
     yield Text(f"cold compile: {seconds}, {c.basis}; distinct kernel calls: {c.specialisations}")
-    if c.seconds is None:
-        yield Padding(Text(trimmed(c.why, _WHY), style="dim"), (0, 0, 0, 2))
+    yield Padding(Text(trimmed(c.why.rpartition("; ")[2], _WHY), style="dim"), (0, 0, 0, 2))
     if report.model.tp > 1:
         yield Text(f"tp {report.model.tp}: bytes and times are those of the whole model; --tp divides limits only")
 
@@ -92,11 +91,18 @@ def choices(report: Report) -> Iterable[RenderableType]:
     if not found:
         return
     policy = report.summary.policy
-    head = f"Plan: what {policy} took" if policy in CHOOSING else "What --policy auto would take"
-    yield Text(f"\n{head} in each kind of block (predicted, us a block)", style="bold")
+    head = "What --policy auto would take in each kind of block"
+    if policy in CHOOSING:
+        head = f"Plan: what {policy} took in each kind of block"
+        if not all(_as_taken(c, report) for c in found):
+            head = "Best for each kind of block, but not taken: see the reasons below"
+    yield Text(f"\n{head} (predicted, us a block)", style="bold")
+    counts: Counter[tuple[str, str, str]] = Counter()
     for choice in found:
-        yield Text(f"{choice.blocks} x {folded(choice.block) or 'the rest'}: {choice.chosen}")
-        yield Padding(Text(_times(choice), style="dim"), (0, 0, 0, 2))
+        counts[folded(choice.block) or "the rest", choice.chosen, _times(choice)] += choice.blocks
+    for (block, chosen, times), blocks in counts.items():
+        yield Text(f"{blocks} x {block}: {chosen}")
+        yield Padding(Text(times, style="dim"), (0, 0, 0, 2))
 
 
 def _times(choice: ChoiceInfo) -> str:
