@@ -65,7 +65,9 @@ def test_products_and_other_calls_are_not_absorbed(trace, foresee):
     def twice(x, cos, sin):
         return rotate(rotate(x, cos, sin), cos, sin)
 
-    (border,) = foresee(trace(fn, **INPUTS | {"x": torch.randn(1, 2, TOKENS, SIZE)}, y=torch.randn(SIZE, SIZE))).boundaries
+    (border,) = foresee(
+        trace(fn, **INPUTS | {"x": torch.randn(1, 2, TOKENS, SIZE)}, y=torch.randn(SIZE, SIZE))
+    ).boundaries
     assert border.absorptions == ()
     assert [b.absorptions for b in foresee(trace(twice, **INPUTS)).boundaries] == [(), ()]
 
