@@ -161,14 +161,18 @@ def test_boundaries_name_bytes_and_what_they_cost(report):
     assert all(b.cost_us == pytest.approx(each, rel=1e-5) for b in flash)
 
 
-def test_other_sizes_are_told_to_be_others(report, klein, monkeypatch):
-    """At tp 2 the runs at tp 4 still speak, as a share of a step and as an assumption about the cost of a call."""
+def test_other_sizes_are_told_to_be_others(report):
+    """At tp 2 the runs at tp 4 still speak, as a share of a step; what a call costs is modelled."""
     found = report(device="trn2", regime="compile", tp=2)
     verdict = told(found)["attention"]
     assert verdict.verdict == "slower"
     assert verdict.predicted_s is None
     assert "measured on flux2-klein-4b, bfloat16, tp 4" in verdict.why
-    assert {b.basis for b in found.boundaries if b.kind == "barrier"} == {"assumed"}
+    assert {b.basis for b in found.boundaries} == {"modelled"}
+    double, single = found.effect.choices
+    for choice in (double, single):
+        assert choice.chosen == "none"
+        assert choice.times_us["attention:sdpa"] == pytest.approx(verdict.ratio * choice.times_us["none"], rel=1e-4)
 
 
 def test_the_same_bytes_out(report):
