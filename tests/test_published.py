@@ -66,9 +66,7 @@ def test_compile_regime(report):
 def without_the_combined_run(folder):
     """The shipped evidence less the run with both kernels, as a file that counts before the shipped one."""
     evidence = load_evidence()
-    tables = [
-        t.model_copy(update={"runs": tuple(r for r in t.runs if len(r.kernels) < 2)}) for t in evidence.tables
-    ]
+    tables = [t.model_copy(update={"runs": tuple(r for r in t.runs if len(r.kernels) < 2)}) for t in evidence.tables]
     path = folder / "singles.json"
     path.write_text(evidence.model_copy(update={"tables": tuple(tables)}).to_json())
     return path
