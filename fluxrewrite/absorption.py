@@ -9,7 +9,7 @@ from typing import Literal
 from torch.fx import Node
 
 from .fusion import Fusion, Group
-from .fusion.edges import edges
+from .fusion.edges import edges, producers
 from .graph import GraphView
 
 __all__ = ["Absorption", "Neighbours"]
@@ -43,6 +43,7 @@ class Neighbours:
         self._named = {n.name: n for n in view.nodes}
         self._before: dict[Node, list[Node]] = defaultdict(list)
         self._after: dict[Node, list[Node]] = defaultdict(list)
+        self._returned = {p for node in view.nodes if node.op == "output" for p in producers(view, node)}
         for producer, consumer in edges(view):
             self._before[consumer].append(producer)
             self._after[producer].append(consumer)
@@ -50,14 +51,15 @@ class Neighbours:
     def absorptions(self, call: Node) -> tuple[Absorption, ...]:
         """Generated kernels that make something for `call` alone, or that alone read what it makes; dearest first.
 
-        The traffic saved is the tensor between the two, written and read.
+        The traffic saved is the tensor between the two, written and read. What the caller of the graph reads must be written
+        whatever a kernel takes in, and is left out.
         """
         found = []
         for group in dict.fromkeys(g for p in self._before[call] for g in self._of(p)):
             if self._only_for(group, call):
                 found.append(self._absorption(group, "before", 2 * group.writes))
         readers = dict.fromkeys(g for c in self._after[call] for g in self._of(c))
-        if len(readers) == 1 and all(len(self._of(c)) == 1 for c in self._after[call]):
+        if call not in self._returned and len(readers) == 1 and all(len(self._of(c)) == 1 for c in self._after[call]):
             result = next(g for g in self._of(call))
             found.append(self._absorption(next(iter(readers)), "after", 2 * result.writes))
         generated = [a for a in found if a is not None and a.bytes > 0]
@@ -67,11 +69,11 @@ class Neighbours:
         return [self._groups[name] for name in sorted(self._fusion.of.get(node.name, ()))]
 
     def _only_for(self, group: Group, call: Node) -> bool:
-        """Whether all that the group makes is read by `call`."""
+        """Whether all that the group makes is read by `call` and by nothing else."""
         members = [self._named[name] for name in group.nodes]
         outside = {c for m in members for c in self._after[m] if c.name not in group.nodes}
         again = any(len(self._of(m)) > 1 and self._after[m] for m in members)
-        return outside == {call} and not again
+        return outside == {call} and not again and self._returned.isdisjoint(members)
 
     def _absorption(self, group: Group, side: Literal["before", "after"], saved: int) -> Absorption | None:
         if group.kind not in ("fused", "copy"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch.fx import Node
@@ -124,39 +124,48 @@ def _counted(choice: Choice, known: Choice | None) -> Choice:
 
 
 def _decide(block: Block, price: Price) -> Choice:
-    """No kernel, each kind alone, all of them, and from the best of these whatever one more kind makes better."""
+    """No kernel, each kind alone, all of them, and from each of these whatever one more kind makes better."""
     kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
-    times: dict[str, float] = {}
-    sets: dict[str, Kinds] = {}
+    times: dict[Kinds, float] = {}
 
-    def tried(wanted: Kinds) -> str:
+    def tried(wanted: Iterable[tuple[object, ...]]) -> Kinds:
         taken = _largest([s for s in block.sites if _kind(s) in wanted])
-        name = _name(taken)
-        if name not in times:
-            times[name], sets[name] = price(block, taken), frozenset(_kind(s) for s in taken)
-        return name
+        found = frozenset(map(_kind, taken))
+        if found not in times:
+            times[found] = price(block, taken)
+        return found
 
-    none = times[tried(frozenset())]
+    none = times[tried(())]
     alone: dict[str, float] = defaultdict(float)
     for kind in kinds:
-        alone[str(kind[0])] += times[tried(frozenset([kind]))] - none
-    tried(frozenset(kinds))
-    best = _least(times, sets)
-    while True:
-        for kind in kinds:
-            tried(sets[best] | {kind})
-        better = _least(times, sets)
-        if better == best:
-            break
-        best = better
+        alone[str(kind[0])] += times[tried([kind])] - none
+    tried(kinds)
+    for start in list(times):
+        _grown(start, kinds, times, tried)
+    best = _least(times)
     if times[best] > none * (1 - MARGIN):
-        best = "none"
-    return Choice(block.path, 1, sets[best], times, best, alone)
+        best = frozenset()
+    labels = {found: _label(block, found) for found in times}
+    return Choice(block.path, 1, best, {labels[k]: us for k, us in times.items()}, labels[best], alone)
 
 
-def _least(times: Mapping[str, float], sets: Mapping[str, Kinds]) -> str:
+def _grown(
+    start: Kinds,
+    kinds: Sequence[tuple[object, ...]],
+    times: Mapping[Kinds, float],
+    tried: Callable[[Kinds], Kinds],
+) -> None:
+    """Add the kind that helps most until none does."""
+    while True:
+        wider = {found: times[found] for kind in kinds if (found := tried(start | {kind})) != start}
+        if not wider or wider[_least(wider)] >= times[start]:
+            return
+        start = _least(wider)
+
+
+def _least(times: Mapping[Kinds, float]) -> Kinds:
     """The set with the least time; of equal ones the smallest."""
-    return min(times, key=lambda name: (times[name], len(sets[name])))
+    return min(times, key=lambda found: (times[found], len(found)))
 
 
 def _largest(sites: Sequence[Site]) -> list[Site]:
@@ -167,10 +176,21 @@ def _largest(sites: Sequence[Site]) -> list[Site]:
     return [s for s in sites if all(owner[n] is s for n in s.outputs)]
 
 
-def _name(sites: Sequence[Site]) -> str:
-    """ "qkv:triple x2 + attention:sdpa"; "none" for no site."""
-    counts: dict[str, int] = defaultdict(int)
-    for site in sites:
-        sizes = site.shapes.get("sequence", "")
-        counts[f"{site.kind}:{site.form}" + (f"[{sizes}]" if site.kind == "qkv" else "")] += 1
-    return " + ".join(f"{name} x{n}" if n > 1 else name for name, n in counts.items()) or "none"
+def _label(block: Block, taken: Kinds) -> str:
+    """ "qkv:triple[256] + attention:sdpa x2"; "none" for no kind. Sizes tell kinds of one form apart."""
+    kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
+    words = []
+    for kind in kinds:
+        if kind not in taken:
+            continue
+        like = [s for s in block.sites if _kind(s) == kind]
+        others = [k for k in kinds if k[:2] == kind[:2]]
+        sizes = f"[{_telling(like[0], others)}]" if len(others) > 1 else ""
+        words.append(f"{kind[0]}:{kind[1]}{sizes}" + (f" x{len(like)}" if len(like) > 1 else ""))
+    return " + ".join(words) or "none"
+
+
+def _telling(site: Site, others: Sequence[tuple[object, ...]]) -> str:
+    """The sequence length where that tells the kinds apart, else the number of the kind."""
+    lengths = [dict(k[2]).get("sequence") for k in others]  # type: ignore[call-overload]
+    return str(site.shapes.get("sequence") if len(set(lengths)) == len(others) else others.index(_kind(site)) + 1)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from .choose import Block
 from .cost import Case, Work, estimate
-from .cost.deltas import Applied, applied, ruined
+from .cost.deltas import delta, ruined
+from .cost.evidence import same_form
 from .fusion import fuse
 from .graph import GraphView
 from .kernel import Kernel
@@ -22,15 +23,15 @@ __all__ = ["Predicted"]
 class Predicted:
     """A `choose.Price` in microseconds.
 
-    Evidence counts before the model: where calls of a kernel were measured on this device in this regime, each alone adds what
-    it added there, nothing if that was within the noise; what it changes for its neighbours is modelled. In a stack where
-    kernel calls were ruinous none is worth a try.
+    Evidence counts before the model: where calls of a kernel were measured on this device in this regime, each alone adds the
+    share of a step that it added there, nothing if that was within the noise; what it changes for its neighbours is modelled.
+    In a stack where kernel calls were ruinous none is worth a try.
     """
 
     def __init__(self, view: GraphView, target: Target, case: Case, kernels: Mapping[str, Kernel]) -> None:
         self._kernels = kernels
         self._view, self._target, self._case = view, target, case
-        self._corrections: dict[tuple[str, int], float] = {}
+        self._corrections: dict[tuple[int, int], float] = {}
         self._ruined = ruined(target.evidence, case) is not None
 
     def __call__(self, block: Block, taken: Sequence[Site]) -> float:
@@ -55,16 +56,20 @@ class Predicted:
 
     def _correction(self, block: Block, site: Site) -> float:
         """What a call of the site alone adds as measured, less what it adds by the model; 0 where nothing was measured."""
-        found = self._applied(site)
-        if found is None:
-            return 0.0
-        key = (block.path, id(site))
+        key = (id(block), id(site))
         if key not in self._corrections:
-            modelled = self._modelled(block, [site]) - self._modelled(block, [])
-            self._corrections[key] = (0.0 if found.neutral else found.us_per_call) - modelled
+            share = self._share(block, site)
+            alone = None if share is None else self._modelled(block, ())
+            measured = (
+                0.0 if alone is None or share is None else share * alone - (self._modelled(block, [site]) - alone)
+            )
+            self._corrections[key] = measured
         return self._corrections[key]
 
-    def _applied(self, site: Site) -> Applied | None:
-        """Evidence on this very form: a call of another form moves other tensors."""
-        found = applied(self._target.evidence, self._case, f"{site.kind}:{site.form}") if self._case.model else None
-        return found if found is not None and found.basis == "measured" else None
+    def _share(self, block: Block, site: Site) -> float | None:
+        """Share of the block's time that a call in the place of `site` adds by evidence on its very form; None without any."""
+        kernel = f"{site.kind}:{site.form}"
+        found = delta(self._target.evidence, self._case, kernel) if self._case.model else None
+        if found is None or not same_form(found.kernel, kernel):
+            return None
+        return 0.0 if found.neutral else (found.ratio - 1) / sum(s.kind == site.kind for s in block.sites)

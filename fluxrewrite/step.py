@@ -106,7 +106,7 @@ def calls_for(view: GraphView, sites: Mapping[str, Site], target: Target, kernel
     A call has the matrix products that stood in its place. Where the op's body runs, each of its operations is a kernel of
     its own, as in eager torch.
     """
-    eager = target.rules.model_copy(update={"inline": False, "merge": False, "name": "eager"})
+    eager = target.rules.model_copy(update={"inline": False, "merge": False, "join": "map", "name": "eager"})
     counts, times = {}, {}
     for name, site in sites.items():
         inside = sorted({*site.interior, *site.outputs}, key=view.order)

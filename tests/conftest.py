@@ -14,9 +14,11 @@ from torch.fx import GraphModule, Node
 
 import fluxrewrite
 from fluxrewrite.capture import capture
+from fluxrewrite.effect import Effect, effect_of
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, make_plan
+from fluxrewrite.plan import Selection, apply, make_plan
 from fluxrewrite.site import Miss, Site
+from fluxrewrite.target import Target
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,6 +68,25 @@ def find(trace: Any) -> Callable[..., list[Site | Miss]]:
     def run(kind: str, fn: Any, **inputs: Any) -> list[Site | Miss]:
         view = GraphView(trace(fn, **inputs).graph)
         return [d.finding for d in make_plan(view, Selection.of(kind, "reference")).decisions]
+
+    return run
+
+
+@pytest.fixture
+def foresee() -> Callable[..., Effect]:
+    """`foresee(gm, kernels, ...)`: what rewriting a graph does to it; every site is eligible."""
+
+    def run(
+        gm: GraphModule,
+        kernels: Any = "rope",
+        policy: Any = "all",
+        regime: str = "compile",
+        compiler: str = "inductor",
+        device: str = "trn2",
+    ) -> Effect:
+        view = GraphView(gm.graph)
+        rewritten, plan = apply(gm, make_plan(view, Selection.of(kernels, "reference"), policy))
+        return effect_of(view, rewritten, plan, Target.of(device, regime, compiler))
 
     return run
 

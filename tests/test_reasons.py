@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import fluxrewrite
+from fluxrewrite.analysis import analyse
 from fluxrewrite.graph import GraphView
 from fluxrewrite.plan import Selection, apply, make_plan
 from fluxrewrite.site import Code, Miss
+from fluxrewrite.target import Target
 
 B, S, H, D = 2, 5, 4, 8
 W = H * D
@@ -187,6 +189,11 @@ def check_policy(trace):
     gm = trace(Layers(triple), x=X)
     assert codes(gm, policy="none") == {Code.POLICY}
     assert codes(gm, policy=lambda site: site.kind == "qkv") == {Code.POLICY}
+    analysed, _ = analyse(gm, Selection.of(provider="reference"), "auto", Target.of("trn2"))
+    reasons = [r for d in analysed.plan.decisions for r in d.reasons]
+    assert {r.code for r in reasons} == {Code.POLICY}
+    assert all("policy 'auto' keeps it: no set of kernels with it makes its block faster" in r.message for r in reasons)
+    assert all(r.node for r in reasons)
 
 
 def check_replacement(trace):

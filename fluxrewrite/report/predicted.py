@@ -91,13 +91,10 @@ def _boundary(border: Border, graph: int, site: str, target: Target, case: Case)
 
 
 def _cost(border: Border, target: Target, case: Case) -> tuple[float, Basis]:
-    """What was measured for such a call, an assumption where that was in another model or at other sizes.
-
-    Without such runs each tensor written once and read once more, and the call itself.
-    """
+    """What was measured for such a call in this very case; else each tensor written once and read once more, and the call."""
     found = applied(target.evidence, case, f"{border.site.kind}:{border.site.form}")
-    if found is not None and found.basis == "measured" and border.kind != "layout":
-        return (0.0 if found.neutral else found.us_per_call), found.basis if found.exact else "assumed"
+    if found is not None and found.exact and border.kind != "layout":
+        return (0.0 if found.neutral else found.us_per_call), found.basis
     split = border.kind == "split"
     work = Work(bytes=2 * border.bytes, calls=int(border.kind != "layout"), launches=int(split))
     time = estimate(target.device, work)
