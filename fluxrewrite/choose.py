@@ -1,22 +1,25 @@
-"""Which eligible sites to give to kernels: for each distinct block of the model the set with the least predicted time."""
+"""Which eligible sites to give to kernels: for each distinct block of the model the set with the least time."""
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 from torch.fx import Node
 
 from .graph import GraphView, module_path
 from .site import Site
 
-__all__ = ["Block", "Choice", "Price", "blocks", "choose"]
+__all__ = ["MARGIN", "Basis", "Block", "Choice", "Price", "Priced", "blocks", "choose", "kernels_of"]
 
 MARGIN = 0.02
-"""A set of kernels must be predicted to save at least this share of a block's time: models of time are not exact to less."""
+"""A set of kernels must save at least this share of a block's time: neither models nor measurements are exact to less."""
 
 Kinds = frozenset[tuple[object, ...]]
+Basis = Literal["modelled", "measured"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,25 @@ class Block:
         return (len(self.nodes), *(_kind(site) for site in self.sites))
 
 
-Price = Callable[[Block, Sequence[Site]], float]
-"""Time of a block, in microseconds or any other unit, when kernels take these of its sites."""
+class Price(Protocol):
+    """Tells times of a block with kernels in the place of some of its sites.
+
+    Attributes:
+        basis: where the times come from.
+    """
+
+    basis: Basis
+
+    def __call__(self, block: Block, candidates: Sequence[Sequence[Site]]) -> Sequence[Priced]:
+        """One time for each candidate: the sites that kernels take; no site for the block as it is."""
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Microseconds of a block, infinite if it cannot run so, and the least difference from the block as it is that counts."""
+
+    us: float
+    noise_us: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,7 @@ class Choice:
         times: time of the block by the names of the kernels in it.
         chosen: the names of those taken.
         alone: what each kind of kernel alone adds to the block's time.
+        basis: where the times come from.
     """
 
     block: str
@@ -62,6 +83,7 @@ class Choice:
     times: Mapping[str, float]
     chosen: str
     alone: Mapping[str, float]
+    basis: Basis = "modelled"
 
 
 def blocks(view: GraphView, sites: Sequence[Site]) -> list[Block]:
@@ -101,7 +123,7 @@ def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[S
     Args:
         view: the graph.
         sites: sites that kernels may take; they may overlap.
-        price: time of a block with some of its sites taken by kernels.
+        price: times of a block with some of its sites taken by kernels.
 
     Returns:
         Sites, none of which overlaps another; and what was decided for each kind of block. A set is taken only if it is at
@@ -126,37 +148,53 @@ def _counted(choice: Choice, known: Choice | None) -> Choice:
 def _decide(block: Block, price: Price) -> Choice:
     """No kernel, each kind alone, all of them, and from the best of these whatever one more kind makes better."""
     kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
-    times: dict[str, float] = {}
-    sets: dict[str, Kinds] = {}
-
-    def tried(wanted: Kinds) -> str:
-        taken = _largest([s for s in block.sites if _kind(s) in wanted])
-        name = _name(taken)
-        if name not in times:
-            times[name], sets[name] = price(block, taken), frozenset(_kind(s) for s in taken)
-        return name
-
-    none = times[tried(frozenset())]
+    trials = _Trials(block, price)
+    none, *single, _ = trials.run([frozenset(), *(frozenset([kind]) for kind in kinds), frozenset(kinds)])
     alone: dict[str, float] = defaultdict(float)
-    for kind in kinds:
-        alone[str(kind[0])] += times[tried(frozenset([kind]))] - none
-    tried(frozenset(kinds))
-    best = _least(times, sets)
+    for kind, found in zip(kinds, single, strict=True):
+        alone[str(kind[0])] += trials.us(found) - trials.us(none)
+    best = trials.least()
     while True:
-        for kind in kinds:
-            tried(sets[best] | {kind})
-        better = _least(times, sets)
+        trials.run([best | {kind} for kind in kinds])
+        better = trials.least()
         if better == best:
             break
         best = better
-    if times[best] > none * (1 - MARGIN):
-        best = "none"
-    return Choice(block.path, 1, sets[best], times, best, alone)
+    least = trials.times[best]
+    if least.us > trials.us(none) * (1 - MARGIN) - least.noise_us:
+        best = none
+    times = {trials.names[kinds]: priced.us for kinds, priced in trials.times.items()}
+    return Choice(block.path, 1, best, times, trials.names[best], alone, price.basis)
 
 
-def _least(times: Mapping[str, float], sets: Mapping[str, Kinds]) -> str:
-    """The set with the least time; of equal ones the smallest."""
-    return min(times, key=lambda name: (times[name], len(sets[name])))
+class _Trials:
+    """What was priced of one block, by the kinds of site that kernels take in it."""
+
+    def __init__(self, block: Block, price: Price) -> None:
+        self._block, self._price = block, price
+        self.times: dict[Kinds, Priced] = {}
+        self.names: dict[Kinds, str] = {}
+
+    def run(self, wanted: Sequence[Kinds]) -> list[Kinds]:
+        """Price those that are new, together. For each the kinds that it comes to, without those inside larger sites."""
+        taken = [_largest([s for s in self._block.sites if _kind(s) in kinds]) for kinds in wanted]
+        found = [frozenset(_kind(s) for s in sites) for sites in taken]
+        new = {kinds: sites for kinds, sites in zip(found, taken, strict=True) if kinds not in self.times}
+        if new:
+            self.times.update(zip(new, self._price(self._block, list(new.values())), strict=True))
+        for kinds, sites in new.items():
+            name, known = kernels_of(sites), list(self.names.values())
+            number = next(i for i in itertools.count(1) if (name if i == 1 else f"{name} ({i})") not in known)
+            self.names[kinds] = name if number == 1 else f"{name} ({number})"
+        return found
+
+    def us(self, kinds: Kinds) -> float:
+        return self.times[kinds].us
+
+    def least(self) -> Kinds:
+        """The set with the least time, at its worst; of equal ones the smallest."""
+        worst = {kinds: t.us + t.noise_us for kinds, t in self.times.items()}
+        return min(worst, key=lambda kinds: (worst[kinds], len(kinds)))
 
 
 def _largest(sites: Sequence[Site]) -> list[Site]:
@@ -167,7 +205,7 @@ def _largest(sites: Sequence[Site]) -> list[Site]:
     return [s for s in sites if all(owner[n] is s for n in s.outputs)]
 
 
-def _name(sites: Sequence[Site]) -> str:
+def kernels_of(sites: Sequence[Site]) -> str:
     """ "qkv:triple x2 + attention:sdpa"; "none" for no site."""
     counts: dict[str, int] = defaultdict(int)
     for site in sites:

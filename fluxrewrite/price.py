@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .choose import Block
+from .choose import Basis, Block, Priced
 from .cost import Case
 from .cost.deltas import Applied, applied, ruined
 from .fusion import fuse
@@ -24,12 +24,17 @@ class Predicted:
     added there, nothing if that was within the noise. In a stack where kernel calls were ruinous none is worth a try.
     """
 
+    basis: Basis = "modelled"
+
     def __init__(self, view: GraphView, target: Target, case: Case) -> None:
         self._view, self._target, self._case = view, target, case
         self._ruined = ruined(target.evidence, case) is not None
 
-    def __call__(self, block: Block, taken: Sequence[Site]) -> float:
-        """Microseconds of `block` with kernels in the place of `taken`."""
+    def __call__(self, block: Block, candidates: Sequence[Sequence[Site]]) -> list[Priced]:
+        """Microseconds of `block` with kernels in the place of each candidate's sites."""
+        return [Priced(self._us(block, taken)) for taken in candidates]
+
+    def _us(self, block: Block, taken: Sequence[Site]) -> float:
         if taken and self._ruined:
             return math.inf
         measured = {id(s): found for s in taken if (found := self._applied(s)) is not None}
