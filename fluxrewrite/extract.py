@@ -111,7 +111,7 @@ def _enter(graph: Graph, node: Node, operands: list[Operand]) -> Any:
     def leaf(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             operand = Operand.like(f"{node.name}.{len(made)}", value)
-            placeholder = graph.placeholder(node.name)
+            placeholder = graph.placeholder(node.name if not made else f"{node.name}_part{len(made)}")
             if not any(isinstance(n, torch.SymInt) for n in _numbers(value)):
                 placeholder.meta["example_value"] = value
             made.append(placeholder)
