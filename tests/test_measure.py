@@ -238,7 +238,7 @@ def test_inductor_inside_a_compile(tmp_path):
 
 
 def test_inspect_refuses_to_measure():
-    with pytest.raises(InputError, match="use it in fluxrewrite.backend, or 'auto'"):
+    with pytest.raises(InputError, match=r"use it in fluxrewrite\.backend, or 'auto'"):
         fluxrewrite.inspect(Stack(), {"x": torch.randn(2, 5, 16)}, options=fluxrewrite.Options(policy="measure"))
 
 
