@@ -6,6 +6,7 @@ import hashlib
 import operator
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -154,20 +155,23 @@ def _lines(part: Part) -> Iterator[str]:
             yield f"operand {next(operands)}"
             continue
         arguments = map_arg((node.args, node.kwargs), number.__getitem__)
-        yield f"{node.op} {_target(node.target, node)} {map_aggregate(arguments, _constant)}"
+        yield f"{node.op} {_target(part, node)} {map_aggregate(arguments, _constant)}"
 
 
-def _target(target: Any, node: Node) -> str:
-    if node.op == "get_attr":
-        held = _value(node)
-        return str(Operand.like("", held)) if isinstance(held, torch.Tensor) else str(target)
-    return str(target) if isinstance(target, str) else _function(target)
+def _target(part: Part, node: Node) -> str:
+    if node.op != "get_attr":
+        return node.target if isinstance(node.target, str) else _function(node.target)
+    held = attrgetter(str(node.target))(part.module)
+    if isinstance(held, torch.Tensor):
+        return str(Operand.like("", held))
+    return held.code if isinstance(held, GraphModule) else str(held)
 
 
 def _function(target: Callable[..., Any]) -> str:
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         return str(target)
-    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', type(target).__qualname__)}"
+    name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None) or type(target).__qualname__
+    return f"{getattr(target, '__module__', '')}.{name}"
 
 
 def _constant(value: Any) -> Any:

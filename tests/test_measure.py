@@ -288,6 +288,17 @@ def test_digests_know_structure_and_sizes_but_no_names(trace):
     assert len({same, *others}) == 4
 
 
+def test_digests_know_what_a_subgraph_computes(trace):
+    def part(fn):
+        torch._dynamo.reset()
+        gm = trace(lambda x: torch.cond(x.sum() > 0, fn, lambda y: y * 3, (x,)), x=torch.randn(3))
+        return extract(gm, [n for n in gm.graph.nodes if n.op in ("call_function", "call_method")])
+
+    assert part(torch.sin).digest != part(torch.cos).digest
+    x = torch.ones(3)
+    torch.testing.assert_close(part(torch.sin).module(x)[0], x.sin())
+
+
 def test_values_that_no_part_can_take_are_refused(trace):
     gm = trace(lambda x: x.sin().cos(), x=torch.randn(3))
     sin, cos = (n for n in gm.graph.nodes if n.op in ("call_function", "call_method"))

@@ -87,12 +87,12 @@ def flux1() -> Model:
 
 
 def sd3() -> Model:
-    """Three layers of SD3-medium; 256 image and 154 text tokens."""
+    """Two layers of SD3-medium; 256 image and 154 text tokens."""
     import diffusers
 
     model = diffusers.SD3Transformer2DModel(
         sample_size=32,
-        num_layers=3,
+        num_layers=2,
         num_attention_heads=24,
         attention_head_dim=64,
         joint_attention_dim=4096,
@@ -139,8 +139,7 @@ class Layer(nn.Module):
         q = self.q(y).view(batch, tokens, self.heads, self.head).transpose(1, 2)
         k, v = (p(y).view(batch, tokens, self.kv_heads, self.head).transpose(1, 2) for p in (self.k, self.v))
         q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
-        k, v = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k, v))
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         x = x + self.o(attended.transpose(1, 2).reshape(batch, tokens, -1))
         y = self.mlp_norm(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
@@ -163,9 +162,9 @@ class Decoder(nn.Module):
 
 
 def llama() -> Model:
-    """Three layers of Llama-3.2-1B; 512 tokens."""
-    angles = torch.outer(torch.arange(512.0), 500_000.0 ** (-torch.arange(0, 64, 2) / 64)).repeat(1, 2)
-    return Decoder(3, 2048, 32, 8, 8192), {"x": torch.randn(1, 512, 2048), "cos": angles.cos(), "sin": angles.sin()}
+    """Two layers of Llama-3.2-1B; 256 tokens."""
+    angles = torch.outer(torch.arange(256.0), 500_000.0 ** (-torch.arange(0, 64, 2) / 64)).repeat(1, 2)
+    return Decoder(2, 2048, 32, 8, 8192), {"x": torch.randn(1, 256, 2048), "cos": angles.cos(), "sin": angles.sin()}
 
 
 MODELS: dict[str, Callable[[], Model]] = {"flux2": flux2, "flux1": flux1, "sd3": sd3, "llama": llama}
