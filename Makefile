@@ -3,13 +3,14 @@
 # make lint      ruff and mypy              make bench       matching against its peers
 # make xla       torch-xla in .venv-xla     make test-xla    what XLA fuses (7.2 GB, some minutes)
 # make verify    kernels against float64    make bench-kernels   modelled kernel times (NKILIB=checkout to compare)
+# make bench-plans   whole models on the CPU under each policy (half an hour)
 PYTHON ?= python3
 VENV ?= .venv
 VENV_XLA ?= .venv-xla
 BIN := $(VENV)/bin
 MODEL ?= flux2-klein-4b
 
-.PHONY: inspect test test-slow xla test-xla lint schema bench bench-kernels verify clean
+.PHONY: inspect test test-slow xla test-xla lint schema bench bench-kernels bench-plans verify clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fluxrewrite needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'
@@ -52,6 +53,9 @@ bench: $(VENV)/.installed
 
 bench-kernels: $(VENV)/.installed
 	$(BIN)/python tools/bench_kernels.py $(if $(NKILIB),--nkilib $(NKILIB))
+
+bench-plans: $(VENV)/.installed
+	$(BIN)/python tools/bench_plans.py
 
 verify: $(VENV)/.installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/fluxrewrite verify --kernels

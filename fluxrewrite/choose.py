@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 from torch.fx import Node
 
 from .graph import GraphView, module_path
 from .site import Site
 
-__all__ = ["Block", "Choice", "Price", "block_path", "blocks", "choose"]
+__all__ = [
+    "MARGIN",
+    "Basis",
+    "Block",
+    "Choice",
+    "Price",
+    "Priced",
+    "block_path",
+    "blocks",
+    "choose",
+    "kinds_of",
+    "label",
+]
 
 MARGIN = 0.02
-"""A set of kernels must be predicted to save at least this share of a block's time: models of time are not exact to less."""
+"""A set of kernels must save at least this share of a block's time: neither models nor measurements are exact to less."""
 
 Kinds = frozenset[tuple[object, ...]]
+Basis = Literal["modelled", "measured"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +54,25 @@ class Block:
         return (len(self.nodes), *(_kind(site) for site in self.sites))
 
 
-Price = Callable[[Block, Sequence[Site]], float]
-"""Time of a block, in microseconds or any other unit, when kernels take these of its sites."""
+class Price(Protocol):
+    """Tells times of a block with kernels in the place of some of its sites.
+
+    Attributes:
+        basis: where the times come from.
+    """
+
+    basis: Basis
+
+    def __call__(self, block: Block, candidates: Sequence[Sequence[Site]]) -> Sequence[Priced]:
+        """One time for each candidate: the sites that kernels take; no site for the block as it is."""
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Microseconds of a block, infinite if it cannot run so, and the least difference from the block as it is that counts."""
+
+    us: float
+    noise_us: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +86,7 @@ class Choice:
         times: time of the block by the names of the kernels in it.
         chosen: the names of those taken.
         alone: what each kind of kernel alone adds to the block's time.
+        basis: where the times come from.
     """
 
     block: str
@@ -62,26 +95,42 @@ class Choice:
     times: Mapping[str, float]
     chosen: str
     alone: Mapping[str, float]
+    basis: Basis = "modelled"
 
 
 def blocks(view: GraphView, sites: Sequence[Site]) -> list[Block]:
-    """The blocks that hold `sites`, by the first numbered module on their path."""
-    by_path: dict[str, list[Site]] = defaultdict(list)
+    """The blocks that hold `sites`, by the first numbered module on their path; each call of a module is a block of its own."""
+    paths = {block_path(site.path) for site in sites}
+    runs = _runs(view, paths)
+    members: dict[tuple[str, int], list[Site]] = defaultdict(list)
     for site in sites:
-        by_path[block_path(site.path)].append(site)
-    span: dict[str, tuple[int, int]] = {}
-    for index, node in enumerate(view.nodes):
-        path = block_path(module_path(node))
-        if path in by_path and node.op in ("call_function", "call_method"):
-            span[path] = (span.get(path, (index, 0))[0], index)
+        path, at = block_path(site.path), view.order(site.outputs[0])
+        starts = [first for first, _ in runs[path]]
+        members[path, max(0, bisect.bisect_right(starts, at) - 1)].append(site)
     found = []
-    for path, members in by_path.items():
-        inside = [view.order(n) for s in members for n in (*s.interior, *s.outputs, s.before)]
-        first, last = span.get(path, (min(inside), max(inside)))
+    for (path, number), held in members.items():
+        inside = [view.order(n) for s in held for n in (*s.interior, *s.outputs, s.before)]
+        first, last = runs[path][number] if runs[path] else (min(inside), max(inside))
         nodes = view.nodes[min(first, *inside) : max(last, *inside) + 1]
         computed = tuple(n for n in nodes if n.op in ("call_function", "call_method"))
-        found.append(Block(path, tuple(members), computed))
+        found.append(Block(path, tuple(held), computed))
     return found
+
+
+def _runs(view: GraphView, paths: Collection[str]) -> dict[str, list[list[int]]]:
+    """First and last node of each call of the modules `paths`: between two calls of one there are nodes of another."""
+    runs: dict[str, list[list[int]]] = {path: [] for path in paths}
+    current = ""
+    for index, node in enumerate(view.nodes):
+        if node.op not in ("call_function", "call_method"):
+            continue
+        path = block_path(module_path(node))
+        if path in runs and runs[path] and (path in (current, "")):
+            runs[path][-1][1] = index
+        elif path in runs:
+            runs[path].append([index, index])
+        current = path or current
+    return runs
 
 
 def block_path(path: str) -> str:
@@ -89,6 +138,11 @@ def block_path(path: str) -> str:
     parts = path.split(".")
     at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     return "" if at is None else ".".join(parts[: at + 1])
+
+
+def kinds_of(sites: Iterable[Site]) -> Kinds:
+    """The kinds of site among some."""
+    return frozenset(map(_kind, sites))
 
 
 def _kind(site: Site) -> tuple[object, ...]:
@@ -126,46 +180,51 @@ def _counted(choice: Choice, known: Choice | None) -> Choice:
 def _decide(block: Block, price: Price) -> Choice:
     """No kernel, each kind alone, all of them, and from each of these whatever one more kind makes better."""
     kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
-    times: dict[Kinds, float] = {}
+    trials = _Trials(block, price)
+    none, *single, _ = trials.run([frozenset(), *(frozenset([kind]) for kind in kinds), frozenset(kinds)])
+    alone: dict[str, float] = defaultdict(float)
+    for kind, found in zip(kinds, single, strict=True):
+        alone[str(kind[0])] += trials.times[found].us - trials.times[none].us
+    for start in list(trials.times):
+        trials.grow(start, kinds)
+    best = trials.least(trials.times)
+    found_us, none_us = trials.times[best], trials.times[none].us
+    if found_us.us > none_us * (1 - MARGIN) - found_us.noise_us:
+        best = none
+    times = {label(block, taken): priced.us for taken, priced in trials.times.items()}
+    return Choice(block.path, 1, best, times, label(block, best), alone, price.basis)
 
-    def tried(wanted: Iterable[tuple[object, ...]]) -> Kinds:
-        taken = _largest([s for s in block.sites if _kind(s) in wanted])
-        found = frozenset(map(_kind, taken))
-        if found not in times:
-            times[found] = price(block, taken)
+
+class _Trials:
+    """What was priced of one block, by the kinds of site that kernels take in it."""
+
+    def __init__(self, block: Block, price: Price) -> None:
+        self._block, self._price = block, price
+        self.times: dict[Kinds, Priced] = {}
+
+    def run(self, wanted: Sequence[Kinds]) -> list[Kinds]:
+        """Price those that are new, together. For each the kinds that it comes to, without those inside larger sites."""
+        taken = [_largest([s for s in self._block.sites if _kind(s) in kinds]) for kinds in wanted]
+        found = [kinds_of(sites) for sites in taken]
+        new = {kinds: sites for kinds, sites in zip(found, taken, strict=True) if kinds not in self.times}
+        if new:
+            self.times.update(zip(new, self._price(self._block, list(new.values())), strict=True))
         return found
 
-    none = times[tried(())]
-    alone: dict[str, float] = defaultdict(float)
-    for kind in kinds:
-        alone[str(kind[0])] += times[tried([kind])] - none
-    tried(kinds)
-    for start in list(times):
-        _grown(start, kinds, times, tried)
-    best = _least(times)
-    if times[best] > none * (1 - MARGIN):
-        best = frozenset()
-    labels = {found: _label(block, found) for found in times}
-    return Choice(block.path, 1, best, {labels[k]: us for k, us in times.items()}, labels[best], alone)
+    def grow(self, start: Kinds, kinds: Sequence[tuple[object, ...]]) -> None:
+        """Add the kind that helps most until none does."""
+        while True:
+            wider = [found for found in self.run([start | {kind} for kind in kinds]) if found != start]
+            if not wider or self._worst(self.least(wider)) >= self._worst(start):
+                return
+            start = self.least(wider)
 
+    def least(self, sets: Iterable[Kinds]) -> Kinds:
+        """The set with the least time, at its worst; of equal ones the smallest."""
+        return min(sets, key=lambda kinds: (self._worst(kinds), len(kinds)))
 
-def _grown(
-    start: Kinds,
-    kinds: Sequence[tuple[object, ...]],
-    times: Mapping[Kinds, float],
-    tried: Callable[[Kinds], Kinds],
-) -> None:
-    """Add the kind that helps most until none does."""
-    while True:
-        wider = {found: times[found] for kind in kinds if (found := tried(start | {kind})) != start}
-        if not wider or wider[_least(wider)] >= times[start]:
-            return
-        start = _least(wider)
-
-
-def _least(times: Mapping[Kinds, float]) -> Kinds:
-    """The set with the least time; of equal ones the smallest."""
-    return min(times, key=lambda found: (times[found], len(found)))
+    def _worst(self, kinds: Kinds) -> float:
+        return self.times[kinds].us + self.times[kinds].noise_us
 
 
 def _largest(sites: Sequence[Site]) -> list[Site]:
@@ -176,7 +235,7 @@ def _largest(sites: Sequence[Site]) -> list[Site]:
     return [s for s in sites if all(owner[n] is s for n in s.outputs)]
 
 
-def _label(block: Block, taken: Kinds) -> str:
+def label(block: Block, taken: Kinds) -> str:
     """ "qkv:triple[256] + attention:sdpa x2"; "none" for no kind. Sizes tell kinds of one form apart."""
     kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
     words = []

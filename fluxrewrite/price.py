@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from .choose import Block
+from .choose import Basis, Block, Priced
 from .cost import Case, Work, estimate
 from .cost.deltas import delta, ruined
 from .cost.evidence import same_form
@@ -28,14 +28,19 @@ class Predicted:
     In a stack where kernel calls were ruinous none is worth a try.
     """
 
+    basis: Basis = "modelled"
+
     def __init__(self, view: GraphView, target: Target, case: Case, kernels: Mapping[str, Kernel]) -> None:
         self._kernels = kernels
         self._view, self._target, self._case = view, target, case
         self._corrections: dict[tuple[int, int], float] = {}
         self._ruined = ruined(target.evidence, case) is not None
 
-    def __call__(self, block: Block, taken: Sequence[Site]) -> float:
-        """Microseconds of `block` with kernels in the place of `taken`."""
+    def __call__(self, block: Block, candidates: Sequence[Sequence[Site]]) -> list[Priced]:
+        """Microseconds of `block` with kernels in the place of each candidate's sites."""
+        return [Priced(self._us(block, taken)) for taken in candidates]
+
+    def _us(self, block: Block, taken: Sequence[Site]) -> float:
         if taken and self._ruined:
             return math.inf
         return self._modelled(block, taken) + sum(self._correction(block, site) for site in taken)

@@ -17,12 +17,14 @@ from torch.fx import GraphModule
 from .analysis import analyse, peak_rss_mb
 from .cost import Case
 from .errors import InputError, RewriteError
+from .measure import Measured
 from .plan import CHOOSING, Plan, Policy, Selection, check_policy
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.merged import merge
 from .report.model import ModelInfo, Report, Timing
 from .site import Code
 from .target import Target
+from .times import Times, machine_text
 
 __all__ = ["Backend", "backend", "default_inner", "dynamo_backend"]
 
@@ -42,6 +44,7 @@ def backend(
     execution: str | None = None,
     device: str | Path | None = None,
     evidence: Iterable[str | Path] = (),
+    cache_dir: str | Path | None = None,
 ) -> Backend:
     """A backend for `torch.compile(model, backend=fluxrewrite.backend(...))`.
 
@@ -49,8 +52,9 @@ def backend(
         inner: what compiles the rewritten graph: a backend name that torch knows, or a callable
             `(gm, example_inputs) -> callable`. By default "neuron" where it is installed with a device, else "inductor".
         kernels: kinds (and forms) of site to rewrite: `("qkv:triple", "attention")`; all when None.
-        policy: "auto" takes the set of kernels that makes each distinct block fastest, as predicted for `device`; "all", "none",
-            or a callable that answers True for each `Site` to rewrite.
+        policy: "auto" takes the set of kernels that makes each distinct block fastest, as predicted for `device`; "measure" the
+            one that is fastest when the block runs here, compiled by the inner backend; "all", "none", or a callable that
+            answers True for each `Site` to rewrite.
         report: called with the `Report` of each graph, or a path: a JSON file on all graphs compiled so far.
         strict: raise when fluxrewrite itself fails; otherwise it warns and compiles the graph as it was.
         options: passed to the inner backend as `options=`.
@@ -61,6 +65,7 @@ def backend(
         device: name or file of the device profile that times are predicted for, and with which the report tells of boundaries.
             By default "trn2" when the inner backend is "neuron", else "cpu"; `fluxrewrite calibrate` measures the machine at hand.
         evidence: files of measured runs beside those that ship.
+        cache_dir: folder of the times that policy "measure" found; by default `fluxrewrite` in the folder of Inductor's cache.
 
     Raises:
         InputError: an unknown inner backend, kernel, form, policy, provider or execution, or one that cannot be had here.
@@ -72,7 +77,7 @@ def backend(
     target = None
     if device is not None or report is not None or policy in CHOOSING:
         target = Target.of(device or ("trn2" if inner == "neuron" else "cpu"), evidence=evidence)
-    return Backend(inner, selection, policy, report, strict, options, target)
+    return Backend(inner, selection, policy, report, strict, options, target, Times(cache_dir))
 
 
 class Backend:
@@ -87,8 +92,10 @@ class Backend:
         strict: bool,
         options: Mapping[str, Any] | None,
         target: Target | None,
+        times: Times,
     ) -> None:
         self.target = target
+        self._times = times
         self.inner_name, self._inner = _resolve(inner)
         self.selection = selection
         self.policy = policy
@@ -120,9 +127,16 @@ class Backend:
                 self._deliver(report)
             except Exception as error:
                 self._failed("delivering the report", error)
+        return self._compile(rewritten, example_inputs)
+
+    def _compile(self, gm: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         extra = {} if self._options is None else {"options": dict(self._options)}
-        result: Callable[..., Any] = self._inner(rewritten, example_inputs, **extra)
+        result: Callable[..., Any] = self._inner(gm, example_inputs, **extra)
         return result
+
+    def _measured(self, gm: GraphModule) -> Measured:
+        machine = functools.partial(machine_text, inner=self._inner, name=self.inner_name, options=self._options)
+        return Measured(gm, self.selection, self._compile, self._times, machine, self._warn_once)
 
     def _failed(self, doing: str, error: Exception) -> None:
         if self.strict:
@@ -133,7 +147,8 @@ class Backend:
         start = time.perf_counter()
         target = self.target
         case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
-        analysed, rewritten = analyse(gm, self.selection, self.policy, target, case, on_error=self._failed)
+        price = (lambda _: self._measured(gm)) if self.policy == "measure" else None
+        analysed, rewritten = analyse(gm, self.selection, self.policy, target, case, on_error=self._failed, price=price)
         self._check_carried_out(analysed.plan)
         matched = time.perf_counter()
         report = self._report(gm, analysed, None if target is None or case is None else Foresight(target, case))

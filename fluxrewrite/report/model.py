@@ -154,12 +154,13 @@ class CompileInfo(_Record):
 
 
 class ChoiceInfo(_Record):
-    """What `policy="auto"` would take in one kind of block: microseconds of the block by the set of kernels."""
+    """What `policy="auto"` or "measure" would take in one kind of block: microseconds of the block by the set of kernels."""
 
     block: str
     blocks: int
     chosen: str
     times_us: dict[str, float]
+    basis: Literal["modelled", "measured"]
 
 
 class Effect(_Record):

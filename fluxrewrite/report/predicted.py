@@ -170,7 +170,9 @@ def _step(steps: Iterable[Step]) -> StepInfo:
 
 def _choice(choice: Choice) -> ChoiceInfo:
     times = {name: _rounded(us) for name, us in sorted(choice.times.items(), key=lambda item: item[1]) if us < 1e18}
-    return ChoiceInfo(block=choice.block, blocks=choice.blocks, chosen=choice.chosen, times_us=times)
+    return ChoiceInfo(
+        block=choice.block, blocks=choice.blocks, chosen=choice.chosen, times_us=times, basis=choice.basis
+    )
 
 
 def verdicts_of(forecasts: Sequence[Forecast], target: Target, case: Case) -> tuple[Verdict, ...]:
@@ -198,7 +200,12 @@ def _candidate(kind: str, forecasts: Sequence[Forecast], step: float, assumed: b
                 forms[d.finding.form] += selected is None or d.finding.form in selected
             else:
                 refusals += [r.message for r in d.reasons]
-    added = sum(c.alone.get(kind, 0.0) * c.blocks for f in forecasts for c in f.plan.choices)
+    choices = [c for f in forecasts for c in f.plan.choices]
+    added = sum(c.alone.get(kind, 0.0) * c.blocks for c in choices)
+    if any(
+        c.basis == "measured" for c in choices
+    ):  # compared with what was measured beside it, never with a prediction
+        step = sum(c.times["none"] * c.blocks for c in choices)
     modelled = None
     if step > 0 and 0 < step + added < 1e18:
         modelled = Modelled(step, step + added, "assumed" if assumed else "modelled")
