@@ -194,18 +194,27 @@ def make_plan(
             decisions.append(decision)
     choices: Sequence[Choice] = ()
     if chooser is not None:
-        chosen: Sequence[Site] = ()
-        why = f"policy {policy!r} keeps it: no set of kernels with it makes its block faster"
-        try:
-            chosen, choices = chooser(view, [d.finding for d in decisions if _could(d) and isinstance(d.finding, Site)])
-        except Exception as error:
-            on_error("choosing kernels", error)
-            why = f"policy {policy!r} raised {error!r}"
-        if policy in CHOOSING:
-            decisions = list(_without_covered(decisions, chosen))
-            decisions = [_chosen(d, {id(s) for s in chosen}, why) for d in decisions]
+        decisions, choices = _compared(view, decisions, policy, chooser, on_error)
     taken = [d.finding for d in decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
     return Plan(tuple(_without_covered(decisions, taken)), selection, tuple(choices))
+
+
+def _compared(
+    view: GraphView, decisions: list[Decision], policy: Policy, chooser: Chooser, on_error: OnError
+) -> tuple[list[Decision], Sequence[Choice]]:
+    """What the chooser answers; and the decisions, which follow it where the policy asks for that."""
+    chosen: Sequence[Site] = ()
+    choices: Sequence[Choice] = ()
+    why = f"policy {policy!r} keeps it: no set of kernels with it makes its block faster"
+    try:
+        chosen, choices = chooser(view, [d.finding for d in decisions if _could(d) and isinstance(d.finding, Site)])
+    except Exception as error:
+        on_error("choosing kernels", error)
+        why = f"policy {policy!r} raised {error!r}"
+    if policy not in CHOOSING:
+        return decisions, choices
+    taken = {id(s) for s in chosen}
+    return [_chosen(d, taken, why) for d in _without_covered(decisions, chosen)], choices
 
 
 def _could(decision: Decision) -> bool:

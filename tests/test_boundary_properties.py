@@ -131,7 +131,7 @@ def test_bytes_are_sums_and_the_report_tells_the_same(program):
     gm = traced(program)
     selection = Selection.of(PARTS, "reference")
     for target in TARGETS:
-        analysed, rewritten = analyse(gm, selection, "all", target)
+        analysed, _ = analyse(gm, selection, "all", target)
         change, report = analysed.change, told(analysed, selection, target, "all")
         counted = [sum(t.bytes for t in b.tensors) for b in change.boundaries]
         assert [b.bytes for b in change.boundaries] == counted == [b.bytes for b in report.boundaries]

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_a_graph_break_splits_and_names_reason_and_line(regime):
     assert "graph_break" in stop.reason
     assert stop.path.rsplit(":", 1)[0].endswith("test_predicted.py")
     line = int(stop.path.rsplit(":", 1)[1])
-    assert "torch._dynamo.graph_break()" in open(__file__).read().splitlines()[line - 1]
+    assert "torch._dynamo.graph_break()" in Path(__file__).read_text().splitlines()[line - 1]
     assert stop.cost_us == pytest.approx(estimate(load_device("trn2"), Work(launches=1)).us)
     (call,) = [b for b in report.boundaries if b.site]
     assert call.graph == 1

@@ -111,6 +111,8 @@ def test_policy_as_a_callable_sees_each_site():
         ({"kernels": ("qkv:double",)}, "unknown form 'double' of 'qkv'; known: triple, packed, mixed"),
         ({"kernels": ()}, "no kernel named"),
         ({"policy": "best"}, "unknown policy 'best'; known: auto, measure, all, none, or a callable"),
+        ({"device": "trn9"}, "unknown device 'trn9'; known: cpu, trn1"),
+        ({"policy": "auto", "evidence": ["none.json"]}, "none.json: cannot be read"),
     ],
 )
 def test_wrong_arguments(arguments, told):

@@ -7,7 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..cost.evidence import NEUTRAL
-from .model import Boundary, CompileInfo, Effect, KindSummary, Report, Segments, SiteInfo, StepInfo, Timing, Verdict
+from .model import (
+    Boundary,
+    CompileInfo,
+    Effect,
+    KindSummary,
+    ModelInfo,
+    Report,
+    Segments,
+    SiteInfo,
+    StepInfo,
+    Timing,
+    Verdict,
+)
 
 __all__ = ["merge"]
 
@@ -31,25 +43,12 @@ def merge(reports: Sequence[Report]) -> Report:
             for b in report.boundaries
         ]
         offset += report.model.graphs
-    models, timings = [r.model for r in reports], [r.timing for r in reports]
-    model = first.model.model_copy(
-        update={
-            "graphs": sum(m.graphs for m in models),
-            "graph_nodes": sum(m.graph_nodes for m in models),
-            "graph_breaks": tuple(b for m in models for b in m.graph_breaks),
-            "dynamic_sizes": tuple(sorted({d for m in models for d in m.dynamic_sizes})),
-        }
-    )
-    timing = Timing(
-        **{name: sum(getattr(t, name) for t in timings) for name in ("capture_s", "match_s", "analyse_s", "total_s")},
-        peak_rss_mb=max(t.peak_rss_mb for t in timings),
-    )
     kinds = {k: _add([r.summary.kinds[k] for r in reports]) for k in first.summary.kinds}
     summary = first.summary.model_copy(update={"kinds": kinds})
     return first.model_copy(
         update={
-            "model": model,
-            "timing": timing,
+            "model": _model([r.model for r in reports]),
+            "timing": _timing([r.timing for r in reports]),
             "inventory": dict(sorted(inventory.items())),
             "sites": tuple(sites),
             "summary": summary,
@@ -57,6 +56,22 @@ def merge(reports: Sequence[Report]) -> Report:
             **_predictions([r for r in reports if r.effect is not None]),
         }
     )
+
+
+def _model(models: Sequence[ModelInfo]) -> ModelInfo:
+    return models[0].model_copy(
+        update={
+            "graphs": sum(m.graphs for m in models),
+            "graph_nodes": sum(m.graph_nodes for m in models),
+            "graph_breaks": tuple(b for m in models for b in m.graph_breaks),
+            "dynamic_sizes": tuple(sorted({d for m in models for d in m.dynamic_sizes})),
+        }
+    )
+
+
+def _timing(timings: Sequence[Timing]) -> Timing:
+    seconds = {n: sum(getattr(t, n) for t in timings) for n in ("capture_s", "match_s", "analyse_s", "total_s")}
+    return Timing(**seconds, peak_rss_mb=max(t.peak_rss_mb for t in timings))
 
 
 def _add(kinds: Sequence[KindSummary]) -> KindSummary:
