@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 import fluxrewrite
 from fluxrewrite.capture import capture
+from fluxrewrite.choose import Priced
 from fluxrewrite.effect import Effect, effect_of
 from fluxrewrite.graph import GraphView
 from fluxrewrite.plan import Selection, apply, make_plan
@@ -198,6 +199,23 @@ def flux1() -> Callable[..., tuple[torch.nn.Module, dict[str, Any]]]:
         return model.to(dtype), inputs
 
     return build
+
+
+class Each:
+    """A `choose.Price` that asks a function `(block, sites) -> us` for one candidate at a time."""
+
+    basis = "modelled"
+
+    def __init__(self, price: Callable[[Any, Any], float]) -> None:
+        self.price = price
+
+    def __call__(self, block: Any, candidates: Any) -> list[Priced]:
+        return [Priced(self.price(block, taken)) for taken in candidates]
+
+
+@pytest.fixture
+def each() -> type[Each]:
+    return Each
 
 
 def graph_text(gm: GraphModule) -> str:

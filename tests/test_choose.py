@@ -71,9 +71,9 @@ def prices(**of):
     return price, asked
 
 
-def test_what_makes_a_block_faster_is_taken_in_all_like_it(model):
+def test_what_makes_a_block_faster_is_taken_in_all_like_it(model, each):
     price, asked = prices(rope=-10, attention=30)
-    chosen, choices = choose(*model, price)
+    chosen, choices = choose(*model, each(price))
     assert [s.kind for s in chosen] == ["rope"] * 3
     assert {path for path, _ in asked} == {"layers.0", ""}, "a block like one decided is not asked again"
     first = next(c for c in choices if c.block == "layers.0")
@@ -88,40 +88,40 @@ def test_what_makes_a_block_faster_is_taken_in_all_like_it(model):
     assert dict(first.alone) == {"rope": -10, "attention": 30}
 
 
-def test_kernels_that_pay_only_together_are_taken_together(model):
+def test_kernels_that_pay_only_together_are_taken_together(model, each):
     def price(block, taken):
         return 80 if len(taken) == 2 else 100 + 10 * len(taken)
 
-    chosen, choices = choose(*model, price)
+    chosen, choices = choose(*model, each(price))
     assert {id(s) for s in chosen} == {id(s) for s in model[1] if s.path.startswith("layers")}
     assert next(c for c in choices if not c.block).chosen == "none"
 
 
 @pytest.mark.parametrize(("saved", "kinds"), [(MARGIN * 100 - 0.1, []), (MARGIN * 100 + 0.1, ["rope"] * 3)])
-def test_less_than_the_margin_is_nothing(model, saved, kinds):
+def test_less_than_the_margin_is_nothing(model, saved, kinds, each):
     price, _ = prices(rope=-saved, attention=1)
-    assert [s.kind for s in choose(*model, price)[0]] == kinds
+    assert [s.kind for s in choose(*model, each(price))[0]] == kinds
 
 
-def test_equal_times_take_the_fewest_kernels(model):
+def test_equal_times_take_the_fewest_kernels(model, each):
     price, _ = prices(rope=0, attention=-10)
-    assert {s.kind for s in choose(*model, price)[0]} == {"attention"}
+    assert {s.kind for s in choose(*model, each(price))[0]} == {"attention"}
 
 
-def test_nothing_is_taken_at_infinite_prices(model):
-    chosen, choices = choose(*model, lambda block, taken: math.inf if taken else 1.0)
+def test_nothing_is_taken_at_infinite_prices(model, each):
+    chosen, choices = choose(*model, each(lambda block, taken: math.inf if taken else 1.0))
     assert chosen == []
     assert {c.chosen for c in choices} == {"none"}
 
 
-def test_no_sites_no_choice(model):
+def test_no_sites_no_choice(model, each):
     def price(block, taken):
         raise AssertionError("nothing to ask about")
 
-    assert choose(model[0], [], price) == ([], [])
+    assert choose(model[0], [], each(price)) == ([], [])
 
 
-def test_a_larger_site_and_its_parts_are_never_both_taken(trace):
+def test_a_larger_site_and_its_parts_are_never_both_taken(trace, each):
     class Joined(nn.Module):
         def forward(self, q, k, v, cos, sin, gain):
             q, k = (rotate(F.rms_norm(t, (SIZE,), gain, 1e-6), cos[:, None], sin[:, None]) for t in (q, k))
@@ -134,21 +134,21 @@ def test_a_larger_site_and_its_parts_are_never_both_taken(trace):
     sites = [d.finding for d in found if isinstance(d.finding, Site)]
     assert {s.kind for s in sites} == {"norm_rope_attention", "attention", "rope"}
     price, asked = prices(rope=-1, attention=-1, norm_rope_attention=-50)
-    chosen, _ = choose(view, sites, price)
+    chosen, _ = choose(view, sites, each(price))
     assert [s.kind for s in chosen] == ["norm_rope_attention"]
     assert all(kinds == ("norm_rope_attention",) or "norm_rope_attention" not in kinds for _, kinds in asked)
     cheap, _ = prices(rope=-20, attention=-20, norm_rope_attention=-50)
-    assert sorted(s.kind for s in choose(view, sites, cheap)[0]) == ["attention", "rope", "rope"]
+    assert sorted(s.kind for s in choose(view, sites, each(cheap))[0]) == ["attention", "rope", "rope"]
 
 
-def test_kinds_of_one_form_are_told_apart_by_their_sizes(trace):
+def test_kinds_of_one_form_are_told_apart_by_their_sizes(trace, each):
     def fn(x, y, cos, sin):
         return rotate(x, cos, sin).sum() + rotate(y, cos[:4], sin[:4]).sum()
 
     view = GraphView(trace(fn, **INPUTS, y=torch.randn(1, 2, 4, SIZE)).graph)
     sites = [d.finding for d in make_plan(view, Selection.of("rope", "reference"), "none").decisions]
     price = lambda block, taken: 100 - sum(s.shapes["sequence"] for s in taken)  # noqa: E731
-    chosen, (choice,) = choose(view, sites, price)
+    chosen, (choice,) = choose(view, sites, each(price))
     assert len(chosen) == 2
     assert choice.times == {
         "none": 100,

@@ -45,8 +45,8 @@ def priced(trace):
     (block,) = blocks(view, [decision.finding])
 
     def run(on, **case):
-        price = Predicted(view, on, Case(device=on.device.name, regime=on.regime, **{**ME, **case}))
-        return price(block, []), price(block, [decision.finding])
+        price = Predicted(view, on, Case(device=on.device.name, regime=on.regime, **{**ME, **case}), {})
+        return [priced.us for priced in price(block, [[], [decision.finding]])]
 
     return run
 
@@ -56,11 +56,11 @@ def test_without_evidence_the_model_counts(priced):
     assert 0 < without < taken < without + 100
 
 
-def test_a_measured_call_adds_what_it_added(priced):
+def test_a_measured_call_adds_the_share_of_the_step_that_it_added(priced):
     without, taken = priced(target(kernel=1.5))
-    assert taken - without == pytest.approx(0.5 / 10 * 1e6)
+    assert taken == pytest.approx(1.5 * without)
     without, taken = priced(target(kernel=0.5))
-    assert taken - without == pytest.approx(-0.5 / 10 * 1e6)
+    assert taken == pytest.approx(0.5 * without)
 
 
 def test_within_the_noise_it_adds_nothing(priced):
