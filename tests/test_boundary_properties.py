@@ -50,7 +50,7 @@ PIECES = {
 PROGRAM = st.lists(
     st.tuples(st.sampled_from(sorted(PIECES)), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=7
 )
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+FEW = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 def traced(program, tokens=TOKENS):
