@@ -55,10 +55,10 @@ def _qkv(
     tokens = x.reshape(-1, x.shape[-1]).contiguous()
     found = pieces_of(x, [w.contiguous() for w in weights], biases, pieces)
     three, rest = found[:3], found[3:]
-    arguments = [*(w for w, *_ in three), *(b for _, b, *_ in three), False]
-    given = [*three, *(rest[:1] or [(None, None, 0, 0)])]
-    ranges = [n for _, _, start, rows in given for n in (start, rows)]
-    results = list(run(f"{_NKI}.qkv:qkv", tokens, *arguments, *given[3][:2], *ranges))
+    weight, bias, *last = rest[0] if rest else (None, None, 0, 0)
+    ranges = [n for _, _, start, rows in three for n in (start, rows)] + last
+    operands = [*(w for w, *_ in three), *(b for _, b, *_ in three), False, weight, bias]
+    results = list(run(f"{_NKI}.qkv:qkv", tokens, *operands, *ranges))
     results += [run(f"{_NKI}.qkv:linear", tokens, *piece) for piece in rest[1:]]
     return [t.reshape(*x.shape[:-1], -1) for t in results]
 

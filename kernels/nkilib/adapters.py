@@ -114,7 +114,7 @@ def _projected(
         rows = [w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)]
         options["bias"] = torch.cat(rows).unsqueeze(0)
     tokens = x.reshape(1, -1, x.shape[-1]).contiguous()
-    fused = torch.cat(weights).t().contiguous()
+    fused = torch.cat(list(weights)).t().contiguous()
     out: Tensor = toolchain(execution).run(_entry("qkv", execution), tokens, fused, **options)
     split = out.to(x.dtype)[0].split([w.shape[0] for w in weights], dim=-1)
     return [t.reshape(*x.shape[:-1], t.shape[-1]).contiguous() for t in split]

@@ -115,7 +115,10 @@ def test_weights_are_passed_whole_and_no_product_stays_beside_the_call(trace, fo
     (call,) = view.with_op("fluxrewrite.qkv")
     assert not list(view.with_op("linear", "matmul"))
     assert all(n.op == "placeholder" for n in call.all_input_nodes)
-    pieces = {"triple": [n for i in range(3) for n in (i, 0, I)], "packed": [n for i in range(3) for n in (0, i * I, I)]}
+    pieces = {
+        "triple": [n for i in range(3) for n in (i, 0, I)],
+        "packed": [n for i in range(3) for n in (0, i * I, I)],
+    }
     rest = [0, 3 * I, 4, 0, 3 * I + 4, 4] if form == "packed" else []
     assert list(call.args[3]) == pieces[form] + rest
 
