@@ -109,7 +109,7 @@ def test_weights_are_passed_whole_and_no_product_stays_beside_the_call(trace, fo
     from fluxrewrite.graph import GraphView
     from fluxrewrite.plan import Selection, apply, make_plan
 
-    packed = Packed(lambda y: (*y[..., : 3 * I].chunk(3, -1), *y[..., 3 * I :].chunk(2, -1)), rest=8)
+    packed = Packed(lambda y: (*y[..., : 3 * I].chunk(3, -1), y[..., 3 * I : -4], y[..., -4:]), rest=8)
     gm = trace(Siblings() if form == "triple" else packed, **X)
     view = GraphView(apply(gm, make_plan(GraphView(gm.graph), Selection.of("qkv")))[0].graph)
     (call,) = view.with_op("fluxrewrite.qkv")
