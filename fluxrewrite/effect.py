@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch.fx import GraphModule
 
 from .boundary import Boundary, Graph, calls_of, find_boundaries
 from .fusion import fuse
 from .fusion.edges import edges
-from .fusion.flops import flops
 from .graph import GraphView
-from .kernel import Kernel
 from .plan import Plan
 from .segments import segments
 from .site import Site
@@ -66,9 +64,9 @@ def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Targe
         return Effect((), (), size, size, count, count, 1, 1, time_before, time_before)
     after_view = GraphView(rewritten.graph)
     after = Graph(after_view, fuse(after_view, target.rules))
-    calls = [c for c in calls_of(after_view, sites) if c is not None]
-    work = _calls(view, after_view, sites, target, plan.selection.kernels)
-    executables = segments(after_view, calls) + len(calls) if target.regime == "lazy" else 1
+    calls = {c: s for s, c in zip(sites, calls_of(after_view, sites), strict=True) if c is not None}
+    work = calls_for(view, {c.name: s for c, s in calls.items()}, target, plan.selection.kernels)
+    executables = segments(after_view, list(calls)) + len(calls) if target.regime == "lazy" else 1
     return Effect(
         boundaries=tuple(find_boundaries(before, after, sites, target.regime)),
         elsewhere=_elsewhere(before, after, sites),
@@ -93,18 +91,3 @@ def _elsewhere(before: Graph, after: Graph, sites: Sequence[Site]) -> tuple[tupl
         and before.prediction.fusion.fused(p.name, c.name)
         and not after.prediction.fusion.fused(p.name, c.name)
     )
-
-
-def _calls(
-    view: GraphView, after: GraphView, sites: Sequence[Site], target: Target, kernels: Mapping[str, Kernel]
-) -> Calls:
-    """The work of the calls of the rewritten graph, without the products that the rewrite left beside them."""
-    named = {c.name: s for s, c in zip(sites, calls_of(after, sites), strict=True) if c is not None}
-    found = calls_for(view, named, target, kernels)
-    beside: dict[str, float] = {}
-    for node in after.with_op("linear", "matmul"):
-        origin = next(iter(node.meta.get("from_node") or ()), None)
-        if origin is not None and origin.pass_name.startswith("fluxrewrite."):
-            beside[origin.name] = beside.get(origin.name, 0.0) + flops(after, [node])
-    counts = {name: max(0.0, n - beside.get(named[name].outputs[0].name, 0.0)) for name, n in found.flops.items()}
-    return replace(found, flops=counts)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from .choose import Basis, Block, Priced
-from .cost import Case, Work, estimate
+from .cost import Case
 from .cost.deltas import delta, ruined
 from .cost.evidence import same_form
 from .fusion import fuse
@@ -50,14 +50,7 @@ class Predicted:
         work = calls_for(self._view, {s.outputs[0].name: s for s in taken}, self._target, self._kernels)
         lazy = self._target.regime == "lazy"
         executables = segments(self._view, taken, block.nodes) + len(taken) if lazy else 1
-        return step_time(self._view, prediction, self._target, work, executables).us + self._slices(taken)
-
-    def _slices(self, taken: Sequence[Site]) -> float:
-        """Where a call takes whole operands only, slices of weights are copied for it, every step."""
-        sizes = [float(s.facts.get("sliced_bytes") or 0) for s in taken]
-        if not self._target.rules.whole_operands or not any(sizes):
-            return 0.0
-        return estimate(self._target.device, Work(bytes=2 * sum(sizes), kernels=len(sizes))).us
+        return step_time(self._view, prediction, self._target, work, executables).us
 
     def _correction(self, block: Block, site: Site) -> float:
         """What a call of the site alone adds as measured, less what it adds by the model; 0 where nothing was measured."""

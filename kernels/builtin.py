@@ -11,6 +11,7 @@ from torch import Tensor
 from fluxrewrite.kernel import Limit
 from fluxrewrite.provider import Implementation, Provider
 
+from .qkv import pieces_of
 from .toolchain import Toolchain, check, toolchain
 
 __all__ = ["PROVIDER", "additive"]
@@ -42,18 +43,24 @@ def _rope(
 def _qkv(
     execution: str | Toolchain,
     x: Tensor,
-    weight_q: Tensor,
-    weight_k: Tensor,
-    weight_v: Tensor,
-    bias_q: Tensor | None = None,
-    bias_k: Tensor | None = None,
-    bias_v: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`fluxrewrite::qkv` by `kernels/nki/qkv.py`, which takes tokens in one axis. Rows of a packed weight are contiguous."""
-    weights = [w.contiguous() for w in (weight_q, weight_k, weight_v)]
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    pieces: Sequence[int],
+) -> list[Tensor]:
+    """`fluxrewrite::qkv` by `kernels/nki/qkv.py`, which takes tokens in one axis and at most four pieces at once.
+
+    Query, key, value and the first piece of other rows are one call, which picks its rows; each further piece is one more.
+    """
+    run = toolchain(execution).run
     tokens = x.reshape(-1, x.shape[-1]).contiguous()
-    q, k, v = toolchain(execution).run(f"{_NKI}.qkv:qkv", tokens, *weights, bias_q, bias_k, bias_v)
-    return q.reshape(*x.shape[:-1], -1), k.reshape(*x.shape[:-1], -1), v.reshape(*x.shape[:-1], -1)
+    found = pieces_of(x, [w.contiguous() for w in weights], biases, pieces)
+    three, rest = found[:3], found[3:]
+    weight, bias, *last = rest[0] if rest else (None, None, 0, 0)
+    ranges = [n for _, _, start, rows in three for n in (start, rows)] + last
+    operands = [*(w for w, *_ in three), *(b for _, b, *_ in three), False, weight, bias]
+    results = list(run(f"{_NKI}.qkv:qkv", tokens, *operands, *ranges))
+    results += [run(f"{_NKI}.qkv:linear", tokens, *piece) for piece in rest[1:]]
+    return [t.reshape(*x.shape[:-1], -1) for t in results]
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -141,6 +141,8 @@ def _qkv() -> Iterator[Case]:
         yield Case("qkv", dtype, sizes, quick=hidden == 768 and length in (1, 77, 130), cores=1 + i % 5 // 4)
         if length in (77, 512):
             yield Case("qkv", dtype, sizes | {"key": 256}, quick=hidden == 768 and length == 77)  # grouped heads
+            rows = {"query": 256, "packed": 1, "rest": 200}
+            yield Case("qkv", dtype, sizes | rows, quick=hidden == 768 and length == 77, cores=1 + (length == 512))
 
 
 def _attention() -> Iterator[Case]:

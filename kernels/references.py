@@ -35,11 +35,13 @@ def _rope(
     return out.transpose(1, 2) if sequence_dim == 2 else out
 
 
-def _qkv(x: Tensor, *operands: Tensor | None) -> tuple[Tensor, ...]:
-    weights, biases = operands[:3], operands[3:]
-    x = x.double()
-    products = (x @ w.double().T for w in weights if w is not None)
-    return tuple(p if b is None else p + b.double() for p, b in zip(products, biases, strict=True))
+def _qkv(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], pieces: Sequence[int]
+) -> tuple[Tensor, ...]:
+    products = [x.double() @ w.double().T for w in weights]
+    whole = [p if b is None else p + b.double() for p, b in zip(products, biases, strict=True)]
+    triples = zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True)
+    return tuple(whole[i][..., start : start + rows] for i, start, rows in triples)
 
 
 def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:

@@ -87,10 +87,17 @@ def _rope(make: Make, n: Sizes) -> tuple[Any, ...]:
 
 
 def _qkv(make: Make, n: Sizes) -> tuple[Any, ...]:
-    widths = n["query"], n["key"], n["value"]
+    widths = [n["query"], n["key"], n["value"]] + [n["rest"]] * bool(n["rest"])
     x = make(n["batch"], n["sequence"], n["hidden"])
-    weights = [make(w, n["hidden"], factor=n["hidden"] ** -0.5) for w in widths]
-    return x, *weights, *((make(w) if n["bias"] else None) for w in widths)
+    sizes = [sum(widths)] if n["packed"] else widths
+    weights = [make(w, n["hidden"], factor=n["hidden"] ** -0.5) for w in sizes]
+    starts = [sum(widths[:i]) for i in range(len(widths))]
+    pieces = [(0, s, w) if n["packed"] else (i, 0, w) for i, (s, w) in enumerate(zip(starts, widths, strict=True))]
+    return x, weights, [make(w) if n["bias"] else None for w in sizes], [number for piece in pieces for number in piece]
+
+
+def _columns(n: Sizes) -> int:
+    return n["query"] + n["key"] + n["value"] + n["rest"]
 
 
 def _attention(make: Make, n: Sizes) -> tuple[Any, ...]:
@@ -161,11 +168,12 @@ SAMPLES: Mapping[str, Sample] = {
         lambda n: n["batch"] * n["sequence"] * n["heads"] * n["head_size"],
     ),
     "qkv": Sample(
-        {"batch": 1, "sequence": 768, "hidden": 3072, "query": 3072, "key": 0, "value": 0, "bias": 0},
-        {"bias": _FLAG},
+        {"batch": 1, "sequence": 768, "hidden": 3072, "query": 3072, "key": 0, "value": 0, "bias": 0}
+        | {"packed": 0, "rest": 0},
+        {"bias": _FLAG, "packed": _FLAG},
         _qkv,
-        lambda n: 2.0 * n["batch"] * n["sequence"] * n["hidden"] * (n["query"] + n["key"] + n["value"]),
-        lambda n: n["batch"] * n["sequence"] * (n["query"] + n["key"] + n["value"]),
+        lambda n: 2.0 * n["batch"] * n["sequence"] * n["hidden"] * _columns(n),
+        lambda n: n["batch"] * n["sequence"] * _columns(n),
     ),
     "attention": Sample(
         {"batch": 1, "heads": 24, "kv_heads": 0, "sequence": 768, "kv_sequence": 0, "head_size": 128}
@@ -184,7 +192,8 @@ SAMPLES: Mapping[str, Sample] = {
     ),
 }
 """Ops by name. mask: 1 added to the scores, 2 boolean; text: tokens of a first stream, 0 for one stream; rotary: width
-of the tables; bshd: heads after positions; bounded: the mode for scores known to be small."""
+of the tables; bshd: heads after positions; bounded: the mode for scores known to be small; packed: one weight for all;
+rest: rows of a packed weight that are no projection, or of a weight of their own."""
 
 _DERIVED = {"rotary": "head_size", "key": "query", "value": "key", "kv_heads": "heads", "kv_sequence": "sequence"}
 
@@ -227,7 +236,7 @@ def complete(name: str, given: Sizes) -> dict[str, int]:
         values = found.flags.get(key)
         if values is not None and value not in values:
             raise InputError(f"{key}={value}: it is {' or '.join(map(str, values))}")
-        if values is None and value < (0 if key == "text" else 1):
+        if values is None and value < (0 if key in ("text", "rest") else 1):
             raise InputError(f"{key}={value}: sizes are 1 or more")
     _consistent(sizes)
     return sizes

@@ -8,10 +8,13 @@ views and casts to the linear layers, never from names, argument order or sizes.
     mixed     two linear layers on one input, one of them packed (query beside key+value)
 
     before                                                    after
-    q, k, v = to_q(x), to_k(x), to_v(x)                       q, k, v = fluxrewrite.qkv(x, wq, wk, wv, bq, bk, bv)
+    q, k, v = to_q(x), to_k(x), to_v(x)                       q, k, v = fluxrewrite.qkv(x, [wq, wk, wv], [bq, bk, bv],
+                                                                                        [0, 0, I,  1, 0, I,  2, 0, I])
 
-    qkv, mlp = to_qkv_mlp(x).split([3 * I, M], -1)            q, k, v = fluxrewrite.qkv(x, w[:I], w[I:2*I], w[2*I:3*I], ...)
-    q, k, v = qkv.chunk(3, -1)                                mlp = linear(x, w[3*I:])
+    qkv, mlp = to_qkv_mlp(x).split([3 * I, M], -1)            q, k, v, mlp = fluxrewrite.qkv(x, [w], [b],
+    q, k, v = qkv.chunk(3, -1)                                    [0, 0, I,  0, I, I,  0, 2 * I, I,  0, 3 * I, M])
+
+Weights are passed whole: a compiler without strided views would copy a slice at every call.
 """
 
 from __future__ import annotations
@@ -23,12 +26,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fluxrewrite.passes.attention import Call, attention_calls
 from fluxrewrite.passes.roles import ROLES, WALK_LIMIT, Reach, walk
 from torch.fx import Node
 
-from fluxrewrite.fusion.region import hint
 from fluxrewrite.graph import GraphView
 from fluxrewrite.rewrite import Builder, Pass, blocked
 from fluxrewrite.site import Code, Finding, Miss, Site
@@ -47,7 +48,6 @@ class _Part:
     bias: Node | None
     node: Node
     lanes: Lanes
-    total: int
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -160,7 +160,7 @@ class Qkv(Pass):
             roles = [role for role, reach in reaches.items() if node in reach.passed]
             if len(roles) <= 1 and node.users:
                 weight, bias = view.arg(linear, "weight"), view.arg(linear, "bias")
-                parts.append(_Part(roles[0] if roles else "rest", linear, weight, bias, node, lanes, shape[-1]))
+                parts.append(_Part(roles[0] if roles else "rest", linear, weight, bias, node, lanes))
             for user in node.users if len(roles) > 1 else ():
                 below = _below(view, node, user, lanes)
                 if below is None:
@@ -212,7 +212,6 @@ class Qkv(Pass):
             interior=interior,
             shapes={k: size_of(v) for k, v in ({**sizes, "rest": rest} if rest else sizes).items()},
             dtype=view.dtype(x) or torch.float32,
-            facts={"sliced_bytes": _sliced(view, parts)},
             extra={"parts": tuple(parts), "roles": roles, "projections": [_name(view, n, path) for n in linears]},
             place=place,
         )
@@ -230,27 +229,26 @@ class Qkv(Pass):
         return None
 
     def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
-        """The call on the rows of each role, a plain linear for each block of other rows, and the views of the old values."""
-        roles: Mapping[str, _Part] = site.extra["roles"]
-        weights = [_rows_of(builder, roles[role], "weight") for role in ROLES]
-        biases = [_rows_of(builder, roles[role], "bias") for role in ROLES]
-        results = builder.call(op, site.operands["x"], *weights, *biases)
-        made: dict[Any, Node] = {role: builder.call(operator.getitem, results, i) for i, role in enumerate(ROLES)}
-        new: list[Node] = []
+        """The call on whole weights, a result for each role and each block of other rows, and the views of the old values."""
+        blocks: dict[Any, _Part] = dict(site.extra["roles"])
         for part in site.extra["parts"]:
-            key = (part.linear, part.rows) if part.role == "rest" else part.role
-            if key not in made:
-                rest = [_rows_of(builder, part, name) for name in ("weight", "bias")]
-                made[key] = builder.call(F.linear, site.operands["x"], *rest)
-            new.append(_seen_as(builder, made[key], part))
-        return new
+            blocks.setdefault(_block(part), part)
+        linears = {part.linear: part for part in blocks.values()}
+        numbers = {linear: i for i, linear in enumerate(linears)}
+        results = builder.call(
+            op,
+            site.operands["x"],
+            [part.weight for part in linears.values()],
+            [part.bias for part in linears.values()],
+            [n for part in blocks.values() for n in (numbers[part.linear], *part.rows)],
+        )
+        made = {block: builder.call(operator.getitem, results, i) for i, block in enumerate(blocks)}
+        return [_seen_as(builder, made[_block(part)], part) for part in site.extra["parts"]]
 
 
-def _sliced(view: GraphView, parts: Sequence[_Part]) -> int:
-    """Bytes of the slices of weights that the call, and the linear layers beside it, take."""
-    pieces = {(p.linear, p.rows): p for p in parts if p.rows[1] != p.total}
-    slices = ((view.tensor(p.weight), p.rows[1]) for p in pieces.values())
-    return sum(rows * hint(w.shape[-1]) * w.element_size() for w, rows in slices if w is not None)
+def _block(part: _Part) -> Any:
+    """What tells the results of a call apart: the role, or which rows of which layer."""
+    return (part.linear, part.rows) if part.role == "rest" else part.role
 
 
 def _groups(view: GraphView, reaches: Mapping[str, Reach]) -> dict[Node, dict[str, list[Node]]]:
@@ -337,15 +335,6 @@ def _place(view: GraphView, operands: Iterable[Any], linears: Sequence[Node], ou
 
 def _name(view: GraphView, linear: Node, path: str) -> str:
     return view.path(linear).removeprefix(path).strip(".")
-
-
-def _rows_of(builder: Builder, part: _Part, name: str) -> Any:
-    """The rows of a weight or bias that belong to `part`: a view, or the whole tensor, or None."""
-    tensor = getattr(part, name)
-    start, size = part.rows
-    if tensor is None or size == part.total:
-        return tensor
-    return builder.call(operator.getitem, tensor, slice(start, start + size))
 
 
 def _seen_as(builder: Builder, result: Node, part: _Part) -> Node:

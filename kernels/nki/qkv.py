@@ -1,7 +1,8 @@
-"""Query, key and value projections of one activation: ``x @ weight.T + bias`` three times, reading ``x`` once.
+"""Query, key and value projections of one activation: ``x @ weight.T + bias`` three times or four, reading ``x`` once.
 
-Shapes: ``x`` [T, H]; weights [I, H] as ``torch.nn.Linear`` stores them, or [H, I] with ``transposed_weights``; each of
-the three has its own I and its own optional bias [I]. Outputs: three [T, I]. Any T, H and I. ``x``, weights and outputs
+Shapes: ``x`` [T, H]; weights [N, H] as ``torch.nn.Linear`` stores them, or [H, N] with ``transposed_weights``; each has
+its own N and its own optional bias [N]. Of each, I rows are used: all, or those that ``start`` and ``rows`` name, so that
+a packed weight is passed whole and as often as needed. Outputs: [T, I] each. Any T, H and I. ``x``, weights and outputs
 share one type, float32 or a float of two bytes; a bias may have another. Sums are float32.
 
 Tiling: the contraction needs H on partitions. A block of tokens is turned once into [128, H / 128, tokens] and stays in
@@ -38,24 +39,37 @@ def qkv(
     bias_k=None,
     bias_v=None,
     transposed_weights: bool = False,
+    weight_rest=None,
+    bias_rest=None,
+    start_q: int = 0,
+    rows_q: int = 0,
+    start_k: int = 0,
+    rows_k: int = 0,
+    start_v: int = 0,
+    rows_v: int = 0,
+    start_rest: int = 0,
+    rows_rest: int = 0,
 ) -> tuple:
-    """Return query, key and value projections of ``x``; biases are [I] or None."""
-    tokens, axis = x.shape[0], 1 if transposed_weights else 0
-    q = nl.ndarray((tokens, weight_q.shape[axis]), x.dtype, nl.shared_hbm)
-    k = nl.ndarray((tokens, weight_k.shape[axis]), x.dtype, nl.shared_hbm)
-    v = nl.ndarray((tokens, weight_v.shape[axis]), x.dtype, nl.shared_hbm)
+    """Return query, key and value projections of ``x``, and that by ``weight_rest`` if there is one; 0 rows are all."""
     work = _Projections(x, transposed_weights)
-    work.add(weight_q, bias_q, q)
-    work.add(weight_k, bias_k, k)
-    work.add(weight_v, bias_v, v)
-    pmax = nl.tile_size.pmax
-    # Blocks of whole tiles of 128 tokens, unless H is so large that less is all that fits.
-    unit = pmax if work.most_tokens >= pmax else 1
-    units = _parts(tokens, unit)
-    blocks = _parts(units, work.most_tokens // unit)
-    for i in range(blocks):
-        work.block(i * units // blocks * unit, min(tokens, (i + 1) * units // blocks * unit))
-    return q, k, v
+    q = work.add(weight_q, bias_q, start_q, rows_q)
+    k = work.add(weight_k, bias_k, start_k, rows_k)
+    v = work.add(weight_v, bias_v, start_v, rows_v)
+    result = (q, k, v)
+    if weight_rest != None:  # noqa: E711  (`is` does not parse under NKI 0.6)
+        rest = work.add(weight_rest, bias_rest, start_rest, rows_rest)
+        result = (q, k, v, rest)
+    work.run()
+    return result
+
+
+@nki.jit
+def linear(x: nl.ndarray, weight: nl.ndarray, bias=None, start: int = 0, rows: int = 0) -> nl.ndarray:
+    """Return the projection of ``x`` by rows of one weight [N, H]; 0 rows are all."""
+    work = _Projections(x, False)
+    out = work.add(weight, bias, start, rows)
+    work.run()
+    return out
 
 
 def _parts(count: int, most: int) -> int:
@@ -77,14 +91,31 @@ class _Projections(nl.NKIObject):
         self.most_tokens = max(1, min(TOKENS, BLOCK_BYTES // slice_bytes))
         self.panels = []
 
-    def add(self, weight: nl.ndarray, bias, out: nl.ndarray) -> None:
-        """Add the panels of one projection."""
+    def add(self, weight: nl.ndarray, bias, start: int, rows: int) -> nl.ndarray:
+        """Add the panels of one projection; return where it goes."""
         cores, core = nl.num_programs(0), nl.program_id(0)
-        low, high = core * out.shape[1] // cores, (core + 1) * out.shape[1] // cores
+        if rows > 0:
+            weight = weight[:, start : start + rows] if self.transposed else weight[start : start + rows]
+            if bias != None:  # noqa: E711
+                bias = bias[start : start + rows]
+        width = weight.shape[1] if self.transposed else weight.shape[0]
+        out = nl.ndarray((self.x.shape[0], width), self.x.dtype, nl.shared_hbm)
+        low, high = core * width // cores, (core + 1) * width // cores
         count = _parts(high - low, self.widest)
         for i in range(count):
             first, last = low + i * (high - low) // count, low + (i + 1) * (high - low) // count
             self.panels.append((weight, bias, out, first, last))
+        return out
+
+    def run(self) -> None:
+        """Project all tokens."""
+        tokens, pmax = self.x.shape[0], nl.tile_size.pmax
+        # Blocks of whole tiles of 128 tokens, unless H is so large that less is all that fits.
+        unit = pmax if self.most_tokens >= pmax else 1
+        units = _parts(tokens, unit)
+        blocks = _parts(units, self.most_tokens // unit)
+        for i in range(blocks):
+            self.block(i * units // blocks * unit, min(tokens, (i + 1) * units // blocks * unit))
 
     def block(self, start: int, end: int) -> None:
         """Project tokens ``start:end``."""
@@ -127,7 +158,7 @@ class _Projections(nl.NKIObject):
         """Return the bias of panel ``p`` on every partition, spread by a product with ones; None without one."""
         bias, low, high = self.panels[p][1], self.panels[p][3], self.panels[p][4]
         spread = None
-        if bias != None:  # noqa: E711  (`is` does not parse under NKI 0.6)
+        if bias != None:  # noqa: E711
             pmax, columns = nl.tile_size.pmax, high - low
             row, ones = nl.ndarray((1, columns), bias.dtype, nl.sbuf), nl.ndarray((1, pmax), bias.dtype, nl.sbuf)
             nisa.dma_copy(row, bias[low:high])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fluxrewrite.errors import InputError
 
+from ..qkv import pieces_of
 from ..toolchain import Toolchain, toolchain
 from . import limits
 from .library import package
@@ -89,28 +91,33 @@ def _pairs(table: Tensor, size: int, interleaved: bool) -> Tensor:
 def qkv(
     execution: str | Toolchain,
     x: Tensor,
-    weight_q: Tensor,
-    weight_k: Tensor,
-    weight_v: Tensor,
-    bias_q: Tensor | None = None,
-    bias_k: Tensor | None = None,
-    bias_v: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    pieces: Sequence[int],
+) -> list[Tensor]:
     """`fluxrewrite::qkv` by `qkv`, which takes tokens [1, T, H] and one weight [H, I]; a missing bias becomes zeros.
 
     The batch is folded into the tokens, so that the library's kernel for many tokens is used above 96 of them, and the one
-    for few tokens else.
+    for few tokens else. Rows beyond query, key and value are left to the compiler's own product.
     """
-    weights, biases = (weight_q, weight_k, weight_v), (bias_q, bias_k, bias_v)
+    found = pieces_of(x, weights, biases, pieces)
+    rows = [(w[i : i + n], None if b is None else b[i : i + n]) for w, b, i, n in found]
+    projected = _projected(execution, x, *zip(*rows[:3], strict=True))
+    return [*projected, *(F.linear(x, w, b).contiguous() for w, b in rows[3:])]
+
+
+def _projected(
+    execution: str | Toolchain, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> list[Tensor]:
     options: dict[str, Any] = {}
     if any(b is not None for b in biases):
         rows = [w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)]
         options["bias"] = torch.cat(rows).unsqueeze(0)
     tokens = x.reshape(1, -1, x.shape[-1]).contiguous()
-    fused = torch.cat(weights).t().contiguous()
+    fused = torch.cat(list(weights)).t().contiguous()
     out: Tensor = toolchain(execution).run(_entry("qkv", execution), tokens, fused, **options)
-    q, k, v = out.to(x.dtype)[0].split([w.shape[0] for w in weights], dim=-1)
-    return tuple(t.reshape(*x.shape[:-1], t.shape[-1]).contiguous() for t in (q, k, v))  # type: ignore[return-value]
+    split = out.to(x.dtype)[0].split([w.shape[0] for w in weights], dim=-1)
+    return [t.reshape(*x.shape[:-1], t.shape[-1]).contiguous() for t in split]
 
 
 def attention(

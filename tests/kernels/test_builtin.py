@@ -27,15 +27,22 @@ def rope(x, table, interleaved, axis, out_dtype=None):
     return x, table, torch.randn_like(table), interleaved, axis, out_dtype
 
 
-def packed(hidden, *widths):
-    """Weights as row blocks of one tensor, with a block between them that nobody reads."""
-    whole = rand(sum(widths) + 8, hidden) / math.sqrt(hidden)
-    starts = [sum(widths[:i]) + (8 if i == 2 else 0) for i in range(len(widths))]
-    return [whole[s : s + w] for s, w in zip(starts, widths, strict=True)]
+def triple(hidden, *widths, biases=(None, None, None)):
+    """A weight for each of query, key and value."""
+    weights = [rand(n, hidden) / math.sqrt(hidden) for n in widths]
+    return weights, list(biases), [n for i, rows in enumerate(widths) for n in (i, 0, rows)]
 
 
-def every_other(rows, hidden):
-    return (rand(hidden, rows) / math.sqrt(hidden)).t()
+def packed(hidden, *widths, bias=None):
+    """One weight with rows between those of key and value that nobody reads."""
+    starts = [sum(widths[:i]) + (8 if i > 1 else 0) for i in range(len(widths))]
+    weight = rand(sum(widths) + 8, hidden) / math.sqrt(hidden)
+    return [weight], [bias], [n for piece in zip(starts, widths, strict=True) for n in (0, *piece)]
+
+
+def turned(hidden, *widths):
+    weights, *rest = triple(hidden, *widths)
+    return [w.t().contiguous().t() for w in weights], *rest
 
 
 def streams(*lengths, heads=2, eps=(1e-6, 1e-5)):
@@ -53,6 +60,7 @@ def norm_rope(*lengths, interleaved=True, table=None, scale=None, turn=False):
     return q, k, v, gq, gk, eps, rand(*shape), rand(*shape), interleaved, scale
 
 
+MIXED = [0, 0, 64, 1, 0, 32, 1, 64, 32, 1, 32, 32]
 CASES = {
     "rope": lambda: ("rope", rope(rand(B, S, H, D), rand(S, D), True, 1)),
     "rope-rotate-half": lambda: ("rope", rope(rand(B, H, S, D), rand(S, D), False, 2)),
@@ -66,12 +74,16 @@ CASES = {
     "rope-half-width": lambda: ("rope", rope(rand(B, S, H, D), rand(S, D // 2), True, 1)),
     "rope-half-width-rotate-half": lambda: ("rope", rope(rand(B, S, H, D), rand(S, D // 2), False, 1)),
     "rope-bfloat16-out": lambda: ("rope", rope(rand(B, S, H, D), rand(S, D), True, 1, torch.bfloat16)),
-    "qkv": lambda: ("qkv", (rand(B, S, 96), *(rand(n, 96) / 10 for n in (64, 32, 32)))),
+    "qkv": lambda: ("qkv", (rand(B, S, 96), *triple(96, 64, 32, 32))),
     "qkv-packed": lambda: ("qkv", (rand(B, S, 96), *packed(96, 64, 32, 32))),
-    "qkv-turned-weights": lambda: ("qkv", (rand(B, S, 96), *(every_other(n, 96) for n in (64, 32, 32)))),
-    "qkv-biases": lambda: ("qkv", (rand(B, S, 96), *packed(96, 64, 32, 32), rand(64), rand(32), rand(32))),
-    "qkv-some-biases": lambda: ("qkv", (rand(B, S, 96), *packed(96, 64, 32, 32), None, rand(32), None)),
-    "qkv-strided-bias": lambda: ("qkv", (rand(B, S, 96), *packed(96, 64, 32, 32), rand(64, 2)[:, 1], None, rand(32))),
+    "qkv-turned-weights": lambda: ("qkv", (rand(B, S, 96), *turned(96, 64, 32, 32))),
+    "qkv-biases": lambda: ("qkv", (rand(B, S, 96), *triple(96, 64, 32, 32, biases=(rand(64), rand(32), rand(32))))),
+    "qkv-packed-bias": lambda: ("qkv", (rand(B, S, 96), *packed(96, 64, 32, 32, bias=rand(136)))),
+    "qkv-packed-rest": lambda: ("qkv", (rand(B, S, 96), *packed(96, 64, 32, 32, 48, bias=rand(184)))),
+    "qkv-packed-rests": lambda: ("qkv", (rand(B, S, 96), *packed(96, 64, 32, 32, 48, 8, 136, bias=rand(328)))),
+    "qkv-mixed": lambda: ("qkv", (rand(B, S, 96), [rand(64, 96) / 9, rand(96, 96) / 9], [None, rand(96)], MIXED)),
+    "qkv-some-biases": lambda: ("qkv", (rand(B, S, 96), *triple(96, 64, 32, 32, biases=(None, rand(32), None)))),
+    "qkv-strided-bias": lambda: ("qkv", (rand(B, S, 96), *packed(96, 64, 32, 32, bias=rand(136, 2)[:, 1]))),
     "qkv-strides": lambda: ("qkv", (rand(S, B, 96).transpose(0, 1), *packed(96, 64, 32, 32))),
     "qkv-tokens-only": lambda: ("qkv", (rand(S, 96), *packed(96, 64, 32, 32))),
     "qkv-four-axes": lambda: ("qkv", (rand(B, 3, 5, 96), *packed(96, 64, 32, 32))),

@@ -37,7 +37,12 @@ def test_the_grid_is_covered():
     assert {c.sizes["hidden"] for c in cases() if c.kernel == "qkv"} == {768, 3072}
     forms = {(c.kernel, k, v) for c in cases() for k, v in c.sizes.items()}
     assert {("attention", "mask", 1), ("attention", "mask", 2), ("attention", "causal", 1)} <= forms
-    assert {("attention", "kv_heads", 1), ("qkv", "key", 256), ("norm_rope_attention", "bounded", 1)} <= forms
+    assert {
+        ("attention", "kv_heads", 1),
+        ("qkv", "key", 256),
+        ("qkv", "packed", 1),
+        ("norm_rope_attention", "bounded", 1),
+    } <= forms
     assert {("rope", "interleaved", i) for i in (0, 1)} <= forms
 
 

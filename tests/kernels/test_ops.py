@@ -1,6 +1,7 @@
 """The canonical ops: opcheck, the reference against plain formulas, and layouts."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -28,7 +29,10 @@ def sample(name):
             ),
             (torch.randn(B, S, D, dtype=torch.bfloat16), torch.randn(S, D), torch.randn(S, D), True, 1, torch.float32),
         ],
-        "qkv": [(x, w, w[:8], w[8:12], None, torch.randn(8), None), (x.transpose(0, 1), w, w, w, None, None, None)],
+        "qkv": [
+            (x, [w, w + 1], [None, torch.randn(24)], [1, 4, 8, 0, 0, 24, 1, 12, 4, 1, 16, 8, 1, 0, 4]),
+            (x.transpose(0, 1), [w, w + 1, w - 1], [None, None, None], [0, 0, 24, 1, 0, 24, 2, 0, 24]),
+        ],
         "attention": [
             (q, k, v),
             (q, k, v, torch.rand(B, 1, S, L) > 0.5, 0.3, False, "bhsd", "bshd"),
@@ -106,8 +110,34 @@ def test_attention_of_grouped_heads_and_masks():
     torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
-def test_qkv_is_three_linears():
-    x, wq, wk, wv, _, bias, _ = sample("qkv")[0]
-    found = torch.ops.fluxrewrite.qkv(x, wq, wk, wv, None, bias, None)
-    for result, weight, b in zip(found, (wq, wk, wv), (None, bias, None), strict=True):
-        torch.testing.assert_close(result, F.linear(x, weight, b))
+def test_qkv_is_a_linear_for_each_piece():
+    x, (first, second), (_, bias), pieces = sample("qkv")[0]
+    found = torch.ops.fluxrewrite.qkv(x, [first, second], [None, bias], pieces)
+    rows = [slice(4, 12), None, slice(12, 16), slice(16, 24), slice(0, 4)]
+    for result, part in zip(found, rows, strict=True):
+        torch.testing.assert_close(result, F.linear(x, second[part], bias[part]) if part else F.linear(x, first))
+
+
+X, W = torch.randn(2, 5, 16), torch.randn(24, 16)
+WHOLE = [0, 0, 8, 0, 8, 8, 0, 16, 8]
+REFUSED = {
+    "1 biases for 2 weights": ([W, W], [None], WHOLE),
+    "weight (16, 24) for x (2, 5, 16)": ([W.T], [None], WHOLE),
+    "weight (16,) for x": ([W[0]], [None], WHOLE),
+    "bias (16,) for weight (24, 16)": ([W], [W[0]], WHOLE),
+    "bias (24, 16) for weight (24, 16)": ([W], [W], WHOLE),
+    "6 numbers in pieces": ([W], [None], WHOLE[:6]),
+    "10 numbers in pieces": ([W], [None], [*WHOLE, 0]),
+    "piece 3 is of weight 1; there are 1": ([W], [None], [*WHOLE, 1, 0, 8]),
+    "piece 0 is of weight -1": ([W], [None], [-1, 0, 8, *WHOLE]),
+    "piece 3 is rows 20 to 28 of weight (24, 16)": ([W], [None], [*WHOLE, 0, 20, 8]),
+    "piece 3 is rows -1 to 8": ([W], [None], [*WHOLE, 0, -1, 9]),
+    "piece 3 is rows 3 to 3": ([W], [None], [*WHOLE, 0, 3, 0]),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_qkv_refuses_what_does_not_fit(message):
+    for run in (lambda *a: torch.ops.fluxrewrite.qkv(*a), lambda *a: meta(torch.ops.fluxrewrite.qkv.default, a)):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            run(X, *REFUSED[message])

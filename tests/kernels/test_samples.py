@@ -14,6 +14,8 @@ FORMS = [
     ("rope", "sequence=5,heads=3,head_size=8,rotary=4"),
     ("qkv", "sequence=5,hidden=16,query=8"),
     ("qkv", "batch=2,sequence=5,hidden=16,query=8,key=4,bias=1"),
+    ("qkv", "sequence=5,hidden=16,query=8,key=4,bias=1,packed=1,rest=6"),
+    ("qkv", "sequence=5,hidden=16,query=8,rest=6"),
     ("attention", "sequence=5,heads=4,head_size=8"),
     ("attention", "sequence=5,heads=4,head_size=8,kv_heads=2,kv_sequence=7,bshd=1"),
     ("attention", "batch=2,sequence=5,heads=4,head_size=8,mask=1"),
@@ -90,6 +92,7 @@ def test_logits_reach_what_is_asked():
 
 def test_flops():
     assert samples.flops("qkv", samples.parse_sizes("qkv", "sequence=3,hidden=5,query=7")) == 2 * 3 * 5 * 21
+    assert samples.flops("qkv", samples.parse_sizes("qkv", "sequence=3,hidden=5,query=7,rest=4")) == 2 * 3 * 5 * 25
     one = "heads=2,sequence=4,head_size=8"
     assert samples.flops("attention", samples.parse_sizes("attention", one)) == 4 * 2 * 4 * 4 * 8
     assert samples.flops("attention", samples.parse_sizes("attention", one + ",causal=1")) == 4 * 2 * 10 * 8
@@ -112,6 +115,8 @@ def test_flops():
         ("attention", "mask=3", "mask=3", "0 or 1 or 2"),
         ("attention", "heads=5,kv_heads=2", "heads=5", "multiple of kv_heads=2"),
         ("norm_rope_attention", "text=768", "text=768", "no image tokens"),
+        ("qkv", "rest=-1", "rest=-1", "1 or more"),
+        ("qkv", "packed=2", "packed=2", "0 or 1"),
         ("norm_rope_attention", "text=-1", "text=-1", "1 or more"),
         ("softcap", None, "'softcap'", "attention, norm_rope_attention, qkv, rope"),
     ],

@@ -104,6 +104,34 @@ def test_packed_projection_that_also_carries_the_mlp(check, blocks):
     assert report.sites[0].shapes["rest"] == rest * blocks
 
 
+@pytest.mark.parametrize("form", ["triple", "packed"])
+def test_weights_are_passed_whole_and_no_product_stays_beside_the_call(trace, form):
+    from fluxrewrite.graph import GraphView
+    from fluxrewrite.plan import Selection, apply, make_plan
+
+    packed = Packed(lambda y: (*y[..., : 3 * I].chunk(3, -1), y[..., 3 * I : -4], y[..., -4:]), rest=8)
+    gm = trace(Siblings() if form == "triple" else packed, **X)
+    view = GraphView(apply(gm, make_plan(GraphView(gm.graph), Selection.of("qkv")))[0].graph)
+    (call,) = view.with_op("fluxrewrite.qkv")
+    assert not list(view.with_op("linear", "matmul"))
+    assert all(n.op == "placeholder" for n in call.all_input_nodes)
+    pieces = {
+        "triple": [n for i in range(3) for n in (i, 0, I)],
+        "packed": [n for i in range(3) for n in (0, i * I, I)],
+    }
+    rest = [0, 3 * I, 4, 0, 3 * I + 4, 4] if form == "packed" else []
+    assert list(call.args[3]) == pieces[form] + rest
+
+
+def test_one_weight_with_two_biases_is_two_layers(check):
+    class Tied(Siblings):
+        def forward(self, x):
+            k, v = (F.linear(x, self.to_k.weight, b) for b in (self.to_q.bias, self.to_v.bias))
+            return attend(self.to_q(x), k, v)
+
+    assert run(check, Tied()).sites[0].choice == "kernel"
+
+
 def test_mlp_between_the_roles(check):
     report = run(check, Packed(lambda y: (y[..., :I], y[..., -2 * I : -I], y[..., -I:], y[..., I : -2 * I]), rest=16))
     assert report.sites[0].choice == "kernel"

@@ -91,6 +91,38 @@ def test_biases(qkv, biased, dtype):
     run(qkv, 150, 256, (600, 128, 100), dtype, biased)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("lnc", [1, 2])
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+@pytest.mark.parametrize("pieces", [((40, 128), (168, 65), (233, 30)), ((233, 67), (0, 40), (168, 65), (40, 128))])
+def test_rows_of_a_packed_weight(qkv, pieces, dtype, lnc, transposed):
+    """In any order, with rows that nobody reads, and with a fourth block."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((130, 200), np.float32).astype(dtype)
+    weight = (rng.standard_normal((300, 200), np.float32) / 14).astype(dtype)
+    bias = rng.standard_normal(300).astype(dtype)
+    passed = np.ascontiguousarray(weight.T) if transposed else weight
+    rest = (passed, bias) if len(pieces) == 4 else (None, None)
+    call = emulator.simulate(qkv, lnc=lnc)
+    run = call(x, *[passed] * 3, bias, None, bias, transposed, *rest, *(n for piece in pieces for n in piece))
+    assert len(run.outputs) == len(pieces)
+    for out, (start, rows), biased in zip(run.outputs, pieces, (1, 0, 1, 1), strict=False):
+        part = slice(start, start + rows)
+        expected = x.astype(np.float64) @ weight[part].astype(np.float64).T
+        check(out, expected + biased * bias[part].astype(np.float64), dtype)
+
+
+def test_one_projection_alone():
+    with emulator.installed():
+        linear = importlib.import_module("fluxrewrite.kernels.nki.qkv").linear
+    rng = np.random.default_rng(0)
+    x, weight, bias = (rng.standard_normal(shape, np.float32) for shape in ((130, 200), (300, 200), 300))
+    for start, rows in ((0, 0), (40, 140)):
+        part = slice(start, start + (rows or 300))
+        expected = x.astype(np.float64) @ weight[part].astype(np.float64).T + bias[part]
+        check(emulator.simulate(linear)(x, weight, bias, start, rows).outputs, expected, np.float32)
+
+
 @pytest.mark.parametrize("device", ["trn1", "trn3"])
 @pytest.mark.parametrize("dtype", [np.float32, BF16])
 def test_other_devices(qkv, device, dtype):
@@ -131,6 +163,15 @@ def test_the_activation_is_read_once_by_each_core_and_weights_once(qkv, lnc):
     cost = profile(qkv, 768, 3072, lnc=lnc)
     assert cost.dma_bytes == 2 * (lnc * 768 * 3072 + 3 * 3072 * 3072 + 3 * 768 * 3072)
     assert cost.macs == 768 * 3072 * 9216
+
+
+def test_a_packed_weight_is_read_once_and_not_copied(qkv):
+    x, weight = (np.broadcast_to(np.zeros((), BF16), (n, 3072)) for n in (768, 27648))
+    call = emulator.simulate(qkv, lnc=2, numerics=False)
+    ranges = [n for i in range(3) for n in (3072 * i, 3072)] + [9216, 18432]
+    cost = call(x, *[weight] * 3, None, None, None, False, weight, None, *ranges).profile
+    assert cost.dma_bytes == 2 * (2 * 768 * 3072 + 27648 * 3072 + 768 * 27648)
+    assert cost.macs == 768 * 3072 * 27648
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,17 @@ def linear(rows, hidden):
 
 
 def qkv(tokens, hidden, widths, biases=(False, False, False)):
-    weights = linear(sum(widths), hidden).split(widths)
+    weights = list(linear(sum(widths), hidden).split(widths))
     given = [torch.randn(w, dtype=BF16) if b else None for w, b in zip(widths, biases, strict=True)]
-    return torch.randn(*tokens, hidden, dtype=BF16), *weights, *given
+    pieces = [n for i, width in enumerate(widths) for n in (i, 0, width)]
+    return torch.randn(*tokens, hidden, dtype=BF16), weights, given, pieces
+
+
+def packed_qkv(tokens, hidden, widths, bias=False):
+    starts = [sum(widths[:i]) for i in range(len(widths))]
+    pieces = [n for piece in zip(starts, widths, strict=True) for n in (0, *piece)]
+    given = torch.randn(sum(widths), dtype=BF16) if bias else None
+    return torch.randn(*tokens, hidden, dtype=BF16), [linear(sum(widths), hidden)], [given], pieces
 
 
 def attention(batch, heads, queries, keys=None, size=64, kv_heads=None, layout="bhsd", value_size=None, **options):
@@ -127,6 +135,8 @@ CASES = {
     "qkv-batch": lambda: ("qkv", qkv((2, 80), 256, (256, 128, 128), (False, True, False))),
     "qkv-few-tokens": lambda: ("qkv", qkv((1, 36), 128, (128, 128, 128), (True, False, True))),
     "qkv-tokens-only": lambda: ("qkv", qkv((100,), 128, (128, 64, 64))),
+    "qkv-packed": lambda: ("qkv", packed_qkv((1, 100), 128, (128, 64, 64))),
+    "qkv-packed-rest": lambda: ("qkv", packed_qkv((2, 80), 128, (128, 64, 64, 200, 24), bias=True)),
     "bhsd": lambda: ("attention", attention(1, 2, 256, size=128)),
     "causal": lambda: ("attention", attention(1, 2, 300, is_causal=True)),
     "bshd": lambda: ("attention", attention(2, 2, 130, layout="bshd", out_layout="bshd")),
@@ -144,7 +154,7 @@ CASES = {
 
 def assert_like_the_reference(name, arguments, found, error):
     expected = OPS[name].op(*arguments)
-    for a, b in zip(*((t if isinstance(t, tuple) else (t,)) for t in (expected, found)), strict=True):
+    for a, b in zip(*((t if isinstance(t, (tuple, list)) else (t,)) for t in (expected, found)), strict=True):
         assert (a.shape, a.dtype, b.is_contiguous()) == (b.shape, b.dtype, True)
         a, b = a.double().flatten(), b.double().flatten()
         assert (a - b).norm() <= error * a.norm()
