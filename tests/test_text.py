@@ -57,7 +57,7 @@ def small(flux2, reports):
 
 def test_klein_is_compact_and_answers_first(klein):
     text = text_of(klein)
-    assert len(text.splitlines()) <= 78
+    assert len(text.splitlines()) <= 86
     order = [
         text.index(t) for t in ("Predicted for", "Verdicts", "Boundaries", "would take", "What was found", "Next:")
     ]
@@ -90,7 +90,7 @@ def test_boundaries_add_up_to_those_of_the_json(klein):
     rows = rows_of(klein)
     assert sum(len(r.members) for r in rows) == len(klein.boundaries) == 55
     assert sum(r.bytes for r in rows) == sum(b.bytes for b in klein.boundaries) > 0
-    assert sum(r.lost for r in rows) == sum(len(b.lost_fusions) for b in klein.boundaries) > 0
+    assert sum(r.lost for r in rows) == sum(len(b.lost_fusions) for b in klein.boundaries)
     assert sum(r.cost_us for r in rows) == pytest.approx(sum(b.cost_us for b in klein.boundaries))
     assert [r.cost_us for r in rows] == sorted((r.cost_us for r in rows), reverse=True)
     text = flat(text_of(klein))
@@ -101,8 +101,8 @@ def test_boundaries_add_up_to_those_of_the_json(klein):
 
 def test_tensors_and_absorptions_in_words(klein):
     text = flat(text_of(klein))
-    tensors = next(b.tensors for b in klein.boundaries if b.tensors)
-    for t in tensors:
+    dearest = max((b for b in klein.boundaries if b.tensors), key=lambda b: b.bytes)
+    for t in dearest.tensors:
         assert f"{t.role} {t.name} ({t.op}, {t.dtype} {'x'.join(map(str, t.shape))}, {bytes_text(t.bytes)})" in text
     saved = [a.bytes for b in klein.boundaries for a in b.absorptions if a.side == "after"]
     assert f"take the following silu + mul + cat into the kernel: saves {bytes_text(sum(saved))} of traffic" in text
@@ -154,17 +154,16 @@ def test_auto_is_the_next_command_only_where_it_is_faster(small, klein):
 
 def test_auto_is_not_proposed_where_it_would_take_the_same(klein):
     slow = klein.effect.step_after.model_copy(update={"us": 1e9})
-    kept = [
-        s if s.kind == "norm_rope_attention" and s.form == "joint" else s.model_copy(update={"choice": "keep"})
-        for s in klein.sites
-    ]
+    kept = [s.model_copy(update={"choice": "keep"}) if s.form == "triple" else s for s in klein.sites]
     assert auto_is_better(changed(klein, step_after=slow))
     assert not auto_is_better(changed(klein, step_after=slow).model_copy(update={"sites": tuple(kept)}))
 
 
 def test_a_kernel_that_its_verdict_calls_slower_is_left_out_next(klein):
     slow = tuple(v.model_copy(update={"verdict": "slower" if v.kernel == "qkv" else "neutral"}) for v in klein.verdicts)
-    text = flat(text_of(klein.model_copy(update={"verdicts": slow})))
+    choices = tuple(c.model_copy(update={"chosen": "norm_rope_attention:joint"}) for c in klein.effect.choices)
+    same = klein.effect.step_after.model_copy(update={"us": 1.0})
+    text = flat(text_of(changed(klein, choices=choices, step_after=same).model_copy(update={"verdicts": slow})))
     assert "Next: add --kernels norm_rope_attention: qkv is slower by its verdict" in text
 
 
@@ -187,7 +186,7 @@ def test_choices_that_were_not_taken_are_not_called_taken(klein):
 def test_equal_blocks_are_one_entry(klein):
     block = klein.effect.choices[1]
     last = block.model_copy(update={"block": "single_transformer_blocks.20", "blocks": 1})
-    assert "21 x single_transformer_blocks.*: none" in text_of(changed(klein, choices=(block, last)))
+    assert f"21 x single_transformer_blocks.*: {block.chosen}" in text_of(changed(klein, choices=(block, last)))
 
 
 def test_a_reason_stands_once_below_its_sites(small):

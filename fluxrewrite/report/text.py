@@ -128,7 +128,8 @@ def _better(report: Report, rewritten: Sequence[SiteInfo]) -> tuple[str, str] | 
         none = all(c.chosen == "none" for c in report.effect.choices) if report.effect else False
         return "--policy auto", "predicted to be faster" + (", without any kernel" if none else "")
     taken = {s.kind for s in rewritten}
-    slower = {v.kernel for v in report.verdicts if v.verdict == "slower"} & taken
+    chosen = " ".join(c.chosen for c in report.effect.choices) if report.effect else ""
+    slower = {v.kernel for v in report.verdicts if v.verdict == "slower" and f"{v.kernel}:" not in chosen} & taken
     others = [k for k in report.summary.kernels if k.partition(":")[0] in taken - slower]
     if slower and others:
         return f"--kernels {','.join(others)}", f"{' and '.join(sorted(slower))} is slower by its verdict"

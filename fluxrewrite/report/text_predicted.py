@@ -118,6 +118,10 @@ def _times(choice: ChoiceInfo) -> str:
     return "; ".join(parts)
 
 
+_WORTH_SAYING = 0.005
+"""Share of a step: the sum of the blocks and the whole step agree to less than this."""
+
+
 def auto_is_better(report: Report) -> bool:
     """Whether "auto" takes other kernels than this plan, and the whole step is predicted to be faster with them.
 
@@ -127,7 +131,7 @@ def auto_is_better(report: Report) -> bool:
     if e is None or report.summary.policy in CHOOSING or all(_as_taken(c, report) for c in e.choices):
         return False
     saved = sum(c.blocks * (c.times_us["none"] - c.times_us[c.chosen]) for c in e.choices)
-    return e.step_before.us - saved < e.step_after.us
+    return e.step_before.us - saved < e.step_after.us * (1 - _WORTH_SAYING)
 
 
 def _as_taken(choice: ChoiceInfo, report: Report) -> bool:
