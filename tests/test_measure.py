@@ -85,7 +85,7 @@ def choices(backend):
 def test_a_slow_kernel_is_not_chosen(tmp_path):
     choice = choices(measured(Inner(slow=[KERNEL]), tmp_path))["layers.0"]
     assert (choice.chosen, choice.blocks, choice.basis) == ("none", 3, "measured")
-    assert choice.times_us["attention:sdpa"] > 20_000 > choice.times_us["none"] > 0
+    assert choice.times_us["attention:sdpa"] > choice.times_us["none"] > 0
 
 
 def test_a_fast_kernel_is_chosen(tmp_path, caplog):
@@ -207,7 +207,8 @@ def test_symbolic_sizes(tmp_path):
 
 
 @pytest.mark.parametrize("fixture", ["flux2", "flux1"])
-def test_flux(fixture, tmp_path, request):
+def test_flux(fixture, tmp_path, request, monkeypatch):
+    monkeypatch.setattr("fluxrewrite.measure.SECONDS", 0.2)
     model, inputs = request.getfixturevalue(fixture)()
     backend = fluxrewrite.backend(
         inner="eager", policy="measure", provider="reference", strict=True, cache_dir=tmp_path
