@@ -63,11 +63,19 @@ def boundary_table(report: Report) -> Iterable[RenderableType]:
     if rows:
         yield Text("\nBoundaries: what the calls cost a step, dearest first", style="bold")
         table = grid(
-            "calls", "kind", "kernel, where", "bytes", "lost", "us", "basis", left=("kind", "kernel, where", "basis")
+            "calls",
+            "kind",
+            "kernel, where",
+            "bytes",
+            "lost",
+            "us",
+            "basis",
+            left=("kind", "kernel, where", "basis"),
+            gap=1,
         )
         for row in rows:
             cost = "" if row.cost_us is None else f"{row.cost_us:,.1f}"
-            where = f"{row.kernel}\n  {row.path or 'model'}"
+            where = f"{row.kernel}\n {row.path or 'model'}"
             size = bytes_text(row.bytes) if row.bytes else "0"
             table.add_row(str(len(row.members)), row.kind, Text(where), size, str(row.lost), cost, row.basis)
         yield table

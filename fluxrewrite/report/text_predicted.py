@@ -60,12 +60,13 @@ def _figures(e: Effect, report: Report) -> Table:
     worse = "assumed" if "assumed" in (before.basis, after.basis) else "modelled"
     table.add_row("time", time_text(before.us), time_text(after.us), change_text(before.us, after.us), worse)
     size = [bytes_text(e.bytes_before), bytes_text(e.bytes_after), change_text(e.bytes_before, e.bytes_after)]
-    table.add_row("memory traffic", *size, "modelled")
+    fused = "assumed" if "(assumed)" in e.compiler else "modelled"
+    table.add_row("memory traffic", *size, fused)
     for name, old, new in (
         ("compiled kernels and calls", e.kernels_before, e.kernels_after),
         *(("executables", s.before, s.after) for s in (report.segments,) if s is not None),
     ):
-        table.add_row(name, str(old), str(new), f"{new - old:+d}" if new != old else "", "modelled")
+        table.add_row(name, str(old), str(new), f"{new - old:+d}" if new != old else "", fused)
     return table
 
 
