@@ -21,6 +21,7 @@ from .cost.deltas import applied
 from .effect import effect_of
 from .errors import InputError
 from .graph import GraphView
+from .join import Joinable, parameters
 from .models import ModelSpec, Shapes
 from .plan import Plan, Policy, Selection, apply, check_policy, make_plan
 from .price import Predicted
@@ -78,6 +79,7 @@ def analyse(
     case: Case | None = None,
     on_error: Callable[[str, Exception], None] | None = None,
     price: Callable[[GraphView], Price] | None = None,
+    joinable: Joinable = parameters,
 ) -> tuple[Analysed, GraphModule]:
     """View one graph, plan its rewrite, carry it out on a copy, and predict what that does if there is a target.
 
@@ -86,6 +88,7 @@ def analyse(
         selection, policy, on_error: as `make_plan` takes them.
         target, case: what predictions are made for.
         price: compares sets of kernels in the place of the prediction, as the policy "measure" does.
+        joinable: as `make_plan` takes it.
     """
     view = GraphView(gm.graph)
     errors = {} if on_error is None else {"on_error": on_error}
@@ -94,7 +97,7 @@ def analyse(
     if price is None and target is not None and case is not None:
         price = functools.partial(Predicted, target=target, case=case, kernels=selection.kernels)
     chooser = None if price is None else functools.partial(_choose, price)
-    plan = make_plan(view, selection, policy, chooser=chooser, **errors)
+    plan = make_plan(view, selection, policy, chooser=chooser, joinable=joinable, **errors)
     rewritten, plan = apply(gm, plan)
     if target is None or case is None:
         return Analysed(view, plan), rewritten
@@ -113,7 +116,7 @@ def analyse(
 
 def _measured(plan: Plan, target: Target, case: Case) -> bool:
     """Whether runs say something of a kernel that the plan uses: then the model of the step is no judge of it."""
-    names = {f"{r.site.kind}:{r.site.form}" for r in plan.replacements()}
+    names = {f"{r.site.kind}:{r.site.form}" for r in plan.replacements() if r.kernel is not None}
     return case.model is not None and any(applied(target.evidence, case, name) for name in names)
 
 

@@ -42,6 +42,7 @@ BY_KIND: Mapping[str, str] = {
     "found": "sites found",
     "eligible": "sites that a kernel may take",
     "ineligible": "sites found that no kernel may take",
+    "inline": "sites written as plain operations",
     "kernels": "sites that kernels take",
     "covered": "sites inside a larger one that a kernel takes",
     "missed": "near misses",
@@ -221,6 +222,7 @@ def _counts(s: KindSummary) -> dict[str, int]:
         "eligible": s.eligible,
         "ineligible": s.found - s.eligible,
         "kernels": s.rewritten,
+        "inline": s.inline,
         "covered": s.covered,
         "missed": s.missed,
     }

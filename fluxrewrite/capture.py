@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .errors import InputError
-from .models import ModelSpec, Shapes
+from .models import ModelSpec, Shapes, default_dtype
 
 __all__ = ["Break", "Capture", "capture", "capture_spec"]
 
@@ -43,7 +43,7 @@ class Capture:
 def capture_spec(spec: ModelSpec, shapes: Shapes, dtype: torch.dtype, dynamic: bool = False) -> Capture:
     """Build the model under fake tensors in `dtype` and trace it. Raises InputError when it cannot be built or run."""
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
-    with mode, _default_dtype(dtype):
+    with mode, default_dtype(dtype):
         model, inputs = spec.build(shapes, dtype)
     return capture(model, inputs, dynamic=dynamic, mode=mode)
 
@@ -140,16 +140,6 @@ def _fresh_entry(model: Any) -> Callable[[dict[str, Any]], Any]:
 
 def _fake(tensor: torch.Tensor, mode: FakeTensorMode, dynamic: bool) -> torch.Tensor:
     return tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor, static_shapes=not dynamic)
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager

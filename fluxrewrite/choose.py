@@ -146,7 +146,7 @@ def kinds_of(sites: Iterable[Site]) -> Kinds:
 
 
 def _kind(site: Site) -> tuple[object, ...]:
-    return (site.kind, site.form, tuple(site.shapes.items()), site.dtype)
+    return (site.kind, site.form, tuple(site.shapes.items()), site.dtype, site.inline)
 
 
 def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[Site], list[Choice]]:
@@ -184,7 +184,7 @@ def _decide(block: Block, price: Price) -> Choice:
     none, *single, _ = trials.run([frozenset(), *(frozenset([kind]) for kind in kinds), frozenset(kinds)])
     alone: dict[str, float] = defaultdict(float)
     for kind, found in zip(kinds, single, strict=True):
-        alone[str(kind[0])] += trials.times[found].us - trials.times[none].us
+        alone[str(kind[0])] += 0.0 if kind[-1] else trials.times[found].us - trials.times[none].us
     for start in list(trials.times):
         trials.grow(start, kinds)
     best = trials.least(trials.times)
@@ -228,9 +228,9 @@ class _Trials:
 
 
 def _largest(sites: Sequence[Site]) -> list[Site]:
-    """Without sites that lie inside a larger one."""
+    """Without sites that lie inside a larger one; of a site that is there twice, the one that a kernel takes."""
     owner: dict[Node, Site] = {}
-    for site in sorted(sites, key=lambda s: len(s.interior)):
+    for site in sorted(sites, key=lambda s: (len(s.interior), not s.inline)):
         owner.update(dict.fromkeys((*site.interior, *site.outputs), site))
     return [s for s in sites if all(owner[n] is s for n in s.outputs)]
 
@@ -243,9 +243,11 @@ def label(block: Block, taken: Kinds) -> str:
         if kind not in taken:
             continue
         like = [s for s in block.sites if _kind(s) == kind]
-        others = [k for k in kinds if k[:2] == kind[:2]]
+        others = [k for k in kinds if (k[:2], k[-1]) == (kind[:2], kind[-1])]
         sizes = f"[{_telling(like[0], others)}]" if len(others) > 1 else ""
-        words.append(f"{kind[0]}:{kind[1]}{sizes}" + (f" x{len(like)}" if len(like) > 1 else ""))
+        words.append(
+            f"{'inline ' * like[0].inline}{kind[0]}:{kind[1]}{sizes}" + (f" x{len(like)}" if len(like) > 1 else "")
+        )
     return " + ".join(words) or "none"
 
 

@@ -59,7 +59,7 @@ def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Targe
     before = Graph(view, fuse(view, target.rules))
     time_before = step_time(view, before.prediction, target, Calls())
     total = before.prediction.fusion
-    if not sites:
+    if not plan.replacements():
         size, count = total.bytes, len(total.groups)
         return Effect((), (), size, size, count, count, 1, 1, time_before, time_before)
     after_view = GraphView(rewritten.graph)

@@ -120,13 +120,16 @@ class Measured:
         if not taken:
             return bench.part.digest, bench.part
         passes, kernels = self._selection.passes, self._selection.kernels
-        used = {s.kind: kernels[passes[s.kind].kernel] for s in taken}
+        used = {s.kind: kernels[passes[s.kind].kernel] for s in taken if not s.inline}
         try:
-            gm, left = rewrite(self._gm, [Replacement(passes[s.kind], s, used[s.kind]) for s in taken])
+            gm, left = rewrite(
+                self._gm, [Replacement(passes[s.kind], s, None if s.inline else used[s.kind]) for s in taken]
+            )
             if left:
                 raise RewriteError(left[0][1].message)
             inside = {n.name for n in bench.block.nodes}
-            part = extract(gm, [n for n in gm.graph.nodes if n.name in inside or n.name not in self._names])
+            mine = [n for n in gm.graph.nodes if n.name in inside or n.name not in self._names]
+            part = extract(gm, [n for n in mine if n.op != "placeholder"])
         except Exception as error:
             self._failed(bench, taken, error)
             return None

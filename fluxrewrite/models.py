@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 
 from .errors import InputError
 
-__all__ = ["PRESETS", "ModelSpec", "Shapes", "find_model"]
+__all__ = ["PRESETS", "ModelSpec", "Shapes", "default_dtype", "find_model"]
 
 Built = tuple[torch.nn.Module, dict[str, Any]]
 
@@ -36,10 +38,19 @@ class Shapes:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model that can be built: its name, and a function from sizes and dtype to (module, keyword inputs)."""
+    """A model that can be built.
+
+    Attributes:
+        name: as it was asked for.
+        build: from sizes and dtype to (module, keyword inputs).
+        generated: weights and inputs of `build` mean nothing but their shapes, as for presets and configurations.
+        load: the module with its own weights in a dtype, where there are some.
+    """
 
     name: str
     build: Callable[[Shapes, torch.dtype], Built]
+    generated: bool = False
+    load: Callable[[torch.dtype], torch.nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,17 @@ PRESETS: Mapping[str, _Preset] = {
             "guidance_embeds": False,
         },
     ),
+    "flux2-klein-mini": _Preset(
+        "Flux2Transformer2DModel",
+        "the widths of FLUX.2-klein-4B with 1 and 2 blocks, for small machines",
+        {
+            "num_layers": 1,
+            "num_single_layers": 2,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 7680,
+            "guidance_embeds": False,
+        },
+    ),
     "flux2-dev": _Preset(
         "Flux2Transformer2DModel", "black-forest-labs/FLUX.2-dev: the defaults of the class in diffusers"
     ),
@@ -89,11 +111,13 @@ def find_model(name: str) -> ModelSpec:
     """
     if name in PRESETS:
         preset = PRESETS[name]
-        return ModelSpec(name, lambda shapes, dtype: _from_config(name, preset.cls, preset.config, shapes, dtype))
+        build = functools.partial(_from_config, name, preset.cls, preset.config)
+        return ModelSpec(name, build, generated=True)
     path = Path(name)
     if path.exists():
-        cls, config = _read_config(path)
-        return ModelSpec(name, lambda shapes, dtype: _from_config(name, cls, config, shapes, dtype))
+        cls, config, folder = _read_config(path)
+        load = functools.partial(_pretrained, cls, folder) if any(folder.glob("*.safetensors")) else None
+        return ModelSpec(name, functools.partial(_from_config, name, cls, config), generated=True, load=load)
     module, colon, attribute = name.partition(":")
     if colon and module and attribute:
         return ModelSpec(name, _load_callable(name, module, attribute))
@@ -103,8 +127,8 @@ def find_model(name: str) -> ModelSpec:
     )
 
 
-def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
-    """Class and configuration from a diffusers folder (of a pipeline or of its transformer) or a config.json."""
+def _read_config(path: Path) -> tuple[str, dict[str, Any], Path]:
+    """Class, configuration and folder, from a diffusers folder (of a pipeline or of its transformer) or a config.json."""
     file = path
     if path.is_dir():
         candidates = [path / "transformer" / "config.json", path / "config.json"]
@@ -121,7 +145,29 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(cls, str) or cls not in _INPUTS:
         known = " or ".join(_INPUTS)
         raise InputError(f"{file}: _class_name is {cls!r}, expected {known}; use module:callable for other models")
-    return cls, {k: v for k, v in config.items() if not k.startswith("_")}
+    return cls, {k: v for k, v in config.items() if not k.startswith("_")}, file.parent
+
+
+def _pretrained(cls: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """The model with the weights in its folder. Raises InputError when they cannot be read."""
+    try:
+        model: torch.nn.Module = getattr(importlib.import_module("diffusers"), cls).from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True
+        )
+    except Exception as error:
+        raise InputError(f"{folder}: the weights cannot be loaded ({type(error).__name__}: {error})") from error
+    return model
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Build modules in this dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _from_config(name: str, cls: str, config: Mapping[str, Any], shapes: Shapes, dtype: torch.dtype) -> Built:

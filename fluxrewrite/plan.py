@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from .choose import Choice
 from .errors import InputError
 from .graph import GraphView
+from .join import Joinable, parameters
 from .kernel import Kernel, load_kernels, load_plugins
 from .provider import provided
 from .rewrite import Pass, Replacement, needs_grad, rewrite
@@ -17,7 +18,7 @@ from .site import Code, Finding, Miss, Reason, Site
 
 __all__ = ["CHOOSING", "Chooser", "Decision", "Plan", "Policy", "Selection", "apply", "check_policy", "make_plan"]
 
-Policy = str | Callable[[Site], bool]
+Policy = str | Callable[[Site], bool | str]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _new_pass(cls: type[Pass]) -> Pass:
 
 @dataclass(frozen=True)
 class Decision:
-    """A finding and what becomes of it: `choice` is "kernel" or "keep"; `reasons` say why it is kept."""
+    """A finding and what becomes of it: `choice` is "kernel", "inline" or "keep"; `reasons` say why it is kept."""
 
     finding: Finding
     choice: str
@@ -118,11 +119,11 @@ class Plan:
     choices: tuple[Choice, ...] = ()
 
     def replacements(self) -> list[Replacement]:
-        """The sites that kernels take."""
+        """The sites that kernels take, and those that are written inline."""
         return [
             Replacement(self.selection.passes[d.finding.kind], d.finding, d.kernel)
             for d in self.decisions
-            if d.choice == "kernel" and isinstance(d.finding, Site) and d.kernel is not None
+            if isinstance(d.finding, Site) and (d.choice == "inline" or (d.choice == "kernel" and d.kernel is not None))
         ]
 
     def keeping(self, left: Iterable[tuple[Site, Reason]]) -> Plan:
@@ -137,12 +138,9 @@ class Plan:
         return Plan(tuple(changed), self.selection, self.choices)
 
     def kept(self, why: str) -> Plan:
-        """The plan with every site that a kernel would have taken kept, for this reason."""
+        """The plan with every site that would have been rewritten kept, for this reason."""
         changed = [
-            Decision(d.finding, "keep", (Reason(Code.POLICY, why, d.finding.outputs[0].name),))
-            if d.choice == "kernel" and isinstance(d.finding, Site)
-            else d
-            for d in self.decisions
+            _kept(d.finding, why) if d.choice != "keep" and isinstance(d.finding, Site) else d for d in self.decisions
         ]
         return Plan(tuple(changed), self.selection, self.choices)
 
@@ -164,11 +162,13 @@ def make_plan(
     policy: Policy = "all",
     on_error: OnError = _raise,
     chooser: Chooser | None = None,
+    joinable: Joinable = parameters,
 ) -> Plan:
     """Find all sites of the selected passes and decide on each.
 
-    `policy`: "all" rewrites every eligible site, "none" keeps them all, a callable answers True for each site to rewrite, and
-    "auto" and "measure" take what `chooser` answers. `chooser` is asked whatever the policy, if there is one.
+    `policy`: "all" rewrites every eligible site, "none" keeps them all, a callable answers True for each site that its kernel
+    is to take and "inline" for one to be written as plain operations, and "auto" and "measure" take what `chooser` answers.
+    `chooser` is asked whatever the policy, if there is one; `joinable` tells whether weights can be joined for an inline form.
     `on_error` is told of a pass or policy that raised, and what it was doing; by default the error goes on up. If it
     returns, that pass finds nothing, or that site is kept.
 
@@ -187,34 +187,64 @@ def make_plan(
             on_error(f"pass {kind!r}", error)
         for finding in findings:
             try:
-                decision = _decide(view, finding, kernel, selection, policy)
+                decision = _decide(view, finding, kernel, selection, policy, joinable)
             except Exception as error:
                 on_error(f"policy {policy!r}", error)
                 decision = Decision(finding, "keep", (Reason(Code.POLICY, f"the policy raised {error!r}", ""),))
             decisions.append(decision)
     choices: Sequence[Choice] = ()
     if chooser is not None:
-        decisions, choices = _compared(view, decisions, policy, chooser, on_error)
-    taken = [d.finding for d in decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
+        variants = _variants(view, decisions, selection, joinable)
+        decisions, choices = _compared(view, decisions, variants, policy, chooser, on_error)
+    taken = [d.finding for d in decisions if d.choice != "keep" and isinstance(d.finding, Site)]
     return Plan(tuple(_without_covered(decisions, taken)), selection, tuple(choices))
 
 
+def _variants(
+    view: GraphView, decisions: Sequence[Decision], selection: Selection, joinable: Joinable
+) -> dict[int, Site]:
+    """The inline form of each site that has one and that nothing but its kernel's limits or the policy stands against."""
+    allowed = {Code.POLICY, Code.LIMIT, Code.NO_KERNEL}
+    sites = [d.finding for d in decisions if isinstance(d.finding, Site) and {r.code for r in d.reasons} <= allowed]
+    found = {}
+    for site in sites:
+        forms = selection.forms.get(site.kind)
+        if forms is None or site.form in forms:
+            inline = _inlined(view, site, selection, joinable)
+            found.update({} if inline is None else {id(site): inline})
+    return found
+
+
+def _inlined(view: GraphView, site: Site, selection: Selection, joinable: Joinable) -> Site | None:
+    """The site as plain operations, or None."""
+    groups = selection.passes[site.kind].inline(view, site) if selection.tp == 1 else None
+    if groups is None or not all(joinable(group) for group in groups):
+        return None
+    return replace(site, inline=True)
+
+
 def _compared(
-    view: GraphView, decisions: list[Decision], policy: Policy, chooser: Chooser, on_error: OnError
+    view: GraphView,
+    decisions: list[Decision],
+    variants: Mapping[int, Site],
+    policy: Policy,
+    chooser: Chooser,
+    on_error: OnError,
 ) -> tuple[list[Decision], Sequence[Choice]]:
     """What the chooser answers; and the decisions, which follow it where the policy asks for that."""
     chosen: Sequence[Site] = ()
     choices: Sequence[Choice] = ()
     why = f"policy {policy!r} keeps it: no set of kernels with it makes its block faster"
     try:
-        chosen, choices = chooser(view, [d.finding for d in decisions if _could(d) and isinstance(d.finding, Site)])
+        could = [d.finding for d in decisions if _could(d) and isinstance(d.finding, Site)]
+        chosen, choices = chooser(view, [*could, *variants.values()])
     except Exception as error:
         on_error("choosing kernels", error)
         why = f"policy {policy!r} raised {error!r}"
     if policy not in CHOOSING:
         return decisions, choices
     taken = {id(s) for s in chosen}
-    return [_chosen(d, taken, why) for d in _without_covered(decisions, chosen)], choices
+    return [_chosen(d, variants, taken, why) for d in _without_covered(decisions, chosen)], choices
 
 
 def _could(decision: Decision) -> bool:
@@ -232,10 +262,17 @@ def check_policy(policy: Policy) -> None:
         raise InputError(f"unknown policy {policy!r}; known: auto, measure, all, none, or a callable on sites")
 
 
-def _chosen(decision: Decision, taken: set[int], why: str) -> Decision:
+def _chosen(decision: Decision, variants: Mapping[int, Site], taken: set[int], why: str) -> Decision:
+    inline = variants.get(id(decision.finding))
+    if inline is not None and id(inline) in taken:
+        return Decision(inline, "inline", inline.reasons)
     if decision.choice != "kernel" or id(decision.finding) in taken or not isinstance(decision.finding, Site):
         return decision
-    return Decision(decision.finding, "keep", (Reason(Code.POLICY, why, decision.finding.outputs[0].name),))
+    return _kept(decision.finding, why)
+
+
+def _kept(site: Site, why: str) -> Decision:
+    return Decision(site, "keep", (Reason(Code.POLICY, why, site.outputs[0].name),))
 
 
 def _without_covered(decisions: Sequence[Decision], taken: Sequence[Site]) -> Iterator[Decision]:
@@ -253,7 +290,14 @@ def _without_covered(decisions: Sequence[Decision], taken: Sequence[Site]) -> It
         yield Decision(d.finding, "keep", (why,))
 
 
-def _decide(view: GraphView, finding: Finding, kernel: Kernel | None, selection: Selection, policy: Policy) -> Decision:
+def _decide(
+    view: GraphView,
+    finding: Finding,
+    kernel: Kernel | None,
+    selection: Selection,
+    policy: Policy,
+    joinable: Joinable,
+) -> Decision:
     if isinstance(finding, Miss):
         return Decision(finding, "keep", (finding.reason,))
     where = finding.outputs[0].name
@@ -273,9 +317,13 @@ def _decide(view: GraphView, finding: Finding, kernel: Kernel | None, selection:
             Code.NOT_SELECTED, f"form {finding.form!r} is not among the selected {', '.join(sorted(forms))}", where
         )
         return Decision(finding, "keep", (why,))
-    if policy == "none" or (callable(policy) and not policy(finding)):
+    answer = policy(finding) if callable(policy) else policy != "none"
+    if answer == "inline":
+        inline = _inlined(view, finding, selection, joinable)
+        return Decision(inline, "inline") if inline else _kept(finding, "it has no inline form here")
+    if not answer:
         name = policy if isinstance(policy, str) else getattr(policy, "__name__", type(policy).__name__)
-        return Decision(finding, "keep", (Reason(Code.POLICY, f"policy {name!r} keeps it", where),))
+        return _kept(finding, f"policy {name!r} keeps it")
     return Decision(finding, "kernel", (), kernel)
 
 

@@ -41,15 +41,17 @@ class Predicted:
         return [Priced(self._us(block, taken)) for taken in candidates]
 
     def _us(self, block: Block, taken: Sequence[Site]) -> float:
-        if taken and self._ruined:
+        calls = [site for site in taken if not site.inline]
+        if calls and self._ruined:
             return math.inf
-        return self._modelled(block, taken) + sum(self._correction(block, site) for site in taken)
+        return self._modelled(block, taken) + sum(self._correction(block, site) for site in calls)
 
     def _modelled(self, block: Block, taken: Sequence[Site]) -> float:
         prediction = fuse(self._view, self._target.rules, nodes=block.nodes, calls=taken)
         work = calls_for(self._view, {s.outputs[0].name: s for s in taken}, self._target, self._kernels)
         lazy = self._target.regime == "lazy"
-        executables = segments(self._view, taken, block.nodes) + len(taken) if lazy else 1
+        cuts = [s for s in taken if not s.inline]
+        executables = segments(self._view, cuts, block.nodes) + len(cuts) if lazy else 1
         return step_time(self._view, prediction, self._target, work, executables).us
 
     def _correction(self, block: Block, site: Site) -> float:
@@ -70,4 +72,6 @@ class Predicted:
         found = delta(self._target.evidence, self._case, kernel) if self._case.model else None
         if found is None or not same_form(found.kernel, kernel):
             return None
-        return 0.0 if found.neutral else (found.ratio - 1) / sum(s.kind == site.kind for s in block.sites)
+        return (
+            0.0 if found.neutral else (found.ratio - 1) / sum(s.kind == site.kind and not s.inline for s in block.sites)
+        )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -46,6 +47,14 @@ class Pass:
         """Insert the replacement of `site`, a call of `op`; one new node for each of `site.outputs`."""
         raise TypeError(f"{type(self).__name__} does not implement emit")
 
+    def inline(self, view: GraphView, site: Site) -> Sequence[tuple[Node, ...]] | None:
+        """The groups of weights that are to be joined for `emit_inline`, or None where the site has no such form."""
+        return None
+
+    def emit_inline(self, site: Site, builder: Builder) -> Sequence[Node]:
+        """Insert plain torch operations that a compiler fuses; one new node for each of `site.outputs`."""
+        raise TypeError(f"{type(self).__name__} does not implement emit_inline")
+
     def miss(self, code: Code, message: str, path: str, node: Node | None = None, form: str = "") -> Miss:
         """A near miss of this pass."""
         return Miss(self.kind, path, Reason(code, message, node.name if node is not None else ""), form)
@@ -53,11 +62,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class Replacement:
-    """A site, the pass that found it and the kernel that takes it."""
+    """A site, the pass that found it and the kernel that takes it; no kernel for a site that is written inline."""
 
     rewriter: Pass
     site: Site
-    kernel: Kernel
+    kernel: Kernel | None
 
 
 class Builder:
@@ -87,6 +96,20 @@ class Builder:
         node.meta["example_value" if "example_value" in origin.meta else "val"] = _fake_run(node)
         return node
 
+    def joined(self, weights: Sequence[Node]) -> Node:
+        """A new input of the graph: parameters [N, ...] joined along their first axis, as `fluxrewrite.join` does."""
+        parts = [self._current(n) for n in weights]
+        last = self._graph.find_nodes(op="placeholder")[-1]
+        with self._graph.inserting_after(last):
+            node = self._graph.placeholder(f"joined_{parts[0].name}")
+        self.made.append(node)
+        node.meta.update(joined=tuple(n.name for n in parts), tensor_dict={"_dynamo_static_input_type": "unguarded"})
+        node._dynamo_source = None  # type: ignore[attr-defined]  # AOTAutograd asks Dynamo's placeholders for it
+        values = [_value(n) for n in parts]
+        with values[0].fake_mode, torch.no_grad():
+            node.meta["example_value" if "example_value" in parts[0].meta else "val"] = torch.cat(values)
+        return node
+
     def undo(self) -> None:
         """Take back everything that was inserted."""
         while self.made:
@@ -97,8 +120,9 @@ def _value(node: Node) -> Any:
     return node.meta["example_value"] if "example_value" in node.meta else node.meta.get("val")
 
 
-def _fake_run(node: Node) -> Any:
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), _value)
+def _fake_run(node: Node, other: Mapping[Node, Any] = MappingProxyType({})) -> Any:
+    """The result of a node on the traced values of its arguments, or on `other` ones."""
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: other[n] if n in other else _value(n))
     # Not detect_fake_mode: while a backend runs, the tracing context holds another mode than the one that Dynamo traced with.
     fakes = (v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, FakeTensor))
     fake = next(fakes, None)
@@ -144,7 +168,10 @@ def rewrite(gm: GraphModule, replacements: Iterable[Replacement]) -> tuple[Graph
 def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any]) -> dict[Node, Node]:
     outputs = [current(n) for n in item.site.outputs]
     try:
-        made = item.rewriter.emit(item.site, builder, item.kernel.op)
+        if item.kernel is None:
+            made = item.rewriter.emit_inline(item.site, builder)
+        else:
+            made = item.rewriter.emit(item.site, builder, item.kernel.op)
         for old, new in zip(outputs, made, strict=True):
             _check_same(old, new)
     except RewriteError:
@@ -166,29 +193,53 @@ def _check_same(old: Node, new: Node) -> None:
         )
 
 
-_STRIDE_SENSITIVE = frozenset({"view", "view_as", "as_strided", "stride", "data_ptr"})
-_TURNING = frozenset({"permute", "transpose", "swapaxes", "swapdims", "t", "movedim", "expand", "getitem"})
-_KEEPING = frozenset(
-    {"unsqueeze", "squeeze", "chunk", "split", "unbind", "narrow", "select", "detach", "to", "unflatten", "clone"}
+_STRIDE_SENSITIVE = frozenset({"as_strided", "stride", "data_ptr"})
+_VIEWS = frozenset(
+    {
+        "permute",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "t",
+        "movedim",
+        "expand",
+        "getitem",
+        "unsqueeze",
+        "squeeze",
+        "chunk",
+    }
+    | {"split", "unbind", "narrow", "select", "detach", "to", "unflatten", "clone", "view", "view_as"}
 )
 
 
 def _check_strides(old: Node, new: Node) -> None:
     """Other strides are as good, unless a use of the value depends on them."""
-    a, b = _value(old), _value(new)
-    if all(same_dim(n, 1) or same_dim(s, t) for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True)):
-        return
-    pending = [(old, bool(b.is_contiguous()))]
+    pending = [(old, _value(new))]
     while pending:
-        node, dense = pending.pop()
+        node, value = pending.pop()
+        if isinstance(value, torch.Tensor) and _same_strides(_value(node), value):
+            continue
         for user in node.users:
             name = str(user.target if isinstance(user.target, str) else getattr(user.target, "__name__", ""))
-            if name in _STRIDE_SENSITIVE and not (dense and name.startswith("view")):
-                raise RewriteError(f"{user.name} depends on strides {a.stride()}, the call would give {b.stride()}")
-            if user.op == "output" and not dense:
-                raise RewriteError(f"the graph returns it with strides {a.stride()}, the call would give {b.stride()}")
-            if name in _TURNING or name in _KEEPING:
-                pending.append((user, dense and name in _KEEPING))
+            if name in _VIEWS:
+                pending.append((user, _seen_by(user, node, value)))
+            elif name in _STRIDE_SENSITIVE or (user.op == "output" and not value.is_contiguous()):
+                verb = "returns" if user.op == "output" else "reads"
+                raise RewriteError(
+                    f"{user.name} {verb} strides {_value(node).stride()}, the call gives {value.stride()}"
+                )
+
+
+def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return all(same_dim(n, 1) or same_dim(s, t) for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True))
+
+
+def _seen_by(user: Node, node: Node, value: Any) -> Any:
+    """What a view makes of the new value of one of its arguments."""
+    try:
+        return _fake_run(user, {node: value})
+    except RuntimeError as error:
+        raise RewriteError(f"{user.name} cannot view strides {value.stride()}: {error}") from error
 
 
 def module_with(gm: GraphModule, graph: Graph) -> GraphModule:

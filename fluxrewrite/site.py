@@ -97,6 +97,7 @@ class Site:
         outputs: nodes that the op's results replace, in the order of the results.
         interior: nodes that have no use once the outputs are replaced.
         place: node that the call is inserted in front of; the first output when None.
+        inline: plain torch operations stand in for the kernel, as `Pass.emit_inline` writes them.
         shapes: sizes by name (batch, sequence, heads, head_size, ...), ints or the text of a symbolic size.
         dtype: dtype of the region's input.
         facts: what else limits speak of: mask, scale, eps, dtype of tables.
@@ -116,6 +117,7 @@ class Site:
     extra: Mapping[str, Any] = field(default_factory=dict)
     reasons: tuple[Reason, ...] = ()
     place: Node | None = None
+    inline: bool = False
 
     @property
     def before(self) -> Node:

@@ -42,12 +42,12 @@ class Calls:
     Attributes:
         flops: operations of matrix products.
         efficiency: share of the device's peaks that the kernel reaches.
-        reference_us: microseconds, where the op's body runs in the kernel's place.
+        known: of calls that were measured, and where the op's body runs in the kernel's place.
     """
 
     flops: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
     efficiency: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
-    reference_us: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+    known: Mapping[str, Step] = field(default_factory=dict)
 
 
 def step_time(view: GraphView, prediction: Prediction, target: Target, calls: Calls, executables: int = 1) -> Step:
@@ -75,14 +75,14 @@ def step_time(view: GraphView, prediction: Prediction, target: Target, calls: Ca
 def _group(view: GraphView, group: Group, named: Mapping[str, Node], target: Target, calls: Calls) -> Step:
     name = next(iter(group.nodes), "")
     opaque = group.kind == "opaque"
-    if opaque and name in calls.reference_us:
-        us = calls.reference_us[name]
-        return Step(us, us, us, "modelled")
+    if opaque and name in calls.known:
+        return calls.known[name]
     found = [named[n] for n in group.nodes] if group.kind != "fused" else []
     share = calls.efficiency.get(name, 1.0) if opaque else 1.0
+    known = calls.flops.get(name, 0.0 if opaque else None)
     work = Work(
         bytes=(group.reads + group.writes) / share,
-        flops=calls.flops.get(name, 0.0) / share if opaque else flops(view, found),
+        flops=flops(view, found) if known is None else known / share,
         dtype=_dtype(view, found, target),
         kernels=1,
         calls=int(opaque),
@@ -103,15 +103,20 @@ def _dtype(view: GraphView, products: Sequence[Node], target: Target) -> str:
 def calls_for(view: GraphView, sites: Mapping[str, Site], target: Target, kernels: Mapping[str, Kernel]) -> Calls:
     """What the calls in the place of `sites` do, by name of the call; `kernels` by kind of site.
 
-    A call has the matrix products that stood in its place. Where the op's body runs, each of its operations is a kernel of
-    its own, as in eager torch.
+    A call has the matrix products that stood in its place. Where the profile has its measured time, that counts. Where the op's
+    body runs, each of its operations is a kernel of its own, as in eager torch.
     """
     eager = target.rules.model_copy(update={"inline": False, "merge": False, "join": "map", "name": "eager"})
-    counts, times = {}, {}
+    counts, known = {}, {}
     for name, site in sites.items():
         inside = sorted({*site.interior, *site.outputs}, key=view.order)
         counts[name] = float(flops(view, inside))
-        if target.calls_reference:
+        timed = None if site.inline else target.device.call_us(site.kind, site.form, site.dtype, site.shapes)
+        if timed is not None:
+            known[name] = Step(timed.value, *timed.range, "modelled")
+        elif target.calls_reference and not site.inline:
             prediction = fuse(view, eager, nodes=inside)
-            times[name] = step_time(view, prediction, target, Calls()).us + target.device.call.value
-    return Calls(counts, {name: kernels[s.kind].efficiency for name, s in sites.items() if s.kind in kernels}, times)
+            us = step_time(view, prediction, target, Calls()).us + target.device.call.value
+            known[name] = Step(us, us, us, "modelled")
+    efficiency = {name: kernels[s.kind].efficiency for name, s in sites.items() if s.kind in kernels and not s.inline}
+    return Calls(counts, efficiency, known)

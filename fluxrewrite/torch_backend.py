@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from .analysis import analyse, peak_rss_mb
 from .cost import Case
 from .errors import InputError, RewriteError
+from .join import Joinable, join, owned, settle, with_joined
 from .measure import Measured
 from .plan import CHOOSING, Plan, Policy, Selection, check_policy
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
@@ -114,9 +115,9 @@ class Backend:
             raise InputError(
                 f"torch.compile was given {names} beside a fluxrewrite backend; pass them to fluxrewrite.backend(...)"
             )
-        rewritten = gm
+        rewritten, joined = gm, list[torch.Tensor]()
         try:
-            rewritten, report = self._rewrite(gm)
+            rewritten, report, joined = self._rewritten(gm, example_inputs)
         except Exception as error:
             self._failed("rewriting; the graph is compiled as it was", error)
         else:
@@ -127,7 +128,21 @@ class Backend:
                 self._deliver(report)
             except Exception as error:
                 self._failed("delivering the report", error)
-        return self._compile(rewritten, example_inputs)
+        compiled = self._compile(rewritten, [*example_inputs, *joined])
+        if not joined:
+            return compiled
+        settle(rewritten, example_inputs, joined)
+        return with_joined(compiled, rewritten, joined, lambda inputs: self._compile(gm, list(inputs)))
+
+    def _rewritten(self, gm: GraphModule, inputs: list[Any]) -> tuple[GraphModule, Report, list[torch.Tensor]]:
+        """The rewritten graph, the report on it, and the weights that it wants joined; without these if joining fails."""
+        rewritten, report = self._rewrite(gm, owned(gm, inputs))
+        try:
+            return rewritten, report, join(rewritten, inputs)
+        except Exception as error:
+            self._failed("joining weights; no site is written inline", error)
+        rewritten, report = self._rewrite(gm, lambda nodes: False)
+        return rewritten, report, []
 
     def _compile(self, gm: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         extra = {} if self._options is None else {"options": dict(self._options)}
@@ -143,12 +158,14 @@ class Backend:
             raise error
         self._warn_once(doing, f"failed in {doing} ({type(error).__name__}: {error}); strict=True raises")
 
-    def _rewrite(self, gm: GraphModule) -> tuple[GraphModule, Report]:
+    def _rewrite(self, gm: GraphModule, joinable: Joinable) -> tuple[GraphModule, Report]:
         start = time.perf_counter()
         target = self.target
         case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
         price = (lambda _: self._measured(gm)) if self.policy == "measure" else None
-        analysed, rewritten = analyse(gm, self.selection, self.policy, target, case, on_error=self._failed, price=price)
+        analysed, rewritten = analyse(
+            gm, self.selection, self.policy, target, case, on_error=self._failed, price=price, joinable=joinable
+        )
         self._check_carried_out(analysed.plan)
         matched = time.perf_counter()
         report = self._report(gm, analysed, None if target is None or case is None else Foresight(target, case))

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from fluxrewrite.passes.attention import Call, attention_calls
 from fluxrewrite.passes.roles import ROLES, WALK_LIMIT, Reach, walk
 from torch.fx import Node
@@ -40,7 +41,7 @@ __all__ = ["Qkv"]
 
 @dataclass(frozen=True)
 class _Part:
-    """A value that exposes one contiguous block of a linear layer's rows; role "rest" for rows that are no projection."""
+    """A value that exposes one contiguous block of a linear layer's `height` rows; role "rest" for rows that are no projection."""
 
     role: str
     linear: Node
@@ -48,6 +49,7 @@ class _Part:
     bias: Node | None
     node: Node
     lanes: Lanes
+    height: int | str
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -160,7 +162,8 @@ class Qkv(Pass):
             roles = [role for role, reach in reaches.items() if node in reach.passed]
             if len(roles) <= 1 and node.users:
                 weight, bias = view.arg(linear, "weight"), view.arg(linear, "bias")
-                parts.append(_Part(roles[0] if roles else "rest", linear, weight, bias, node, lanes))
+                role = roles[0] if roles else "rest"
+                parts.append(_Part(role, linear, weight, bias, node, lanes, size_of((shape or (0,))[-1])))
             for user in node.users if len(roles) > 1 else ():
                 below = _below(view, node, user, lanes)
                 if below is None:
@@ -230,10 +233,7 @@ class Qkv(Pass):
 
     def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
         """The call on whole weights, a result for each role and each block of other rows, and the views of the old values."""
-        blocks: dict[Any, _Part] = dict(site.extra["roles"])
-        for part in site.extra["parts"]:
-            blocks.setdefault(_block(part), part)
-        linears = {part.linear: part for part in blocks.values()}
+        blocks, linears = _blocks(site)
         numbers = {linear: i for i, linear in enumerate(linears)}
         results = builder.call(
             op,
@@ -244,6 +244,40 @@ class Qkv(Pass):
         )
         made = {block: builder.call(operator.getitem, results, i) for i, block in enumerate(blocks)}
         return [_seen_as(builder, made[_block(part)], part) for part in site.extra["parts"]]
+
+    def inline(self, view: GraphView, site: Site) -> Sequence[tuple[Node, ...]] | None:
+        """Several layers become one on joined weights, whose rows the compiler reads where they lie."""
+        _, linears = _blocks(site)
+        weights, biases = [p.weight for p in linears.values()], [p.bias for p in linears.values()]
+        sizes = [p.height for p in linears.values()]
+        if len(linears) < 2 or len(set(weights)) < len(weights) or not all(isinstance(n, int) for n in sizes):
+            return None
+        given = tuple(b for b in biases if b is not None)
+        if len(given) not in (0, len(biases)) or len(set(given)) < len(given):
+            return None
+        return [tuple(weights), given] if given else [tuple(weights)]
+
+    def emit_inline(self, site: Site, builder: Builder) -> Sequence[Node]:
+        """One linear layer, the rows of each result, and the views of the old values."""
+        blocks, linears = _blocks(site)
+        parts = list(linears.values())
+        bias = builder.joined([p.bias for p in parts if p.bias is not None]) if parts[0].bias is not None else None
+        y = builder.call(F.linear, site.operands["x"], builder.joined([p.weight for p in parts]), bias)
+        heights = [part.height for part in parts if isinstance(part.height, int)]
+        starts = {part.linear: sum(heights[:i]) for i, part in enumerate(parts)}
+        made = {
+            block: builder.call("narrow", y, -1, starts[part.linear] + part.rows[0], part.rows[1])
+            for block, part in blocks.items()
+        }
+        return [_seen_as(builder, made[_block(part)], part) for part in site.extra["parts"]]
+
+
+def _blocks(site: Site) -> tuple[dict[Any, _Part], dict[Node, _Part]]:
+    """A part for each result of a call, and one for each linear layer, in the order in which calls have them."""
+    blocks: dict[Any, _Part] = dict(site.extra["roles"])
+    for part in site.extra["parts"]:
+        blocks.setdefault(_block(part), part)
+    return blocks, {part.linear: part for part in blocks.values()}
 
 
 def _block(part: _Part) -> Any:

@@ -82,7 +82,7 @@ def test_calls_have_the_products_that_stood_in_their_place(trace):
     (decision,) = make_plan(view, Selection.of("attention", "reference")).decisions
     made = calls_for(view, {"call": decision.finding}, Target.of("trn2"), {})
     assert made.flops == {"call": 2 * 2 * HEADS * TOKENS * 96 * SIZE}
-    assert made.reference_us == {}
+    assert made.known == {}
 
 
 def test_where_the_body_runs_each_of_its_operations_is_a_kernel(trace):
@@ -97,4 +97,4 @@ def test_where_the_body_runs_each_of_its_operations_is_a_kernel(trace):
     bytes = 2 * (one + table + one) + (one // 2) * 2 + 2 * one + 3 * one
     device = target.device
     expected = bytes / device.memory.value / 1e3 + 5 * device.kernel.value + device.call.value
-    assert made.reference_us["call"] == pytest.approx(expected)
+    assert made.known["call"].us == pytest.approx(expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,11 +10,13 @@ import typer
 
 from ..errors import InputError
 from .devices import profile
-from .shared import counted, progress, show, writable, write
+from .shared import Dtype, counted, progress, show, torch_dtype, writable, write
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import RenderableType
 
+    from ..calls import Call
     from ..cost.devices import Device
     from ..cost.evidence import Evidence, Table
 
@@ -24,6 +27,12 @@ def calibrate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the profile, or the evidence, to this file.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds and smaller arrays: 10 to 25 seconds.")] = False,
     threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: as many as it uses.")] = None,
+    model: Annotated[str | None, typer.Option("--for", help="Time each distinct kernel call of this model as well: a preset, "
+                                              "folder or module:callable, as inspect takes it.")] = None,
+    image_tokens: Annotated[int, typer.Option(help="With --for: image tokens.")] = 256,
+    text_tokens: Annotated[int, typer.Option(help="With --for: text tokens.")] = 512,
+    dtype: Annotated[Dtype, typer.Option(help="With --for: dtype of weights and activations.")] = Dtype.BF16,
+    kernels: Annotated[str | None, typer.Option(help="With --for: kinds, as inspect takes them. Default: all.")] = None,
     table: Annotated[Path | None, typer.Option("--from", help="Measure nothing: turn this published table into evidence.")] = None,
     source: Annotated[str | None, typer.Option(help="With --from: who published the table. Default: the file's name.")] = None,
 ) -> None:  # fmt: skip
@@ -31,12 +40,13 @@ def calibrate(
     writable(output)
     if table is None and source is not None:
         raise InputError("--source says who published a table; give the table with --from")
-    if table is not None and (quick or threads is not None):
-        raise InputError("--quick and --threads are for measuring; with --from nothing is measured")
+    if table is not None and (quick or threads is not None or model is not None):
+        raise InputError("--quick, --threads and --for are for measuring; with --from nothing is measured")
     if table is not None:
         _evidence(table, source, output)
         return
-    device = _measure(quick, threads)
+    calls = [] if model is None else _calls(model, (image_tokens, text_tokens), torch_dtype(dtype), kernels)
+    device = _timed(_measure(quick, threads), calls, quick, threads)
     show(profile(device))
     _restless(device)
     _keep(device.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n", output, "--device")
@@ -48,6 +58,38 @@ def _measure(quick: bool, threads: int | None) -> Device:
 
     with counted("measured", len(measure.steps())) as step:
         return measure.calibrate(measure.QUICK if quick else measure.FULL, threads=threads, step=step)
+
+
+def _calls(model: str, tokens: tuple[int, int], dtype: torch.dtype, kernels: str | None) -> list[Call]:
+    """The distinct kernel calls of a model, traced without weights."""
+    with progress(f"tracing {model}"):
+        from ..calls import distinct_calls
+        from ..capture import capture_spec
+        from ..models import Shapes, find_model
+        from ..plan import Selection
+
+        selection = Selection.of(kernels, "reference")
+        captured = capture_spec(find_model(model), Shapes(*tokens), dtype)
+        found = [call for gm in captured.graphs for call in distinct_calls(gm, selection)]
+    if not found:
+        raise InputError(f"--for {model}: no kernel call to time; fluxrewrite inspect {model} says why")
+    return found
+
+
+def _timed(device: Device, calls: Sequence[Call], quick: bool, threads: int | None) -> Device:
+    """The profile with the times of these calls."""
+    if not calls:
+        return device
+    from ..calls import call_time
+    from ..cost import calibrate as measure
+
+    effort = measure.QUICK if quick else measure.FULL
+    with counted("timed", len(calls)) as step, measure.with_threads(threads):
+        times = []
+        for call in calls:
+            times.append(call_time(call, effort))
+            step(call.name)
+    return device.model_copy(update={"calls": tuple(times)})
 
 
 def _restless(device: Device) -> None:

@@ -60,10 +60,13 @@ def profile(device: Device) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    from ..report.words import sizes_text
+
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for name in ("a core", "figure", "basis", "source"):
         table.add_column(name, overflow="fold", justify="right" if name == "figure" else "left")
-    for row in _rows(device.figures.items()):
+    calls = ((f"{c.kernel}:{c.form} {c.dtype}\n{sizes_text(c.shapes)}", c.us) for c in device.calls)
+    for row in _rows((*device.figures.items(), *calls)):
         table.add_row(*row)
     head = Text.assemble((device.name, "bold"), f": {device.title}; a core: {device.core}\n")
     return Group(head, table)

@@ -17,8 +17,8 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="Preset (flux2-klein-4b, flux2-klein-9b, flux2-dev, flux1-dev), diffusers folder or "
-                                         "config.json, or module:callable that returns (model, inputs).")],
+    model: Annotated[str, typer.Argument(help="Preset (flux2-klein-4b, flux2-klein-9b, flux2-klein-mini, flux2-dev, flux1-dev), "
+                                         "diffusers folder or config.json, or module:callable that returns (model, inputs).")],
     image_tokens: Annotated[int, typer.Option(help="Image tokens; a 1024x1024 picture is 4096 of them.")] = 256,
     text_tokens: Annotated[int, typer.Option(help="Text tokens.")] = 512,
     batch: Annotated[int, typer.Option(help="Batch size.")] = 1,

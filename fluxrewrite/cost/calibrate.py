@@ -20,7 +20,7 @@ import torch
 from ..errors import InputError
 from .devices import DEVICE_SCHEMA, Device, Figure
 
-__all__ = ["FULL", "QUICK", "RESTLESS", "Effort", "calibrate", "steps"]
+__all__ = ["FULL", "QUICK", "RESTLESS", "Effort", "calibrate", "figure", "seconds", "steps", "with_threads"]
 
 Step = Callable[[str], None]
 
@@ -90,7 +90,7 @@ def calibrate(
     """
     if threads is not None and threads < 1:
         raise InputError(f"threads {threads}: 1 or more")
-    with _threads(threads) as used, torch.no_grad():
+    with with_threads(threads) as used, torch.no_grad():
         figures = _figures(effort, backend, step)
         return Device(
             schema=DEVICE_SCHEMA,
@@ -99,7 +99,7 @@ def calibrate(
             core=f"{used} threads of the processor, with torch {torch.__version__}",
             regimes=("compile", "lazy"),
             matmul={n.removeprefix("matmul "): f for n, f in figures.items() if n.startswith("matmul ")},
-            **{n: f for n, f in figures.items() if not n.startswith("matmul ")},
+            **{n: f for n, f in figures.items() if not n.startswith("matmul ")},  # type: ignore[arg-type]
         )
 
 
@@ -108,7 +108,7 @@ def _figures(effort: Effort, backend: str | Callable[..., Any], step: Step) -> d
     found: dict[str, Figure] = {}
 
     def add(name: str, unit: str, values: list[float], how: str) -> None:
-        found[name] = _figure(values, unit, f"fluxrewrite calibrate, median of {effort.rounds}: {how}")
+        found[name] = figure(values, unit, f"fluxrewrite calibrate, median of {effort.rounds}: {how}")
         step(name)
 
     add("memory", "GB/s", _memory(effort), f"a = b + s * c on 3 x {effort.stream_mb} MB")
@@ -124,8 +124,8 @@ def _figures(effort: Effort, backend: str | Callable[..., Any], step: Step) -> d
     return found
 
 
-def _figure(values: list[float], unit: str, source: str) -> Figure:
-    """Three digits are kept: the rounds differ in the second."""
+def figure(values: list[float], unit: str, source: str) -> Figure:
+    """A measured figure. Three digits are kept: the rounds differ in the second."""
     low, middle, high = (float(f"{v:.3g}") for v in (min(values), statistics.median(values), max(values)))
     return Figure(
         value=middle,
@@ -138,7 +138,7 @@ def _figure(values: list[float], unit: str, source: str) -> Figure:
     )
 
 
-def _seconds(run: Callable[[], object], loops: int = 1) -> float:
+def seconds(run: Callable[[], object], loops: int = 1) -> float:
     """Seconds of one call, the best of three tries."""
     best = float("inf")
     for _ in range(_TRIES):
@@ -158,7 +158,7 @@ def _memory(effort: Effort) -> list[float]:
         torch.add(b, c, alpha=2.0, out=a)
 
     triad()
-    return [12 * n / _seconds(triad) / 1e9 for _ in range(effort.rounds)]
+    return [12 * n / seconds(triad) / 1e9 for _ in range(effort.rounds)]
 
 
 def _vector(effort: Effort) -> list[float]:
@@ -170,17 +170,17 @@ def _vector(effort: Effort) -> list[float]:
         torch.add(b, c, out=a)
 
     add()
-    return [n / _seconds(add, effort.loops) / 1e9 for _ in range(effort.rounds)]
+    return [n / seconds(add, effort.loops) / 1e9 for _ in range(effort.rounds)]
 
 
 def _matmul(effort: Effort, dtype: torch.dtype) -> tuple[list[float], int]:
     """TFLOP/s, and the rows of the square matrices."""
     rows = 128
     product = _product(rows, dtype)
-    while _seconds(product) < effort.matmul_s and rows * 2 <= effort.matmul_max:
+    while seconds(product) < effort.matmul_s and rows * 2 <= effort.matmul_max:
         rows *= 2
         product = _product(rows, dtype)
-    return [2 * rows**3 / _seconds(product) / 1e12 for _ in range(effort.rounds)], rows
+    return [2 * rows**3 / seconds(product) / 1e12 for _ in range(effort.rounds)], rows
 
 
 def _product(rows: int, dtype: torch.dtype) -> Callable[[], object]:
@@ -224,7 +224,7 @@ def _fixed_costs(effort: Effort, backend: str | Callable[..., Any]) -> tuple[lis
     x = torch.ones(64 * _MANY)
     made = (_loops(_FEW), _loops(_MANY), _calls(_FEW), _calls(_MANY), _loops(1))
     runs = [_compiled(function, x, backend) for function in made] + [x.clone]
-    times = [[_seconds(run, effort.loops) * 1e6 for run in runs] for _ in range(effort.rounds)]
+    times = [[seconds(run, effort.loops) * 1e6 for run in runs] for _ in range(effort.rounds)]
     more = _MANY - _FEW
     kernels = [max(_LEAST_US, (t[1] - t[0]) / more) for t in times]
     kernel = statistics.median(kernels)
@@ -246,7 +246,7 @@ def _compiled(function: Callable[..., Any], x: torch.Tensor, backend: str | Call
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[int]:
+def with_threads(count: int | None) -> Iterator[int]:
     """Run with that many threads of torch."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)

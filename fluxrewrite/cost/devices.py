@@ -6,6 +6,7 @@ runs on: on Neuron a logical core, which on trn2 and trn3 is two physical ones b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -14,7 +15,17 @@ from pydantic import Field, PositiveFloat, model_validator
 from ..errors import InputError
 from .files import Record, read, shipped
 
-__all__ = ["DEVICE_SCHEMA", "Device", "Figure", "FigureBasis", "Regime", "device_names", "dtype_name", "load_device"]
+__all__ = [
+    "DEVICE_SCHEMA",
+    "CallTime",
+    "Device",
+    "Figure",
+    "FigureBasis",
+    "Regime",
+    "device_names",
+    "dtype_name",
+    "load_device",
+]
 
 DEVICE_SCHEMA: Final = "fluxrewrite.device/1"
 
@@ -69,6 +80,27 @@ class Figure(Record):
         return (self.low or self.value, self.high or self.value)
 
 
+class CallTime(Record):
+    """What a call in the place of one kind of site takes.
+
+    Attributes:
+        kernel, form, dtype, shapes: of the site, as the report has them.
+        us: microseconds of a call, with all that it costs.
+    """
+
+    kernel: str
+    form: str
+    dtype: str
+    shapes: dict[str, int]
+    us: Figure
+
+    @model_validator(mode="after")
+    def _unit(self) -> Self:
+        if self.us.unit != "us":
+            raise ValueError(f"us: unit {self.us.unit!r} where 'us' is meant")
+        return self
+
+
 class Device(Record):
     """A device profile, per core.
 
@@ -83,6 +115,7 @@ class Device(Record):
         kernel: us that each compiled kernel or fused group costs beyond its work.
         call: us that each opaque kernel call costs beyond its work, inside one executable.
         launch: us that each further executable costs.
+        calls: kernel calls that were timed one by one; what is not among them is modelled from the figures above.
     """
 
     schema_: Literal["fluxrewrite.device/1"] = Field(alias="schema")
@@ -96,6 +129,7 @@ class Device(Record):
     kernel: Figure
     call: Figure
     launch: Figure
+    calls: tuple[CallTime, ...] = ()
 
     @model_validator(mode="after")
     def _units(self) -> Self:
@@ -122,6 +156,11 @@ class Device(Record):
                 f"device {self.name!r} has no matmul rate for {name}; it has {known}; add one to its profile"
             )
         return self.matmul[name]
+
+    def call_us(self, kernel: str, form: str, dtype: object, shapes: Mapping[str, object]) -> Figure | None:
+        """What a call with these very sizes was measured to take, or None."""
+        wanted = (kernel, form, dtype_name(dtype), dict(shapes))
+        return next((c.us for c in self.calls if (c.kernel, c.form, c.dtype, c.shapes) == wanted), None)
 
     def check_regime(self, regime: str) -> None:
         """Raise InputError for a regime in which models are not run on this device."""

@@ -124,12 +124,12 @@ class Walk(ABC, Generic[B]):
                 self._result(self._values.get(node))
 
     def _site(self, site: Site) -> None:
-        """A kernel call in the place of a site: what the site reads from outside, and its outputs."""
+        """A call in the place of a site, of a kernel or of one product: what the site reads from outside, and its outputs."""
         inside = {*site.interior, *site.outputs}
         outside = dict.fromkeys(i for n in inside for i in n.all_input_nodes if i not in inside)
         operands = [v for n in sorted(outside, key=self.view.order) if isinstance(v := self._values.get(n), Value)]
         tensors = [t for n in site.outputs if (t := self.view.tensor(n)) is not None]
-        values = self._called("opaque", site.outputs[0].name, operands, tensors)
+        values = self._called("library" if site.inline else "opaque", site.outputs[0].name, operands, tensors)
         for node, value, tensor in zip(site.outputs, values, tensors, strict=False):
             self._values[node] = Value(value.base, Region.whole(tuple(map(hint, tensor.shape))))
 

@@ -146,6 +146,7 @@ def _summary(sites: Sequence[SiteInfo], selection: Selection, policy: Policy) ->
             found=len(found),
             eligible=sum(s.status == "eligible" for s in found),
             rewritten=sum(s.choice == "kernel" for s in found),
+            inline=sum(s.choice == "inline" for s in found),
             covered=sum(r.code == Code.COVERED for s in found for r in s.reasons),
             missed=len(mine) - len(found),
             forms=dict(sorted(Counter(s.form for s in found).items())),

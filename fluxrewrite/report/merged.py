@@ -78,7 +78,9 @@ def _add(kinds: Sequence[KindSummary]) -> KindSummary:
     forms: Counter[str] = Counter()
     for kind in kinds:
         forms.update(kind.forms)
-    counts = {n: sum(getattr(k, n) for k in kinds) for n in ("found", "eligible", "rewritten", "covered", "missed")}
+    counts = {
+        n: sum(getattr(k, n) for k in kinds) for n in ("found", "eligible", "rewritten", "inline", "covered", "missed")
+    }
     return KindSummary(**counts, forms=dict(sorted(forms.items())), looks_for=kinds[0].looks_for)
 
 

@@ -207,11 +207,15 @@ class Verdict(_Record):
 
 
 class KindSummary(_Record):
-    """Counts for one kind of site, and what was looked for. `covered` sites are part of a larger one that a kernel takes."""
+    """Counts for one kind of site, and what was looked for.
+
+    `covered` sites are part of a larger one that a kernel takes; `inline` ones are written as plain operations.
+    """
 
     found: int
     eligible: int
     rewritten: int
+    inline: int = 0
     covered: int
     missed: int
     forms: dict[str, int]

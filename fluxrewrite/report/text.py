@@ -41,6 +41,10 @@ def _parts(report: Report) -> Iterable[RenderableType]:
     if rewritten:
         yield Text("\nSites taken by kernels", style="bold")
         yield from _sites(rewritten)
+    inline = [s for s in report.sites if s.choice == "inline"]
+    if inline:
+        yield Text("\nSites written as plain operations, on joined weights", style="bold")
+        yield from _sites(inline)
     kept = [s for s in report.sites if s.choice == "keep" and not any(r.code == Code.COVERED for r in s.reasons)]
     if kept:
         yield Text("\nSites left alone", style="bold")
@@ -49,7 +53,7 @@ def _parts(report: Report) -> Iterable[RenderableType]:
         if not summary.found and not summary.missed:
             yield Text(f"\n{kind}: nothing found. Looked for {summary.looks_for}.", style="yellow")
     yield Text("")
-    yield from _next(report, rewritten, kept)
+    yield from _next(report, [*rewritten, *inline], kept)
 
 
 def _head(report: Report) -> Iterable[RenderableType]:
@@ -75,11 +79,14 @@ def _head(report: Report) -> Iterable[RenderableType]:
 
 
 def _kinds(report: Report) -> Table:
-    table = grid("kind", "found", "eligible", "kernel", "covered", "missed", "forms", left=("kind", "forms"), gap=1)
+    names = ("kind", "found", "eligible", "kernel", "inline", "covered", "missed", "forms")
+    inline = any(s.inline for s in report.summary.kinds.values())
+    table = grid(*(n for n in names if inline or n != "inline"), left=("kind", "forms"), gap=1)
     for kind, s in report.summary.kinds.items():
         forms = ", ".join(f"{n} {form}" for form, n in s.forms.items())
         of = f" of {report.inventory['attention']}" if kind == "attention" else ""
-        table.add_row(kind, f"{s.found}{of}", str(s.eligible), str(s.rewritten), str(s.covered), str(s.missed), forms)
+        counts = (s.eligible, s.rewritten, *([s.inline] if inline else []), s.covered, s.missed)
+        table.add_row(kind, f"{s.found}{of}", *map(str, counts), forms)
     return table
 
 

@@ -19,7 +19,7 @@ from .words import bytes_text, change_text, folded, time_text, trimmed
 __all__ = ["auto_is_better", "choices", "grid", "prediction", "verdict_list"]
 
 _WHY = 150  # characters: two lines
-_NAMED = re.compile(r"(\w+:\w+)(?:\[[^\]]*\])?(?: x(\d+))?")  # "qkv:triple[256] x2" of a choice
+_NAMED = re.compile(r"((?:inline )?\w+:\w+)(?:\[[^\]]*\])?(?: x(\d+))?")  # "qkv:triple[256] x2" of a choice
 
 
 def grid(*columns: str, left: Sequence[str] = (), gap: int = 2) -> Table:
@@ -139,8 +139,8 @@ def _as_taken(choice: ChoiceInfo, report: Report) -> bool:
     """Whether kernels take in the first of these blocks what "auto" would have them take."""
     taken: Counter[str] = Counter()
     for s in report.sites:
-        if s.choice == "kernel" and block_path(s.path) == choice.block:
-            taken[f"{s.kind}:{s.form}"] += 1
+        if s.choice != "keep" and block_path(s.path) == choice.block:
+            taken[f"{'inline ' * (s.choice == 'inline')}{s.kind}:{s.form}"] += 1
     wanted: Counter[str] = Counter()
     for name, times in _NAMED.findall(choice.chosen):
         wanted[name] += int(times or 1)

@@ -39,22 +39,22 @@ def test_time_is_measured_as_the_best_of_three(monkeypatch):
     clock = iter([0.0, 8.0, 10.0, 12.0, 20.0, 26.0])  # tries of 8, 2 and 6 s
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     calls = []
-    assert module._seconds(lambda: calls.append(1), loops=4) == 0.5
+    assert module.seconds(lambda: calls.append(1), loops=4) == 0.5
     assert len(calls) == 12
 
 
 def test_median_range_and_spread_of_known_rounds():
-    figure = module._figure([4.0, 1.0, 2.0], "us", "test")
+    figure = module.figure([4.0, 1.0, 2.0], "us", "test")
     assert (figure.value, figure.low, figure.high, figure.spread) == (2.0, 1.0, 4.0, 1.5)
 
 
 def test_rates_of_known_times(monkeypatch):
-    monkeypatch.setattr(module, "_seconds", lambda run, loops=1: 1e-3)
+    monkeypatch.setattr(module, "seconds", lambda run, loops=1: 1e-3)
     assert module._memory(TINY) == pytest.approx([12 * 250_000 / 1e-3 / 1e9] * 3)  # three arrays of 1 MB
     assert module._vector(TINY) == pytest.approx([65_536 / 1e-3 / 1e9] * 3)
     rates, rows = module._matmul(TINY, torch.float32)
     assert (rows, rates) == (128, pytest.approx([2 * 128**3 / 1e-3 / 1e12] * 3))
-    monkeypatch.setattr(module, "_seconds", lambda run, loops=1: 1e-9)
+    monkeypatch.setattr(module, "seconds", lambda run, loops=1: 1e-9)
     assert module._matmul(TINY, torch.float32)[1] == 256
 
 
@@ -62,7 +62,7 @@ def test_fixed_costs_of_known_times(monkeypatch):
     """Graphs of 4 and 20 loops, of 4 and 20 calls, of one loop; and the work of a call."""
     times = iter([10.0, 42.0, 100.0, 420.0, 52.0, 3.0] * 3)
     monkeypatch.setattr(module, "_compiled", lambda function, x, backend: function)
-    monkeypatch.setattr(module, "_seconds", lambda run, loops=1: next(times) / 1e6)
+    monkeypatch.setattr(module, "seconds", lambda run, loops=1: next(times) / 1e6)
     kernels, calls, launches = module._fixed_costs(TINY, "eager")
     assert kernels == pytest.approx([2.0] * 3)  # (42 - 10) / 16
     assert calls == pytest.approx([17.0] * 3)  # (420 - 100) / 16 - 3
@@ -71,7 +71,7 @@ def test_fixed_costs_of_known_times(monkeypatch):
 
 def test_a_difference_below_the_clock_stays_a_time(monkeypatch):
     monkeypatch.setattr(module, "_compiled", lambda function, x, backend: function)
-    monkeypatch.setattr(module, "_seconds", lambda run, loops=1: 1e-6)
+    monkeypatch.setattr(module, "seconds", lambda run, loops=1: 1e-6)
     kernels, calls, _ = module._fixed_costs(TINY, "eager")
     assert kernels == calls == [0.01] * 3
 

@@ -1,0 +1,145 @@
+"""Weights joined into one tensor whose slices the model's own parameters become: no second copy, and none at a call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.nn import Parameter
+
+__all__ = ["Joinable", "join", "owned", "parameters", "settle", "with_joined"]
+
+log = logging.getLogger("fluxrewrite")
+Joinable = Callable[[Sequence[Node]], bool]
+"""Whether the tensors of these inputs of the graph can be joined."""
+
+
+def parameters(nodes: Sequence[Node]) -> bool:
+    """Whether all are parameters of the model that fit together, by what was traced."""
+    values = [_traced(n) if n.op == "placeholder" else None for n in nodes]
+    known = [v for v in values if isinstance(v, Parameter)]
+    return len(known) == len(nodes) and len({(v.dtype, v.device, v.shape[1:]) for v in known}) == 1
+
+
+def _traced(node: Node) -> Any:
+    return node.meta.get("example_value", node.meta.get("val"))
+
+
+def owned(gm: GraphModule, inputs: Sequence[Any]) -> Joinable:
+    """As `parameters`, for the tensors at hand: nothing else may use their memory, for it moves."""
+    held = dict(zip((n.name for n in gm.graph.find_nodes(op="placeholder")), inputs, strict=True))
+
+    def joinable(nodes: Sequence[Node]) -> bool:
+        tensors = [held.get(n.name) for n in nodes]
+        if not parameters(nodes) or not all(type(t) is Parameter for t in tensors):
+            return False
+        found = [t for t in tensors if isinstance(t, Tensor)]
+        return _adjacent(found) or all(map(_alone, found))
+
+    return joinable
+
+
+def _alone(tensor: Tensor) -> bool:
+    """Whether a parameter fills its memory, and no other tensor lies there."""
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return whole and tensor.is_contiguous() and _users(tensor) <= _users(torch.empty(1))
+
+
+def _users(tensor: Tensor) -> int:
+    return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
+
+
+def _adjacent(tensors: Sequence[Tensor]) -> bool:
+    """Whether they lie one after the other in one memory, as slices of a joined tensor do."""
+    first, at = tensors[0], tensors[0].data_ptr()
+    for tensor in tensors:
+        same = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or not tensor.is_contiguous() or tensor.data_ptr() != at:
+            return False
+        at += tensor.numel() * tensor.element_size()
+    return True
+
+
+def join(gm: GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors for the inputs that `Builder.joined` added to a graph, which take their place after all others.
+
+    Copies, until `settle` makes the parameters slices of them. Parameters that are slices of one tensor already, as after an
+    earlier compile, are not copied.
+
+    Args:
+        gm: the rewritten graph.
+        inputs: of the graph before it was rewritten.
+    """
+    return [_joined(parts) for parts in _parts(gm, inputs)]
+
+
+def _parts(gm: GraphModule, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
+    nodes = gm.graph.find_nodes(op="placeholder")
+    held = dict(zip((n.name for n in nodes if "joined" not in n.meta), inputs, strict=True))
+    return [[held[name] for name in n.meta["joined"]] for n in nodes if "joined" in n.meta]
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    first = tensors[0].detach()
+    if _adjacent(tensors):
+        return first.as_strided((sum(t.shape[0] for t in tensors), *first.shape[1:]), first.stride())
+    with torch.no_grad():
+        return torch.cat([t.detach() for t in tensors])
+
+
+def settle(gm: GraphModule, inputs: Sequence[Tensor], joined: Sequence[Tensor]) -> None:
+    """Make the parameters slices of the joined tensors: they keep their values, and the memory that they had is free.
+
+    To be called after the compile: compilers go by where in its memory a parameter lay when it was traced.
+    """
+    for parts, whole in zip(_parts(gm, inputs), joined, strict=True):
+        if not _adjacent(parts):
+            for tensor, part in zip(parts, whole.split([t.shape[0] for t in parts]), strict=True):
+                tensor.data = part
+
+
+def with_joined(
+    compiled: Callable[..., Any], gm: GraphModule, joined: Sequence[Tensor], apart: Callable[..., Callable[..., Any]]
+) -> Callable[..., Any]:
+    """A call of the compiled rewritten graph with its joined weights.
+
+    Where a parameter has other memory than these (`param.data = ...`), they are not the model's any more: from then on what
+    `apart(inputs)` answers runs, the graph compiled as it was.
+
+    Args:
+        compiled: takes the inputs of the graph before it was rewritten, and after these the joined tensors.
+        gm: the rewritten graph.
+        joined: as `join` answers them, settled.
+    """
+    places = _places(gm, joined)
+    other: list[Callable[..., Any]] = []
+
+    def run(*inputs: Any) -> Any:
+        if not other and all(inputs[i].data_ptr() == at for i, at in places):
+            return compiled(*inputs, *joined)
+        if not other:
+            log.warning(
+                "fluxrewrite: weights that were joined have been replaced; the graph runs as it was from now on"
+            )
+            other.append(apart(inputs))
+        return other[0](*inputs)
+
+    return run
+
+
+def _places(gm: GraphModule, joined: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """For each parameter that is joined, which input it is and where it lies."""
+    nodes = gm.graph.find_nodes(op="placeholder")
+    index = {n.name: i for i, n in enumerate(nodes)}
+    places = []
+    for node, whole in zip((n for n in nodes if "joined" in n.meta), joined, strict=True):
+        at = whole.data_ptr()
+        for name in node.meta["joined"]:
+            places.append((index[name], at))
+            value = _traced(nodes[index[name]])
+            at += value.numel() * value.element_size()
+    return places
