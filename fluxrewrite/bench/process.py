@@ -76,7 +76,9 @@ def conversation(
 def _events(process: subprocess.Popen[bytes], request: str, timeout_s: float | None) -> Iterator[Mapping[str, Any]]:
     """Events until the worker closes its output. Raises Failed for an event "error", and when time is over."""
     lines: queue.Queue[Any] = queue.Queue()
-    threading.Thread(target=_read, args=(process, lines), daemon=True).start()
+    threading.Thread(
+        target=_read, args=(process, lines), daemon=True
+    ).start()  # a queue can be waited on with a deadline
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it died before it read; how is told below
         process.stdin.write(request.encode() + b"\n")

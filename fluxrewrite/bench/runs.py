@@ -31,7 +31,10 @@ __all__ = [
 RUNS_SCHEMA: Final = "fluxrewrite.runs/1"
 
 RESTLESS = 0.1
-"""From this spread of the warm runs on, other programs used the machine; on an idle one runs repeat within some percent."""
+"""From this spread of the warm runs on, or this share of the processors that other programs used, figures are not to be trusted.
+
+On an idle machine runs repeat within some percent.
+"""
 
 ALIKE = 0.999
 """Cosine of the last latents to those of vanilla below which a variant computes something else.
@@ -96,9 +99,15 @@ class Machine(Record):
 
 
 class Timed(Record):
-    """One denoising loop: seconds of each step."""
+    """One denoising loop.
+
+    Attributes:
+        steps_s: seconds of each step.
+        others: share of all processors that other programs used meanwhile, 0 to 1; None where that is not known.
+    """
 
     steps_s: tuple[PositiveFloat, ...] = Field(min_length=1)
+    others: float | None = Field(default=None, ge=0, le=1)
 
     @property
     def s_per_step(self) -> float:
@@ -162,6 +171,11 @@ class Variant(Record):
         """(slowest - fastest) / median of the warm runs; 0 where there are fewer than two."""
         middle = self.warm_s_per_step
         return (max(self.warm) - min(self.warm)) / middle if middle else 0.0
+
+    @property
+    def others(self) -> float:
+        """Share of all processors that other programs used in the worst warm run, as far as that is known."""
+        return max((run.others or 0.0 for run in self.runs[1:]), default=0.0)
 
     @property
     def cold_first_step_s(self) -> float | None:

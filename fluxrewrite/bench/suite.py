@@ -25,8 +25,7 @@ from ..times import processor
 from ..torch_backend import backend
 from .process import WORKER, Failed, conversation
 from .runs import RUNS_SCHEMA, Machine, Runs, Setup, Timed, Variant, Versions
-from .variants import Chosen, backend_of
-from .worker import Spec
+from .variants import Chosen, Spec, backend_of
 
 __all__ = ["bench", "check_setup", "cosine"]
 
@@ -128,8 +127,8 @@ def _heard(runs: Runs, event: Mapping[str, Any], root: Path) -> Runs:
         if event["event"] != "run":
             return runs
         now = runs.variants[-1]
-        run = Timed(steps_s=event["steps_s"])
-        told = {k: v for k, v in event.items() if k not in ("event", "steps_s")}
+        run = Timed(steps_s=event["steps_s"], others=event.get("others"))
+        told = {k: v for k, v in event.items() if k not in ("event", "steps_s", "others")}
         changed = Variant.model_validate({**dict(now), **told, "runs": (*now.runs, run)})
     except (KeyError, ValidationError) as error:
         what = (

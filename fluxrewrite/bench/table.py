@@ -24,6 +24,7 @@ COLUMNS = {
     "peak_mb": "peak resident memory of the process, 10^6 bytes",
     "device_mb": "peak memory allocated on the accelerator",
     "cosine": "last latents to vanilla's",
+    "others": "share of the processors that other programs used in the worst warm run",
     "error": "",
 }
 """Columns of the CSV, and what they hold."""
@@ -49,6 +50,7 @@ def cells(runs: Runs, variant: Variant) -> dict[str, str]:
         "peak_mb": _format(variant.peak_rss_mb, ".0f"),
         "device_mb": _format(variant.peak_device_mb, ".0f"),
         "cosine": "not finite" + unlike if output and not output.finite else _format(cosine, ".6f") + unlike,
+        "others": _format(variant.others, ".1%") if warm else "",
         "error": variant.error or "",
     }
 
@@ -66,10 +68,12 @@ def notes(runs: Runs) -> Iterator[str]:
     """What to mind in the figures."""
     if runs.vanilla is None and runs.variants:
         yield "Without the variant vanilla there are no ratios and no cosines."
-    restless = [v for v in runs.variants if v.spread > RESTLESS]
+    restless = [f"{v.name} {v.spread:.0%}" for v in runs.variants if v.spread > RESTLESS]
     if restless:
-        which = ", ".join(f"{v.name} {v.spread:.0%}" for v in restless)
-        yield f"Warm runs differ by more than {RESTLESS:.0%} ({which}): other programs ran. Measure on a quiet machine."
+        yield f"Warm runs differ by more than {RESTLESS:.0%} ({', '.join(restless)}). Measure on a quiet machine."
+    disturbed = [f"{v.name} {v.others:.0%}" for v in runs.variants if v.others > RESTLESS]
+    if disturbed:
+        yield f"Other programs used the processors meanwhile ({', '.join(disturbed)}). Measure on a quiet machine."
     for variant in runs.variants:
         if variant.differs:
             yield f"! {variant.name}: the last latents are not vanilla's (cosine below {ALIKE}, or not finite)."

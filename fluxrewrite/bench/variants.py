@@ -12,7 +12,7 @@ from ..plan import Selection
 from ..torch_backend import Backend, backend
 from .runs import Setup
 
-__all__ = ["DEFAULT_VARIANTS", "Chosen", "backend_of", "parse_variants"]
+__all__ = ["DEFAULT_VARIANTS", "Chosen", "Spec", "backend_of", "parse_variants"]
 
 DEFAULT_VARIANTS = "vanilla,qkv,attention,qkv+attention,norm_rope_attention,auto"
 
@@ -32,6 +32,14 @@ class Chosen(Record):
     name: str
     policy: str | None
     kernels: tuple[str, ...] = ()
+
+
+class Spec(Record):
+    """What a worker is asked for: a variant, and the file that its last latents go to."""
+
+    setup: Setup
+    chosen: Chosen
+    latents: str
 
 
 def parse_variants(text: str) -> tuple[Chosen, ...]:

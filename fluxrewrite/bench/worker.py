@@ -22,25 +22,18 @@ import torch
 from torch import Tensor
 
 from ..analysis import peak_rss_mb
-from ..cost.files import Record
+from ..errors import InputError
 from ..models import Shapes, find_model
 from ..times import device_name
 from ..workload import Call, Workload, realise
 from .counted import Counted
+from .load import Load
 from .runs import Setup
-from .variants import Chosen, backend_of
+from .variants import Chosen, Spec, backend_of
 
-__all__ = ["Spec", "main", "work"]
+__all__ = ["main", "work"]
 
 Tell = Callable[..., None]
-
-
-class Spec(Record):
-    """What a worker is asked for: a variant, and the file that its last latents go to."""
-
-    setup: Setup
-    chosen: Chosen
-    latents: str
 
 
 def main() -> int:
@@ -87,11 +80,12 @@ def work(spec: Spec, tell: Tell) -> None:
     call, counted = _call(spec.chosen, setup, workload)
     tell("ready", threads=torch.get_num_threads(), device=device_name(device), dtype=_dtype(workload))
     for run in range(setup.runs):
-        step = functools.partial(tell, "step", run=run)
+        step, load = functools.partial(tell, "step", run=run), Load()
         steps_s, latents = _loop(workload, call, setup.steps, device, step)
         tell(
             "run",
             steps_s=steps_s,
+            others=load.others(),
             peak_rss_mb=round(peak_rss_mb(), 1),
             peak_device_mb=_peak_device_mb(device),
             output=_keep(latents, Path(spec.latents)),
@@ -163,6 +157,7 @@ def one_line(error: BaseException) -> str:
     inner = getattr(error, "inner_exception", None) or error
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
     text = f"{type(inner).__name__}: {lines[0]}" if lines else type(inner).__name__
+    text = lines[0] if isinstance(inner, InputError) and lines else text
     starved = isinstance(inner, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
     return f"out of memory ({text})" if starved else text
 

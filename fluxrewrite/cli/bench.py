@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -144,19 +146,32 @@ def _run(
 
     interrupted = False
     try:
-        with _bars(setup) as tell:
+        with _terminable(), _bars(setup) as tell:
             kept(run_all(setup, chosen, kept, tell, timeout))
     except KeyboardInterrupt:
         interrupted = True
     if kept.runs is not None:
         _out(kept.runs, format, output)
     if interrupted:
-        raise KeyboardInterrupt
+        raise typer.Abort
     if kept.problem is not None:
         raise kept.problem
     failed = [v for v in (kept.runs.variants if kept.runs else ()) if v.error]
     if failed:
         raise CheckFailed(*(f"{v.name} failed: {v.error}" for v in failed))
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM end the bench as Ctrl-C does, with the worker gone and the finished runs kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _out(runs: Runs, format: TableFormat, output: Path | None) -> None:
