@@ -103,9 +103,8 @@ def _setup(**fields: Any) -> Setup:
     from ..bench import Setup
     from ..models import Shapes
 
-    Shapes(
-        fields["image_tokens"], fields["text_tokens"], fields["batch"]
-    )  # says what is wrong in the words of the options
+    # Shapes says what is wrong in the words of the options.
+    Shapes(fields["image_tokens"], fields["text_tokens"], fields["batch"])
     return Setup(**fields)
 
 

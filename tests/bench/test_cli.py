@@ -66,6 +66,17 @@ def test_a_variant_that_failed_is_exit_code_1_and_the_table_is_there(run, tmp_pa
     assert [v.error is None for v in load_runs(tmp_path / "runs.json").variants] == [True, False, True]
 
 
+def test_a_bar_for_each_variant_where_somebody_looks(run, monkeypatch):
+    body = "ready()\nfor i in (0, 1): tell('step', run=0, step=i, s=1.5)\nrun(1.5, 1.5)\n"
+    assert run(body, "--variants", "vanilla")[2] == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    monkeypatch.setenv("COLUMNS", "120")
+    err = run(body, "--variants", "vanilla,qkv")[2]
+    for name in ("vanilla", "qkv"):
+        assert f"{name}: run 1 of 3, 1.5 s" in err
+    assert "2/6" in err
+
+
 def test_timeout(run):
     body = "if name == 'qkv': time.sleep(60)\n" + GOOD
     code, _, err = run(body, "--variants", "qkv,vanilla", "--timeout", "1.5")
