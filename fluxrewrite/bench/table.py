@@ -40,12 +40,12 @@ def cells(runs: Runs, variant: Variant) -> dict[str, str]:
         "variant": variant.name,
         "calls": str(sum(variant.calls.values())) if variant.runs else "",
         "warm_runs": str(len(warm)) if variant.runs else "",
-        "s_per_step": _seconds(middle),
-        "low_s": _seconds(min(warm, default=None)),
-        "high_s": _seconds(max(warm, default=None)),
-        "steps_per_s": f"{1 / middle:.4g}" if middle else "",
+        "s_per_step": _digits(middle),
+        "low_s": _digits(min(warm, default=None)),
+        "high_s": _digits(max(warm, default=None)),
+        "steps_per_s": _digits(1 / middle if middle else None),
         "ratio": _format(runs.ratio(variant), ".3f"),
-        "cold_step_s": _seconds(cold),
+        "cold_step_s": _digits(cold),
         "cold_growth": _format(runs.growth(variant), "+.1%") if variant.name != "vanilla" else "",
         "peak_mb": _format(variant.peak_rss_mb, ".0f"),
         "device_mb": _format(variant.peak_device_mb, ".0f"),
@@ -55,8 +55,8 @@ def cells(runs: Runs, variant: Variant) -> dict[str, str]:
     }
 
 
-def _seconds(value: float | None) -> str:
-    """Four digits, as many as a quiet machine repeats."""
+def _digits(value: float | None) -> str:
+    """Four of them, as many as a quiet machine repeats."""
     return _format(value, "#.4g")
 
 

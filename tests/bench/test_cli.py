@@ -156,9 +156,9 @@ def test_bad_input_is_one_line_and_exit_code_2(run, args, wrong, remedy):
 
 
 def begun(*args):
-    """The real command as a process of its own."""
+    """The real command as a process of its own, its temporary folders in this one."""
     command = [sys.executable, "-m", "fluxrewrite", *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": "."})
 
 
 def wait_for(path, process, seconds=60):
@@ -195,6 +195,7 @@ def test_an_interrupt_keeps_what_finished_and_leaves_no_process(tmp_path, number
     assert parent.returncode == 130
     assert err == "fluxrewrite: interrupted\n"
     assert gone(worker)
+    assert not list(tmp_path.glob("fluxrewrite-bench-*"))
     assert "eager" in out
     assert "qkv: interrupted" in out
     kept = load_runs(tmp_path / "runs.json")
