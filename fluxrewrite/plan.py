@@ -217,10 +217,10 @@ def _variants(
 
 def _inlined(view: GraphView, site: Site, selection: Selection, joinable: Joinable) -> Site | None:
     """The site as plain operations, or None."""
-    groups = selection.passes[site.kind].inline(view, site) if selection.tp == 1 else None
-    if groups is None or not all(joinable(group) for group in groups):
+    form = selection.passes[site.kind].inline(view, site) if selection.tp == 1 else None
+    if form is None or not all(joinable(group) for group in form.joined):
         return None
-    return replace(site, inline=True)
+    return replace(site, inline=form)
 
 
 def _compared(

@@ -194,7 +194,7 @@ def test_only_parameters_are_joined(trace):
 
 
 def test_auto_weighs_the_inline_form(trace):
-    """Activations as large as the weights: reading them once instead of three times is worth more than the margin."""
+    """Activations far larger than the weights: reading them once instead of three times is worth more than the margin."""
     model = Block(size=64, heads=2, bias=False)
     options = fluxrewrite.Options(policy="auto", kernels="qkv", device="trn2", provider="reference")
     report = fluxrewrite.inspect(model, options=options, x=torch.randn(64, 512, 64))
@@ -217,3 +217,15 @@ def test_a_site_that_its_kernel_refuses_may_be_inline():
     report = fluxrewrite.inspect(model, options=auto, x=torch.randn(256, 512, 15))
     (site,) = report.sites
     assert (site.status, site.choice) == ("ineligible", "inline")
+
+
+@pytest.mark.parametrize("compiler", ["neuronx", "inductor", "xla"])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_the_time_of_a_block_is_that_of_the_graph_as_it_is_written(compiler, mixed):
+    options = fluxrewrite.Options(policy=inlined, kernels="qkv", compiler=compiler, provider="reference")
+    model = Block(size=64, mixed=mixed, bias=False)  # XLA adds a bias in a loop, which then makes the slices as well
+    report = fluxrewrite.inspect(model, options=options, x=torch.randn(8, 64, 64))
+    (choice,) = report.effect.choices
+    form = "mixed" if mixed else "triple"
+    assert choice.times_us[f"inline qkv:{form}"] == pytest.approx(report.effect.step_after.us, rel=5e-3)
+    assert choice.times_us["none"] == pytest.approx(report.effect.step_before.us, rel=1e-3)
