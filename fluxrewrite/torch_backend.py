@@ -6,7 +6,8 @@ import functools
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ from torch._logging._internal import trace_structured
 from torch.fx import GraphModule
 
 from .analysis import analyse, peak_rss_mb
+from .cache_key import cache_key
 from .cost import Case
 from .errors import InputError, RewriteError
+from .failures import Failures, Key, blamed, first_run, writes_inputs
 from .join import Joinable, join, owned, settle, with_joined
 from .measure import Measured
 from .plan import CHOOSING, Plan, Policy, Selection, check_policy
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.merged import merge
 from .report.model import ModelInfo, Report, Timing
+from .rewrite import Replacement
 from .site import Code
 from .target import Target
 from .times import Times, machine_text
@@ -30,6 +34,8 @@ from .times import Times, machine_text
 __all__ = ["Backend", "backend", "default_inner", "dynamo_backend"]
 
 _NO_TIME = Timing(capture_s=0, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=0)
+FAILURES = Failures()
+"""Of this process: a kernel that does not compile for one graph will not for the next."""
 log = logging.getLogger("fluxrewrite")
 Inner = str | Callable[..., Any]
 
@@ -81,8 +87,34 @@ def backend(
     return Backend(inner, selection, policy, report, strict, options, target, Times(cache_dir))
 
 
+@dataclass
+class _Attempt:
+    """One way to compile a graph.
+
+    Attributes:
+        rewritten: the graph itself where nothing is rewritten.
+        taken: what was rewritten.
+        joined: the weights that it wants joined.
+        supposed: what was remembered of kernels that may not be at fault.
+        report: the one that stands for the graph.
+        inline: sites may be written inline.
+    """
+
+    rewritten: GraphModule
+    taken: list[Replacement] = field(default_factory=list)
+    joined: list[torch.Tensor] = field(default_factory=list)
+    supposed: list[Key] = field(default_factory=list)
+    report: Report | None = None
+    inline: bool = True
+
+
 class Backend:
-    """See `backend`. `reports` holds the report of every graph compiled so far."""
+    """See `backend`.
+
+    Attributes:
+        reports: the report of every graph compiled so far.
+        failures: kernels that failed; all backends of a process share them.
+    """
 
     def __init__(
         self,
@@ -94,7 +126,9 @@ class Backend:
         options: Mapping[str, Any] | None,
         target: Target | None,
         times: Times,
+        failures: Failures = FAILURES,
     ) -> None:
+        self.failures = failures
         self.target = target
         self._times = times
         self.inner_name, self._inner = _resolve(inner)
@@ -115,39 +149,106 @@ class Backend:
             raise InputError(
                 f"torch.compile was given {names} beside a fluxrewrite backend; pass them to fluxrewrite.backend(...)"
             )
-        rewritten, joined = gm, list[torch.Tensor]()
+        compiled, attempt = self._compiled(gm, example_inputs)
+        if attempt.rewritten is gm or self.strict:
+            return compiled
+        return first_run(compiled, lambda error, inputs: self._after(error, attempt, gm, inputs))
+
+    def _after(self, error: Exception, attempt: _Attempt, gm: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """What runs after the first run of `attempt` failed. Raises the error where the graph cannot be run again."""
+        if attempt.rewritten is gm:
+            self.failures.forget(attempt.supposed)  # it fails without kernels too
+        if attempt.rewritten is gm or writes_inputs(gm):
+            raise error
+        self._blame(error, attempt, "first run")
+        compiled, other = self._compiled(gm, list(inputs), attempt)
+        return first_run(compiled, lambda error, inputs: self._after(error, other, gm, inputs))
+
+    def _compiled(
+        self, gm: GraphModule, inputs: list[Any], last: _Attempt | None = None
+    ) -> tuple[Callable[..., Any], _Attempt]:
+        """The graph compiled without the sites whose kernels fail at that; each attempt has fewer of them."""
+        while True:
+            attempt = self._attempt(gm, inputs, last)
+            try:
+                return self._compile_joined(gm, attempt, inputs), attempt
+            except Exception as error:
+                if attempt.rewritten is gm:
+                    self.failures.forget(attempt.supposed)  # the graph does not compile without kernels either
+                if attempt.rewritten is gm or self.strict:
+                    raise
+                self._blame(error, attempt, "compile")
+            last = attempt
+
+    def _blame(self, error: Exception, attempt: _Attempt, moment: str) -> None:
+        """Remember the kernels that failed, and say so; where there are none, what is written inline is left out next."""
+        sites, known = blamed(error, attempt.taken, attempt.rewritten)
+        added = self.failures.add(sites, moment, error)
+        attempt.supposed += [] if known else added
+        attempt.inline = attempt.inline and bool(sites)
+        for item in sites[:1]:
+            failure = None if item.kernel is None else self.failures.of(item.site, item.kernel)
+            more = f" and {len(sites) - 1} more sites" if len(sites) > 1 else ""
+            off = f"kernels= without {item.site.kind!r} switches it off"
+            self._warn_once(
+                f"{failure}", f"{failure}; {item.site.path or item.site.kind}{more} run as they were; {off}"
+            )
+
+    def _attempt(self, gm: GraphModule, inputs: list[Any], last: _Attempt | None) -> _Attempt:
+        """The graph rewritten, and its report delivered; as it was where fluxrewrite itself fails."""
+        attempt = _Attempt(gm, supposed=list(last.supposed) if last else [], report=last.report if last else None)
+        attempt.inline = last is None or last.inline
         try:
-            rewritten, report, joined = self._rewritten(gm, example_inputs)
+            report = self._rewritten(gm, inputs, attempt)
         except Exception as error:
             self._failed("rewriting; the graph is compiled as it was", error)
-        else:
+            attempt.rewritten, attempt.taken, attempt.joined = gm, [], []
+            return attempt
+        if attempt.report is None:
             self.reports.append(report)
-            try:
-                self._warn_nothing_found(report)
-                self._trace(report, rewritten)
-                self._deliver(report)
-            except Exception as error:
-                self._failed("delivering the report", error)
-        compiled = self._compile(rewritten, [*example_inputs, *joined])
-        if not joined:
-            return compiled
-        settle(rewritten, example_inputs, joined)
-        return with_joined(compiled, rewritten, joined, lambda inputs: self._compile(gm, list(inputs)))
-
-    def _rewritten(self, gm: GraphModule, inputs: list[Any]) -> tuple[GraphModule, Report, list[torch.Tensor]]:
-        """The rewritten graph, the report on it, and the weights that it wants joined; without these if joining fails."""
-        rewritten, report = self._rewrite(gm, owned(gm, inputs))
+        else:
+            self.reports[[r is attempt.report for r in self.reports].index(True)] = report
+        attempt.report = report
         try:
-            return rewritten, report, join(rewritten, inputs)
+            self._warn_nothing_found(report)
+            self._trace(report, attempt.rewritten)
+            self._deliver(report)
         except Exception as error:
-            self._failed("joining weights; no site is written inline", error)
-        rewritten, report = self._rewrite(gm, lambda nodes: False)
-        return rewritten, report, []
+            self._failed("delivering the report", error)
+        return attempt
 
     def _compile(self, gm: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         extra = {} if self._options is None else {"options": dict(self._options)}
-        result: Callable[..., Any] = self._inner(gm, example_inputs, **extra)
+        tags = [t for t in (torch.compiler.config.cache_key_tag, f"fluxrewrite {self.cache_key}") if t]
+        config: Any = torch.compiler.config
+        with config.patch(cache_key_tag=" ".join(tags)):
+            result: Callable[..., Any] = self._inner(gm, example_inputs, **extra)
         return result
+
+    def _compile_joined(self, gm: GraphModule, attempt: _Attempt, inputs: list[Any]) -> Callable[..., Any]:
+        rewritten, joined = attempt.rewritten, attempt.joined
+        compiled = self._compile(rewritten, [*inputs, *joined])
+        if not joined:
+            return compiled
+        settle(rewritten, inputs, joined)
+        return with_joined(compiled, rewritten, joined, lambda inputs: self._compile(gm, list(inputs)))
+
+    def _rewritten(self, gm: GraphModule, inputs: list[Any], attempt: _Attempt) -> Report:
+        """Fill in the rewritten graph and the weights that it wants joined; without these if joining fails."""
+        if attempt.inline:
+            attempt.rewritten, attempt.taken, report = self._rewrite(gm, owned(gm, inputs))
+            try:
+                attempt.joined = join(attempt.rewritten, inputs)
+                return report
+            except Exception as error:
+                self._failed("joining weights; no site is written inline", error)
+        attempt.rewritten, attempt.taken, report = self._rewrite(gm, lambda nodes: False)
+        return report
+
+    @functools.cached_property
+    def cache_key(self) -> str:
+        """See `fluxrewrite.cache_key.cache_key`; it is part of the keys of Inductor's caches."""
+        return cache_key(self.selection, self.policy, self.target, self._inner, self._options)
 
     def _measured(self, gm: GraphModule) -> Measured:
         machine = functools.partial(machine_text, inner=self._inner, name=self.inner_name, options=self._options)
@@ -158,13 +259,21 @@ class Backend:
             raise error
         self._warn_once(doing, f"failed in {doing} ({type(error).__name__}: {error}); strict=True raises")
 
-    def _rewrite(self, gm: GraphModule, joinable: Joinable) -> tuple[GraphModule, Report]:
+    def _rewrite(self, gm: GraphModule, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
         start = time.perf_counter()
         target = self.target
         case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
         price = (lambda _: self._measured(gm)) if self.policy == "measure" else None
         analysed, rewritten = analyse(
-            gm, self.selection, self.policy, target, case, on_error=self._failed, price=price, joinable=joinable
+            gm,
+            self.selection,
+            self.policy,
+            target,
+            case,
+            on_error=self._failed,
+            price=price,
+            joinable=joinable,
+            failed=self.failures.of,
         )
         self._check_carried_out(analysed.plan)
         matched = time.perf_counter()
@@ -177,7 +286,7 @@ class Backend:
             total_s=end - start,
             peak_rss_mb=peak_rss_mb(),
         )
-        return rewritten, report.model_copy(update={"timing": timing})
+        return rewritten, analysed.plan.replacements(), report.model_copy(update={"timing": timing})
 
     def _report(self, gm: GraphModule, analysed: Analysed, foresight: Foresight | None) -> Report:
         """The report; without predictions where making them fails, for the rewrite does not hang on them."""
