@@ -6,8 +6,7 @@ import functools
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ from torch.fx import GraphModule
 
 from .analysis import analyse, peak_rss_mb
 from .cache_key import cache_key
+from .compiling import Compiling
 from .cost import Case
 from .errors import InputError, RewriteError
-from .failures import Failures, Key, blamed, first_run, writes_inputs
-from .join import Joinable, join, owned, settle, with_joined
+from .failures import Failures
+from .join import Joinable
 from .measure import Measured
 from .plan import CHOOSING, Plan, Policy, Selection, check_policy
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
@@ -87,27 +87,6 @@ def backend(
     return Backend(inner, selection, policy, report, strict, options, target, Times(cache_dir))
 
 
-@dataclass
-class _Attempt:
-    """One way to compile a graph.
-
-    Attributes:
-        rewritten: the graph itself where nothing is rewritten.
-        taken: what was rewritten.
-        joined: the weights that it wants joined.
-        supposed: what was remembered of kernels that may not be at fault.
-        report: the one that stands for the graph.
-        inline: sites may be written inline.
-    """
-
-    rewritten: GraphModule
-    taken: list[Replacement] = field(default_factory=list)
-    joined: list[torch.Tensor] = field(default_factory=list)
-    supposed: list[Key] = field(default_factory=list)
-    report: Report | None = None
-    inline: bool = True
-
-
 class Backend:
     """See `backend`.
 
@@ -149,101 +128,29 @@ class Backend:
             raise InputError(
                 f"torch.compile was given {names} beside a fluxrewrite backend; pass them to fluxrewrite.backend(...)"
             )
-        compiled, attempt = self._compiled(gm, example_inputs)
-        if attempt.rewritten is gm or self.strict:
-            return compiled
-        return first_run(compiled, lambda error, inputs: self._after(error, attempt, gm, inputs))
+        return Compiling(self, gm).run(example_inputs)
 
-    def _after(self, error: Exception, attempt: _Attempt, gm: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        """What runs after the first run of `attempt` failed. Raises the error where the graph cannot be run again."""
-        if attempt.rewritten is gm:
-            self.failures.forget(attempt.supposed)  # it fails without kernels too
-        if attempt.rewritten is gm or writes_inputs(gm):
-            raise error
-        self._blame(error, attempt, "first run")
-        compiled, other = self._compiled(gm, list(inputs), attempt)
-        return first_run(compiled, lambda error, inputs: self._after(error, other, gm, inputs))
-
-    def _compiled(
-        self, gm: GraphModule, inputs: list[Any], last: _Attempt | None = None
-    ) -> tuple[Callable[..., Any], _Attempt]:
-        """The graph compiled without the sites whose kernels fail at that; each attempt has fewer of them."""
-        while True:
-            attempt = self._attempt(gm, inputs, last)
-            try:
-                return self._compile_joined(gm, attempt, inputs), attempt
-            except Exception as error:
-                if attempt.rewritten is gm:
-                    self.failures.forget(attempt.supposed)  # the graph does not compile without kernels either
-                if attempt.rewritten is gm or self.strict:
-                    raise
-                self._blame(error, attempt, "compile")
-            last = attempt
-
-    def _blame(self, error: Exception, attempt: _Attempt, moment: str) -> None:
-        """Remember the kernels that failed, and say so; where there are none, what is written inline is left out next."""
-        sites, known = blamed(error, attempt.taken, attempt.rewritten)
-        added = self.failures.add(sites, moment, error)
-        attempt.supposed += [] if known else added
-        attempt.inline = attempt.inline and bool(sites)
-        for item in sites[:1]:
-            failure = None if item.kernel is None else self.failures.of(item.site, item.kernel)
-            more = f" and {len(sites) - 1} more sites" if len(sites) > 1 else ""
-            off = f"kernels= without {item.site.kind!r} switches it off"
-            self._warn_once(
-                f"{failure}", f"{failure}; {item.site.path or item.site.kind}{more} run as they were; {off}"
-            )
-
-    def _attempt(self, gm: GraphModule, inputs: list[Any], last: _Attempt | None) -> _Attempt:
-        """The graph rewritten, and its report delivered; as it was where fluxrewrite itself fails."""
-        attempt = _Attempt(gm, supposed=list(last.supposed) if last else [], report=last.report if last else None)
-        attempt.inline = last is None or last.inline
-        try:
-            report = self._rewritten(gm, inputs, attempt)
-        except Exception as error:
-            self._failed("rewriting; the graph is compiled as it was", error)
-            attempt.rewritten, attempt.taken, attempt.joined = gm, [], []
-            return attempt
-        if attempt.report is None:
+    def tell(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
+        """Keep a report, in the place of `before` if that was kept, and deliver it."""
+        if before is None:
             self.reports.append(report)
         else:
-            self.reports[[r is attempt.report for r in self.reports].index(True)] = report
-        attempt.report = report
+            self.reports[[r is before for r in self.reports].index(True)] = report
         try:
             self._warn_nothing_found(report)
-            self._trace(report, attempt.rewritten)
+            self._trace(report, rewritten)
             self._deliver(report)
         except Exception as error:
-            self._failed("delivering the report", error)
-        return attempt
+            self.failed("delivering the report", error)
 
-    def _compile(self, gm: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+    def compile(self, gm: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        """By the inner backend, under the key of these kernels and options."""
         extra = {} if self._options is None else {"options": dict(self._options)}
         tags = [t for t in (torch.compiler.config.cache_key_tag, f"fluxrewrite {self.cache_key}") if t]
         config: Any = torch.compiler.config
         with config.patch(cache_key_tag=" ".join(tags)):
-            result: Callable[..., Any] = self._inner(gm, example_inputs, **extra)
+            result: Callable[..., Any] = self._inner(gm, inputs, **extra)
         return result
-
-    def _compile_joined(self, gm: GraphModule, attempt: _Attempt, inputs: list[Any]) -> Callable[..., Any]:
-        rewritten, joined = attempt.rewritten, attempt.joined
-        compiled = self._compile(rewritten, [*inputs, *joined])
-        if not joined:
-            return compiled
-        settle(rewritten, inputs, joined)
-        return with_joined(compiled, rewritten, joined, lambda inputs: self._compile(gm, list(inputs)))
-
-    def _rewritten(self, gm: GraphModule, inputs: list[Any], attempt: _Attempt) -> Report:
-        """Fill in the rewritten graph and the weights that it wants joined; without these if joining fails."""
-        if attempt.inline:
-            attempt.rewritten, attempt.taken, report = self._rewrite(gm, owned(gm, inputs))
-            try:
-                attempt.joined = join(attempt.rewritten, inputs)
-                return report
-            except Exception as error:
-                self._failed("joining weights; no site is written inline", error)
-        attempt.rewritten, attempt.taken, report = self._rewrite(gm, lambda nodes: False)
-        return report
 
     @functools.cached_property
     def cache_key(self) -> str:
@@ -252,14 +159,16 @@ class Backend:
 
     def _measured(self, gm: GraphModule) -> Measured:
         machine = functools.partial(machine_text, inner=self._inner, name=self.inner_name, options=self._options)
-        return Measured(gm, self.selection, self._compile, self._times, machine, self._warn_once)
+        return Measured(gm, self.selection, self.compile, self._times, machine, self.warn_once)
 
-    def _failed(self, doing: str, error: Exception) -> None:
+    def failed(self, doing: str, error: Exception) -> None:
+        """Raise an error of fluxrewrite if strict, else say it once."""
         if self.strict:
             raise error
-        self._warn_once(doing, f"failed in {doing} ({type(error).__name__}: {error}); strict=True raises")
+        self.warn_once(doing, f"failed in {doing} ({type(error).__name__}: {error}); strict=True raises")
 
-    def _rewrite(self, gm: GraphModule, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
+    def rewrite(self, gm: GraphModule, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
+        """The rewritten graph, `gm` itself where nothing is; what was replaced; the report."""
         start = time.perf_counter()
         target = self.target
         case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
@@ -270,7 +179,7 @@ class Backend:
             self.policy,
             target,
             case,
-            on_error=self._failed,
+            on_error=self.failed,
             price=price,
             joinable=joinable,
             failed=self.failures.of,
@@ -296,7 +205,7 @@ class Backend:
         try:
             return build(foresight)
         except Exception as error:
-            self._failed("predicting what the rewrite does; the report says nothing of it", error)
+            self.failed("predicting what the rewrite does; the report says nothing of it", error)
             return build()
 
     def _check_carried_out(self, plan: Plan) -> None:
@@ -308,7 +217,7 @@ class Backend:
             )
         if failed:
             what = f"{len(failed)} sites are left alone; the first at {failed[0].node}: {failed[0].message}; strict=True raises"
-            self._warn_once("replacement", what)
+            self.warn_once("replacement", what)
 
     def _trace(self, report: Report, rewritten: GraphModule) -> None:
         """For tlparse: the report, and the graph that the inner backend gets."""
@@ -329,9 +238,10 @@ class Backend:
                 continue
             reasons = [s.reasons[0] for s in report.sites if s.kind == kind and s.reasons]
             why = f"{reasons[0].code}: {reasons[0].message}" if reasons else f"looked for {summary.looks_for}"
-            self._warn_once(kind, f"{kind}: no site in a graph of {report.model.graph_nodes} nodes; {why}")
+            self.warn_once(kind, f"{kind}: no site in a graph of {report.model.graph_nodes} nodes; {why}")
 
-    def _warn_once(self, key: str, message: str) -> None:
+    def warn_once(self, key: str, message: str) -> None:
+        """Log a warning, but not again under the same key."""
         if key not in self._warned:
             self._warned.add(key)
             log.warning("fluxrewrite: %s", message)
