@@ -146,7 +146,7 @@ def kinds_of(sites: Iterable[Site]) -> Kinds:
 
 
 def _kind(site: Site) -> tuple[object, ...]:
-    return (site.kind, site.form, tuple(site.shapes.items()), site.dtype, site.inline)
+    return (site.kind, site.form, tuple(site.shapes.items()), site.dtype, bool(site.inline))
 
 
 def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[Site], list[Choice]]:
@@ -246,7 +246,8 @@ def label(block: Block, taken: Kinds) -> str:
         others = [k for k in kinds if (k[:2], k[-1]) == (kind[:2], kind[-1])]
         sizes = f"[{_telling(like[0], others)}]" if len(others) > 1 else ""
         words.append(
-            f"{'inline ' * like[0].inline}{kind[0]}:{kind[1]}{sizes}" + (f" x{len(like)}" if len(like) > 1 else "")
+            f"{'inline ' * bool(like[0].inline)}{kind[0]}:{kind[1]}{sizes}"
+            + (f" x{len(like)}" if len(like) > 1 else "")
         )
     return " + ".join(words) or "none"
 

@@ -14,6 +14,8 @@ from torch.nn import Parameter
 __all__ = ["Joinable", "join", "owned", "parameters", "settle", "with_joined"]
 
 log = logging.getLogger("fluxrewrite")
+_ALIGNED = 16
+"""Bytes: Inductor compiles kernels for operands that begin at a multiple of this (`torch._inductor.utils.ALIGNMENT`)."""
 Joinable = Callable[[Sequence[Node]], bool]
 """Whether the tensors of these inputs of the graph can be joined."""
 
@@ -38,7 +40,8 @@ def owned(gm: GraphModule, inputs: Sequence[Any]) -> Joinable:
         if not parameters(nodes) or not all(type(t) is Parameter for t in tensors):
             return False
         found = [t for t in tensors if isinstance(t, Tensor)]
-        return _adjacent(found) or all(map(_alone, found))
+        aligned = all(t.numel() * t.element_size() % _ALIGNED == 0 for t in found)
+        return _adjacent(found) or (aligned and all(map(_alone, found)))
 
     return joinable
 

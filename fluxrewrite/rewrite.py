@@ -16,7 +16,7 @@ from torch.fx.traceback import NodeSource, NodeSourceAction
 from .errors import RewriteError
 from .graph import GraphView
 from .kernel import Kernel
-from .site import Code, Finding, Miss, Reason, Site
+from .site import Code, Finding, Inline, Miss, Reason, Site
 from .steps import same_dim, same_shape
 
 __all__ = ["Builder", "Pass", "Replacement", "blocked", "dense_as", "module_with", "needs_grad", "odd_dtype", "rewrite"]
@@ -47,8 +47,8 @@ class Pass:
         """Insert the replacement of `site`, a call of `op`; one new node for each of `site.outputs`."""
         raise TypeError(f"{type(self).__name__} does not implement emit")
 
-    def inline(self, view: GraphView, site: Site) -> Sequence[tuple[Node, ...]] | None:
-        """The groups of weights that are to be joined for `emit_inline`, or None where the site has no such form."""
+    def inline(self, view: GraphView, site: Site) -> Inline | None:
+        """What `emit_inline` would write, or None where the site has no such form."""
         return None
 
     def emit_inline(self, site: Site, builder: Builder) -> Sequence[Node]:

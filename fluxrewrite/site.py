@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-__all__ = ["Code", "Finding", "Miss", "Reason", "Site"]
+from .steps import Lanes
+
+__all__ = ["Code", "Finding", "Inline", "Miss", "Reason", "Site"]
 
 
 class Code(StrEnum):
@@ -62,6 +64,8 @@ class Code(StrEnum):
     """A larger site that a kernel takes holds this one."""
     POLICY = "policy"
     """The policy chose to keep the site as it is."""
+    FAILED = "kernel_failed"
+    """The kernel failed earlier in this process, when it was compiled or run for the first time."""
     REPLACEMENT = "replacement_differs"
     """The replacement would have another shape, dtype or device."""
 
@@ -86,6 +90,21 @@ class Miss:
 
 
 @dataclass(frozen=True)
+class Inline:
+    """How one linear layer on joined weights does what a site does.
+
+    Attributes:
+        joined: groups of parameters, each joined along the first axis.
+        columns: of the layer's result.
+        results: for each output of the site, which elements of the result it is.
+    """
+
+    joined: tuple[tuple[Node, ...], ...]
+    columns: int
+    results: tuple[Lanes, ...]
+
+
+@dataclass(frozen=True)
 class Site:
     """A region of the graph that one kernel call may replace.
 
@@ -97,7 +116,7 @@ class Site:
         outputs: nodes that the op's results replace, in the order of the results.
         interior: nodes that have no use once the outputs are replaced.
         place: node that the call is inserted in front of; the first output when None.
-        inline: plain torch operations stand in for the kernel, as `Pass.emit_inline` writes them.
+        inline: plain torch operations stand in for the kernel, in this form, as `Pass.emit_inline` writes them.
         shapes: sizes by name (batch, sequence, heads, head_size, ...), ints or the text of a symbolic size.
         dtype: dtype of the region's input.
         facts: what else limits speak of: mask, scale, eps, dtype of tables.
@@ -117,7 +136,7 @@ class Site:
     extra: Mapping[str, Any] = field(default_factory=dict)
     reasons: tuple[Reason, ...] = ()
     place: Node | None = None
-    inline: bool = False
+    inline: Inline | None = None
 
     @property
     def before(self) -> Node:

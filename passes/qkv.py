@@ -33,7 +33,7 @@ from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
 from fluxrewrite.rewrite import Builder, Pass, blocked
-from fluxrewrite.site import Code, Finding, Miss, Site
+from fluxrewrite.site import Code, Finding, Inline, Miss, Site
 from fluxrewrite.steps import Lanes, same_shape, size_of
 
 __all__ = ["Qkv"]
@@ -245,17 +245,18 @@ class Qkv(Pass):
         made = {block: builder.call(operator.getitem, results, i) for i, block in enumerate(blocks)}
         return [_seen_as(builder, made[_block(part)], part) for part in site.extra["parts"]]
 
-    def inline(self, view: GraphView, site: Site) -> Sequence[tuple[Node, ...]] | None:
+    def inline(self, view: GraphView, site: Site) -> Inline | None:
         """Several layers become one on joined weights, whose rows the compiler reads where they lie."""
         _, linears = _blocks(site)
-        weights, biases = [p.weight for p in linears.values()], [p.bias for p in linears.values()]
-        sizes = [p.height for p in linears.values()]
-        if len(linears) < 2 or len(set(weights)) < len(weights) or not all(isinstance(n, int) for n in sizes):
+        weights = tuple(p.weight for p in linears.values())
+        biases = tuple(p.bias for p in linears.values() if p.bias is not None)
+        starts = _starts(list(linears.values()))
+        unlike = len(biases) not in (0, len(weights)) or len({*weights, *biases}) < len(weights) + len(biases)
+        if len(linears) < 2 or unlike or starts is None:
             return None
-        given = tuple(b for b in biases if b is not None)
-        if len(given) not in (0, len(biases)) or len(set(given)) < len(given):
-            return None
-        return [tuple(weights), given] if given else [tuple(weights)]
+        parts: Sequence[_Part] = site.extra["parts"]
+        lanes = tuple(replace(p.lanes, offset=p.lanes.offset + starts[p.linear]) for p in parts)
+        return Inline((weights, biases) if biases else (weights,), starts[None], lanes)
 
     def emit_inline(self, site: Site, builder: Builder) -> Sequence[Node]:
         """One linear layer, the rows of each result, and the views of the old values."""
@@ -263,13 +264,24 @@ class Qkv(Pass):
         parts = list(linears.values())
         bias = builder.joined([p.bias for p in parts if p.bias is not None]) if parts[0].bias is not None else None
         y = builder.call(F.linear, site.operands["x"], builder.joined([p.weight for p in parts]), bias)
-        heights = [part.height for part in parts if isinstance(part.height, int)]
-        starts = {part.linear: sum(heights[:i]) for i, part in enumerate(parts)}
+        starts = _starts(parts) or {}
         made = {
             block: builder.call("narrow", y, -1, starts[part.linear] + part.rows[0], part.rows[1])
             for block, part in blocks.items()
         }
         return [_seen_as(builder, made[_block(part)], part) for part in site.extra["parts"]]
+
+
+def _starts(parts: Sequence[_Part]) -> dict[Node | None, int] | None:
+    """First row of each layer in the joined weight, and under None the number of all rows; None for symbolic sizes."""
+    starts: dict[Node | None, int] = {}
+    rows = 0
+    for part in parts:
+        starts[part.linear] = rows
+        if not isinstance(part.height, int):
+            return None
+        rows += part.height
+    return {**starts, None: rows}
 
 
 def _blocks(site: Site) -> tuple[dict[Any, _Part], dict[Node, _Part]]:

@@ -133,22 +133,26 @@ def test_training_goes_on_with_joined_weights():
         torch.testing.assert_close(run(X), model(X))
 
 
-@pytest.mark.parametrize("shared", ["alias", "tied", "slice", "half"])
+@pytest.mark.parametrize("shared", ["alias", "tied", "slice", "transposed", "misaligned"])
 def test_memory_that_others_use_is_not_moved(shared):
-    model = Block()
+    """Nor weights after which the next one would begin at an odd address."""
+    model = Block(size=18) if shared == "misaligned" else Block()
     keep = None
     if shared == "alias":
         keep = model.k.weight.data
     elif shared == "tied":
         keep = nn.Parameter(model.v.weight.data)
+    elif shared == "misaligned":
+        assert model.q.weight.numel() % 4 == 0, "the bias is what does not fit"
     elif shared == "slice":
         model.q.weight = nn.Parameter(torch.randn(32, 16)[:16])
     else:
         model.q.weight = nn.Parameter(torch.randn(16, 16).t())
     places = {name: p.data_ptr() for name, p in model.named_parameters()}
     run, backend = compiled(model)
+    x = torch.randn(2, 8, model.q.in_features)
     with torch.no_grad():
-        torch.testing.assert_close(run(X), model(X))
+        torch.testing.assert_close(run(x), model(x))
     (site,) = (s for s in backend.reports[0].sites if s.kind == "qkv")
     assert site.choice == "keep"
     assert "no inline form" in site.reasons[0].message
@@ -169,7 +173,7 @@ def test_joining_that_fails_leaves_the_sites_alone(monkeypatch, caplog):
     def fails(gm, inputs):
         raise MemoryError("no room")
 
-    monkeypatch.setattr("fluxrewrite.torch_backend.join", fails)
+    monkeypatch.setattr("fluxrewrite.compiling.join", fails)
     model = Block()
     backend = fluxrewrite.backend(inner="eager", policy=inlined)
     with torch.no_grad(), caplog.at_level(logging.WARNING, "fluxrewrite"):
@@ -194,7 +198,7 @@ def test_only_parameters_are_joined(trace):
 
 
 def test_auto_weighs_the_inline_form(trace):
-    """Activations as large as the weights: reading them once instead of three times is worth more than the margin."""
+    """Activations far larger than the weights: reading them once instead of three times is worth more than the margin."""
     model = Block(size=64, heads=2, bias=False)
     options = fluxrewrite.Options(policy="auto", kernels="qkv", device="trn2", provider="reference")
     report = fluxrewrite.inspect(model, options=options, x=torch.randn(64, 512, 64))
@@ -217,3 +221,15 @@ def test_a_site_that_its_kernel_refuses_may_be_inline():
     report = fluxrewrite.inspect(model, options=auto, x=torch.randn(256, 512, 15))
     (site,) = report.sites
     assert (site.status, site.choice) == ("ineligible", "inline")
+
+
+@pytest.mark.parametrize("compiler", ["neuronx", "inductor", "xla"])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_the_time_of_a_block_is_that_of_the_graph_as_it_is_written(compiler, mixed):
+    options = fluxrewrite.Options(policy=inlined, kernels="qkv", compiler=compiler, provider="reference")
+    model = Block(size=64, mixed=mixed, bias=False)  # XLA adds a bias in a loop, which then makes the slices as well
+    report = fluxrewrite.inspect(model, options=options, x=torch.randn(8, 64, 64))
+    (choice,) = report.effect.choices
+    form = "mixed" if mixed else "triple"
+    assert choice.times_us[f"inline qkv:{form}"] == pytest.approx(report.effect.step_after.us, rel=5e-3)
+    assert choice.times_us["none"] == pytest.approx(report.effect.step_before.us, rel=1e-3)

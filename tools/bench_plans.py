@@ -7,7 +7,7 @@ widths, and decoder layers of a Llama of 1 B parameters; random weights, float32
 the body of its op (`provider="reference"`).
 
 Variants: "vanilla" is `torch.compile` alone, the others are fluxrewrite with policy "none", "all", "all" with one kind of
-kernel each, "auto" with the shipped profile of a CPU, and "measure".
+kernel each, projections as one layer on joined weights, "auto" with the shipped profile of a CPU, and "measure".
 
 How it measures: all variants of a model are compiled, run once, and then run `--rounds` times in turn; another one comes
 first in each round. Medians, with the least and the largest; ratios are medians of the ratios within a round, with the
@@ -174,7 +174,7 @@ MODELS: dict[str, Callable[[], Model]] = {"flux2": flux2, "flux1": flux1, "sd3":
 
 @dataclass
 class Variant:
-    """A compiled model: seconds of its first call and of each round, and the sites that kernels take."""
+    """A compiled model: seconds of its first call and of each round, and the sites that are rewritten."""
 
     name: str
     run: Callable[[], Any]
@@ -196,6 +196,7 @@ def variants(model: nn.Module, inputs: dict[str, Any], cache: str) -> Iterator[V
     """Compile the model in every way."""
     ways: list[tuple[str, dict[str, Any] | None]] = [("vanilla", None), ("none", {"policy": "none"}), ("all", {})]
     ways += [(f"{kind} alone", {"kernels": kind}) for kind in KINDS]
+    ways += [("qkv inline", {"kernels": "qkv", "policy": lambda site: "inline"})]
     ways += [("auto", {"policy": "auto"}), ("measure", {"policy": "measure", "cache_dir": cache})]
     expected = model(**inputs)[0]
     for name, options in ways:
@@ -209,7 +210,7 @@ def variants(model: nn.Module, inputs: dict[str, Any], cache: str) -> Iterator[V
         compile_s = time.perf_counter() - start
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
         reports = backend.reports if backend else []
-        taken = tuple(s.id for r in reports for s in r.sites if s.choice == "kernel")
+        taken = tuple(f"{s.choice} {s.id}" for r in reports for s in r.sites if s.choice != "keep")
         chosen = tuple(f"{c.block}: {c.chosen}" for r in reports if r.effect for c in r.effect.choices)
         if not (taken or backend is None or name in ("none", "auto", "measure")):
             continue  # nothing of this kind in this model
@@ -280,7 +281,7 @@ def table(name: str, found: Sequence[Variant]) -> str:
     """Markdown: one row for each variant."""
     vanilla = found[0]
     lines = [
-        f"| {name} | calls | ms, median (min - max) | / vanilla | first call, s | |",
+        f"| {name} | sites | ms, median (min - max) | / vanilla | first call, s | |",
         "|---|---:|---:|---:|---:|---|",
     ]
     for v in found:

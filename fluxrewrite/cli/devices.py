@@ -65,7 +65,7 @@ def profile(device: Device) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for name in ("a core", "figure", "basis", "source"):
         table.add_column(name, overflow="fold", justify="right" if name == "figure" else "left")
-    calls = ((f"{c.kernel}:{c.form} {c.dtype}\n{sizes_text(c.shapes)}", c.us) for c in device.calls)
+    calls = ((f"{c.kernel}:{c.form}\n{c.dtype} {sizes_text(c.shapes)}", c.us) for c in device.calls)
     for row in _rows((*device.figures.items(), *calls)):
         table.add_row(*row)
     head = Text.assemble((device.name, "bold"), f": {device.title}; a core: {device.core}\n")

@@ -12,9 +12,9 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from ..graph import GraphView
-from ..site import Site
+from ..site import Inline, Site
 from .groups import Kind
-from .region import Region, hint
+from .region import Region, dense, hint
 from .rules import Rules
 
 __all__ = ["Buffer", "Key", "Loop", "Lowered", "Value", "Walk", "of_part"]
@@ -127,11 +127,32 @@ class Walk(ABC, Generic[B]):
         """A call in the place of a site, of a kernel or of one product: what the site reads from outside, and its outputs."""
         inside = {*site.interior, *site.outputs}
         outside = dict.fromkeys(i for n in inside for i in n.all_input_nodes if i not in inside)
+        for n in outside:  # of some nodes only: what later ones of the site read has not been met
+            if n not in self._values:
+                self._values[n] = self._arrived(self.view.value(n))
         operands = [v for n in sorted(outside, key=self.view.order) if isinstance(v := self._values.get(n), Value)]
+        if site.inline is not None:
+            self._inlined(site, site.inline, operands)
+            return
         tensors = [t for n in site.outputs if (t := self.view.tensor(n)) is not None]
-        values = self._called("library" if site.inline else "opaque", site.outputs[0].name, operands, tensors)
+        values = self._called("opaque", site.outputs[0].name, operands, tensors)
         for node, value, tensor in zip(site.outputs, values, tensors, strict=False):
             self._values[node] = Value(value.base, Region.whole(tuple(map(hint, tensor.shape))))
+
+    def _inlined(self, site: Site, form: Inline, operands: Sequence[Value[B]]) -> None:
+        """One product, whose result the outputs are strided views of."""
+        x = self.view.tensor(site.operands["x"])
+        lead = [] if x is None else [hint(n) for n in x.shape[:-1]]
+        sizes = (*lead, form.columns)
+        whole = torch.empty(sizes, dtype=site.dtype, device="meta")
+        (value,) = self._called("library", site.outputs[0].name, operands, [whole])
+        steps = dense(sizes)
+        for node, lanes in zip(site.outputs, form.results, strict=True):
+            strides = (
+                s if a == lanes.tracked else steps[a] if a >= 0 else 0
+                for s, a in zip(lanes.strides, lanes.axes, strict=True)
+            )
+            self._values[node] = Value(value.base, Region(lanes.offset, tuple(map(hint, lanes.sizes)), tuple(strides)))
 
     def _operands(self, node: Node) -> list[Value[B]]:
         found = [self._values.get(n) for n in node.all_input_nodes]

@@ -158,7 +158,9 @@ def test_bad_input_is_one_line_and_exit_code_2(run, args, wrong, remedy):
 def begun(*args):
     """The real command as a process of its own, its temporary folders in this one."""
     command = [sys.executable, "-m", "fluxrewrite", *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": "."})
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": "."}
+    )
 
 
 def wait_for(path, process, seconds=60):
