@@ -12,7 +12,7 @@ from .calibrate import calibrate
 from .devices import devices
 from .diff import diff
 from .inspect import inspect
-from .verify import verify
+from .verify import OptionalKernels, verify
 
 __all__ = ["app", "main"]
 
@@ -31,7 +31,9 @@ app.command(
     epilog="Exit codes: 0 done, 1 they differ and --exit-code is given, 2 bad input. Example: fluxrewrite diff old.json new.json"
 )(diff)
 app.command(
-    epilog="Exit codes: 0 all within their limits, 1 not, 2 bad input. Example: fluxrewrite verify --kernels --quick"
+    cls=OptionalKernels,
+    epilog="Exit codes: 0 all within their limits, 1 not, 2 bad input or nothing rewritten. "
+    "Examples: fluxrewrite verify flux2-klein-mini --kernels qkv,attention; fluxrewrite verify --kernels --quick",
 )(verify)
 app.add_typer(kernels.app, name="kernels")
 app.command(epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite devices trn2")(devices)
