@@ -63,8 +63,8 @@ def _followed(args: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
 def verify(
     ctx: typer.Context,
     model: Annotated[str | None, typer.Argument(help="Preset, diffusers folder or config.json, or module:callable.")] = None,
-    kernels: Annotated[str | None, typer.Option(help="With MODEL: kinds, with an optional form: qkv:triple,attention; default: all. "
-                                                "Without: check these kernels, or all if none is named, against float64.")] = None,
+    kernels: Annotated[str | None, typer.Option(help="With MODEL: kinds, with an optional form: qkv:triple,attention; all if left "
+                                                "out. Without: check these kernels, or all, against float64.")] = None,
     image_tokens: Annotated[int, typer.Option(help="Image tokens.")] = 256,
     text_tokens: Annotated[int, typer.Option(help="Text tokens.")] = 512,
     batch: Annotated[int, typer.Option(help="Batch size.")] = 1,
@@ -75,11 +75,11 @@ def verify(
                                                      "CPU (slow); device: the NKI kernels.")] = ExecutionName.REFERENCE,
     inner: Annotated[str, typer.Option(help="What compiles the rewritten model for the loop: eager, inductor, ...")] = "eager",
     steps: Annotated[int, typer.Option(help="Steps of the denoising loop.")] = 4,
-    tolerance: Annotated[float | None, typer.Option(help="Greatest error of a site relative to the largest expected value. "
-                                                    "Default: 1e-5 (fp32), 1e-2 (bf16), 1.25e-3 (fp16), and a cosine of 0.9999.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Without MODEL: a representative part, in under half a minute.")] = False,
+    tolerance: Annotated[float | None, typer.Option(help="Greatest error of a site over the largest value expected; half of that "
+                                                    "in the norm. Default: 1e-5 (fp32), 1e-2 (bf16), 1.25e-3 (fp16).")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Without MODEL: a representative part, in half a minute.")] = False,
     filter: Annotated[str | None, typer.Option(help="Without MODEL: only cases with this in their name: 'rope fp32'.")] = None,
-    simulator: Annotated[SimulatorName | None, typer.Option(help="Without MODEL: emulator: this project's; nki: AWS's; both compares. "
+    simulator: Annotated[SimulatorName | None, typer.Option(help="Without MODEL: emulator: this project's; nki: AWS's; both. "
                                                              "Default: nki where it is installed, beside ours.")] = None,
     provider: Annotated[str, typer.Option(help="Whose kernels, as for inspect.")] = "builtin",
     seed: Annotated[int, typer.Option(help="Of random weights and inputs.")] = 0,

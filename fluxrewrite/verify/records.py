@@ -10,7 +10,7 @@ from ..cost.files import Record
 
 __all__ = ["SCHEMA", "Loop", "Moments", "Setting", "SiteResult", "StepResult", "Verification"]
 
-SCHEMA = "fluxrewrite.verify/1"
+SCHEMA: Literal["fluxrewrite.verify/1"] = "fluxrewrite.verify/1"
 
 
 class Setting(Record):
@@ -39,8 +39,8 @@ class SiteResult(Record):
     """One rewritten site: its original operations against what takes their place, on the same operands.
 
     `node` is the first node of the graph that it replaces. `max_abs` is the greatest absolute error of all its results,
-    `relative` the greatest error over the largest absolute value expected of that result, `cosine` the least. All are None
-    where there is none to tell, as `note` says then.
+    `relative` the greatest error over the largest absolute value expected of that result, `norm` the greatest norm of the error
+    over the norm expected, `cosine` the least. All are None where there is none to tell, as `note` says then.
     """
 
     graph: int
@@ -53,8 +53,10 @@ class SiteResult(Record):
     dtype: str
     max_abs: float | None
     relative: float | None
+    norm: float | None
     cosine: float | None
     tolerance: float
+    norm_tolerance: float
     least_cosine: float
     note: str = ""
 
@@ -71,10 +73,11 @@ class SiteResult(Record):
 
     @property
     def excess(self) -> float:
-        """The error over its limit, or 1 - cosine over its own, the larger; inf without figures. Above 1 it fails."""
-        if self.relative is None or self.cosine is None:
+        """The largest of its figures (1 - cosine for the cosine) over their limits; inf without figures. Above 1 it fails."""
+        if self.relative is None or self.norm is None or self.cosine is None:
             return float("inf")
-        return max(_share(self.relative, self.tolerance), _share(1 - self.cosine, 1 - self.least_cosine))
+        errors = _share(self.relative, self.tolerance), _share(self.norm, self.norm_tolerance)
+        return max(*errors, _share(1 - self.cosine, 1 - self.least_cosine))
 
 
 def _share(value: float, limit: float) -> float:

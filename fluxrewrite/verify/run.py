@@ -240,4 +240,6 @@ def judge(found: Verification) -> None:
 def _figures(site: SiteResult) -> str:
     if site.note:
         return site.note
-    return f"error {site.relative:.2g} (limit {site.tolerance:.2g}), cosine {site.cosine:.6f} (limit {site.least_cosine:g})"
+    figures = f"error {site.relative:.2g} of the largest value (limit {site.tolerance:.2g})"
+    figures += f", {site.norm:.2g} of the norm (limit {site.norm_tolerance:.2g})"
+    return f"{figures}, cosine {site.cosine:.6f} (limit {site.least_cosine:g})"

@@ -16,7 +16,7 @@ from ..extract import Part, extract
 from ..plan import Plan
 from ..rewrite import Replacement, rewrite
 from ..site import Site
-from .compare import Difference, difference, least_cosine, tolerance_of, worst
+from .compare import NORM, Difference, difference, least_cosine, tolerance_of, worst
 from .records import SiteResult
 
 __all__ = ["Check", "Checking", "checks_of"]
@@ -161,7 +161,7 @@ class Checking(Interpreter):
         site = check.site
         found = Difference.none(" ".join(check.note.split())) if check.note else worst(check.found)
         tolerance = tolerance_of(site.dtype, self._tolerance)
-        figures = (None,) * 3 if found.note else (found.max_abs, found.relative, found.cosine)
+        figures = (None,) * 4 if found.note else (found.max_abs, found.relative, found.norm, found.cosine)
         self._done(
             SiteResult(
                 graph=self._graph,
@@ -174,8 +174,10 @@ class Checking(Interpreter):
                 dtype=str(site.dtype).removeprefix("torch."),
                 max_abs=figures[0],
                 relative=figures[1],
-                cosine=figures[2],
+                norm=figures[2],
+                cosine=figures[3],
                 tolerance=tolerance,
+                norm_tolerance=NORM * tolerance,
                 least_cosine=least_cosine(tolerance),
                 note=found.note,
             )

@@ -23,6 +23,7 @@ def _parts(found: Verification) -> Iterable[RenderableType]:
     yield from _head(found)
     yield Text("\nSites: original operations against what replaces them, first step", style="bold")
     yield _sites(found.sites)
+    yield from _limits(found.sites)
     for site in (s for s in found.sites if not s.passed):
         yield Text(f"FAILED {site.name}{': ' if site.note else ''}{site.note}", style="red")
     yield Text("\nLoop: latents after each step, original and rewritten model", style="bold")
@@ -49,29 +50,30 @@ def _head(found: Verification) -> Iterable[RenderableType]:
 
 def _sites(sites: Sequence[SiteResult]) -> Table:
     """Sites that differ only in block numbers make one row, with the worst figure of each column."""
-    rows: dict[tuple[str, str, str, str, float], list[SiteResult]] = {}
+    rows: dict[tuple[str, str, str, str], list[SiteResult]] = {}
     for s in sites:
-        inline = "inline " if s.choice == "inline" else ""
-        key = (
-            f"{inline}{s.kind}:{s.form}",
-            folded(s.path) or "model",
-            str(s.shapes.get("sequence", "")),
-            s.dtype,
-            s.tolerance,
-        )
-        rows.setdefault(key, []).append(s)
-    table = _grid("n", "site", "max abs", "relative", "limit", "cosine", left=("site",))
-    for (what, path, sequence, _, limit), group in rows.items():
-        known = [s for s in group if s.relative is not None]
-        figures = ("-",) * 2 if not known else (f"{_most(known, 'max_abs'):.1e}", f"{_most(known, 'relative'):.1e}")
+        what = f"{'inline ' if s.choice == 'inline' else ''}{s.kind}:{s.form}"
+        rows.setdefault((what, folded(s.path) or "model", str(s.shapes.get("sequence", "")), s.dtype), []).append(s)
+    table = _grid("n", "site", "max abs", "relative", "norm", "cosine", left=("site",))
+    for (what, path, sequence, _), group in rows.items():
+        known = [s for s in group if s.cosine is not None]
+        figures = [f"{_most(known, name):.1e}" if known else "-" for name in ("max_abs", "relative", "norm")]
         cosine = f"{min(s.cosine or 0.0 for s in known):.7f}" if known else "-"
         place = f"{what}{f' of {sequence}' if sequence else ''}\n  {path}"
-        table.add_row(str(len(group)), place, *figures, f"{limit:.1e}", cosine, style=_style(group))
+        table.add_row(str(len(group)), place, *figures, cosine, style=_style(group))
     return table
 
 
+def _limits(sites: Sequence[SiteResult]) -> Iterable[RenderableType]:
+    for dtype, relative, norm, cosine in dict.fromkeys(
+        (s.dtype, s.tolerance, s.norm_tolerance, s.least_cosine) for s in sites
+    ):
+        text = f"limits, {dtype}: {relative:.3g} of the largest value, {norm:.3g} of the norm, cosine {cosine:g}"
+        yield Text(text, style="dim")
+
+
 def _most(sites: Sequence[SiteResult], name: str) -> float:
-    return max(getattr(s, name) for s in sites)
+    return float(max(getattr(s, name) for s in sites))
 
 
 def _style(results: Sequence[SiteResult] | Sequence[StepResult]) -> str:
