@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from .errors import InputError
 from .models import ModelSpec, Shapes, default_dtype
 
-__all__ = ["Break", "Capture", "capture", "capture_spec", "cause", "fresh_entry", "own_cache_entries"]
+__all__ = ["Break", "Capture", "capture", "capture_spec", "fresh_entry", "own_cache_entries"]
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ def capture(
         try:
             torch.compile(fresh_entry(model), backend=collect, dynamic=dynamic)(fake_inputs)
         except (Exception, SystemExit) as error:
-            raise InputError(f"the model failed while it was traced: {cause(error)}") from error
+            raise InputError(f"the model failed while it was traced: {_cause(error)}") from error
     return Capture(tuple(graphs), tuple(_breaks(graphs)), parameters, max(dtypes, key=dtypes.count, default=None))
 
 
-def cause(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     """The innermost error in one line."""
     while error.__cause__ is not None:
         error = error.__cause__

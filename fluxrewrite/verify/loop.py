@@ -12,7 +12,7 @@ from ..workload import Call, Workload
 from .compare import difference, moments
 from .records import Loop, StepResult
 
-__all__ = ["compared", "run_loop"]
+__all__ = ["compared", "one_line", "origin", "run_loop"]
 
 Done = Callable[[StepResult], None]
 
@@ -40,7 +40,7 @@ def run_loop(workload: Workload, call: Call, steps: int, least: float, done: Don
         except InputError:
             raise
         except Exception as error:
-            why = " ".join(f"{type(error).__name__}: {error}".split())
+            why = one_line(origin(error))
             return Loop(steps=tuple(found), note=f"step {len(found) + 1} of the rewritten model fails: {why}")
     return Loop(steps=tuple(found))
 
@@ -67,3 +67,16 @@ def compared(original: Iterable[Tensor], rewritten: Iterable[Tensor], least: flo
             least_cosine=least,
             note=apart.note,
         )
+
+
+def origin(error: BaseException) -> BaseException:
+    """The error that was raised first: Dynamo wraps what a backend raises, and not as its cause."""
+    while (inner := getattr(error, "inner_exception", None) or error.__cause__) is not None:
+        error = inner
+    return error
+
+
+def one_line(error: BaseException) -> str:
+    """An error with its class; only the first line of what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

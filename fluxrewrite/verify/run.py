@@ -15,7 +15,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..analysis import analyse
-from ..capture import cause, fresh_entry, own_cache_entries
+from ..capture import fresh_entry, own_cache_entries
 from ..cost import Case
 from ..errors import CheckFailed, FluxrewriteError, InputError
 from ..join import owned
@@ -24,7 +24,7 @@ from ..plan import Plan, Policy
 from ..torch_backend import Backend, backend
 from ..workload import Workload
 from .compare import least_cosine
-from .loop import run_loop
+from .loop import one_line, origin, run_loop
 from .records import Loop, Setting, SiteResult, StepResult, Verification
 from .sites import Checking, checks_of
 
@@ -163,16 +163,12 @@ def _plan(gm: GraphModule, inputs: list[Any], rewriter: Backend) -> Plan:
     return analysed.plan
 
 
-def _told(workload: Workload, error: BaseException) -> FluxrewriteError:
+def _told(workload: Workload, error: Exception) -> FluxrewriteError:
     """What stopped the first step: an error that fluxrewrite raised on purpose, or the model's own."""
-    origin = error
-    while origin.__cause__ is not None:
-        if isinstance(origin, FluxrewriteError):
-            break
-        origin = origin.__cause__
-    if isinstance(origin, FluxrewriteError):
-        return origin
-    return InputError(f"{workload.name}: the first step fails: {cause(error)}")
+    found = origin(error)
+    if isinstance(found, FluxrewriteError):
+        return found
+    return InputError(f"{workload.name}: the first step fails: {one_line(found)}")
 
 
 def _loop(
