@@ -18,6 +18,7 @@ from ..analysis import analyse
 from ..capture import fresh_entry, own_cache_entries
 from ..cost import Case
 from ..errors import CheckFailed, FluxrewriteError, InputError
+from ..failures import Failures
 from ..join import owned
 from ..models import Shapes
 from ..plan import Plan, Policy
@@ -67,7 +68,7 @@ class Options:
 
     def backend(self) -> Backend:
         """The backend that is verified. Raises InputError as `fluxrewrite.backend` does."""
-        return backend(
+        made = backend(
             self.inner,
             self.kernels,
             self.policy,
@@ -77,6 +78,8 @@ class Options:
             device=self.device if self.policy == "auto" else None,
             evidence=self.evidence,
         )
+        made.failures = Failures()  # a kernel that failed elsewhere in this process is verified all the same
+        return made
 
 
 @dataclass(frozen=True)
