@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from typer.core import TyperCommand
 
@@ -159,12 +159,13 @@ def _verified(name: str, shapes: Shapes, dtype: Dtype, options: Options, seed: i
 
 @contextlib.contextmanager
 def _bars(steps: int) -> Iterator[Progress]:
-    """Bars for sites and steps, on stderr, only where somebody looks; other libraries' logs are kept quiet."""
+    """Bars for sites and steps with the time left, on stderr, only where somebody looks; others' logs are kept quiet."""
     from ..verify import Progress
 
     logging.disable(logging.ERROR)
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    counts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (*counts, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         sites, loop = bars.add_task("sites", total=None), bars.add_task("steps", total=steps, start=False)
 
