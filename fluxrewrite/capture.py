@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from .errors import InputError
 from .models import ModelSpec, Shapes, default_dtype
 
-__all__ = ["Break", "Capture", "capture", "capture_spec"]
+__all__ = ["Break", "Capture", "capture", "capture_spec", "fresh_entry", "own_cache_entries"]
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ def capture(
         raise InputError(f"{type(model).__name__} has parameters without a shape (lazy modules); run it once before")
     dtypes = [t.dtype for t in tensors if t.dtype.is_floating_point]
     parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
-    with _faked(model, mode), _own_cache_entries(), mode, torch.no_grad():
+    with _faked(model, mode), own_cache_entries(), mode, torch.no_grad():
         fake_inputs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: _fake(t, mode, dynamic), dict(inputs))
         try:
-            torch.compile(_fresh_entry(model), backend=collect, dynamic=dynamic)(fake_inputs)
+            torch.compile(fresh_entry(model), backend=collect, dynamic=dynamic)(fake_inputs)
         except (Exception, SystemExit) as error:
             raise InputError(f"the model failed while it was traced: {_cause(error)}") from error
     return Capture(tuple(graphs), tuple(_breaks(graphs)), parameters, max(dtypes, key=dtypes.count, default=None))
@@ -98,7 +98,7 @@ def _cause(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _own_cache_entries() -> Iterator[None]:
+def own_cache_entries() -> Iterator[None]:
     """Forget what Dynamo cached for the code that it met, at the end.
 
     After a graph break Dynamo compiles functions of the user's own; without this, some eight traces would use up their
@@ -128,7 +128,7 @@ def _breaks(graphs: list[GraphModule]) -> Iterator[Break]:
             yield Break((str(reason.reason).strip().splitlines() or [""])[0], where)
 
 
-def _fresh_entry(model: Any) -> Callable[[dict[str, Any]], Any]:
+def fresh_entry(model: Any) -> Callable[[dict[str, Any]], Any]:
     """A function with code of its own that calls the model, so that nothing of an earlier trace is found in Dynamo's cache."""
 
     def entry(inputs: dict[str, Any]) -> Any:

@@ -180,6 +180,7 @@ def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any])
         raise RewriteError(f"{type(error).__name__}: {error}") from error
     for node, new in zip(item.site.outputs, made, strict=True):
         _check_strides(node, new)
+        new.meta["replaces"] = (*new.meta.get("replaces", ()), node.name)
     for old, new in zip(outputs, made, strict=True):
         old.replace_all_uses_with(new)
     return dict(zip(outputs, made, strict=True))

@@ -13,7 +13,7 @@ from .calibrate import calibrate
 from .devices import devices
 from .diff import diff
 from .inspect import inspect
-from .verify import verify
+from .verify import OptionalKernels, verify
 
 __all__ = ["app", "main"]
 
@@ -32,7 +32,9 @@ app.command(
     epilog="Exit codes: 0 done, 1 they differ and --exit-code is given, 2 bad input. Example: fluxrewrite diff old.json new.json"
 )(diff)
 app.command(
-    epilog="Exit codes: 0 all within their limits, 1 not, 2 bad input. Example: fluxrewrite verify --kernels --quick"
+    cls=OptionalKernels,
+    epilog="Exit codes: 0 all within their limits, 1 not, 2 bad input or nothing rewritten. "
+    "Examples: fluxrewrite verify flux2-klein-mini --kernels qkv,attention; fluxrewrite verify --kernels --quick",
 )(verify)
 app.command(
     epilog="Exit codes: 0 done, 1 a variant failed, 2 bad input or a file that cannot be written, 130 interrupted; the table of "
