@@ -6,7 +6,8 @@ import functools
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 from torch._logging._internal import trace_structured
 from torch.fx import GraphModule
 
+from . import parallel
 from .analysis import analyse, peak_rss_mb
 from .cost import Case
 from .errors import InputError, RewriteError
 from .join import Joinable, join, owned, settle, with_joined
+from .local import Local, localise, mesh_of
 from .measure import Measured
 from .plan import CHOOSING, Plan, Policy, Selection, check_policy
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
@@ -81,6 +84,22 @@ def backend(
     return Backend(inner, selection, policy, report, strict, options, target, Times(cache_dir))
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What became of a graph: that of one rank, its rewritten form, the report, and the weights that this wants joined."""
+
+    local: Local
+    rewritten: GraphModule
+    report: Report
+    joined: list[torch.Tensor]
+
+    def lines(self) -> list[str]:
+        """A line for each site: what the ranks must agree on. Sizes are not among it: the last part may be smaller."""
+        sites = self.report.sites
+        kernels = [f" by {s.kernel.provider}" if s.kernel else "" for s in sites]
+        return [f"{s.kind}:{s.form} at {s.path}: {s.choice}{k}" for s, k in zip(sites, kernels, strict=True)]
+
+
 class Backend:
     """See `backend`. `reports` holds the report of every graph compiled so far."""
 
@@ -115,34 +134,61 @@ class Backend:
             raise InputError(
                 f"torch.compile was given {names} beside a fluxrewrite backend; pass them to fluxrewrite.backend(...)"
             )
-        rewritten, joined = gm, list[torch.Tensor]()
-        try:
-            rewritten, report, joined = self._rewritten(gm, example_inputs)
-        except Exception as error:
-            self._failed("rewriting; the graph is compiled as it was", error)
-        else:
-            self.reports.append(report)
-            try:
-                self._warn_nothing_found(report)
-                self._trace(report, rewritten)
-                self._deliver(report)
-            except Exception as error:
-                self._failed("delivering the report", error)
-        compiled = self._compile(rewritten, [*example_inputs, *joined])
-        if not joined:
-            return compiled
-        settle(rewritten, example_inputs, joined)
-        return with_joined(compiled, rewritten, joined, lambda inputs: self._compile(gm, list(inputs)))
+        made = self._agreed(gm, example_inputs)
+        if made is None:
+            return self._compile(gm, example_inputs)
+        self._tell(made)
+        if made.rewritten is made.local.gm:
+            return self._compile(gm, example_inputs)
+        inputs = made.local.inputs(example_inputs)
+        compiled = self._compile(made.rewritten, [*inputs, *made.joined])
+        if made.joined:
+            settle(made.rewritten, inputs, made.joined)
+            apart = functools.partial(self._apart, made.local.gm)
+            compiled = with_joined(compiled, made.rewritten, made.joined, apart)
+        return made.local.taking_dtensors(compiled)
 
-    def _rewritten(self, gm: GraphModule, inputs: list[Any]) -> tuple[GraphModule, Report, list[torch.Tensor]]:
-        """The rewritten graph, the report on it, and the weights that it wants joined; without these if joining fails."""
-        rewritten, report = self._rewrite(gm, owned(gm, inputs))
+    def _agreed(self, gm: GraphModule, inputs: list[Any]) -> _Made | None:
+        """What becomes of the graph, the same on every rank that it works with; None where rewriting failed."""
+        among = parallel.peers(gm)
+        if among and self.policy == "measure":
+            raise InputError(
+                f"policy 'measure' would let each of {len(among)} ranks choose by its own times; use 'auto', 'all' or a callable"
+            )
+        made, failed = None, None
         try:
-            return rewritten, report, join(rewritten, inputs)
+            made = self._rewritten(gm, inputs)
+        except Exception as error:
+            failed = error
+        parallel.agree([f"no plan ({type(failed).__name__}: {failed})"] if made is None else made.lines(), among)
+        if failed is not None:
+            self._failed("rewriting; the graph is compiled as it was", failed)
+        return made
+
+    def _rewritten(self, gm: GraphModule, inputs: list[Any]) -> _Made:
+        """The rewritten graph, the report on it, and the weights that it wants joined; without these if joining fails."""
+        local = localise(gm)
+        given = local.inputs(inputs)
+        info = _model_info(gm)
+        rewritten, report = self._rewrite(local.gm, info, owned(local.gm, given))
+        try:
+            return _Made(local, rewritten, report, join(rewritten, given))
         except Exception as error:
             self._failed("joining weights; no site is written inline", error)
-        rewritten, report = self._rewrite(gm, lambda nodes: False)
-        return rewritten, report, []
+        rewritten, report = self._rewrite(local.gm, info, lambda nodes: False)
+        return _Made(local, rewritten, report, [])
+
+    def _tell(self, made: _Made) -> None:
+        self.reports.append(made.report)
+        try:
+            self._warn_nothing_found(made.report)
+            self._trace(made.report, made.rewritten)
+            self._deliver(made.report)
+        except Exception as error:
+            self._failed("delivering the report", error)
+
+    def _apart(self, gm: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        return self._compile(gm, list(inputs))
 
     def _compile(self, gm: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         extra = {} if self._options is None else {"options": dict(self._options)}
@@ -158,7 +204,7 @@ class Backend:
             raise error
         self._warn_once(doing, f"failed in {doing} ({type(error).__name__}: {error}); strict=True raises")
 
-    def _rewrite(self, gm: GraphModule, joinable: Joinable) -> tuple[GraphModule, Report]:
+    def _rewrite(self, gm: GraphModule, info: ModelInfo, joinable: Joinable) -> tuple[GraphModule, Report]:
         start = time.perf_counter()
         target = self.target
         case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
@@ -168,7 +214,7 @@ class Backend:
         )
         self._check_carried_out(analysed.plan)
         matched = time.perf_counter()
-        report = self._report(gm, analysed, None if target is None or case is None else Foresight(target, case))
+        report = self._report(info, analysed, None if target is None or case is None else Foresight(target, case))
         end = time.perf_counter()
         timing = Timing(
             capture_s=0,
@@ -179,9 +225,9 @@ class Backend:
         )
         return rewritten, report.model_copy(update={"timing": timing})
 
-    def _report(self, gm: GraphModule, analysed: Analysed, foresight: Foresight | None) -> Report:
+    def _report(self, info: ModelInfo, analysed: Analysed, foresight: Foresight | None) -> Report:
         """The report; without predictions where making them fails, for the rewrite does not hang on them."""
-        build = functools.partial(build_report, [analysed], self.selection, self.policy, _model_info(gm), _NO_TIME)
+        build = functools.partial(build_report, [analysed], self.selection, self.policy, info, _NO_TIME)
         if foresight is None or analysed.change is None:
             return build()
         try:
@@ -238,10 +284,12 @@ def _model_info(gm: GraphModule) -> ModelInfo:
     weights = [n.meta.get("example_value") for n in gm.graph.find_nodes(op="placeholder")]
     parameters = [w for w in weights if isinstance(w, torch.nn.Parameter)]
     dtypes = [p.dtype for p in parameters]
+    mesh = mesh_of(gm)
     return ModelInfo(
         name=type(gm).__name__,
         parameters=sum(int(p.numel()) for p in parameters),
         dtype=str(max(dtypes, key=dtypes.count, default=None)).removeprefix("torch."),
+        tp=1 if mesh is None else mesh.size(),
         graphs=1,
         graph_nodes=len(gm.graph.nodes),
         dynamic_sizes=dynamic_sizes([gm]),
