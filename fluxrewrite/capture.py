@@ -186,8 +186,7 @@ def _faked(model: Any, mode: FakeTensorMode) -> Iterator[None]:
     """
     modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
     saved = [
-        (m, dict(vars(m)), {k: copy.copy(v) for k, v in vars(m).items() if type(v) in _CONTAINERS})
-        for m in modules
+        (m, dict(vars(m)), {k: copy.copy(v) for k, v in vars(m).items() if type(v) in _CONTAINERS}) for m in modules
     ]
     fakes: dict[int, torch.Tensor] = {}
     try:

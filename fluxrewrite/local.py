@@ -43,6 +43,7 @@ from .vocabulary import read
 
 __all__ = ["Local", "localise", "mesh_of"]
 
+
 @dataclass(frozen=True)
 class Local:
     """The graph of one rank.
@@ -231,5 +232,6 @@ def _reduced(graph: Graph, at: Node, sums: Node, mesh: Any, bias: Node | None) -
     fake = _value(sums)
     ops = torch.ops._c10d_functional
     started = call(ops.all_reduce.default, sums, "sum", mesh.get_group(0).group_name)
+    started.meta["ranks"] = mesh.size()
     total = call(ops.wait_tensor.default, started)
     return total if bias is None else call(torch.add, total, bias)

@@ -139,7 +139,10 @@ def _blaming(here: Ranks, timeout_s: float) -> Iterator[None]:
         yield
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        if not isinstance(error, (dist.DistError, dist.DistStoreError, dist.DistNetworkError)) and "gloo" not in lines[0]:
+        if (
+            not isinstance(error, (dist.DistError, dist.DistStoreError, dist.DistNetworkError))
+            and "gloo" not in lines[0]
+        ):
             raise
         raise RankError(
             f"rank {here.rank} of {here.world}: another rank ended, or did not answer within {timeout_s:g} s; "
@@ -224,7 +227,11 @@ def _let_go(model: nn.Module) -> None:
 
 def peers(gm: GraphModule) -> tuple[int, ...]:
     """The ranks that a graph works with, this one among them; none for one process, and for a group that is not real."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1 or dist.get_backend() == "fake":
+    if (
+        not (dist.is_available() and dist.is_initialized())
+        or dist.get_world_size() == 1
+        or dist.get_backend() == "fake"
+    ):
         return ()
     mesh = mesh_of(gm)
     if mesh is not None:
@@ -290,7 +297,9 @@ def _difference(versions: Sequence[tuple[Sequence[int], Sequence[str]]]) -> str:
     shown = next((a, b) for a, b in zip_longest(mine, other, fillvalue="nothing") if a != b)
     sides = " | ".join(f"{_named(found)}: {line}" for found, line in zip((first, second), shown, strict=True))
     kinds = "" if len(versions) == 2 else f" in {len(versions)} ways"
-    return f"the ranks plan differently{kinds}; the first difference: {sides}; give every rank the same options and model"
+    return (
+        f"the ranks plan differently{kinds}; the first difference: {sides}; give every rank the same options and model"
+    )
 
 
 def _named(found: Sequence[int]) -> str:
