@@ -27,8 +27,10 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import _resolve_process_group
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import GroupName
 from torch.distributed.tensor import DTensor
 from torch.fx import GraphModule, Node
 
@@ -87,22 +89,56 @@ def process_group(
         timeout_s: how long any wait for another rank may take, seconds.
 
     Raises:
-        InputError: no ranks are known, or a group exists already.
+        InputError: no ranks are known, a group exists already, or `store` is no place to meet.
         RankError: another rank did not come, ended, or did not answer in time, here or anywhere in the block.
     """
     here = ranks() if rank is None or world is None else Ranks(rank, world)
     if here is None:
         raise InputError("no ranks: run under torchrun --nproc-per-node N, or give rank, world and store")
     _none_yet("process_group")
-    place = "env://" if store is None else str(store) if "://" in str(store) else f"file://{Path(store).absolute()}"
-    wait = datetime.timedelta(seconds=timeout_s)
-    with _blaming(here, timeout_s):
-        try:
-            dist.init_process_group("gloo", init_method=place, rank=here.rank, world_size=here.world, timeout=wait)
-            yield here
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
+    place, wait = _meeting(store), datetime.timedelta(seconds=timeout_s)
+    try:
+        dist.init_process_group("gloo", init_method=place, rank=here.rank, world_size=here.world, timeout=wait)
+    except ValueError as error:
+        raise InputError(f"{place}: ranks cannot meet there ({error}); give a new file or tcp://host:port") from error
+    except RuntimeError as error:
+        raise _lost(here, timeout_s, error) from error
+    try:
+        yield here
+    except RuntimeError as error:
+        if not _of_transport(error):
+            raise
+        raise _lost(here, timeout_s, error) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _meeting(store: str | Path | None) -> str:
+    """The address where ranks meet, in torch's words."""
+    if store is None or "://" in str(store):
+        return str(store or "env://")
+    path = Path(store).absolute()
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist")
+    return f"file://{path}"
+
+
+def _of_transport(error: RuntimeError) -> bool:
+    return isinstance(error, (dist.DistError, dist.DistStoreError, dist.DistNetworkError)) or "gloo" in _first_line(
+        error
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _lost(here: Ranks, timeout_s: float, error: Exception) -> RankError:
+    """What gloo says names sockets, not ranks."""
+    return RankError(
+        f"rank {here.rank} of {here.world}: another rank ended, or did not answer within {timeout_s:g} s; "
+        f"its own message says why ({_first_line(error)})"
+    )
 
 
 @contextlib.contextmanager
@@ -123,31 +159,11 @@ def fake_group(world: int, rank: int = 0) -> Iterator[Ranks]:
 
 
 def _none_yet(what: str) -> None:
-    if not dist.is_available():
-        raise InputError(f"{what} needs torch.distributed, which this build of torch lacks")
     if dist.is_initialized():
         raise InputError(
             f"{what} needs a process without a group, and one of {dist.get_world_size()} ranks is initialised already; "
             "run it in a process of its own"
         )
-
-
-@contextlib.contextmanager
-def _blaming(here: Ranks, timeout_s: float) -> Iterator[None]:
-    """Errors of the transport as RankError: what gloo says names sockets, not ranks."""
-    try:
-        yield
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        if (
-            not isinstance(error, (dist.DistError, dist.DistStoreError, dist.DistNetworkError))
-            and "gloo" not in lines[0]
-        ):
-            raise
-        raise RankError(
-            f"rank {here.rank} of {here.world}: another rank ended, or did not answer within {timeout_s:g} s; "
-            f"its own message says why ({lines[0]})"
-        ) from error
 
 
 # *** shards
@@ -246,7 +262,7 @@ def _group_of(node: Node) -> Sequence[int]:
         return ()
     group = node.args[-1]
     if isinstance(group, str):
-        return dist.get_process_group_ranks(dist.distributed_c10d._resolve_process_group(group))  # type: ignore[arg-type]
+        return dist.get_process_group_ranks(_resolve_process_group(GroupName(group)))
     return dist.get_process_group_ranks(None)
 
 
@@ -280,13 +296,14 @@ def _exchanged(text: str, among: Sequence[int]) -> dict[int, str]:
     where = f"fluxrewrite/plan/{'-'.join(map(str, among))}"
     call = store.add(f"{where}/{me}", 1)
     store.set(f"{where}/{me}/{call}", text)
+    wait = store.timeout  # type: ignore[attr-defined]  # as given to init_process_group
     told = {}
     for rank in among:
         try:
             told[rank] = store.get(f"{where}/{rank}/{call}").decode()
         except RuntimeError as error:
             raise RankError(
-                f"rank {rank} did not tell its plan of graph {call} within {store.timeout.total_seconds():g} s: it ended, "
+                f"rank {rank} did not tell its plan of graph {call} within {wait.total_seconds():g} s: it ended, "
                 f"failed, or compiles other graphs than rank {me}"
             ) from error
     return told

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
-    "SCHEMA", "AbsorptionInfo", "Boundary", "BreakInfo", "ChoiceInfo", "CollectiveInfo", "CompileInfo", "Effect", "KernelInfo", "KindSummary",
-    "LostFusion", "ModelInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo", "Timing",
-    "Verdict", "schema_text",
+    "SCHEMA", "AbsorptionInfo", "Boundary", "BreakInfo", "ChoiceInfo", "CollectiveInfo", "CompileInfo", "Effect", "KernelInfo",
+    "KindSummary", "LostFusion", "ModelInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo",
+    "Timing", "Verdict", "schema_text",
 ]  # fmt: skip
 
 SCHEMA = "fluxrewrite.report/1"
