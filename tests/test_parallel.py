@@ -1,6 +1,7 @@
 """Tensor parallelism: groups, shards, the same plan on all ranks, and outputs of real gloo ranks."""
 
 import time
+from typing import ClassVar
 
 import pytest
 import torch
@@ -81,13 +82,13 @@ def test_a_rank_that_does_not_come(tmp_path):
 
 @pytest.mark.parametrize("place", ["tcp://nowhere", "none/store"])
 def test_no_place_to_meet(tmp_path, place):
-    with pytest.raises(InputError, match="nowhere: ranks cannot meet|the folder .*none does not exist"):
+    with pytest.raises(InputError, match=r"nowhere: ranks cannot meet|the folder .*none does not exist"):
         process_group(0, 2, place if "://" in place else tmp_path / place, timeout_s=1).__enter__()
     assert not dist.is_initialized()
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(RuntimeError, match="^planted$"), process_group(0, 1, tmp_path / "store"):
+    with pytest.raises(RuntimeError, match=r"^planted$"), process_group(0, 1, tmp_path / "store"):
         raise RuntimeError("planted")
     assert not dist.is_initialized()
 
@@ -98,7 +99,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
 class Planned(nn.Module):
     """Two layers with a plan of their own, and no heads."""
 
-    _tp_plan = {"up": "colwise", "down": "rowwise"}
+    _tp_plan: ClassVar = {"up": "colwise", "down": "rowwise"}
 
     def __init__(self, inner=8, bias=True):
         super().__init__()
