@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,6 +12,8 @@ from torch.fx import GraphModule
 
 from .failures import Failures, Key, blamed, first_run, writes_inputs
 from .join import Joinable, join, owned, settle, with_joined
+from .local import Local, localise
+from .parallel import agree
 from .report.model import Report
 from .rewrite import Replacement
 
@@ -30,8 +33,10 @@ class Host(Protocol):
     strict: bool
     failures: Failures
 
-    def rewrite(self, gm: GraphModule, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
-        """The rewritten graph, what was replaced, and the report."""
+    def rewrite(
+        self, gm: GraphModule, traced: GraphModule, joinable: Joinable
+    ) -> tuple[GraphModule, list[Replacement], Report]:
+        """The rewritten graph, what was replaced, and the report; `traced` is what `gm` came from."""
 
     def compile(self, gm: GraphModule, inputs: list[Any]) -> Run:
         """By the inner backend."""
@@ -72,18 +77,27 @@ class Compiling:
 
     Args:
         host: the backend.
-        gm: the graph as Dynamo made it.
+        traced: the graph as Dynamo made it.
+        among: the ranks that it works with, as `parallel.peers` answers them. They must agree on what becomes of it, once: where a
+            kernel fails on one of several ranks the error goes on up, for the others cannot follow.
     """
 
-    def __init__(self, host: Host, gm: GraphModule) -> None:
-        self._host, self._gm = host, gm
+    def __init__(self, host: Host, traced: GraphModule, among: Sequence[int] = ()) -> None:
+        self._host, self._traced, self._among = host, traced, among
+        self._local = Local(traced)
+        self._final = host.strict or len(among) > 1
+
+    @property
+    def _gm(self) -> GraphModule:
+        """The graph of one rank."""
+        return self._local.gm
 
     def run(self, inputs: list[Any]) -> Run:
         """The compiled graph, the first run of which is watched if kernels are in it."""
         return self._watched(*self._compiled(inputs, None))
 
     def _watched(self, compiled: Run, attempt: _Attempt) -> Run:
-        if attempt.rewritten is self._gm or self._host.strict:
+        if attempt.rewritten is self._gm or self._final:
             return compiled
         return first_run(compiled, lambda error, inputs: self._after(error, attempt, inputs))
 
@@ -111,18 +125,25 @@ class Compiling:
             except Exception as error:
                 if attempt.rewritten is self._gm:
                     self._acquit(error, attempt)
-                if self._host.strict:
+                if self._final:
                     raise
                 self._blame(error, attempt, "compile")
             last = attempt
 
     def _compile_joined(self, attempt: _Attempt, inputs: list[Any]) -> Run:
         rewritten, joined = attempt.rewritten, attempt.joined
+        if rewritten is self._gm:
+            return self._host.compile(self._traced, inputs)
+        inputs = self._local.inputs(inputs)
         compiled = self._host.compile(rewritten, [*inputs, *joined])
-        if not joined:
-            return compiled
-        settle(rewritten, inputs, joined)
-        return with_joined(compiled, rewritten, joined, lambda inputs: self._host.compile(self._gm, list(inputs)))
+        if joined:
+            settle(rewritten, inputs, joined)
+            apart = functools.partial(self._as_it_was, self._gm)
+            compiled = with_joined(compiled, rewritten, joined, apart)
+        return self._local.taking_dtensors(compiled)
+
+    def _as_it_was(self, gm: GraphModule, inputs: Sequence[Any]) -> Run:
+        return self._host.compile(gm, list(inputs))
 
     def _blame(self, error: Exception, attempt: _Attempt, moment: str) -> None:
         """Remember the kernels that failed, and say so; where there are none, what is written inline is left out next."""
@@ -144,11 +165,15 @@ class Compiling:
         if last is not None:
             attempt = _Attempt(self._gm, supposed=list(last.supposed), report=last.report, inline=last.inline)
         try:
-            report = self._rewritten(inputs, attempt)
+            if last is None:
+                self._local = localise(self._traced)
+            report = self._rewritten(self._local.inputs(inputs), attempt)
         except Exception as error:
+            agree([f"no plan ({type(error).__name__}: {error})"], self._among)
             self._host.failed("rewriting; the graph is compiled as it was", error)
             attempt.rewritten, attempt.taken, attempt.joined = self._gm, [], []
             return attempt
+        agree(_lines(report), self._among)
         self._host.tell(report, attempt.rewritten, attempt.report)
         attempt.report = report
         return attempt
@@ -156,11 +181,18 @@ class Compiling:
     def _rewritten(self, inputs: list[Any], attempt: _Attempt) -> Report:
         """Fill in the rewritten graph and the weights that it wants joined; without these if joining fails."""
         if attempt.inline:
-            attempt.rewritten, attempt.taken, report = self._host.rewrite(self._gm, owned(self._gm, inputs))
+            joinable = owned(self._gm, inputs)
+            attempt.rewritten, attempt.taken, report = self._host.rewrite(self._gm, self._traced, joinable)
             try:
                 attempt.joined = join(attempt.rewritten, inputs)
                 return report
             except Exception as error:
                 self._host.failed("joining weights; no site is written inline", error)
-        attempt.rewritten, attempt.taken, report = self._host.rewrite(self._gm, lambda nodes: False)
+        attempt.rewritten, attempt.taken, report = self._host.rewrite(self._gm, self._traced, lambda nodes: False)
         return report
+
+
+def _lines(report: Report) -> list[str]:
+    """A line for each site: what the ranks must agree on. Sizes are not among it: the last part may be smaller."""
+    kernels = [f" by {s.kernel.provider}" if s.kernel else "" for s in report.sites]
+    return [f"{s.kind}:{s.form} at {s.path}: {s.choice}{k}" for s, k in zip(report.sites, kernels, strict=True)]

@@ -36,8 +36,6 @@ class Pass:
     """The forms it knows; `kernels="kind:form"` selects one."""
     looks_for: ClassVar[str]
     """One line: what is looked for. Shown where nothing was found."""
-    sharded: ClassVar[tuple[str, ...]] = ()
-    """Names of the sizes in `Site.shapes` that tensor parallelism divides among its ranks."""
 
     def find(self, view: GraphView) -> list[Finding]:
         """All sites and near misses, in graph order. Must not change the graph."""

@@ -14,6 +14,7 @@ import torch
 from torch._logging._internal import trace_structured
 from torch.fx import GraphModule
 
+from . import parallel
 from .analysis import analyse, peak_rss_mb
 from .cache_key import cache_key
 from .compiling import Compiling
@@ -21,6 +22,7 @@ from .cost import Case
 from .errors import InputError, RewriteError
 from .failures import Failures
 from .join import Joinable
+from .local import mesh_of
 from .measure import Measured
 from .plan import CHOOSING, Plan, Policy, Selection, check_policy
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
@@ -128,7 +130,12 @@ class Backend:
             raise InputError(
                 f"torch.compile was given {names} beside a fluxrewrite backend; pass them to fluxrewrite.backend(...)"
             )
-        return Compiling(self, gm).run(example_inputs)
+        among = parallel.peers(gm)
+        if among and self.policy == "measure":
+            raise InputError(
+                f"policy 'measure' would let each of {len(among)} ranks choose by its own times; use 'auto', 'all' or a callable"
+            )
+        return Compiling(self, gm, among).run(example_inputs)
 
     def tell(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
         """Keep a report, in the place of `before` if that was kept, and deliver it."""
@@ -167,8 +174,10 @@ class Backend:
             raise error
         self.warn_once(doing, f"failed in {doing} ({type(error).__name__}: {error}); strict=True raises")
 
-    def rewrite(self, gm: GraphModule, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
-        """The rewritten graph, `gm` itself where nothing is; what was replaced; the report."""
+    def rewrite(
+        self, gm: GraphModule, traced: GraphModule, joinable: Joinable
+    ) -> tuple[GraphModule, list[Replacement], Report]:
+        """The rewritten graph, `gm` itself where nothing is; what was replaced; the report. `traced` is what `gm` came from."""
         start = time.perf_counter()
         target = self.target
         case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
@@ -186,7 +195,9 @@ class Backend:
         )
         self._check_carried_out(analysed.plan)
         matched = time.perf_counter()
-        report = self._report(gm, analysed, None if target is None or case is None else Foresight(target, case))
+        report = self._report(
+            _model_info(traced), analysed, None if target is None or case is None else Foresight(target, case)
+        )
         end = time.perf_counter()
         timing = Timing(
             capture_s=0,
@@ -197,9 +208,9 @@ class Backend:
         )
         return rewritten, analysed.plan.replacements(), report.model_copy(update={"timing": timing})
 
-    def _report(self, gm: GraphModule, analysed: Analysed, foresight: Foresight | None) -> Report:
+    def _report(self, info: ModelInfo, analysed: Analysed, foresight: Foresight | None) -> Report:
         """The report; without predictions where making them fails, for the rewrite does not hang on them."""
-        build = functools.partial(build_report, [analysed], self.selection, self.policy, _model_info(gm), _NO_TIME)
+        build = functools.partial(build_report, [analysed], self.selection, self.policy, info, _NO_TIME)
         if foresight is None or analysed.change is None:
             return build()
         try:
@@ -257,10 +268,12 @@ def _model_info(gm: GraphModule) -> ModelInfo:
     weights = [n.meta.get("example_value") for n in gm.graph.find_nodes(op="placeholder")]
     parameters = [w for w in weights if isinstance(w, torch.nn.Parameter)]
     dtypes = [p.dtype for p in parameters]
+    mesh = mesh_of(gm)
     return ModelInfo(
         name=type(gm).__name__,
         parameters=sum(int(p.numel()) for p in parameters),
         dtype=str(max(dtypes, key=dtypes.count, default=None)).removeprefix("torch."),
+        tp=1 if mesh is None else mesh.size(),
         graphs=1,
         graph_nodes=len(gm.graph.nodes),
         dynamic_sizes=dynamic_sizes([gm]),
