@@ -49,10 +49,12 @@ class Local:
     """The graph of one rank.
 
     Attributes:
+        traced: as Dynamo made it.
         gm: takes local tensors where the traced graph took DTensors; the traced module itself where there was nothing to do.
         unwrapped: positions of the inputs that are now local.
     """
 
+    traced: GraphModule
     gm: GraphModule
     unwrapped: tuple[int, ...] = ()
 
@@ -88,10 +90,10 @@ def mesh_of(gm: GraphModule) -> Any:
 def localise(gm: GraphModule) -> Local:
     """The graph of one rank; `gm` is not changed."""
     if mesh_of(gm) is None:
-        return Local(gm)
+        return Local(gm, gm)
     taken = _taken(gm.graph)
     if not taken:
-        return Local(gm)
+        return Local(gm, gm)
     graph = copy.deepcopy(gm.graph)
     twins = dict(zip(gm.graph.nodes, graph.nodes, strict=True))
     inputs = gm.graph.find_nodes(op="placeholder")
@@ -102,7 +104,7 @@ def localise(gm: GraphModule) -> Local:
         if node in taken:
             _localise_node(graph, node, twins[node], biases)
     graph.lint()
-    return Local(module_with(gm, graph), tuple(i for i, n in enumerate(inputs) if n in taken))
+    return Local(gm, module_with(gm, graph), tuple(i for i, n in enumerate(inputs) if n in taken))
 
 
 def _value(node: Node) -> Any:

@@ -197,7 +197,7 @@ def make_plan(
             on_error(f"pass {kind!r}", error)
         for finding in findings:
             try:
-                kernel_reasons = _refusals(view, finding, kernel, selection, failed)
+                kernel_reasons = _checked(view, finding, kernel, failed, selection.provider)
                 decision = _decide(view, finding, kernel, kernel_reasons, selection, policy, joinable)
             except Exception as error:
                 on_error(f"policy {policy!r}", error)
@@ -301,15 +301,15 @@ def _without_covered(decisions: Sequence[Decision], taken: Sequence[Site]) -> It
         yield Decision(d.finding, "keep", (why,))
 
 
-def _refusals(
-    view: GraphView, finding: Finding, kernel: Kernel | None, selection: Selection, failed: Failed
+def _checked(
+    view: GraphView, finding: Finding, kernel: Kernel | None, failed: Failed, provider: str
 ) -> tuple[Reason, ...]:
-    """Why no kernel may take the finding."""
+    """Why its kernel may not take a finding."""
     if isinstance(finding, Miss):
         return (finding.reason,)
     where = finding.outputs[0].name
     if kernel is None:
-        missing = f"provider {selection.provider!r} has no kernel named {finding.kind!r}"
+        missing = f"provider {provider!r} has no kernel named {finding.kind!r}"
         return (Reason(Code.NO_KERNEL, missing, where),)
     grad = needs_grad(view, finding.outputs)
     limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype)

@@ -22,7 +22,7 @@ from .cost import Case
 from .errors import InputError, RewriteError
 from .failures import Failures
 from .join import Joinable
-from .local import mesh_of
+from .local import Local, mesh_of
 from .measure import Measured
 from .plan import CHOOSING, Plan, Policy, Selection, check_policy
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
@@ -174,12 +174,10 @@ class Backend:
             raise error
         self.warn_once(doing, f"failed in {doing} ({type(error).__name__}: {error}); strict=True raises")
 
-    def rewrite(
-        self, gm: GraphModule, traced: GraphModule, joinable: Joinable
-    ) -> tuple[GraphModule, list[Replacement], Report]:
-        """The rewritten graph, `gm` itself where nothing is; what was replaced; the report. `traced` is what `gm` came from."""
+    def rewrite(self, local: Local, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
+        """The rewritten graph, `local.gm` itself where nothing is; what was replaced; the report."""
         start = time.perf_counter()
-        target = self.target
+        gm, target = local.gm, self.target
         case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
         price = (lambda _: self._measured(gm)) if self.policy == "measure" else None
         analysed, rewritten = analyse(
@@ -195,9 +193,7 @@ class Backend:
         )
         self._check_carried_out(analysed.plan)
         matched = time.perf_counter()
-        report = self._report(
-            _model_info(traced), analysed, None if target is None or case is None else Foresight(target, case)
-        )
+        report = self._report(local, analysed, None if target is None or case is None else Foresight(target, case))
         end = time.perf_counter()
         timing = Timing(
             capture_s=0,
@@ -208,9 +204,9 @@ class Backend:
         )
         return rewritten, analysed.plan.replacements(), report.model_copy(update={"timing": timing})
 
-    def _report(self, info: ModelInfo, analysed: Analysed, foresight: Foresight | None) -> Report:
+    def _report(self, local: Local, analysed: Analysed, foresight: Foresight | None) -> Report:
         """The report; without predictions where making them fails, for the rewrite does not hang on them."""
-        build = functools.partial(build_report, [analysed], self.selection, self.policy, info, _NO_TIME)
+        build = functools.partial(build_report, [analysed], self.selection, self.policy, _model_info(local), _NO_TIME)
         if foresight is None or analysed.change is None:
             return build()
         try:
@@ -264,11 +260,12 @@ class Backend:
             Path(self._sink).write_text(merge(self.reports).to_json())
 
 
-def _model_info(gm: GraphModule) -> ModelInfo:
-    weights = [n.meta.get("example_value") for n in gm.graph.find_nodes(op="placeholder")]
+def _model_info(local: Local) -> ModelInfo:
+    """Parameters are those of the whole model, nodes those of one rank's graph."""
+    gm, mesh = local.gm, mesh_of(local.traced)
+    weights = [n.meta.get("example_value") for n in local.traced.graph.find_nodes(op="placeholder")]
     parameters = [w for w in weights if isinstance(w, torch.nn.Parameter)]
     dtypes = [p.dtype for p in parameters]
-    mesh = mesh_of(gm)
     return ModelInfo(
         name=type(gm).__name__,
         parameters=sum(int(p.numel()) for p in parameters),

@@ -280,6 +280,17 @@ def test_a_rank_that_fails_to_plan_is_an_error_on_all(tmp_path, strict):
         assert "rank 1: no plan (ValueError: planted)" in answer["error"][-1]
 
 
+def test_a_rank_that_fails_to_compile_is_an_error_on_all(tmp_path):
+    for answer in run_ranks("fails_inside", 2, tmp_path, moment="compile"):
+        assert "rank 0: compiled | rank 1: ValueError in the inner backend" in answer["error"][-1]
+
+
+def test_a_first_run_that_fails_is_not_run_again_by_one_rank_alone(tmp_path):
+    first, second = run_ranks("fails_inside", 2, tmp_path, moment="first run")
+    assert second["error"] == ["ValueError: planted in the first run"]
+    assert first["error"][0].startswith("RankError: rank 0 of 2: another rank ended")
+
+
 def test_a_policy_that_measures_is_refused(tmp_path):
     found = run_ranks("differ", 2, tmp_path, options=[{"policy": "measure", "device": "cpu"}] * 2, strict=False)
     for answer in found:

@@ -132,10 +132,31 @@ def broken(here: parallel.Ranks, strict: bool) -> Any:
     backend = fluxrewrite.backend("eager", "attention", provider="reference", strict=strict)
     if here.rank == here.world - 1:
 
-        def fails(gm: Any, given: Any) -> Any:
+        def fails(local: Any, joinable: Any) -> Any:
             raise ValueError("planted")
 
-        backend._rewritten = fails  # type: ignore[method-assign]
+        backend.rewrite = fails  # type: ignore[method-assign]
+    with torch.no_grad():
+        torch.compile(net, backend=backend)(**inputs)
+    return "ran"
+
+
+def fails_inside(here: parallel.Ranks, moment: str) -> Any:
+    """On the last rank the inner backend fails: to compile, or in the first run."""
+
+    def inner(gm: Any, given: Any) -> Any:
+        def run(*inputs: Any) -> Any:
+            raise ValueError("planted in the first run")
+
+        if here.rank < here.world - 1 or not any("fluxrewrite" in str(n.target) for n in gm.graph.nodes):
+            return gm.forward
+        if moment == "compile":
+            raise ValueError("planted in the compile")
+        return run
+
+    net, inputs = flux2()
+    parallel.shard(net, here.world)
+    backend = fluxrewrite.backend(inner, "attention", provider="reference")
     with torch.no_grad():
         torch.compile(net, backend=backend)(**inputs)
     return "ran"
