@@ -153,11 +153,13 @@ def _peak_device_mb(device: torch.device) -> float | None:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, without Dynamo's frame around it."""
+    """What went wrong, without Dynamo's frame around it; of a compiler's output the first line with an error."""
     inner = getattr(error, "inner_exception", None) or error
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
     text = f"{type(inner).__name__}: {lines[0]}" if lines else type(inner).__name__
     text = lines[0] if isinstance(inner, InputError) and lines else text
+    said = next((line for line in lines[1:] if "error: " in line), "")
+    text += f" ({said[:200]})" if said else ""
     starved = isinstance(inner, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
     return f"out of memory ({text})" if starved else text
 

@@ -159,7 +159,11 @@ def begun(*args):
     """The real command as a process of its own, its temporary folders in this one."""
     command = [sys.executable, "-m", "fluxrewrite", *args]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": "."}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(Path.cwd())},
     )
 
 

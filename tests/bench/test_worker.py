@@ -102,6 +102,7 @@ def test_threads_are_set(told):
     ("error", "text"),
     [
         (ValueError("no\nmore of it"), "ValueError: no"),
+        (RuntimeError("C++ fails\n\nOutput:\na.cpp:1:2: error: no x"), "RuntimeError: C++ fails (a.cpp:1:2: error: no x)"),
         (MemoryError(), "out of memory (MemoryError)"),
         (torch.OutOfMemoryError("CUDA out of memory."), "out of memory (OutOfMemoryError: CUDA out of memory.)"),
         (RuntimeError("can't allocate memory"), "out of memory (RuntimeError: can't allocate memory)"),
