@@ -44,8 +44,8 @@ def _head(found: Verification) -> Iterable[RenderableType]:
     s = found.setting
     sizes = f", batch {s.batch}, {s.image_tokens} image + {s.text_tokens} text tokens" if s.batch else ""
     yield Text.assemble((s.model, "bold"), f": {s.dtype}{sizes}")
-    yield Text(f"kernels {','.join(s.kernels)}; policy {s.policy}; {s.provider}, {s.execution}")
-    yield Text(f"loop compiled by {s.inner}; seed {s.seed}")
+    yield Text(f"kernels {','.join(s.kernels)}")
+    yield Text(f"policy {s.policy}; provider {s.provider}, execution {s.execution}; loop by {s.inner}; seed {s.seed}")
 
 
 def _sites(sites: Sequence[SiteResult]) -> Table:
