@@ -93,7 +93,8 @@ def compare(here: parallel.Ranks, model: str, sets: list[str | None], inner: str
         expected = net(**inputs)[0]
         parallel.shard(net, here.world)
         out, counts = sent(lambda: net(**inputs)[0])
-        found.append({"off": (out - expected).abs().max().item(), "sent": counts})
+        scale = expected.abs().max().item()
+        found.append({"off": (out - expected).abs().max().item(), "scale": scale, "sent": counts})
         for kernels in sets:
             torch._dynamo.reset()
             backend = fluxrewrite.backend(inner, kernels, strict=True, provider="reference")
