@@ -308,6 +308,8 @@ def _decide(
     else:
         grad = needs_grad(view, finding.outputs)
         limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype)
+        symbolic = kernel.symbolic(finding.shapes)
+        limits += (symbolic,) if symbolic else ()
         reasons += tuple(replace(r, node=where) for r in limits) + ((grad,) if grad else ())
     if reasons:
         return Decision(replace(finding, reasons=reasons), "keep", reasons)

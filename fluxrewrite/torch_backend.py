@@ -17,6 +17,8 @@ from torch.fx import GraphModule
 from .analysis import analyse, peak_rss_mb
 from .cost import Case
 from .errors import InputError, RewriteError
+from .inner.prepare import WARNING, default_execution, prepare
+from .inner.prepare import Inner as Around
 from .join import Joinable, join, owned, settle, with_joined
 from .measure import Measured
 from .plan import CHOOSING, Plan, Policy, Selection, check_policy
@@ -46,6 +48,7 @@ def backend(
     device: str | Path | None = None,
     evidence: Iterable[str | Path] = (),
     cache_dir: str | Path | None = None,
+    lnc: int | None = None,
 ) -> Backend:
     """A backend for `torch.compile(model, backend=fluxrewrite.backend(...))`.
 
@@ -61,24 +64,28 @@ def backend(
         options: passed to the inner backend as `options=`.
         provider: whose kernels: "builtin", "nkilib" or "nkilib@2.29" (limits of that SDK version), or "reference" for the
             bodies of the canonical ops, which take every shape.
-        execution: what a kernel call runs: "reference", the op's body in torch; "emulate", the NKI kernel on the CPU; "device".
-            By default "device" when the inner backend is "neuron", else "reference".
+        execution: what a kernel call runs: "reference", the op's body in torch; "emulate", the NKI kernel on the CPU; "device";
+            "custom_call", nothing: XLA compiles a custom call and cannot run it. By default "device" when the inner backend is
+            "neuron", or "openxla" with Neuron's packages of the XLA stack, else "reference".
         device: name or file of the device profile that times are predicted for, and with which the report tells of boundaries.
             By default "trn2" when the inner backend is "neuron", else "cpu"; `fluxrewrite calibrate` measures the machine at hand.
         evidence: files of measured runs beside those that ship.
         cache_dir: folder of the times that policy "measure" found; by default `fluxrewrite` in the folder of Inductor's cache.
+        lnc: physical NeuronCores that a kernel call on a device takes, 1 or 2; by default those of a logical core in this
+            process (NEURON_LOGICAL_NC_CONFIG, else the platform's).
 
     Raises:
         InputError: an unknown inner backend, kernel, form, policy, provider or execution, or one that cannot be had here.
     """
     inner = inner or default_inner()
-    execution = execution or ("device" if inner == "neuron" else "reference")
+    execution = execution or (default_execution(inner) if isinstance(inner, str) else "reference")
     check_policy(policy)
     selection = Selection.of(kernels, provider, execution)
+    around = prepare(inner if isinstance(inner, str) else "", execution, lnc)
     target = None
     if device is not None or report is not None or policy in CHOOSING:
         target = Target.of(device or ("trn2" if inner == "neuron" else "cpu"), evidence=evidence)
-    return Backend(inner, selection, policy, report, strict, options, target, Times(cache_dir))
+    return Backend(inner, selection, policy, report, strict, options, target, Times(cache_dir), around)
 
 
 class Backend:
@@ -94,8 +101,10 @@ class Backend:
         options: Mapping[str, Any] | None,
         target: Target | None,
         times: Times,
+        around: Around,
     ) -> None:
         self.target = target
+        self._around = around
         self._times = times
         self.inner_name, self._inner = _resolve(inner)
         self.selection = selection
@@ -116,6 +125,8 @@ class Backend:
                 f"torch.compile was given {names} beside a fluxrewrite backend; pass them to fluxrewrite.backend(...)"
             )
         rewritten, joined = gm, list[torch.Tensor]()
+        if self._around.eager_fallback():
+            self._warn_once("eager fallback", WARNING)
         try:
             rewritten, report, joined = self._rewritten(gm, example_inputs)
         except Exception as error:
@@ -146,7 +157,7 @@ class Backend:
 
     def _compile(self, gm: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         extra = {} if self._options is None else {"options": dict(self._options)}
-        result: Callable[..., Any] = self._inner(gm, example_inputs, **extra)
+        result: Callable[..., Any] = self._inner(self._around.ready(gm), example_inputs, **extra)
         return result
 
     def _measured(self, gm: GraphModule) -> Measured:
@@ -181,7 +192,7 @@ class Backend:
 
     def _report(self, gm: GraphModule, analysed: Analysed, foresight: Foresight | None) -> Report:
         """The report; without predictions where making them fails, for the rewrite does not hang on them."""
-        build = functools.partial(build_report, [analysed], self.selection, self.policy, _model_info(gm), _NO_TIME)
+        build = functools.partial(build_report, [analysed], self.selection, self.policy, self._model_info(gm), _NO_TIME)
         if foresight is None or analysed.change is None:
             return build()
         try:
@@ -189,6 +200,9 @@ class Backend:
         except Exception as error:
             self._failed("predicting what the rewrite does; the report says nothing of it", error)
             return build()
+
+    def _model_info(self, gm: GraphModule) -> ModelInfo:
+        return _model_info(gm).model_copy(update={"eager_fallback": self._around.eager_fallback()})
 
     def _check_carried_out(self, plan: Plan) -> None:
         """Sites whose replacement turned out to differ: raise if strict, else say so once."""

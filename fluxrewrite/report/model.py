@@ -28,7 +28,11 @@ class BreakInfo(_Record):
 
 
 class ModelInfo(_Record):
-    """What was traced. `graph_nodes` counts the nodes of all graphs."""
+    """What was traced. `graph_nodes` counts the nodes of all graphs.
+
+    `eager_fallback` says whether TorchNeuron, which compiled it, may have run graphs eagerly without a word: True unless
+    TORCH_NEURONX_DISABLE_FALLBACK_EXECUTION=1 was set; None where another backend compiled it, or none.
+    """
 
     name: str
     parameters: int
@@ -41,6 +45,7 @@ class ModelInfo(_Record):
     graph_nodes: int
     graph_breaks: tuple[BreakInfo, ...] = ()
     dynamic_sizes: tuple[str, ...] = ()
+    eager_fallback: bool | None = None
 
 
 class Timing(_Record):

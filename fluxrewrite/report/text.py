@@ -73,6 +73,8 @@ def _head(report: Report) -> Iterable[RenderableType]:
         yield Text(
             f"dynamic: {', '.join(m.dynamic_sizes[:6])}{' …' if len(m.dynamic_sizes) > 6 else ''}", style="yellow"
         )
+    if m.eager_fallback:
+        yield Text("TorchNeuron may run graphs eagerly: set TORCH_NEURONX_DISABLE_FALLBACK_EXECUTION=1", style="yellow")
     if m.graphs == 0:
         yield Text("Dynamo made no graph: the call runs no traceable operation.", style="yellow")
     yield Text("")
