@@ -24,7 +24,7 @@ def has_neuron() -> bool:
         return False
 
 
-def check(execution: str, lnc: int | None = None) -> None:
+def check(execution: str) -> None:
     """Raise InputError unless torch-xla is there and ops of that execution can run on its tensors."""
     if importlib.util.find_spec("torch_xla") is None:
         raise InputError("inner='openxla' needs torch-xla, in an environment with torch 2.9; run: make xla")

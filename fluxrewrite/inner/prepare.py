@@ -60,7 +60,7 @@ def prepare(inner: str, execution: str, lnc: int | None) -> Inner:
         neuron.check(execution)
         return Inner(lambda gm: neuron.lowered(gm, lnc or runtime_lnc()), neuron.eager_fallback)
     if inner == "openxla":
-        openxla.check(execution, lnc)
+        openxla.check(execution)
         return Inner(lambda gm: gm, lambda: None)
     if execution == "custom_call":
         raise InputError("execution='custom_call' makes XLA's custom calls; it needs inner='openxla'")
