@@ -23,7 +23,7 @@ from .errors import InputError
 from .graph import GraphView
 from .join import Joinable, parameters
 from .models import ModelSpec, Shapes
-from .plan import Plan, Policy, Selection, apply, check_policy, make_plan
+from .plan import Failed, Plan, Policy, Selection, apply, check_policy, make_plan
 from .price import Predicted
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.model import BreakInfo, ModelInfo, Report, Timing
@@ -80,6 +80,7 @@ def analyse(
     on_error: Callable[[str, Exception], None] | None = None,
     price: Callable[[GraphView], Price] | None = None,
     joinable: Joinable = parameters,
+    failed: Failed = lambda site, kernel: None,
 ) -> tuple[Analysed, GraphModule]:
     """View one graph, plan its rewrite, carry it out on a copy, and predict what that does if there is a target.
 
@@ -88,7 +89,7 @@ def analyse(
         selection, policy, on_error: as `make_plan` takes them.
         target, case: what predictions are made for.
         price: compares sets of kernels in the place of the prediction, as the policy "measure" does.
-        joinable: as `make_plan` takes it.
+        joinable, failed: as `make_plan` takes them.
     """
     view = GraphView(gm.graph)
     errors = {} if on_error is None else {"on_error": on_error}
@@ -97,7 +98,7 @@ def analyse(
     if price is None and target is not None and case is not None:
         price = functools.partial(Predicted, target=target, case=case, kernels=selection.kernels)
     chooser = None if price is None else functools.partial(_choose, price)
-    plan = make_plan(view, selection, policy, chooser=chooser, joinable=joinable, **errors)
+    plan = make_plan(view, selection, policy, chooser=chooser, joinable=joinable, failed=failed, **errors)
     rewritten, plan = apply(gm, plan)
     if target is None or case is None:
         return Analysed(view, plan), rewritten

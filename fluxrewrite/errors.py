@@ -8,7 +8,13 @@ FluxrewriteError
 
 from __future__ import annotations
 
-__all__ = ["CheckFailed", "FluxrewriteError", "InputError", "RewriteError"]
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Call", "CheckFailed", "FluxrewriteError", "InputError", "RewriteError", "call_of", "mark", "signature"]
+
+_MARK = "fluxrewrite_call"
 
 
 class FluxrewriteError(Exception):
@@ -28,3 +34,28 @@ class CheckFailed(FluxrewriteError):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
+
+
+@dataclass(frozen=True)
+class Call:
+    """Which kernel an error came from, and the shapes and dtypes of the tensors that it was given."""
+
+    kernel: str
+    signature: tuple[Any, ...]
+
+
+def mark(error: Exception, kernel: str, arguments: Sequence[Any]) -> None:
+    """Note on an error which kernel call it came from; the error stays what it is."""
+    setattr(error, _MARK, Call(kernel, signature(arguments)))
+
+
+def call_of(error: BaseException) -> Call | None:
+    """The kernel call that an error is marked with."""
+    return getattr(error, _MARK, None)
+
+
+def signature(values: Any) -> tuple[Any, ...]:
+    """Shapes and dtypes of the tensors among some values, whatever holds them."""
+    if isinstance(values, (list, tuple)):
+        return tuple(s for v in values for s in signature(v))
+    return ((tuple(values.shape), values.dtype),) if hasattr(values, "shape") and hasattr(values, "dtype") else ()

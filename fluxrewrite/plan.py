@@ -16,7 +16,18 @@ from .provider import provided
 from .rewrite import Pass, Replacement, needs_grad, rewrite
 from .site import Code, Finding, Miss, Reason, Site
 
-__all__ = ["CHOOSING", "Chooser", "Decision", "Plan", "Policy", "Selection", "apply", "check_policy", "make_plan"]
+__all__ = [
+    "CHOOSING",
+    "Chooser",
+    "Decision",
+    "Failed",
+    "Plan",
+    "Policy",
+    "Selection",
+    "apply",
+    "check_policy",
+    "make_plan",
+]
 
 Policy = str | Callable[[Site], bool | str]
 
@@ -152,6 +163,8 @@ def _raise(_: str, error: Exception) -> None:
     raise error
 
 
+Failed = Callable[[Site, Kernel], object | None]
+"""How a kernel failed at a site like this one, or None."""
 Chooser = Callable[[GraphView, Sequence[Site]], tuple[Sequence[Site], Sequence[Choice]]]
 """Answers which of the eligible sites kernels take, and why: `choose.choose` with a price."""
 
@@ -163,12 +176,14 @@ def make_plan(
     on_error: OnError = _raise,
     chooser: Chooser | None = None,
     joinable: Joinable = parameters,
+    failed: Failed = lambda site, kernel: None,
 ) -> Plan:
     """Find all sites of the selected passes and decide on each.
 
     `policy`: "all" rewrites every eligible site, "none" keeps them all, a callable answers True for each site that its kernel
     is to take and "inline" for one to be written as plain operations, and "auto" and "measure" take what `chooser` answers.
-    `chooser` is asked whatever the policy, if there is one; `joinable` tells whether weights can be joined for an inline form.
+    `chooser` is asked whatever the policy, if there is one; `joinable` tells whether weights can be joined for an inline form,
+    `failed` whether a kernel has failed at a site like this one.
     `on_error` is told of a pass or policy that raised, and what it was doing; by default the error goes on up. If it
     returns, that pass finds nothing, or that site is kept.
 
@@ -187,7 +202,8 @@ def make_plan(
             on_error(f"pass {kind!r}", error)
         for finding in findings:
             try:
-                decision = _decide(view, finding, kernel, selection, policy, joinable)
+                finding, kernel_reasons = _checked(view, finding, kernel, selection, failed)
+                decision = _decide(view, finding, kernel, kernel_reasons, selection, policy, joinable)
             except Exception as error:
                 on_error(f"policy {policy!r}", error)
                 decision = Decision(finding, "keep", (Reason(Code.POLICY, f"the policy raised {error!r}", ""),))
@@ -204,7 +220,7 @@ def _variants(
     view: GraphView, decisions: Sequence[Decision], selection: Selection, joinable: Joinable
 ) -> dict[int, Site]:
     """The inline form of each site that has one and that nothing but its kernel's limits or the policy stands against."""
-    allowed = {Code.POLICY, Code.LIMIT, Code.NO_KERNEL}
+    allowed = {Code.POLICY, Code.LIMIT, Code.NO_KERNEL, Code.FAILED}
     sites = [d.finding for d in decisions if isinstance(d.finding, Site) and {r.code for r in d.reasons} <= allowed]
     found = {}
     for site in sites:
@@ -290,29 +306,39 @@ def _without_covered(decisions: Sequence[Decision], taken: Sequence[Site]) -> It
         yield Decision(d.finding, "keep", (why,))
 
 
+def _checked(
+    view: GraphView, finding: Finding, kernel: Kernel | None, selection: Selection, failed: Failed
+) -> tuple[Finding, tuple[Reason, ...]]:
+    """The finding with the sizes of one rank, and why its kernel may not take it."""
+    if isinstance(finding, Miss):
+        return finding, (finding.reason,)
+    where = finding.outputs[0].name
+    finding, reasons = _on_one_rank(finding, selection)
+    if kernel is None:
+        missing = f"provider {selection.provider!r} has no kernel named {finding.kind!r}"
+        return finding, (Reason(Code.NO_KERNEL, missing, where),)
+    grad = needs_grad(view, finding.outputs)
+    symbolic = kernel.symbolic(finding.shapes)
+    limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype) + ((symbolic,) if symbolic else ())
+    failure = failed(finding, kernel)
+    reasons += tuple(replace(r, node=where) for r in limits) + ((grad,) if grad else ())
+    return finding, reasons + ((Reason(Code.FAILED, str(failure), where),) if failure is not None else ())
+
+
 def _decide(
     view: GraphView,
     finding: Finding,
     kernel: Kernel | None,
+    reasons: tuple[Reason, ...],
     selection: Selection,
     policy: Policy,
     joinable: Joinable,
 ) -> Decision:
     if isinstance(finding, Miss):
-        return Decision(finding, "keep", (finding.reason,))
-    where = finding.outputs[0].name
-    finding, reasons = _on_one_rank(finding, selection)
-    if kernel is None:
-        missing = f"provider {selection.provider!r} has no kernel named {finding.kind!r}"
-        reasons = (Reason(Code.NO_KERNEL, missing, where),)
-    else:
-        grad = needs_grad(view, finding.outputs)
-        limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype)
-        symbolic = kernel.symbolic(finding.shapes)
-        limits += (symbolic,) if symbolic else ()
-        reasons += tuple(replace(r, node=where) for r in limits) + ((grad,) if grad else ())
+        return Decision(finding, "keep", reasons)
     if reasons:
         return Decision(replace(finding, reasons=reasons), "keep", reasons)
+    where = finding.outputs[0].name
     forms = selection.forms.get(finding.kind)
     if forms is not None and finding.form not in forms:
         why = Reason(

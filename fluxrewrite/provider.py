@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .custom_call import custom_call_of
-from .errors import InputError
+from .errors import InputError, mark
 from .kernel import Kernel, Limit, load_kernels, load_plugins
 
 __all__ = ["EXECUTIONS", "Implementation", "Provider", "implementations", "launch", "load_provider", "provided"]
@@ -107,8 +107,16 @@ def provided(kernels: Iterable[Kernel], provider: str, execution: str) -> dict[s
     }
 
 
-def launch(kernel: str, provider: str, execution: str, *arguments: Any) -> Any:
-    """Run the kernel of `provider` behind the op `kernel` on the op's arguments. Bodies of the ops call this."""
-    if execution == "custom_call":
-        return custom_call_of(load_kernels((kernel,))[kernel].op, arguments)
-    return implementations(provider)[kernel].launch(execution, *arguments)
+def launch(kernel: str, provider: str, execution: Any, *arguments: Any) -> Any:
+    """Run the kernel of `provider` behind the op `kernel` on the op's arguments. Bodies of the ops call this.
+
+    `execution` is one of `EXECUTIONS`, or what runs the kernel itself, as `fluxrewrite.inner.Device`.
+    What the kernel raises goes on up, marked with the call, so that the backend knows which site to leave alone.
+    """
+    try:
+        if execution == "custom_call":
+            return custom_call_of(load_kernels((kernel,))[kernel].op, arguments)
+        return implementations(provider)[kernel].launch(execution, *arguments)
+    except Exception as error:
+        mark(error, kernel, arguments)
+        raise

@@ -19,7 +19,8 @@ from torch.fx import GraphModule
 
 from ..errors import InputError
 from ..kernel import load_kernels
-from ..provider import implementations
+from ..provider import launch
+from ..rewrite import copied, module_with
 from .device import Device, native
 
 __all__ = ["NO_FALLBACK", "check", "eager_fallback", "lowered", "neuron_op"]
@@ -67,20 +68,22 @@ def eager_fallback(environment: Mapping[str, str] | None = None) -> bool:
 
 
 def lowered(gm: GraphModule, lnc: int) -> GraphModule:
-    """`gm` itself, its calls of canonical ops on a device turned into calls of ops that TorchNeuron traces into.
+    """A copy of `gm` whose calls of canonical ops on a device are calls of ops that TorchNeuron traces into.
 
-    Raises InputError as `neuron_op` does.
+    `gm` itself where there are none. Raises InputError as `neuron_op` does.
     """
     names = {op: name for name, k in load_kernels().items() for op in (k.op, k.op.overloadpacket)}
-    for node in gm.graph.nodes:
+    graph = copied(gm)
+    changed = False
+    for node in graph.nodes:
         if node.op == "call_function" and node.target in names:
             name = names[node.target]
             given = dict(zip(_argument_names(name), node.args, strict=False)) | node.kwargs
             if given.pop("execution", None) == "device":
                 node.target = neuron_op(name, given.pop("provider", "builtin"), lnc)
                 node.args, node.kwargs = (), given
-    gm.recompile()
-    return gm
+                changed = True
+    return module_with(gm, graph) if changed else gm
 
 
 def _argument_names(kernel: str) -> list[str]:
@@ -97,13 +100,13 @@ def neuron_op(kernel: str, provider: str, lnc: int) -> Callable[..., Any]:
     Raises InputError for an argument of a type that a custom op of torch cannot take.
     """
     canonical = load_kernels((kernel,))[kernel].op
-    run, device = implementations(provider)[kernel].launch, Device(lnc)
+    device = Device(lnc)
     signature = _signature(canonical)
 
     def on_device(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
-        return run(device, *given.args)
+        return launch(kernel, provider, device, *given.args)
 
     vars(on_device).update(__signature__=signature, __name__=kernel, __doc__=f"{kernel} of {provider}, LNC{lnc}.")
     on_device.__annotations__ = {n: p.annotation for n, p in signature.parameters.items()}

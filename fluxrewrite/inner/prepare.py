@@ -27,10 +27,12 @@ class Inner:
     Attributes:
         ready: makes a rewritten graph ready for it.
         eager_fallback: whether it may run graphs eagerly without a word; None where that is not known of it.
+        lnc: physical cores of each kernel call; None where kernels do not run on a device.
     """
 
-    ready: Callable[[GraphModule], GraphModule]
-    eager_fallback: Callable[[], bool | None]
+    ready: Callable[[GraphModule], GraphModule] = lambda gm: gm
+    eager_fallback: Callable[[], bool | None] = lambda: None
+    lnc: Callable[[], int | None] = lambda: None
 
 
 def default_execution(inner: str) -> str:
@@ -58,10 +60,13 @@ def prepare(inner: str, execution: str, lnc: int | None) -> Inner:
             raise InputError(f"lnc={lnc} is of kernel calls on a device; execution={execution!r} has none")
     if inner == "neuron":
         neuron.check(execution)
-        return Inner(lambda gm: neuron.lowered(gm, lnc or runtime_lnc()), neuron.eager_fallback)
+        return Inner(
+            lambda gm: neuron.lowered(gm, lnc or runtime_lnc()), neuron.eager_fallback, lambda: lnc or runtime_lnc()
+        )
     if inner == "openxla":
         openxla.check(execution)
-        return Inner(lambda gm: gm, lambda: None)
-    if execution == "custom_call":
+        if execution == "device":
+            return Inner(lnc=lambda: lnc or runtime_lnc())
+    elif execution == "custom_call":
         raise InputError("execution='custom_call' makes XLA's custom calls; it needs inner='openxla'")
-    return Inner(lambda gm: gm, lambda: None)
+    return Inner()

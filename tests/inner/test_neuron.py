@@ -7,7 +7,6 @@ import fluxrewrite
 from fluxrewrite.errors import InputError
 from fluxrewrite.inner import neuron
 from fluxrewrite.kernel import Kernel
-from fluxrewrite.provider import Implementation
 
 
 def test_an_argument_that_no_custom_op_takes(monkeypatch):
@@ -15,7 +14,6 @@ def test_an_argument_that_no_custom_op_takes(monkeypatch):
     torch.library.define("fluxrewrite_test::odd", "(Tensor x, Device where) -> Tensor")
     odd = Kernel("odd", torch.ops.fluxrewrite_test.odd.default, (), "")
     monkeypatch.setattr(neuron, "load_kernels", lambda names: {"odd": odd})
-    monkeypatch.setattr(neuron, "implementations", lambda _: {"odd": Implementation(lambda *a: a[1], (), "m:f")})
     with pytest.raises(InputError, match="argument where of type Device"):
         neuron.neuron_op("odd", "mine", 2)
 

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fluxrewrite
 from fluxrewrite.errors import InputError
+from fluxrewrite.failures import Failures
 from fluxrewrite.inner.device import Device
 from fluxrewrite.inner.neuron import neuron_op
 
@@ -246,15 +247,23 @@ def test_the_silent_rerun_is_told_once(neuron, block, monkeypatch, caplog, setti
     assert [r.model.eager_fallback for r in backend.reports] == [setting != "1"] * 2
 
 
-def test_what_the_stand_in_does_when_execution_fails(neuron, block, monkeypatch):
-    """So that the tests above would not pass by a rerun of the graph as it was."""
+@pytest.mark.parametrize("moment", ["compile", "first run"])
+def test_a_kernel_that_fails_there(neuron, block, monkeypatch, caplog, moment):
+    """The error says which call it came from, through TorchNeuron's layers; without a kernel the graph runs."""
     if neuron.real:
         pytest.skip("a failure of the stand-in's kernels")
     x = torch.randn(1, 2, 5, 8)
-    monkeypatch.setattr(neuron.module.hop, "refuse_strided", lambda args: 1 / 0)
-    ready = torch.compile(block, backend=fluxrewrite.backend(inner="neuron", kernels="attention"), dynamic=False)
-    with torch.no_grad(), pytest.raises(ZeroDivisionError):
-        ready(x)
+    broken = moment == "compile"
+    name = "wrap_nki" if broken else "refuse_strided"
+    monkeypatch.setattr(neuron.module if broken else neuron.module.hop, name, lambda args: 1 / 0)
+    backend, strict = (fluxrewrite.backend(inner="neuron", kernels="attention", strict=s) for s in (False, True))
+    backend.failures, strict.failures = Failures(), Failures()
+    with torch.no_grad(), caplog.at_level(logging.WARNING, "fluxrewrite"):
+        torch.testing.assert_close(torch.compile(block, backend=backend, dynamic=False)(x), block(x))
+        assert f"kernel attention failed at {moment}: ZeroDivisionError" in caplog.text
+        assert [s.choice for r in backend.reports for s in r.sites] == ["keep"]
+        with pytest.raises(Exception, match=r"by zero|failed at"):
+            torch.compile(lambda x: block(x) + 1, backend=strict, dynamic=False)(x)
 
 
 def test_executions_that_cannot_be_compiled(neuron):
