@@ -1,7 +1,8 @@
 # make inspect   the main job on FLUX.2-klein-4B's real graph
 # make test      the default tests          make test-slow   the rest (wheel, Inductor matrix, full-size graphs)
 # make lint      ruff and mypy              make bench       matching against its peers
-# make xla       torch-xla in .venv-xla     make test-xla    what XLA fuses (7.2 GB, some minutes)
+# make xla       torch-xla in .venv-xla     make test-xla    what XLA makes of models (7.2 GB, some minutes)
+#                                           make test-torch29   the default tests with the torch 2.9 that is there
 # make verify    kernels against float64    make bench-kernels   modelled kernel times (NKILIB=checkout to compare)
 # make bench-plans   whole models on the CPU under each policy (half an hour)
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV_XLA ?= .venv-xla
 BIN := $(VENV)/bin
 MODEL ?= flux2-klein-4b
 
-.PHONY: inspect test test-slow xla test-xla lint schema bench bench-kernels bench-plans verify clean
+.PHONY: inspect test test-slow xla test-xla test-torch29 lint schema bench bench-kernels bench-plans verify clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fluxrewrite needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'
@@ -29,13 +30,16 @@ test-slow: $(VENV)/.installed
 
 $(VENV_XLA)/.installed: pyproject.toml constraints-xla.txt
 	$(PYTHON) -m venv $(VENV_XLA)
-	$(VENV_XLA)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir -c constraints-xla.txt -e '.[diffusers,xla]' pytest
+	$(VENV_XLA)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir -c constraints-xla.txt -e '.[diffusers,xla]' hypothesis pytest
 	touch $@
 
 xla: $(VENV_XLA)/.installed
 
 test-xla: $(VENV_XLA)/.installed
 	$(VENV_XLA)/bin/pytest tests/xla
+
+test-torch29: $(VENV_XLA)/.installed
+	$(VENV_XLA)/bin/pytest -m 'not slow' --ignore=tests/xla
 
 # mypy cannot follow the mapping of passes/ and kernels/ in the source tree: it checks an installed copy from another folder.
 lint: $(VENV)/.installed

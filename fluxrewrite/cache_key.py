@@ -26,6 +26,7 @@ def cache_key(
     target: Target | None,
     inner: Callable[..., Any],
     options: Mapping[str, Any] | None = None,
+    lnc: int | None = None,
 ) -> str:
     """A UUID that is the same for the same rules, kernels, parameters, device profile and versions, whatever the model.
 
@@ -35,8 +36,9 @@ def cache_key(
     Args:
         selection, policy, target: as the backend has them.
         inner, options: the inner backend and its options.
+        lnc: physical cores of each kernel call on a device.
     """
-    lines = _lines(selection, policy, target, inner, options)
+    lines = [*_lines(selection, policy, target, inner, options), *([] if lnc is None else [f"lnc {lnc}"])]
     return str(uuid.UUID(hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]))
 
 

@@ -127,8 +127,7 @@ def first_run(
             return current(*inputs)
         try:
             result = current(*inputs)
-            if any(isinstance(t, torch.Tensor) and t.device.type not in ("cpu", "meta") for t in inputs):
-                torch.accelerator.synchronize()
+            _wait({t.device.type for t in inputs if isinstance(t, torch.Tensor)})
         except Exception as error:
             current = after(error, inputs)
             result = current(*inputs)
@@ -136,3 +135,14 @@ def first_run(
         return result
 
     return run
+
+
+def _wait(devices: set[str]) -> None:
+    """Wait until what was begun on these types of device is done."""
+    if "xla" in devices:
+        import torch_xla
+
+        torch_xla.sync(wait=True)
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and accelerator.type in devices:
+        torch.accelerator.synchronize()

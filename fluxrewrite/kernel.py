@@ -99,7 +99,7 @@ class Kernel:
         summary: one line for `fluxrewrite kernels`.
         provider: "reference" for the op's own body, which runs anywhere; else whose kernel it stands for, as
             `fluxrewrite.provider.load_provider` takes it ("builtin", "nkilib@2.29").
-        execution: what runs when the op is called: "reference", "emulate" or "device".
+        execution: what runs when the op is called, one of `fluxrewrite.provider.EXECUTIONS`.
         efficiency: as `fluxrewrite.provider.Implementation` has it.
     """
 
@@ -110,6 +110,14 @@ class Kernel:
     provider: str = "reference"
     execution: str = "reference"
     efficiency: float = 1.0
+
+    def symbolic(self, shapes: Mapping[str, int | str]) -> Reason | None:
+        """Why a site with a symbolic size (a text) is refused: on a device, a kernel is compiled for sizes that are known."""
+        found = [f"{name} {size}" for name, size in shapes.items() if isinstance(size, str)]
+        if self.execution not in ("device", "custom_call") or not found:
+            return None
+        remedy = "kernels are compiled for static shapes (TorchNeuron refuses dynamic ones); compile with dynamic=False"
+        return Reason(Code.LIMIT, f"{', '.join(found)}: {remedy}")
 
     def refusals(self, sizes: Sizes, dtype: torch.dtype) -> tuple[Reason, ...]:
         """The limits that a site of these sizes and dtype breaks, each with its numbers."""

@@ -312,7 +312,8 @@ def _checked(
         missing = f"provider {provider!r} has no kernel named {finding.kind!r}"
         return (Reason(Code.NO_KERNEL, missing, where),)
     grad = needs_grad(view, finding.outputs)
-    limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype)
+    symbolic = kernel.symbolic(finding.shapes)
+    limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype) + ((symbolic,) if symbolic else ())
     failure = failed(finding, kernel)
     reasons = tuple(replace(r, node=where) for r in limits) + ((grad,) if grad else ())
     return reasons + ((Reason(Code.FAILED, str(failure), where),) if failure is not None else ())

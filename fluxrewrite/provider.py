@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .custom_call import custom_call_of
 from .errors import InputError, mark
-from .kernel import Kernel, Limit, load_plugins
+from .kernel import Kernel, Limit, load_kernels, load_plugins
 
 __all__ = ["EXECUTIONS", "Implementation", "Provider", "implementations", "launch", "load_provider", "provided"]
 
-EXECUTIONS = ("reference", "emulate", "device")
-"""What a call of an op runs: its reference body, the provider's kernel in an emulator, or that kernel on a device."""
+EXECUTIONS = ("reference", "emulate", "device", "custom_call")
+"""What a call of an op runs: its reference body, the provider's kernel in an emulator, that kernel on a device, or nothing:
+a bare custom call that XLA compiles, for analysis."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def provided(kernels: Iterable[Kernel], provider: str, execution: str) -> dict[s
         if execution != "reference":
             raise InputError(f"provider 'reference' has nothing to {execution}; choose builtin or nkilib")
         return {k.name: k for k in kernels}
-    if execution != "reference":
+    if execution in ("emulate", "device"):
         load_provider(provider)[0].check(execution)
     found = implementations(provider)
     return {
@@ -105,12 +107,15 @@ def provided(kernels: Iterable[Kernel], provider: str, execution: str) -> dict[s
     }
 
 
-def launch(kernel: str, provider: str, execution: str, *arguments: Any) -> Any:
+def launch(kernel: str, provider: str, execution: Any, *arguments: Any) -> Any:
     """Run the kernel of `provider` behind the op `kernel` on the op's arguments. Bodies of the ops call this.
 
+    `execution` is one of `EXECUTIONS`, or what runs the kernel itself, as `fluxrewrite.inner.Device`.
     What the kernel raises goes on up, marked with the call, so that the backend knows which site to leave alone.
     """
     try:
+        if execution == "custom_call":
+            return custom_call_of(load_kernels((kernel,))[kernel].op, arguments)
         return implementations(provider)[kernel].launch(execution, *arguments)
     except Exception as error:
         mark(error, kernel, arguments)

@@ -19,7 +19,18 @@ from .kernel import Kernel
 from .site import Code, Finding, Inline, Miss, Reason, Site
 from .steps import same_dim, same_shape
 
-__all__ = ["Builder", "Pass", "Replacement", "blocked", "dense_as", "module_with", "needs_grad", "odd_dtype", "rewrite"]
+__all__ = [
+    "Builder",
+    "Pass",
+    "Replacement",
+    "blocked",
+    "copied",
+    "dense_as",
+    "module_with",
+    "needs_grad",
+    "odd_dtype",
+    "rewrite",
+]
 
 
 class Pass:
@@ -134,10 +145,8 @@ def _fake_run(node: Node, other: Mapping[Node, Any] = MappingProxyType({})) -> A
 
 def rewrite(gm: GraphModule, replacements: Iterable[Replacement]) -> tuple[GraphModule, list[tuple[Site, Reason]]]:
     """A rewritten copy of `gm`, and the sites that had to be left alone after all. `gm` itself is not changed."""
-    graph = copy.deepcopy(gm.graph)
+    graph = copied(gm)
     twins = dict(zip(gm.graph.nodes, graph.nodes, strict=True))
-    for node in gm.graph.find_nodes(op="placeholder"):
-        twins[node].__dict__.update(node.__dict__)  # AOTAutograd asks Dynamo's placeholders for their `_dynamo_source`
     replaced: dict[Node, Node] = {}
     doomed: set[Node] = set()
     left: list[tuple[Site, Reason]] = []
@@ -239,6 +248,15 @@ def _seen_by(user: Node, node: Node, value: Any) -> Any:
         return _fake_run(user, {node: value})
     except RuntimeError as error:
         raise RewriteError(f"{user.name} cannot view strides {value.stride()}: {error}") from error
+
+
+def copied(gm: GraphModule) -> Graph:
+    """A copy of the graph of `gm`, nodes in the same order; placeholders keep what Dynamo attached to them."""
+    graph = copy.deepcopy(gm.graph)
+    for node, twin in zip(gm.graph.nodes, graph.nodes, strict=True):
+        if node.op == "placeholder":
+            twin.__dict__.update({k: v for k, v in node.__dict__.items() if k not in twin.__dict__})
+    return graph
 
 
 def module_with(gm: GraphModule, graph: Graph) -> GraphModule:

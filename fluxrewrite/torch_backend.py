@@ -21,6 +21,8 @@ from .compiling import Compiling
 from .cost import Case
 from .errors import InputError, RewriteError
 from .failures import Failures
+from .inner.prepare import WARNING, default_execution, prepare
+from .inner.prepare import Inner as Around
 from .join import Joinable
 from .local import Local, mesh_of
 from .measure import Measured
@@ -54,6 +56,7 @@ def backend(
     device: str | Path | None = None,
     evidence: Iterable[str | Path] = (),
     cache_dir: str | Path | None = None,
+    lnc: int | None = None,
 ) -> Backend:
     """A backend for `torch.compile(model, backend=fluxrewrite.backend(...))`.
 
@@ -69,24 +72,28 @@ def backend(
         options: passed to the inner backend as `options=`.
         provider: whose kernels: "builtin", "nkilib" or "nkilib@2.29" (limits of that SDK version), or "reference" for the
             bodies of the canonical ops, which take every shape.
-        execution: what a kernel call runs: "reference", the op's body in torch; "emulate", the NKI kernel on the CPU; "device".
-            By default "device" when the inner backend is "neuron", else "reference".
+        execution: what a kernel call runs: "reference", the op's body in torch; "emulate", the NKI kernel on the CPU; "device";
+            "custom_call", nothing: XLA compiles a custom call and cannot run it. By default "device" when the inner backend is
+            "neuron", or "openxla" with Neuron's packages of the XLA stack, else "reference".
         device: name or file of the device profile that times are predicted for, and with which the report tells of boundaries.
             By default "trn2" when the inner backend is "neuron", else "cpu"; `fluxrewrite calibrate` measures the machine at hand.
         evidence: files of measured runs beside those that ship.
         cache_dir: folder of the times that policy "measure" found; by default `fluxrewrite` in the folder of Inductor's cache.
+        lnc: physical NeuronCores that a kernel call on a device takes, 1 or 2; by default those of a logical core in this
+            process (NEURON_LOGICAL_NC_CONFIG, else the platform's).
 
     Raises:
         InputError: an unknown inner backend, kernel, form, policy, provider or execution, or one that cannot be had here.
     """
     inner = inner or default_inner()
-    execution = execution or ("device" if inner == "neuron" else "reference")
+    execution = execution or (default_execution(inner) if isinstance(inner, str) else "reference")
     check_policy(policy)
     selection = Selection.of(kernels, provider, execution)
+    around = prepare(inner if isinstance(inner, str) else "", execution, lnc)
     target = None
     if device is not None or report is not None or policy in CHOOSING:
         target = Target.of(device or ("trn2" if inner == "neuron" else "cpu"), evidence=evidence)
-    return Backend(inner, selection, policy, report, strict, options, target, Times(cache_dir))
+    return Backend(inner, selection, policy, report, strict, options, target, Times(cache_dir), around)
 
 
 class Backend:
@@ -107,10 +114,12 @@ class Backend:
         options: Mapping[str, Any] | None,
         target: Target | None,
         times: Times,
+        around: Around,
         failures: Failures = FAILURES,
     ) -> None:
         self.failures = failures
         self.target = target
+        self._around = around
         self._times = times
         self.inner_name, self._inner = _resolve(inner)
         self.selection = selection
@@ -135,6 +144,8 @@ class Backend:
             raise InputError(
                 f"policy 'measure' would let each of {len(among)} ranks choose by its own times; use 'auto', 'all' or a callable"
             )
+        if self._around.eager_fallback():
+            self.warn_once("eager fallback", WARNING)
         return Compiling(self, gm, among).run(example_inputs)
 
     def tell(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
@@ -156,13 +167,13 @@ class Backend:
         tags = [t for t in (torch.compiler.config.cache_key_tag, f"fluxrewrite {self.cache_key}") if t]
         config: Any = torch.compiler.config
         with config.patch(cache_key_tag=" ".join(tags)):
-            result: Callable[..., Any] = self._inner(gm, inputs, **extra)
+            result: Callable[..., Any] = self._inner(self._around.ready(gm), inputs, **extra)
         return result
 
     @functools.cached_property
     def cache_key(self) -> str:
         """See `fluxrewrite.cache_key.cache_key`; it is part of the keys of Inductor's caches."""
-        return cache_key(self.selection, self.policy, self.target, self._inner, self._options)
+        return cache_key(self.selection, self.policy, self.target, self._inner, self._options, self._around.lnc())
 
     def _measured(self, gm: GraphModule) -> Measured:
         machine = functools.partial(machine_text, inner=self._inner, name=self.inner_name, options=self._options)
@@ -206,7 +217,9 @@ class Backend:
 
     def _report(self, local: Local, analysed: Analysed, foresight: Foresight | None) -> Report:
         """The report; without predictions where making them fails, for the rewrite does not hang on them."""
-        build = functools.partial(build_report, [analysed], self.selection, self.policy, _model_info(local), _NO_TIME)
+        build = functools.partial(
+            build_report, [analysed], self.selection, self.policy, self._model_info(local), _NO_TIME
+        )
         if foresight is None or analysed.change is None:
             return build()
         try:
@@ -214,6 +227,9 @@ class Backend:
         except Exception as error:
             self.failed("predicting what the rewrite does; the report says nothing of it", error)
             return build()
+
+    def _model_info(self, local: Local) -> ModelInfo:
+        return _model_info(local).model_copy(update={"eager_fallback": self._around.eager_fallback()})
 
     def _check_carried_out(self, plan: Plan) -> None:
         """Sites whose replacement turned out to differ: raise if strict, else say so once."""

@@ -123,7 +123,7 @@ def _norm_rope_attention(
     epsilons = (eps[0], eps[0], eps[-1], eps[-1])
     out: Tensor = toolchain(execution).run(
         f"{_NKI}.norm_rope_attention:norm_rope_attention",
-        *(*streams[0], *second, *tables),
+        *(*streams[0], *tables, *second),
         *(factor, *epsilons, joint, interleaved, is_bounded),
     )
     return out

@@ -11,9 +11,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-import torch
-
 from fluxrewrite.errors import InputError
+from fluxrewrite.inner.device import Device, imported, typed
 
 from . import emulator
 
@@ -38,7 +37,7 @@ def _emulated(entry: str) -> Callable[..., Any]:
 def _imported(entry: str, _: str) -> Callable[..., Any]:
     """The kernel of a package at one place; another version of that package at another place is another kernel."""
     with _IMPORTING, _set_aside(entry), emulator.installed():
-        return _attribute(entry)
+        return imported(entry)
 
 
 @contextlib.contextmanager
@@ -65,15 +64,9 @@ def _home(package: str) -> str:
     return spec.origin or ""
 
 
-def _attribute(entry: str) -> Callable[..., Any]:
-    module, _, name = entry.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
-
-
 def _typed(language: Any, values: Iterable[Any]) -> list[Any]:
     """Dtypes of torch as those of `nki.language`; everything else as it is."""
-    return [getattr(language, str(v).removeprefix("torch.")) if isinstance(v, torch.dtype) else v for v in values]
+    return [typed(language, v) for v in values]
 
 
 class Emulator:
@@ -111,19 +104,10 @@ class Simulator:
 
     def run(self, entry: str, *arguments: Any, cores: int = 1, **options: Any) -> Any:
         """See `Toolchain`."""
-        kernel, cores = _attribute(entry), max(cores, self.cores)
+        kernel, cores = imported(entry), max(cores, self.cores)
         simulate = importlib.import_module("nki").simulate
         typed = _typed(importlib.import_module("nki.language"), arguments)
         return simulate(kernel[cores] if cores > 1 else kernel)(*typed, **options)  # type: ignore[index]
-
-
-class Device:
-    """A Neuron device, through `torch_neuronx.wrap_nki`."""
-
-    def run(self, entry: str, *arguments: Any, cores: int = 1, **options: Any) -> Any:
-        """See `Toolchain`; the tensors lie on the device."""
-        caller = importlib.import_module("torch_neuronx").wrap_nki(_attribute(entry))
-        return caller[cores](*_typed(importlib.import_module("nki.language"), arguments), **options)
 
 
 def has_nki() -> bool:

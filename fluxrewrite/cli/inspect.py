@@ -40,11 +40,14 @@ def inspect(
                                                       "'kernels.qkv<30'; may be repeated. A wrong metric lists all.")] = None,
     budget: Annotated[Path | None, typer.Option(help="TOML file of limits: a table [limits] (barriers = 10: the most it may be), "
                                                 "a list fail_on of expressions.")] = None,
+    artifacts: Annotated[Path | None, typer.Option(help="Folder that TorchNeuron kept of a compile (docs/neuron.md): its "
+                                                   "NEFFs and kernel calls beside the predicted ones.")] = None,
     format: Annotated[Format, typer.Option(help="text for people, json for programs.")] = Format.TEXT,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
 ) -> None:  # fmt: skip
     """Trace MODEL without weights and report which parts of it kernels can replace, and why not more."""
     from ..analysis import Options, inspect_spec
+    from ..artifacts import compared, read_artifacts
     from ..budget import check, parse_limit, read_budget
     from ..models import Shapes, find_model
 
@@ -57,9 +60,11 @@ def inspect(
     limits += read_budget(budget, selection.passes) if budget else []
     spec = find_model(model)
     writable(output)
+    kept = read_artifacts(artifacts) if artifacts else None
     gc.disable()  # a traced model is millions of objects: a collection takes as long as the whole analysis
     with progress(f"tracing {model}"):
         report = inspect_spec(spec, shapes, torch_dtype(dtype), options)
+    report = report if kept is None else compared(report, kept)
     _out(report, format, output)
     check(report, limits)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..custom_call import TARGET
 from ..fusion.groups import Fusion, Group, Kind
 from .hlo import Computation, Instruction, Module
 
-__all__ = ["OPAQUE_TARGET", "fusion_of", "node_of"]
+__all__ = ["fusion_of", "node_of"]
 
-OPAQUE_TARGET = "AwsNeuronCustomNativeKernel"
-"""Target of the custom call that stands for a NKI kernel in the HLO that neuronx-cc takes."""
 
 _NO_KERNEL = frozenset(
     {
@@ -34,7 +33,7 @@ _LIBRARY = frozenset({"dot", "convolution", "fft", "cholesky", "triangular-solve
 def fusion_of(module: Module, by: str, touched: bool = False) -> Fusion:
     """The kernels of the entry computation, in its order.
 
-    Kinds: "opaque" for custom calls of `OPAQUE_TARGET`; "library" for dots, convolutions and other custom calls, also where
+    Kinds: "opaque" for custom calls of `TARGET`; "library" for dots, convolutions and other custom calls, also where
     they head a fusion; "copy" for kernels that only move one tensor's values (copy, transpose, reshape, slice); "fused" for
     all other code. Parameters, constants, tuples and bitcasts are no kernels. A `call` is the kernels of what it calls when
     these are several, else one kernel.
@@ -122,7 +121,7 @@ def _body(module: Module, kernel: Instruction) -> list[Instruction]:
 
 def _kind(module: Module, kernel: Instruction) -> Kind:
     body = _body(module, kernel)
-    if any(i.target == OPAQUE_TARGET for i in body):
+    if any(i.target == TARGET for i in body):
         return "opaque"
     if any(i.opcode in _LIBRARY for i in body):
         return "library"

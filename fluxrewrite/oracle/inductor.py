@@ -28,7 +28,6 @@ import torch
 from torch._dynamo.convert_frame import compile_lock
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 from torch._inductor import compile_fx, config
-from torch._inductor.custom_graph_pass import get_custom_graph_passes
 from torch._inductor.debug import DebugContext
 from torch._inductor.fx_passes.post_grad import view_to_reshape
 from torch._inductor.utils import shape_env_from_inputs
@@ -122,6 +121,8 @@ def _alone() -> Iterator[None]:
 @contextmanager
 def _before_passes(see: Callable[[Graph], None]) -> Iterator[None]:
     """Show the decomposed graph to `see`, and then to passes of the user's own that Inductor would run there."""
+    from torch._inductor.custom_graph_pass import get_custom_graph_passes  # not in torch 2.9, which `_check` refuses
+
     with config.patch(joint_custom_pre_pass=[see, *get_custom_graph_passes(config.joint_custom_pre_pass)]):
         yield
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from ..custom_call import custom_call
 from ..errors import InputError
 from ..fusion.groups import Fusion
 from ..kernel import load_kernels
 from .hlo import parse
-from .hlo_kernels import OPAQUE_TARGET, fusion_of
+from .hlo_kernels import fusion_of
 
 __all__ = ["dump_folder", "environment", "optimised_hlo", "xla_fusion_of"]
 
@@ -154,15 +155,5 @@ class _OnXla(Interpreter):
         return value
 
     def _custom_call(self, n: Node) -> Any:
-        import torch_xla
-
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        operands = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        value = n.meta.get("example_value", n.meta.get("val"))
-        fakes, spec = torch.utils._pytree.tree_flatten(value)
-        shapes, dtypes = [list(f.shape) for f in fakes], [f.dtype for f in fakes]
-        options: Mapping[str, str] = {}
-        made = torch_xla._XLAC._xla_custom_call(
-            operands, OPAQUE_TARGET, shapes, dtypes, False, str(n.target), 1, options
-        )
-        return torch.utils._pytree.tree_unflatten(made, spec)
+        return custom_call((args, kwargs), n.meta.get("example_value", n.meta.get("val")), str(n.target))

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
-    "SCHEMA", "AbsorptionInfo", "Boundary", "BreakInfo", "ChoiceInfo", "CollectiveInfo", "CompileInfo", "Effect", "KernelInfo",
-    "KindSummary", "LostFusion", "ModelInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo",
-    "Timing", "Verdict", "schema_text",
+    "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "Boundary", "BreakInfo", "ChoiceInfo", "CollectiveInfo", "CompileInfo",
+    "Effect", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "ProcessInfo", "ReasonInfo", "Report", "Segments",
+    "SiteInfo", "StepInfo", "Summary", "TensorInfo", "Timing", "Verdict", "schema_text",
 ]  # fmt: skip
 
 SCHEMA = "fluxrewrite.report/1"
@@ -28,7 +28,11 @@ class BreakInfo(_Record):
 
 
 class ModelInfo(_Record):
-    """What was traced. `graph_nodes` counts the nodes of all graphs."""
+    """What was traced. `graph_nodes` counts the nodes of all graphs.
+
+    `eager_fallback` says whether TorchNeuron, which compiled it, may have run graphs eagerly without a word: True unless
+    TORCH_NEURONX_DISABLE_FALLBACK_EXECUTION=1 was set; None where another backend compiled it, or none.
+    """
 
     name: str
     parameters: int
@@ -41,6 +45,7 @@ class ModelInfo(_Record):
     graph_nodes: int
     graph_breaks: tuple[BreakInfo, ...] = ()
     dynamic_sizes: tuple[str, ...] = ()
+    eager_fallback: bool | None = None
 
 
 class Timing(_Record):
@@ -249,6 +254,26 @@ class Summary(_Record):
     kinds: dict[str, KindSummary]
 
 
+class ProcessInfo(_Record):
+    """What one process compiled; `custom_calls` counts those of its StableHLO by target, `kernel_calls` NKI's among them."""
+
+    name: str
+    fx_graphs: int
+    stablehlo_modules: int
+    neffs: int
+    kernel_calls: int
+    custom_calls: dict[str, int]
+
+
+class ArtifactsInfo(_Record):
+    """What TorchNeuron kept of a compile, by process, and what was predicted for each; `agree` is about NEFFs and calls."""
+
+    predicted_neffs: int
+    predicted_kernel_calls: int
+    processes: tuple[ProcessInfo, ...]
+    agree: bool
+
+
 class Report(_Record):
     """Everything that fluxrewrite knows about one model or one compile."""
 
@@ -263,6 +288,7 @@ class Report(_Record):
     effect: Effect | None = None
     summary: Summary
     verdicts: tuple[Verdict, ...] = ()
+    artifacts: ArtifactsInfo | None = None
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True)
 

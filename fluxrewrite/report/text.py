@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ..site import Code
 from .model import Report, SiteInfo
+from .text_artifacts import artifacts
 from .text_boundaries import boundary_table
 from .text_predicted import auto_is_better, choices, grid, prediction, verdict_list
 from .words import folded, sizes_text
@@ -31,6 +32,7 @@ def rendered(report: Report) -> Group:
 
 def _parts(report: Report) -> Iterable[RenderableType]:
     yield from _head(report)
+    yield from artifacts(report)
     yield from prediction(report)
     yield from verdict_list(report.verdicts)
     yield from boundary_table(report)
@@ -73,6 +75,8 @@ def _head(report: Report) -> Iterable[RenderableType]:
         yield Text(
             f"dynamic: {', '.join(m.dynamic_sizes[:6])}{' …' if len(m.dynamic_sizes) > 6 else ''}", style="yellow"
         )
+    if m.eager_fallback:
+        yield Text("TorchNeuron may run graphs eagerly: set TORCH_NEURONX_DISABLE_FALLBACK_EXECUTION=1", style="yellow")
     if m.graphs == 0:
         yield Text("Dynamo made no graph: the call runs no traceable operation.", style="yellow")
     yield Text("")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ from .run import jit, simulate
 
 def _module(name: str, **content: object) -> ModuleType:
     module = ModuleType(name, "Stand-in made by fluxrewrite.kernels.emulator.")
+    module.__spec__ = ModuleSpec(name, None)  # `importlib.util.find_spec` refuses a loaded module without one
     module.__dict__.update(content)
     return module
 

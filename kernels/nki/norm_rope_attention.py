@@ -60,14 +60,14 @@ def norm_rope_attention(
     v0: nl.NkiTensor,
     gamma_q0: nl.NkiTensor,
     gamma_k0: nl.NkiTensor,
-    q1: nl.NkiTensor,
-    k1: nl.NkiTensor,
-    v1: nl.NkiTensor,
-    gamma_q1: nl.NkiTensor,
-    gamma_k1: nl.NkiTensor,
     cos: nl.NkiTensor,
     sin: nl.NkiTensor,
-    scale: float,
+    q1: nl.NkiTensor = None,
+    k1: nl.NkiTensor = None,
+    v1: nl.NkiTensor = None,
+    gamma_q1: nl.NkiTensor = None,
+    gamma_k1: nl.NkiTensor = None,
+    scale: float = 1.0,
     eps_q0: float = 1e-6,
     eps_k0: float = 1e-6,
     eps_q1: float = 1e-6,
@@ -77,7 +77,7 @@ def norm_rope_attention(
     is_bounded: bool = False,
     flat: bool = False,
 ) -> nl.NkiTensor:
-    """Return attention over the joined sequence; without `two_streams` the tensors of stream 1 may be None."""
+    """Return attention over the joined sequence; without `two_streams` those of stream 1 are None."""
     streams = [_stream(q0, k0, v0, gamma_q0, gamma_k0, eps_q0, eps_k0, 0)]
     if two_streams:
         streams.append(_stream(q1, k1, v1, gamma_q1, gamma_k1, eps_q1, eps_k1, q0.shape[1]))

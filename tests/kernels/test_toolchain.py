@@ -40,27 +40,7 @@ def packages(monkeypatch):
     language.bfloat16 = "nl.bfloat16"
     kernels.kernel = Kernel()
     nki.simulate = lambda kernel: lambda *a, **o: ("simulated", *kernel(*a, **o))
-    neuron.wrap_nki = lambda kernel: (
-        SimpleNamespace(kernel=kernel, __class__=None) if kernel is None else Wrapped(kernel)
-    )
     return SimpleNamespace(nki=nki, language=language, neuron=neuron, kernels=kernels)
-
-
-class Wrapped:
-    """What `torch_neuronx.wrap_nki` gives: called on a grid of cores only."""
-
-    def __init__(self, kernel):
-        self.kernel = kernel
-
-    def __getitem__(self, cores):
-        return lambda *a, **o: ("on device", self.kernel, cores, a, o)
-
-
-def test_a_device_is_called_through_wrap_nki(packages):
-    x = torch.randn(2)
-    found = Device().run("some_kernels:kernel", x, None, torch.bfloat16, 3, cores=2, flag=True)
-    assert found == ("on device", packages.kernels.kernel, 2, (x, None, "nl.bfloat16", 3), {"flag": True})
-    assert Device().run("some_kernels:kernel", x)[2] == 1
 
 
 def test_the_simulator_is_called_on_its_cores(packages):

@@ -1,5 +1,6 @@
 """Asking another interpreter: what goes wrong, and its JSON. What XLA answers is tested in tests/xla."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from fluxrewrite.models import Shapes
 from fluxrewrite.oracle.records import fusion_from_json, fusion_to_json
 from fluxrewrite.oracle.xla import xla_fusion
 from fluxrewrite.oracle.xla_graph import xla_fusion_of
+
+without = pytest.mark.skipif(importlib.util.find_spec("torch_xla") is not None, reason="torch-xla is installed here")
 
 
 def test_json_keeps_a_fusion():
@@ -39,6 +42,7 @@ def test_an_interpreter_without_our_packages(tmp_path):
         xla_fusion(file, "flux2-klein-4b", Shapes())
 
 
+@without
 def test_an_interpreter_without_torch_xla():
     with pytest.raises(InputError, match=r"torch-xla cannot be imported .*run: make xla"):
         xla_fusion(Path(sys.executable), "flux2-klein-4b", Shapes())
@@ -49,6 +53,7 @@ def test_no_answer_in_time():
         xla_fusion(Path(sys.executable), "flux2-klein-4b", Shapes(), timeout_s=0.01)
 
 
+@without
 def test_in_process_without_torch_xla(trace):
     gm = trace(lambda x: x + 1, x=torch.ones(2))
     with pytest.raises(InputError, match=r"torch-xla cannot be imported .*run: make xla"):

@@ -15,8 +15,8 @@ if importlib.util.find_spec("torch_xla"):
     os.environ.update(environment(Path(_dump.name)))
 
 
-@pytest.fixture
-def small(tmp_path):
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
     """A folder with the config of a FLUX.2 transformer of 1 + 2 blocks: 3 attentions, 6 rotations, 4 projections."""
     config = {
         "_class_name": "Flux2Transformer2DModel",
@@ -29,5 +29,6 @@ def small(tmp_path):
         "guidance_embeds": False,
         "axes_dims_rope": [16, 16, 16, 16],
     }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    return str(tmp_path)
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)

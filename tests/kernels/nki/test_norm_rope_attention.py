@@ -87,7 +87,7 @@ def check(
     wanted = expected(streams, cos, sin, scale, interleaved, list(eps))
     two = len(lengths) == 2
     run = emulator.simulate(kernel, lnc=lnc)(
-        *streams[0], *(streams[1] if two else (None,) * 5), cos, sin, scale, *eps, two, interleaved, bounded, flat
+        *streams[0], cos, sin, *(streams[1] if two else (None,) * 5), scale, *eps, two, interleaved, bounded, flat
     )
     got = run.outputs
     batch, heads, size = sizes
@@ -164,9 +164,7 @@ def test_bounded_at_its_limit(kernel: Any) -> None:
         cos, sin = np.ones((200, 64), FP32), np.zeros((200, 64), FP32)
         stream = (q, (sign * q).astype(FP32), v, gamma_q, gamma_k)
         wanted = expected([stream], cos, sin, 0.125, True, [1e-6] * 4)
-        got = emulator.simulate(kernel)(
-            *stream, *(None,) * 5, cos, sin, 0.125, two_streams=False, is_bounded=True
-        ).outputs
+        got = emulator.simulate(kernel)(*stream, cos, sin, scale=0.125, two_streams=False, is_bounded=True).outputs
         assert np.linalg.norm(got - wanted) <= 1e-4 * np.linalg.norm(wanted)
 
 
@@ -176,7 +174,7 @@ def test_tables_of_other_types_and_general_rotations(kernel: Any) -> None:
     rng = np.random.default_rng(4)
     cos, sin = (rng.uniform(-1, 1, (140, 64)).astype(BF16) for _ in range(2))
     wanted = expected(streams, cos, sin, 0.125, True, [1e-6] * 4)
-    got = emulator.simulate(kernel)(*streams[0], *streams[1], cos, sin, 0.125).outputs
+    got = emulator.simulate(kernel)(*streams[0], cos, sin, *streams[1], 0.125).outputs
     assert np.linalg.norm(got - wanted) <= 1e-5 * np.linalg.norm(wanted)
 
 
@@ -187,7 +185,7 @@ def profile(kernel: Any, lengths: tuple[int, int], heads: int, bounded: bool) ->
     streams = [(*(zeros(1, n, heads, 128),) * 3, zeros(128), zeros(128)) for n in lengths]
     table = zeros(sum(lengths), 128, dtype=np.float32)
     run = emulator.simulate(kernel, numerics=False)
-    return run(*streams[0], *streams[1], table, table, 0.0883, is_bounded=bounded).profile
+    return run(*streams[0], table, table, *streams[1], 0.0883, is_bounded=bounded).profile
 
 
 def attention_profile(length: int, heads: int) -> Any:
