@@ -30,7 +30,6 @@ from torch import nn
 from torch._C._distributed_c10d import _resolve_process_group
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import GroupName
 from torch.distributed.tensor import DTensor
 from torch.fx import GraphModule, Node
 
@@ -262,7 +261,7 @@ def _group_of(node: Node) -> Sequence[int]:
         return ()
     group = node.args[-1]
     if isinstance(group, str):
-        return dist.get_process_group_ranks(_resolve_process_group(GroupName(group)))
+        return dist.get_process_group_ranks(_resolve_process_group(group))  # type: ignore[arg-type]  # a str in torch 2.9
     return dist.get_process_group_ranks(None)
 
 
