@@ -14,7 +14,8 @@ from .graph import GraphView
 from .plan import Plan
 from .segments import segments
 from .site import Site
-from .step import Calls, Step, calls_for, step_time
+from .step import Calls, Step, calls_for, group_times, total
+from .strip import Around, Strip, around, strips
 from .target import Target
 
 __all__ = ["Effect", "effect_of"]
@@ -31,6 +32,8 @@ class Effect:
         kernels_before, kernels_after: compiled kernels and calls.
         segments_before, segments_after: executables.
         before, after: predicted time of a step.
+        strips: the kernels by blocks.
+        calls: the kernel calls among their neighbours, in graph order.
     """
 
     boundaries: tuple[Boundary, ...]
@@ -43,6 +46,8 @@ class Effect:
     segments_after: int
     before: Step
     after: Step
+    strips: tuple[Strip, ...] = ()
+    calls: tuple[Around, ...] = ()
 
 
 def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Target) -> Effect:
@@ -57,27 +62,30 @@ def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Targe
     taken = [d.finding for d in plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
     sites = sorted(taken, key=lambda s: view.order(s.outputs[0]))
     before = Graph(view, fuse(view, target.rules))
-    time_before = step_time(view, before.prediction, target, Calls())
-    total = before.prediction.fusion
+    times = group_times(view, before.prediction, target, Calls())
+    time_before, made = total(times, target), before.prediction.fusion
     if not plan.replacements():
-        size, count = total.bytes, len(total.groups)
-        return Effect((), (), size, size, count, count, 1, 1, time_before, time_before)
+        size, count, blocks = made.bytes, len(made.groups), strips(before, before, (times, times), {})
+        return Effect((), (), size, size, count, count, 1, 1, time_before, time_before, blocks)
     after_view = GraphView(rewritten.graph)
     after = Graph(after_view, fuse(after_view, target.rules))
     calls = {c: s for s, c in zip(sites, calls_of(after_view, sites), strict=True) if c is not None}
     work = calls_for(view, {c.name: s for c, s in calls.items()}, target, plan.selection.kernels)
+    times_after = group_times(after_view, after.prediction, target, work)
     executables = segments(after_view, list(calls)) + len(calls) if target.regime == "lazy" else 1
     return Effect(
         boundaries=tuple(find_boundaries(before, after, sites, target.regime)),
         elsewhere=_elsewhere(before, after, sites),
-        bytes_before=total.bytes,
+        bytes_before=made.bytes,
         bytes_after=after.prediction.fusion.bytes,
-        kernels_before=len(total.groups),
+        kernels_before=len(made.groups),
         kernels_after=len(after.prediction.fusion.groups),
         segments_before=1,
         segments_after=executables,
         before=time_before,
-        after=step_time(after_view, after.prediction, target, work, executables),
+        after=total(times_after, target, executables),
+        strips=strips(before, after, (times, times_after), calls),
+        calls=around(after_view, calls),
     )
 
 
