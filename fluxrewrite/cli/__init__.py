@@ -12,6 +12,7 @@ from .calibrate import calibrate
 from .devices import devices
 from .diff import diff
 from .inspect import inspect
+from .show import show
 from .verify import verify
 
 __all__ = ["app", "main"]
@@ -30,6 +31,9 @@ app.command(
 app.command(
     epilog="Exit codes: 0 done, 1 they differ and --exit-code is given, 2 bad input. Example: fluxrewrite diff old.json new.json"
 )(diff)
+app.command(
+    epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite show report.json --format html -o report.html"
+)(show)
 app.command(
     epilog="Exit codes: 0 all within their limits, 1 not, 2 bad input. Example: fluxrewrite verify --kernels --quick"
 )(verify)

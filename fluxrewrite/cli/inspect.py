@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .shared import Dtype, Format, PolicyName, Regime, progress, show, torch_dtype, writable, write
-
-if TYPE_CHECKING:
-    from ..report.model import Report
+from .forms import ReportFormat, check_site, emit
+from .shared import Dtype, PolicyName, Regime, progress, torch_dtype, writable
 
 __all__ = ["inspect"]
 
@@ -40,7 +38,9 @@ def inspect(
                                                       "'kernels.qkv<30'; may be repeated. A wrong metric lists all.")] = None,
     budget: Annotated[Path | None, typer.Option(help="TOML file of limits: a table [limits] (barriers = 10: the most it may be), "
                                                 "a list fail_on of expressions.")] = None,
-    format: Annotated[Format, typer.Option(help="text for people, json for programs.")] = Format.TEXT,
+    format: Annotated[ReportFormat, typer.Option(help="text for people, html for a page in one file, svg and dot for the boundary "
+                                                 "map as a picture, json for programs.")] = ReportFormat.TEXT,
+    site: Annotated[str | None, typer.Option(help="With svg or dot: draw the neighbourhood of the site with this id.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
 ) -> None:  # fmt: skip
     """Trace MODEL without weights and report which parts of it kernels can replace, and why not more."""
@@ -48,6 +48,7 @@ def inspect(
     from ..budget import check, parse_limit, read_budget
     from ..models import Shapes, find_model
 
+    check_site(format, site)
     shapes = Shapes(image_tokens, text_tokens, batch)
     options = Options(
         kernels, policy.value, dynamic, provider, tp, device, regime.value, compiler, tuple(evidence or ())
@@ -60,14 +61,5 @@ def inspect(
     gc.disable()  # a traced model is millions of objects: a collection takes as long as the whole analysis
     with progress(f"tracing {model}"):
         report = inspect_spec(spec, shapes, torch_dtype(dtype), options)
-    _out(report, format, output)
+    emit(report, format, output, site)
     check(report, limits)
-
-
-def _out(report: Report, format: Format, output: Path | None) -> None:
-    if format is Format.JSON:
-        write(report.to_json(), output)
-        return
-    from ..report.text import rendered
-
-    show(rendered(report), output)

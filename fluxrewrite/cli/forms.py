@@ -1,0 +1,57 @@
+"""The forms of a report: what `inspect` and `show` write."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from .shared import show, write
+
+if TYPE_CHECKING:
+    from ..report.model import Report
+
+__all__ = ["ReportFormat", "check_site", "emit"]
+
+
+class ReportFormat(StrEnum):
+    """Output formats of a report."""
+
+    TEXT = "text"
+    JSON = "json"
+    HTML = "html"
+    SVG = "svg"
+    DOT = "dot"
+
+
+def check_site(format: StrEnum, site: str | None) -> None:
+    """Raise InputError when a site is given with a format that shows the whole report."""
+    if site is not None and format not in (ReportFormat.SVG, ReportFormat.DOT):
+        raise InputError(f"--site {site} goes with --format svg or dot, not with {format.value}")
+
+
+def emit(report: Report, format: StrEnum, output: Path | None, site: str | None = None) -> None:
+    """Write a report in a format, to a file or the terminal; with `site`, the neighbourhood of that site.
+
+    Raises InputError for an unknown site, and for a picture of a report that has no blocks.
+    """
+    if format == ReportFormat.TEXT:
+        from ..report.text import rendered
+
+        show(rendered(report), output)
+    else:
+        write(_text(report, ReportFormat(format.value), site), output)
+
+
+def _text(report: Report, format: ReportFormat, site: str | None) -> str:
+    from ..draw import dot, near, page, svg
+
+    if format is ReportFormat.JSON:
+        return report.to_json()
+    if format is ReportFormat.HTML:
+        return page.page(report)
+    if site is not None:
+        found = near.near(report, near.site_of(report, site))
+        return near.near_svg(found) if format is ReportFormat.SVG else dot.near_dot(found)
+    return svg.map_svg(report) if format is ReportFormat.SVG else dot.map_dot(report)
