@@ -34,6 +34,8 @@ class Effect:
         before, after: predicted time of a step.
         strips: the kernels by blocks.
         calls: the kernel calls among their neighbours, in graph order.
+        graphs: both graphs, and what the compiler makes of them.
+        times: of each kernel of both.
     """
 
     boundaries: tuple[Boundary, ...]
@@ -48,6 +50,8 @@ class Effect:
     after: Step
     strips: tuple[Strip, ...] = ()
     calls: tuple[Around, ...] = ()
+    graphs: tuple[Graph, ...] = ()
+    times: tuple[tuple[Step, ...], ...] = ()
 
 
 def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Target) -> Effect:
@@ -62,30 +66,38 @@ def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Targe
     taken = [d.finding for d in plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
     sites = sorted(taken, key=lambda s: view.order(s.outputs[0]))
     before = Graph(view, fuse(view, target.rules))
-    times = group_times(view, before.prediction, target, Calls())
-    time_before, made = total(times, target), before.prediction.fusion
+    times = tuple(group_times(view, before.prediction, target, Calls()))
     if not plan.replacements():
-        size, count, blocks = made.bytes, len(made.groups), strips(before, before, (times, times), {})
-        return Effect((), (), size, size, count, count, 1, 1, time_before, time_before, blocks)
+        return _unchanged(before, times, target)
     after_view = GraphView(rewritten.graph)
     after = Graph(after_view, fuse(after_view, target.rules))
     calls = {c: s for s, c in zip(sites, calls_of(after_view, sites), strict=True) if c is not None}
     work = calls_for(view, {c.name: s for c, s in calls.items()}, target, plan.selection.kernels)
-    times_after = group_times(after_view, after.prediction, target, work)
+    times_after = tuple(group_times(after_view, after.prediction, target, work))
     executables = segments(after_view, list(calls)) + len(calls) if target.regime == "lazy" else 1
     return Effect(
         boundaries=tuple(find_boundaries(before, after, sites, target.regime)),
         elsewhere=_elsewhere(before, after, sites),
-        bytes_before=made.bytes,
+        bytes_before=before.prediction.fusion.bytes,
         bytes_after=after.prediction.fusion.bytes,
-        kernels_before=len(made.groups),
-        kernels_after=len(after.prediction.fusion.groups),
+        kernels_before=len(times),
+        kernels_after=len(times_after),
         segments_before=1,
         segments_after=executables,
-        before=time_before,
+        before=total(times, target),
         after=total(times_after, target, executables),
         strips=strips(before, after, (times, times_after), calls),
         calls=around(after_view, calls),
+        graphs=(before, after),
+        times=(times, times_after),
+    )
+
+
+def _unchanged(graph: Graph, times: tuple[Step, ...], target: Target) -> Effect:
+    size, count, step = graph.prediction.fusion.bytes, len(times), total(times, target)
+    blocks = strips(graph, graph, (times, times), {})
+    return Effect(
+        (), (), size, size, count, count, 1, 1, step, step, blocks, graphs=(graph, graph), times=(times, times)
     )
 
 

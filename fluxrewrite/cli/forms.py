@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +11,10 @@ from ..errors import InputError
 from .shared import show, write
 
 if TYPE_CHECKING:
+    from ..report.build import Analysed
     from ..report.model import Report
 
-__all__ = ["ReportFormat", "check_site", "emit"]
+__all__ = ["InspectFormat", "ReportFormat", "check_site", "emit", "emit_graphs"]
 
 
 class ReportFormat(StrEnum):
@@ -23,6 +25,17 @@ class ReportFormat(StrEnum):
     HTML = "html"
     SVG = "svg"
     DOT = "dot"
+
+
+class InspectFormat(StrEnum):
+    """Output formats of `inspect`: those of a report, and one that needs the graphs too."""
+
+    TEXT = "text"
+    JSON = "json"
+    HTML = "html"
+    SVG = "svg"
+    DOT = "dot"
+    MODEL_EXPLORER = "model-explorer"
 
 
 def check_site(format: StrEnum, site: str | None) -> None:
@@ -55,3 +68,13 @@ def _text(report: Report, format: ReportFormat, site: str | None) -> str:
         found = near.near(report, near.site_of(report, site))
         return near.near_svg(found) if format is ReportFormat.SVG else dot.near_dot(found)
     return svg.map_svg(report) if format is ReportFormat.SVG else dot.map_dot(report)
+
+
+def emit_graphs(report: Report, graphs: Sequence[Analysed], output: Path | None) -> None:
+    """Write the graphs for Model Explorer; to a file with files of node data beside it, "x.bytes.json" and "x.us.json"."""
+    from ..draw.explorer import collection, node_data
+
+    write(collection(report, graphs), output)
+    if output is not None:
+        for what, text in node_data(graphs).items():
+            write(text, output.with_suffix(f".{what}.json"))

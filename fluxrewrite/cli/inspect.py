@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .forms import ReportFormat, check_site, emit
+from .forms import InspectFormat, check_site, emit, emit_graphs
 from .shared import Dtype, PolicyName, Regime, progress, torch_dtype, writable
 
 __all__ = ["inspect"]
@@ -38,13 +38,14 @@ def inspect(
                                                       "'kernels.qkv<30'; may be repeated. A wrong metric lists all.")] = None,
     budget: Annotated[Path | None, typer.Option(help="TOML file of limits: a table [limits] (barriers = 10: the most it may be), "
                                                 "a list fail_on of expressions.")] = None,
-    format: Annotated[ReportFormat, typer.Option(help="text for people, html for a page in one file, svg and dot for the boundary "
-                                                 "map as a picture, json for programs.")] = ReportFormat.TEXT,
+    format: Annotated[InspectFormat, typer.Option(help="text for people, html for a page in one file, svg and dot for the boundary "
+                                                  "map as a picture, json for programs, model-explorer for both graphs in "
+                                                  "ai-edge-model-explorer.")] = InspectFormat.TEXT,
     site: Annotated[str | None, typer.Option(help="With svg or dot: draw the neighbourhood of the site with this id.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
 ) -> None:  # fmt: skip
     """Trace MODEL without weights and report which parts of it kernels can replace, and why not more."""
-    from ..analysis import Options, inspect_spec
+    from ..analysis import Options, inspect_graphs
     from ..budget import check, parse_limit, read_budget
     from ..models import Shapes, find_model
 
@@ -60,6 +61,9 @@ def inspect(
     writable(output)
     gc.disable()  # a traced model is millions of objects: a collection takes as long as the whole analysis
     with progress(f"tracing {model}"):
-        report = inspect_spec(spec, shapes, torch_dtype(dtype), options)
-    emit(report, format, output, site)
+        report, graphs = inspect_graphs(spec, shapes, torch_dtype(dtype), options)
+    if format is InspectFormat.MODEL_EXPLORER:
+        emit_graphs(report, graphs, output)
+    else:
+        emit(report, format, output, site)
     check(report, limits)

@@ -199,7 +199,7 @@ def _tile(block: BlockInfo, held: _Held, scale: _Scale) -> Tile:
 
 
 def _name(block: BlockInfo) -> str:
-    return block.path.rpartition(".")[2] or "outside blocks"
+    return block.path.rpartition(".")[2] or "its kernels"
 
 
 def _row(parts: Sequence[PartInfo], y: float, scale: _Scale, show_taken: bool) -> tuple[Row, float]:

@@ -167,7 +167,7 @@ def test_names_that_are_markup_are_text(look, page_of):
     assert browser.find_elements("css selector", "img") == []
     button = browser.find_elements("css selector", "#map button.hit")[0]
     button.click()
-    assert browser.find_element("id", "detail-title").text == "<script>alert(1)</script>.attention.0"
+    assert "<script>alert(1)</script>" in browser.find_element("id", "detail-title").text
     assert "<img src=x onerror=alert(1)>" in browser.find_element("id", "sites").get_attribute("textContent")
 
 

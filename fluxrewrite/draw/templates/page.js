@@ -16,8 +16,14 @@
       title.textContent = button.dataset.title;
       detail.scrollTop = 0;
     };
+    const leave = () => {
+      chosen.setAttribute("aria-pressed", "false");
+      chosen = null;
+      detail.classList.remove("open");
+    };
     const choose = (button) => {
-      if (chosen) chosen.setAttribute("aria-pressed", "false");
+      if (chosen === button) return leave();
+      if (chosen) leave();
       chosen = button;
       button.setAttribute("aria-pressed", "true");
       detail.classList.add("open");
@@ -58,10 +64,7 @@
       if (button) for (const b of buttons) b.tabIndex = b === button ? 0 : -1;
     });
     document.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || !chosen) return;
-      chosen.setAttribute("aria-pressed", "false");
-      chosen = null;
-      detail.classList.remove("open");
+      if (event.key === "Escape" && chosen) leave();
     });
   }
   let opened = [];
