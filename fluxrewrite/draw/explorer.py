@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from ..boundary import Graph
 from ..graph import GraphView, module_path
 from ..report.build import Analysed
-from ..report.model import BlockInfo, Boundary, CallInfo, Report
+from ..report.model import BlockInfo, Boundary, CallInfo, Report, SiteInfo
 from ..report.words import bytes_text, time_text
 from ..step import Step
 from ..steps import size_of
@@ -41,13 +41,15 @@ def collection(report: Report, graphs: Sequence[Analysed]) -> str:
             found.append({"id": before, "nodes": _nodes(analysed.view, (), {})})
             continue
         blocks = [b for b in report.blocks if b.graph == index]
-        calls = {c.name: c for c in report.calls if c.graph == index}
+        calls = [c for c in report.calls if c.graph == index]
+        sites = {s.id: s for s in report.sites}
+        taken = {c.name: sites[c.site] for c in calls}
         borders = [b for b in report.boundaries if b.graph == index and b.site]
         first, second = change.graphs
         lost = _lost(borders, {n.name for n in first.view.nodes})
         found.append(_graph(before, first, change.times[0], {}, blocks, "before", lost))
         found.append(
-            _graph(after, second, change.times[1], calls, blocks, "after", _borders(borders, calls, second.view))
+            _graph(after, second, change.times[1], taken, blocks, "after", _borders(borders, calls, second.view))
         )
     return json.dumps({"label": report.model.name, "graphs": found}, separators=(",", ":")) + "\n"
 
@@ -107,7 +109,7 @@ def _graph(
     name: str,
     graph: Graph,
     times: Sequence[Step],
-    calls: Mapping[str, CallInfo],
+    calls: Mapping[str, SiteInfo],
     blocks: Sequence[BlockInfo],
     when: str,
     overlays: Sequence[Json],
@@ -145,24 +147,24 @@ def _space(path: str) -> str:
     return path.replace("/", "|").replace(".", "/")
 
 
-def _nodes(view: GraphView, kernels: Iterable[tuple[Node, Any, Step]], calls: Mapping[str, CallInfo]) -> list[Json]:
+def _nodes(view: GraphView, kernels: Iterable[tuple[Node, Any, Step]], calls: Mapping[str, SiteInfo]) -> list[Json]:
     held: dict[str, list[tuple[Any, Step]]] = defaultdict(list)
     for node, group, time in kernels:
         held[node.name].append((group, time))
     return [_node(view, node, held[node.name], calls.get(node.name)) for node in view.nodes]
 
 
-def _node(view: GraphView, node: Node, kernels: Sequence[tuple[Any, Step]], call: CallInfo | None) -> Json:
+def _node(view: GraphView, node: Node, kernels: Sequence[tuple[Any, Step]], site: SiteInfo | None) -> Json:
     attributes = [{"key": "name", "value": node.name}]
-    if call is not None:
-        attributes.append({"key": "site", "value": call.site})
+    if site is not None:
+        attributes.append({"key": "site", "value": site.id})
     for group, time in kernels:
         moved = f"reads {bytes_text(group.reads)}, writes {bytes_text(group.writes)}, {time_text(time.us)}"
         attributes.append({"key": f"kernel {group.name}", "value": f"{group.kind}: {moved}"})
     found: Json = {
         "id": node.name,
         "label": view.op(node) if node.op in ("call_function", "call_method") else node.op,
-        "namespace": _space(module_path(node)),
+        "namespace": _space(module_path(node) if site is None else site.path),
         "attrs": attributes,
         "incomingEdges": [
             {"sourceNodeId": n.name, "sourceNodeOutputId": "0", "targetNodeInputId": str(i)}
@@ -172,7 +174,7 @@ def _node(view: GraphView, node: Node, kernels: Sequence[tuple[Any, Step]], call
             _result(i, v) for i, v in enumerate(tree_leaves(view.value(node))) if isinstance(v, torch.Tensor)
         ],
     }
-    return {**found, "style": _CALL} if call is not None else found
+    return {**found, "style": _CALL} if site is not None else found
 
 
 def _result(index: int, value: torch.Tensor) -> Json:
@@ -192,9 +194,9 @@ def _lost(borders: Sequence[Boundary], nodes: set[str]) -> list[Json]:
     return [{"name": "lost fusions", "edgeColor": _LOST, "edges": edges}] if edges else []
 
 
-def _borders(borders: Sequence[Boundary], calls: Mapping[str, CallInfo], view: GraphView) -> list[Json]:
+def _borders(borders: Sequence[Boundary], calls: Sequence[CallInfo], view: GraphView) -> list[Json]:
     """For each kind of boundary an overlay of the tensors that go through memory, with their bytes."""
-    by_site = {c.site: c for c in calls.values()}
+    by_site = {c.site: c for c in calls}
     names = {n.name for n in view.nodes}
     edges: dict[str, list[Json]] = defaultdict(list)
     for b in borders:
