@@ -10,7 +10,6 @@ from fluxrewrite.analysis import inspect_spec
 from fluxrewrite.draw.page import page
 from fluxrewrite.models import Shapes, find_model
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium; make test-browser installs it")
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -21,6 +20,7 @@ FLAGS = (
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory):
     """A running Chromium that logs its console and its network."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium; make test-browser installs it")
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
         pytest.skip("needs chromium and chromedriver; make test-browser installs them on Debian")
