@@ -127,6 +127,20 @@ def test_nothing_breaks_out_of_the_window(look, klein, klein_page, width, dark, 
     assert browser.save_screenshot(str(tmp_path / f"{width}.png"))
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_panel_does_not_hide_what_was_chosen_and_a_second_click_closes_it(look, klein, klein_page, width):
+    browser = look(klein_page, width)
+    button = click(browser, klein.calls[2].site)
+    bottom = browser.execute_script("return arguments[0].getBoundingClientRect().bottom", button)
+    detail = browser.find_element("id", "detail")
+    if width == 360:
+        assert bottom <= browser.execute_script("return arguments[0].getBoundingClientRect().top", detail)
+    assert "open" in detail.get_attribute("class")
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    assert "open" not in detail.get_attribute("class")
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_axe_finds_nothing_serious(look, axe, klein, klein_page, width, dark):

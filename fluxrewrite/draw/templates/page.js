@@ -28,6 +28,7 @@
       button.setAttribute("aria-pressed", "true");
       detail.classList.add("open");
       show(button);
+      button.scrollIntoView({ block: "nearest" });
     };
     const reach = (button) => {
       for (const b of buttons) b.tabIndex = -1;
