@@ -23,7 +23,7 @@ from .errors import InputError
 from .graph import GraphView
 from .join import Joinable, parameters
 from .models import ModelSpec, Shapes
-from .plan import Plan, Policy, Selection, apply, check_policy, make_plan
+from .plan import Failed, Plan, Policy, Selection, apply, check_policy, make_plan
 from .price import Predicted
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.model import BreakInfo, ModelInfo, Report, Timing
@@ -43,7 +43,7 @@ class Options:
             site to rewrite.
         dynamic: trace with symbolic sizes.
         provider: whose kernels, as `fluxrewrite.backend` takes it.
-        tp: ranks among which heads and columns are divided before limits are checked.
+        tp: ranks to divide the model among by its own `_tp_plan`; the report is then on one of them.
         device: name or file of a device profile: what times are predicted for.
         regime: "compile", or "lazy", where every kernel call splits the executable.
         compiler: name or file of fusion rules; by default those of the device's compiler.
@@ -63,10 +63,12 @@ class Options:
     def resolve(self) -> tuple[Selection, Target]:
         """Passes and kernels, and the target. Raises InputError for unknown names and unreadable files."""
         check_policy(self.policy)
+        if self.tp < 1:
+            raise InputError(f"tp {self.tp}: the number of ranks is 1 or more")
         if self.policy == "measure":
             raise InputError("policy 'measure' runs kernels; use it in fluxrewrite.backend, or 'auto' to predict")
         return (
-            Selection.of(self.kernels, self.provider, tp=self.tp),
+            Selection.of(self.kernels, self.provider),
             Target.of(self.device, self.regime, self.compiler, self.evidence),
         )
 
@@ -80,6 +82,7 @@ def analyse(
     on_error: Callable[[str, Exception], None] | None = None,
     price: Callable[[GraphView], Price] | None = None,
     joinable: Joinable = parameters,
+    failed: Failed = lambda site, kernel: None,
 ) -> tuple[Analysed, GraphModule]:
     """View one graph, plan its rewrite, carry it out on a copy, and predict what that does if there is a target.
 
@@ -88,7 +91,7 @@ def analyse(
         selection, policy, on_error: as `make_plan` takes them.
         target, case: what predictions are made for.
         price: compares sets of kernels in the place of the prediction, as the policy "measure" does.
-        joinable: as `make_plan` takes it.
+        joinable, failed: as `make_plan` takes them.
     """
     view = GraphView(gm.graph)
     errors = {} if on_error is None else {"on_error": on_error}
@@ -97,7 +100,7 @@ def analyse(
     if price is None and target is not None and case is not None:
         price = functools.partial(Predicted, target=target, case=case, kernels=selection.kernels)
     chooser = None if price is None else functools.partial(_choose, price)
-    plan = make_plan(view, selection, policy, chooser=chooser, joinable=joinable, **errors)
+    plan = make_plan(view, selection, policy, chooser=chooser, joinable=joinable, failed=failed, **errors)
     rewritten, plan = apply(gm, plan)
     if target is None or case is None:
         return Analysed(view, plan), rewritten
@@ -148,7 +151,7 @@ def inspect(
     """
     start = time.perf_counter()
     resolved = options.resolve()
-    captured = capture(model, {**(inputs or {}), **named_inputs}, dynamic=options.dynamic)
+    captured = capture(model, {**(inputs or {}), **named_inputs}, dynamic=options.dynamic, tp=options.tp)
     return _report(captured, type(model).__name__, resolved, options, start)[0]
 
 
@@ -165,7 +168,7 @@ def inspect_graphs(
     """`inspect_spec`, and the graphs that its report is about."""
     start = time.perf_counter()
     resolved = options.resolve()
-    captured = capture_spec(spec, shapes, dtype, dynamic=options.dynamic)
+    captured = capture_spec(spec, shapes, dtype, dynamic=options.dynamic, tp=options.tp)
     return _report(captured, spec.name, resolved, options, start, shapes)
 
 
@@ -185,7 +188,7 @@ def _report(
         regime=target.regime,  # type: ignore[arg-type]
         model=name,
         dtype=dtype,
-        tp=selection.tp,
+        tp=captured.tp,
         batch=shapes.batch if shapes else None,
         image_tokens=shapes.image_tokens if shapes else None,
         text_tokens=shapes.text_tokens if shapes else None,
@@ -196,7 +199,7 @@ def _report(
         name=name,
         parameters=captured.parameters,
         dtype=dtype,
-        tp=selection.tp,
+        tp=captured.tp,
         batch=case.batch,
         image_tokens=case.image_tokens,
         text_tokens=case.text_tokens,

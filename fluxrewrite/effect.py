@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch.fx import GraphModule
 
 from .boundary import Boundary, Graph, calls_of, find_boundaries
+from .collectives import Collective, collectives
 from .fusion import fuse
 from .fusion.edges import edges
 from .graph import GraphView
@@ -31,7 +32,8 @@ class Effect:
         bytes_before, bytes_after: what all kernels of the graph read and write.
         kernels_before, kernels_after: compiled kernels and calls.
         segments_before, segments_after: executables.
-        before, after: predicted time of a step.
+        before, after: predicted time of a step; what collectives take on the way between ranks is not in it.
+        sent_before, sent_after: collectives.
         strips: the kernels by blocks.
         calls: the kernel calls among their neighbours, in graph order.
         graphs: both graphs, and what the compiler makes of them.
@@ -48,6 +50,8 @@ class Effect:
     segments_after: int
     before: Step
     after: Step
+    sent_before: tuple[Collective, ...] = ()
+    sent_after: tuple[Collective, ...] = ()
     strips: tuple[Strip, ...] = ()
     calls: tuple[Around, ...] = ()
     graphs: tuple[Graph, ...] = ()
@@ -86,6 +90,8 @@ def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Targe
         segments_after=executables,
         before=total(times, target),
         after=total(times_after, target, executables),
+        sent_before=collectives(view),
+        sent_after=collectives(after_view),
         strips=strips(before, after, (times, times_after), calls),
         calls=around(after_view, calls),
         graphs=(before, after),
@@ -95,10 +101,9 @@ def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Targe
 
 def _unchanged(graph: Graph, times: tuple[Step, ...], target: Target) -> Effect:
     size, count, step = graph.prediction.fusion.bytes, len(times), total(times, target)
-    blocks = strips(graph, graph, (times, times), {})
-    return Effect(
-        (), (), size, size, count, count, 1, 1, step, step, blocks, graphs=(graph, graph), times=(times, times)
-    )
+    sent, blocks = collectives(graph.view), strips(graph, graph, (times, times), {})
+    pair, twice = (graph, graph), (times, times)
+    return Effect((), (), size, size, count, count, 1, 1, step, step, sent, sent, blocks, graphs=pair, times=twice)
 
 
 def _elsewhere(before: Graph, after: Graph, sites: Sequence[Site]) -> tuple[tuple[str, str], ...]:

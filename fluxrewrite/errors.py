@@ -2,13 +2,30 @@
 
 FluxrewriteError
 ├── InputError     what the user gave cannot be used; the message names it and the remedy (the CLI exits with 2)
-├── RewriteError   a replacement did not keep shape, dtype or device; the site is left alone
+├── RankError      another process of the same run ended, failed or did not answer in time
+├── RewriteError   a replacement did not keep shape, dtype or device, and the site is left alone; or ranks plan differently
 └── CheckFailed    a check or budget did not hold (the CLI exits with 1)
 """
 
 from __future__ import annotations
 
-__all__ = ["CheckFailed", "FluxrewriteError", "InputError", "RewriteError"]
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "Call",
+    "CheckFailed",
+    "FluxrewriteError",
+    "InputError",
+    "RankError",
+    "RewriteError",
+    "call_of",
+    "mark",
+    "signature",
+]
+
+_MARK = "fluxrewrite_call"
 
 
 class FluxrewriteError(Exception):
@@ -20,7 +37,11 @@ class InputError(FluxrewriteError):
 
 
 class RewriteError(FluxrewriteError):
-    """A rewrite that would change shape, dtype or device of a value."""
+    """A rewrite that would change shape, dtype or device of a value, or that is not the same on every rank."""
+
+
+class RankError(FluxrewriteError):
+    """Another rank ended, failed, or did not answer in time."""
 
 
 class CheckFailed(FluxrewriteError):
@@ -28,3 +49,28 @@ class CheckFailed(FluxrewriteError):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
+
+
+@dataclass(frozen=True)
+class Call:
+    """Which kernel an error came from, and the shapes and dtypes of the tensors that it was given."""
+
+    kernel: str
+    signature: tuple[Any, ...]
+
+
+def mark(error: Exception, kernel: str, arguments: Sequence[Any]) -> None:
+    """Note on an error which kernel call it came from; the error stays what it is."""
+    setattr(error, _MARK, Call(kernel, signature(arguments)))
+
+
+def call_of(error: BaseException) -> Call | None:
+    """The kernel call that an error is marked with."""
+    return getattr(error, _MARK, None)
+
+
+def signature(values: Any) -> tuple[Any, ...]:
+    """Shapes and dtypes of the tensors among some values, whatever holds them."""
+    if isinstance(values, (list, tuple)):
+        return tuple(s for v in values for s in signature(v))
+    return ((tuple(values.shape), values.dtype),) if hasattr(values, "shape") and hasattr(values, "dtype") else ()

@@ -16,13 +16,14 @@ import torch
 from torch._guards import tracing
 from torch.fx import GraphModule
 
+from .cache_key import kernel_text
 from .choose import MARGIN, Basis, Block, Priced, kinds_of, label
 from .errors import RewriteError
 from .extract import Operand, Part, extract
 from .plan import Selection
 from .rewrite import Replacement, rewrite
 from .site import Site
-from .times import Time, Times, kernel_text
+from .times import Time, Times
 
 __all__ = ["Measured", "interleaved", "relative", "sample"]
 

@@ -16,7 +16,18 @@ from .provider import provided
 from .rewrite import Pass, Replacement, needs_grad, rewrite
 from .site import Code, Finding, Miss, Reason, Site
 
-__all__ = ["CHOOSING", "Chooser", "Decision", "Plan", "Policy", "Selection", "apply", "check_policy", "make_plan"]
+__all__ = [
+    "CHOOSING",
+    "Chooser",
+    "Decision",
+    "Failed",
+    "Plan",
+    "Policy",
+    "Selection",
+    "apply",
+    "check_policy",
+    "make_plan",
+]
 
 Policy = str | Callable[[Site], bool | str]
 
@@ -30,14 +41,12 @@ class Selection:
         kernels: the kernels in use, by name.
         forms: for a kind, the forms selected; all forms where a kind is missing.
         provider: whose kernels: "builtin", "nkilib@2.29", or "reference" for the ops' own bodies without further limits.
-        tp: ranks among which tensor parallelism divides heads and columns; limits are checked on the shares.
     """
 
     passes: Mapping[str, Pass]
     kernels: Mapping[str, Kernel]
     forms: Mapping[str, frozenset[str]]
     provider: str = "builtin"
-    tp: int = 1
 
     @classmethod
     def of(
@@ -45,14 +54,11 @@ class Selection:
         kernels: str | Iterable[str] | None = None,
         provider: str = "builtin",
         execution: str = "reference",
-        tp: int = 1,
     ) -> Selection:
         """Read `kernels`: None for all, a comma-separated text, or kinds with an optional `:form`.
 
         Raises InputError for an unknown kind, form, provider or execution, with the known ones.
         """
-        if tp < 1:
-            raise InputError(f"tp {tp}: the number of ranks is 1 or more")
         if kernels is None:
             words = None
         elif isinstance(kernels, str):
@@ -73,7 +79,7 @@ class Selection:
             else:
                 raise InputError(f"unknown form {form!r} of {kind!r}; known: {', '.join(passes[kind].forms)}")
         offered = provided(load_kernels().values(), provider, execution)
-        return cls(passes, offered, {k: frozenset(v) for k, v in forms.items()}, provider, tp)
+        return cls(passes, offered, {k: frozenset(v) for k, v in forms.items()}, provider)
 
     def names(self) -> tuple[str, ...]:
         """The selection as words, in order: what `of` would take."""
@@ -152,6 +158,8 @@ def _raise(_: str, error: Exception) -> None:
     raise error
 
 
+Failed = Callable[[Site, Kernel], object | None]
+"""How a kernel failed at a site like this one, or None."""
 Chooser = Callable[[GraphView, Sequence[Site]], tuple[Sequence[Site], Sequence[Choice]]]
 """Answers which of the eligible sites kernels take, and why: `choose.choose` with a price."""
 
@@ -163,12 +171,14 @@ def make_plan(
     on_error: OnError = _raise,
     chooser: Chooser | None = None,
     joinable: Joinable = parameters,
+    failed: Failed = lambda site, kernel: None,
 ) -> Plan:
     """Find all sites of the selected passes and decide on each.
 
     `policy`: "all" rewrites every eligible site, "none" keeps them all, a callable answers True for each site that its kernel
     is to take and "inline" for one to be written as plain operations, and "auto" and "measure" take what `chooser` answers.
-    `chooser` is asked whatever the policy, if there is one; `joinable` tells whether weights can be joined for an inline form.
+    `chooser` is asked whatever the policy, if there is one; `joinable` tells whether weights can be joined for an inline form,
+    `failed` whether a kernel has failed at a site like this one.
     `on_error` is told of a pass or policy that raised, and what it was doing; by default the error goes on up. If it
     returns, that pass finds nothing, or that site is kept.
 
@@ -187,7 +197,8 @@ def make_plan(
             on_error(f"pass {kind!r}", error)
         for finding in findings:
             try:
-                decision = _decide(view, finding, kernel, selection, policy, joinable)
+                kernel_reasons = _checked(view, finding, kernel, failed, selection.provider)
+                decision = _decide(view, finding, kernel, kernel_reasons, selection, policy, joinable)
             except Exception as error:
                 on_error(f"policy {policy!r}", error)
                 decision = Decision(finding, "keep", (Reason(Code.POLICY, f"the policy raised {error!r}", ""),))
@@ -204,7 +215,7 @@ def _variants(
     view: GraphView, decisions: Sequence[Decision], selection: Selection, joinable: Joinable
 ) -> dict[int, Site]:
     """The inline form of each site that has one and that nothing but its kernel's limits or the policy stands against."""
-    allowed = {Code.POLICY, Code.LIMIT, Code.NO_KERNEL}
+    allowed = {Code.POLICY, Code.LIMIT, Code.NO_KERNEL, Code.FAILED}
     sites = [d.finding for d in decisions if isinstance(d.finding, Site) and {r.code for r in d.reasons} <= allowed]
     found = {}
     for site in sites:
@@ -217,7 +228,7 @@ def _variants(
 
 def _inlined(view: GraphView, site: Site, selection: Selection, joinable: Joinable) -> Site | None:
     """The site as plain operations, or None."""
-    form = selection.passes[site.kind].inline(view, site) if selection.tp == 1 else None
+    form = selection.passes[site.kind].inline(view, site)
     if form is None or not all(joinable(group) for group in form.joined):
         return None
     return replace(site, inline=form)
@@ -290,27 +301,37 @@ def _without_covered(decisions: Sequence[Decision], taken: Sequence[Site]) -> It
         yield Decision(d.finding, "keep", (why,))
 
 
+def _checked(
+    view: GraphView, finding: Finding, kernel: Kernel | None, failed: Failed, provider: str
+) -> tuple[Reason, ...]:
+    """Why its kernel may not take a finding."""
+    if isinstance(finding, Miss):
+        return (finding.reason,)
+    where = finding.outputs[0].name
+    if kernel is None:
+        missing = f"provider {provider!r} has no kernel named {finding.kind!r}"
+        return (Reason(Code.NO_KERNEL, missing, where),)
+    grad = needs_grad(view, finding.outputs)
+    limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype)
+    failure = failed(finding, kernel)
+    reasons = tuple(replace(r, node=where) for r in limits) + ((grad,) if grad else ())
+    return reasons + ((Reason(Code.FAILED, str(failure), where),) if failure is not None else ())
+
+
 def _decide(
     view: GraphView,
     finding: Finding,
     kernel: Kernel | None,
+    reasons: tuple[Reason, ...],
     selection: Selection,
     policy: Policy,
     joinable: Joinable,
 ) -> Decision:
     if isinstance(finding, Miss):
-        return Decision(finding, "keep", (finding.reason,))
-    where = finding.outputs[0].name
-    finding, reasons = _on_one_rank(finding, selection)
-    if kernel is None:
-        missing = f"provider {selection.provider!r} has no kernel named {finding.kind!r}"
-        reasons = (Reason(Code.NO_KERNEL, missing, where),)
-    else:
-        grad = needs_grad(view, finding.outputs)
-        limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype)
-        reasons += tuple(replace(r, node=where) for r in limits) + ((grad,) if grad else ())
+        return Decision(finding, "keep", reasons)
     if reasons:
         return Decision(replace(finding, reasons=reasons), "keep", reasons)
+    where = finding.outputs[0].name
     forms = selection.forms.get(finding.kind)
     if forms is not None and finding.form not in forms:
         why = Reason(
@@ -325,21 +346,6 @@ def _decide(
         name = policy if isinstance(policy, str) else getattr(policy, "__name__", type(policy).__name__)
         return _kept(finding, f"policy {name!r} keeps it")
     return Decision(finding, "kernel", (), kernel)
-
-
-def _on_one_rank(site: Site, selection: Selection) -> tuple[Site, tuple[Reason, ...]]:
-    """The site with the sizes of one rank, and a reason for each size that the ranks do not divide."""
-    if selection.tp == 1:
-        return site, ()
-    shapes, reasons = dict(site.shapes), []
-    for name in selection.passes[site.kind].sharded:
-        size = shapes.get(name)
-        if isinstance(size, int) and size % selection.tp == 0:
-            shapes[name] = size // selection.tp
-        elif size is not None:
-            why = f"{name} {size} cannot be divided among {selection.tp} ranks"
-            reasons.append(Reason(Code.LIMIT, why, site.outputs[0].name))
-    return replace(site, shapes=shapes), tuple(reasons)
 
 
 def apply(gm: GraphModule, plan: Plan) -> tuple[GraphModule, Plan]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, mark
 from .kernel import Kernel, Limit, load_plugins
 
 __all__ = ["EXECUTIONS", "Implementation", "Provider", "implementations", "launch", "load_provider", "provided"]
@@ -106,5 +106,12 @@ def provided(kernels: Iterable[Kernel], provider: str, execution: str) -> dict[s
 
 
 def launch(kernel: str, provider: str, execution: str, *arguments: Any) -> Any:
-    """Run the kernel of `provider` behind the op `kernel` on the op's arguments. Bodies of the ops call this."""
-    return implementations(provider)[kernel].launch(execution, *arguments)
+    """Run the kernel of `provider` behind the op `kernel` on the op's arguments. Bodies of the ops call this.
+
+    What the kernel raises goes on up, marked with the call, so that the backend knows which site to leave alone.
+    """
+    try:
+        return implementations(provider)[kernel].launch(execution, *arguments)
+    except Exception as error:
+        mark(error, kernel, arguments)
+        raise

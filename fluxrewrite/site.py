@@ -64,6 +64,8 @@ class Code(StrEnum):
     """A larger site that a kernel takes holds this one."""
     POLICY = "policy"
     """The policy chose to keep the site as it is."""
+    FAILED = "kernel_failed"
+    """The kernel failed earlier in this process, when it was compiled or run for the first time."""
     REPLACEMENT = "replacement_differs"
     """The replacement would have another shape, dtype or device."""
 

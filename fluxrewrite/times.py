@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
-import inspect
 import logging
 import os
 import platform
@@ -18,10 +16,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from .kernel import Kernel
-from .provider import implementations
+from .sources import function_digest
 
-__all__ = ["Time", "Times", "kernel_text", "machine_text"]
+__all__ = ["Time", "Times", "device_name", "machine_text", "processor"]
 
 log = logging.getLogger("fluxrewrite")
 SCHEMA = "fluxrewrite.times/1"
@@ -80,50 +77,26 @@ class Times:
 
 def machine_text(device: torch.device, inner: Callable[..., Any], name: str, options: Mapping[str, Any] | None) -> str:
     """All but the graph and the kernels that a time depends on: versions, compiler, device and threads."""
-    compiler = [name, _source(inner), repr(sorted((options or {}).items()))]
+    compiler = [name, function_digest(inner), repr(sorted((options or {}).items()))]
     if name == "inductor":
         compiler.append(hashlib.sha256(torch._inductor.config.save_config_portable().__repr__().encode()).hexdigest())
-    where = [str(device.type), _device_name(device), str(torch.get_num_threads())]
+    where = [str(device.type), device_name(device), str(torch.get_num_threads())]
     return "\n".join([SCHEMA, torch.__version__, version("fluxrewrite"), *compiler, *where])
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What a device calls itself; of the CPU, the processor with the vector instructions that torch uses."""
     if device.type == "cpu":
-        return f"{platform.machine()} {_processor()} {torch.backends.cpu.get_cpu_capability()}"
+        return f"{platform.machine()} {processor()} {torch.backends.cpu.get_cpu_capability()}"
     name = getattr(torch.get_device_module(device), "get_device_name", None)
     return str(name(device)) if name is not None else device.type
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
     """The model of processor 0; on Linux `platform.processor` does not tell."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
-
-
-def kernel_text(kernel: Kernel) -> str:
-    """Which kernel it is, and the sources of what runs when it is called."""
-    name = getattr(kernel.op, "_name", str(kernel.op)).removesuffix(".default")
-    definition = torch._library.custom_ops.OPDEFS.get(name)
-    sources = [_source(definition._init_fn if definition is not None else kernel.op)]
-    if kernel.execution != "reference":
-        module = implementations(kernel.provider)[kernel.name].entry.partition(":")[0]
-        found = importlib.util.find_spec(module)
-        sources.append(_digest(found.origin if found is not None else None))
-    return " ".join([kernel.name, name, kernel.provider, kernel.execution, *sources])
-
-
-def _source(function: Any) -> str:
-    try:
-        return _digest(inspect.getsourcefile(function))
-    except TypeError:
-        return str(getattr(function, "__qualname__", type(function).__qualname__))
-
-
-def _digest(path: str | None) -> str:
-    if path is None or not Path(path).is_file():
-        return "no source"
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -14,15 +14,21 @@ import torch
 from torch._logging._internal import trace_structured
 from torch.fx import GraphModule
 
+from . import parallel
 from .analysis import analyse, peak_rss_mb
+from .cache_key import cache_key
+from .compiling import Compiling
 from .cost import Case
 from .errors import InputError, RewriteError
-from .join import Joinable, join, owned, settle, with_joined
+from .failures import Failures
+from .join import Joinable
+from .local import Local, mesh_of
 from .measure import Measured
 from .plan import CHOOSING, Plan, Policy, Selection, check_policy
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.merged import merge
 from .report.model import ModelInfo, Report, Timing
+from .rewrite import Replacement
 from .site import Code
 from .target import Target
 from .times import Times, machine_text
@@ -30,6 +36,8 @@ from .times import Times, machine_text
 __all__ = ["Backend", "backend", "default_inner", "dynamo_backend"]
 
 _NO_TIME = Timing(capture_s=0, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=0)
+FAILURES = Failures()
+"""Of this process: a kernel that does not compile for one graph will not for the next."""
 log = logging.getLogger("fluxrewrite")
 Inner = str | Callable[..., Any]
 
@@ -82,7 +90,12 @@ def backend(
 
 
 class Backend:
-    """See `backend`. `reports` holds the report of every graph compiled so far."""
+    """See `backend`.
+
+    Attributes:
+        reports: the report of every graph compiled so far.
+        failures: kernels that failed; all backends of a process share them.
+    """
 
     def __init__(
         self,
@@ -94,7 +107,9 @@ class Backend:
         options: Mapping[str, Any] | None,
         target: Target | None,
         times: Times,
+        failures: Failures = FAILURES,
     ) -> None:
+        self.failures = failures
         self.target = target
         self._times = times
         self.inner_name, self._inner = _resolve(inner)
@@ -115,60 +130,70 @@ class Backend:
             raise InputError(
                 f"torch.compile was given {names} beside a fluxrewrite backend; pass them to fluxrewrite.backend(...)"
             )
-        rewritten, joined = gm, list[torch.Tensor]()
-        try:
-            rewritten, report, joined = self._rewritten(gm, example_inputs)
-        except Exception as error:
-            self._failed("rewriting; the graph is compiled as it was", error)
-        else:
+        among = parallel.peers(gm)
+        if among and self.policy == "measure":
+            raise InputError(
+                f"policy 'measure' would let each of {len(among)} ranks choose by its own times; use 'auto', 'all' or a callable"
+            )
+        return Compiling(self, gm, among).run(example_inputs)
+
+    def tell(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
+        """Keep a report, in the place of `before` if that was kept, and deliver it."""
+        if before is None:
             self.reports.append(report)
-            try:
-                self._warn_nothing_found(report)
-                self._trace(report, rewritten)
-                self._deliver(report)
-            except Exception as error:
-                self._failed("delivering the report", error)
-        compiled = self._compile(rewritten, [*example_inputs, *joined])
-        if not joined:
-            return compiled
-        settle(rewritten, example_inputs, joined)
-        return with_joined(compiled, rewritten, joined, lambda inputs: self._compile(gm, list(inputs)))
-
-    def _rewritten(self, gm: GraphModule, inputs: list[Any]) -> tuple[GraphModule, Report, list[torch.Tensor]]:
-        """The rewritten graph, the report on it, and the weights that it wants joined; without these if joining fails."""
-        rewritten, report = self._rewrite(gm, owned(gm, inputs))
+        else:
+            self.reports[[r is before for r in self.reports].index(True)] = report
         try:
-            return rewritten, report, join(rewritten, inputs)
+            self._warn_nothing_found(report)
+            self._trace(report, rewritten)
+            self._deliver(report)
         except Exception as error:
-            self._failed("joining weights; no site is written inline", error)
-        rewritten, report = self._rewrite(gm, lambda nodes: False)
-        return rewritten, report, []
+            self.failed("delivering the report", error)
 
-    def _compile(self, gm: GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+    def compile(self, gm: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        """By the inner backend, under the key of these kernels and options."""
         extra = {} if self._options is None else {"options": dict(self._options)}
-        result: Callable[..., Any] = self._inner(gm, example_inputs, **extra)
+        tags = [t for t in (torch.compiler.config.cache_key_tag, f"fluxrewrite {self.cache_key}") if t]
+        config: Any = torch.compiler.config
+        with config.patch(cache_key_tag=" ".join(tags)):
+            result: Callable[..., Any] = self._inner(gm, inputs, **extra)
         return result
+
+    @functools.cached_property
+    def cache_key(self) -> str:
+        """See `fluxrewrite.cache_key.cache_key`; it is part of the keys of Inductor's caches."""
+        return cache_key(self.selection, self.policy, self.target, self._inner, self._options)
 
     def _measured(self, gm: GraphModule) -> Measured:
         machine = functools.partial(machine_text, inner=self._inner, name=self.inner_name, options=self._options)
-        return Measured(gm, self.selection, self._compile, self._times, machine, self._warn_once)
+        return Measured(gm, self.selection, self.compile, self._times, machine, self.warn_once)
 
-    def _failed(self, doing: str, error: Exception) -> None:
+    def failed(self, doing: str, error: Exception) -> None:
+        """Raise an error of fluxrewrite if strict, else say it once."""
         if self.strict:
             raise error
-        self._warn_once(doing, f"failed in {doing} ({type(error).__name__}: {error}); strict=True raises")
+        self.warn_once(doing, f"failed in {doing} ({type(error).__name__}: {error}); strict=True raises")
 
-    def _rewrite(self, gm: GraphModule, joinable: Joinable) -> tuple[GraphModule, Report]:
+    def rewrite(self, local: Local, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
+        """The rewritten graph, `local.gm` itself where nothing is; what was replaced; the report."""
         start = time.perf_counter()
-        target = self.target
+        gm, target = local.gm, self.target
         case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
         price = (lambda _: self._measured(gm)) if self.policy == "measure" else None
         analysed, rewritten = analyse(
-            gm, self.selection, self.policy, target, case, on_error=self._failed, price=price, joinable=joinable
+            gm,
+            self.selection,
+            self.policy,
+            target,
+            case,
+            on_error=self.failed,
+            price=price,
+            joinable=joinable,
+            failed=self.failures.of,
         )
         self._check_carried_out(analysed.plan)
         matched = time.perf_counter()
-        report = self._report(gm, analysed, None if target is None or case is None else Foresight(target, case))
+        report = self._report(local, analysed, None if target is None or case is None else Foresight(target, case))
         end = time.perf_counter()
         timing = Timing(
             capture_s=0,
@@ -177,17 +202,17 @@ class Backend:
             total_s=end - start,
             peak_rss_mb=peak_rss_mb(),
         )
-        return rewritten, report.model_copy(update={"timing": timing})
+        return rewritten, analysed.plan.replacements(), report.model_copy(update={"timing": timing})
 
-    def _report(self, gm: GraphModule, analysed: Analysed, foresight: Foresight | None) -> Report:
+    def _report(self, local: Local, analysed: Analysed, foresight: Foresight | None) -> Report:
         """The report; without predictions where making them fails, for the rewrite does not hang on them."""
-        build = functools.partial(build_report, [analysed], self.selection, self.policy, _model_info(gm), _NO_TIME)
+        build = functools.partial(build_report, [analysed], self.selection, self.policy, _model_info(local), _NO_TIME)
         if foresight is None or analysed.change is None:
             return build()
         try:
             return build(foresight)
         except Exception as error:
-            self._failed("predicting what the rewrite does; the report says nothing of it", error)
+            self.failed("predicting what the rewrite does; the report says nothing of it", error)
             return build()
 
     def _check_carried_out(self, plan: Plan) -> None:
@@ -199,7 +224,7 @@ class Backend:
             )
         if failed:
             what = f"{len(failed)} sites are left alone; the first at {failed[0].node}: {failed[0].message}; strict=True raises"
-            self._warn_once("replacement", what)
+            self.warn_once("replacement", what)
 
     def _trace(self, report: Report, rewritten: GraphModule) -> None:
         """For tlparse: the report, and the graph that the inner backend gets."""
@@ -220,9 +245,10 @@ class Backend:
                 continue
             reasons = [s.reasons[0] for s in report.sites if s.kind == kind and s.reasons]
             why = f"{reasons[0].code}: {reasons[0].message}" if reasons else f"looked for {summary.looks_for}"
-            self._warn_once(kind, f"{kind}: no site in a graph of {report.model.graph_nodes} nodes; {why}")
+            self.warn_once(kind, f"{kind}: no site in a graph of {report.model.graph_nodes} nodes; {why}")
 
-    def _warn_once(self, key: str, message: str) -> None:
+    def warn_once(self, key: str, message: str) -> None:
+        """Log a warning, but not again under the same key."""
         if key not in self._warned:
             self._warned.add(key)
             log.warning("fluxrewrite: %s", message)
@@ -234,14 +260,17 @@ class Backend:
             Path(self._sink).write_text(merge(self.reports).to_json())
 
 
-def _model_info(gm: GraphModule) -> ModelInfo:
-    weights = [n.meta.get("example_value") for n in gm.graph.find_nodes(op="placeholder")]
+def _model_info(local: Local) -> ModelInfo:
+    """Parameters are those of the whole model, nodes those of one rank's graph."""
+    gm, mesh = local.gm, mesh_of(local.traced)
+    weights = [n.meta.get("example_value") for n in local.traced.graph.find_nodes(op="placeholder")]
     parameters = [w for w in weights if isinstance(w, torch.nn.Parameter)]
     dtypes = [p.dtype for p in parameters]
     return ModelInfo(
         name=type(gm).__name__,
         parameters=sum(int(p.numel()) for p in parameters),
         dtype=str(max(dtypes, key=dtypes.count, default=None)).removeprefix("torch."),
+        tp=1 if mesh is None else mesh.size(),
         graphs=1,
         graph_nodes=len(gm.graph.nodes),
         dynamic_sizes=dynamic_sizes([gm]),

@@ -173,7 +173,7 @@ def test_joining_that_fails_leaves_the_sites_alone(monkeypatch, caplog):
     def fails(gm, inputs):
         raise MemoryError("no room")
 
-    monkeypatch.setattr("fluxrewrite.torch_backend.join", fails)
+    monkeypatch.setattr("fluxrewrite.compiling.join", fails)
     model = Block()
     backend = fluxrewrite.backend(inner="eager", policy=inlined)
     with torch.no_grad(), caplog.at_level(logging.WARNING, "fluxrewrite"):

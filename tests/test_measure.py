@@ -11,13 +11,14 @@ from fluxrewrite.kernels.attention import KERNEL as ATTENTION
 from torch import nn
 
 import fluxrewrite
+from fluxrewrite.cache_key import kernel_text
 from fluxrewrite.choose import Priced, choose
 from fluxrewrite.errors import InputError, RewriteError
 from fluxrewrite.extract import Operand, extract
 from fluxrewrite.graph import GraphView
 from fluxrewrite.measure import interleaved, relative, sample
 from fluxrewrite.plan import Selection, make_plan
-from fluxrewrite.times import Time, Times, kernel_text, machine_text
+from fluxrewrite.times import Time, Times, machine_text
 
 CPU = torch.device("cpu")
 SDPA, KERNEL = F.scaled_dot_product_attention, ATTENTION.op

@@ -206,6 +206,12 @@ def check_replacement(trace):
     assert [n.target for n in rewritten.graph.nodes] == [n.target for n in gm.graph.nodes]
 
 
+def check_failed(trace):
+    gm = trace(Layers(triple), x=X)
+    plan = make_plan(GraphView(gm.graph), Selection.of("qkv"), failed=lambda site, kernel: f"{kernel.name} is broken")
+    assert [(r.code, r.message) for d in plan.decisions for r in d.reasons] == [(Code.FAILED, "qkv is broken")]
+
+
 OTHERS = {
     Code.NO_SHAPE: check_no_shape,
     Code.REWRITTEN: check_rewritten,
@@ -214,6 +220,7 @@ OTHERS = {
     Code.NOT_SELECTED: check_not_selected,
     Code.COVERED: check_covered,
     Code.POLICY: check_policy,
+    Code.FAILED: check_failed,
     Code.REPLACEMENT: check_replacement,
 }
 

@@ -11,6 +11,7 @@ from .model import (
     BlockInfo,
     Boundary,
     CallInfo,
+    CollectiveInfo,
     CompileInfo,
     Effect,
     KindSummary,
@@ -37,6 +38,7 @@ def merge(reports: Sequence[Report]) -> Report:
     boundaries: list[Boundary] = []
     blocks: list[BlockInfo] = []
     calls: list[CallInfo] = []
+    collectives: list[CollectiveInfo] = []
     offset = 0
     for report in reports:
         inventory.update(report.inventory)
@@ -52,6 +54,7 @@ def merge(reports: Sequence[Report]) -> Report:
             c.model_copy(update={"graph": c.graph + offset, "site": f"{c.site}@{c.graph + offset}"})
             for c in report.calls
         ]
+        collectives += [c.model_copy(update={"graph": c.graph + offset}) for c in report.collectives]
         offset += report.model.graphs
     kinds = {k: _add([r.summary.kinds[k] for r in reports]) for k in first.summary.kinds}
     summary = first.summary.model_copy(update={"kinds": kinds})
@@ -65,6 +68,7 @@ def merge(reports: Sequence[Report]) -> Report:
             "boundaries": tuple(boundaries),
             "blocks": tuple(blocks),
             "calls": tuple(calls),
+            "collectives": tuple(collectives),
             **_predictions([r for r in reports if r.effect is not None]),
         }
     )
@@ -121,9 +125,12 @@ def _predictions(reports: Sequence[Report]) -> dict[str, Any]:
     }
 
 
+_SENT = ("collectives_before", "collectives_after")
+
+
 def _effect(effects: Sequence[Effect]) -> Effect:
     """Sums; seconds of a compile are known only if they are for every graph."""
-    counts = ("bytes_before", "bytes_after", "kernels_before", "kernels_after", "lost_elsewhere")
+    counts = ("bytes_before", "bytes_after", "kernels_before", "kernels_after", "lost_elsewhere", *_SENT)
     compiles = [e.compile for e in effects]
     seconds = {n: _sum([getattr(c, n) for c in compiles]) for n in ("seconds", "low_s", "high_s")}
     return effects[0].model_copy(

@@ -1,0 +1,71 @@
+"""What a compiled artifact depends on beside the model's graph: passes, kernels, limits, options, target and versions."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .kernel import Kernel
+from .plan import Policy, Selection
+from .provider import implementations
+from .sources import folder_digest, function_digest, module_digest
+from .target import Target
+
+__all__ = ["cache_key", "kernel_text"]
+
+
+def cache_key(
+    selection: Selection,
+    policy: Policy,
+    target: Target | None,
+    inner: Callable[..., Any],
+    options: Mapping[str, Any] | None = None,
+) -> str:
+    """A UUID that is the same for the same rules, kernels, parameters, device profile and versions, whatever the model.
+
+    Compilers put it into the keys of their caches (`torch.compiler.config.cache_key_tag`), so that an artifact made with
+    another kernel source or limit is never taken again.
+
+    Args:
+        selection, policy, target: as the backend has them.
+        inner, options: the inner backend and its options.
+    """
+    lines = _lines(selection, policy, target, inner, options)
+    return str(uuid.UUID(hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]))
+
+
+def _lines(
+    selection: Selection,
+    policy: Policy,
+    target: Target | None,
+    inner: Callable[..., Any],
+    options: Mapping[str, Any] | None,
+) -> Iterator[str]:
+    yield from (torch.__version__, version("fluxrewrite"), folder_digest(Path(__file__).parent))
+    yield f"{selection.names()} {selection.provider}"
+    yield policy if isinstance(policy, str) else f"{policy.__module__}.{function_digest(policy)}"
+    for kind, rewriter in sorted(selection.passes.items()):
+        yield f"{kind} {module_digest(type(rewriter).__module__)}"
+    for name, kernel in sorted(selection.kernels.items()):
+        yield f"{name} {kernel_text(kernel)} {kernel.limits} {kernel.efficiency}"
+    yield f"{function_digest(inner)} {sorted((options or {}).items())}"
+    if target is not None:
+        yield from (target.device.model_dump_json(), target.regime, target.rules.model_dump_json())
+        yield from (target.evidence.model_dump_json(), str(target.calls_reference))
+
+
+def kernel_text(kernel: Kernel) -> str:
+    """Which kernel it is, and the sources of what runs when it is called."""
+    name = getattr(kernel.op, "_name", str(kernel.op)).removesuffix(".default")
+    definition = torch._library.custom_ops.OPDEFS.get(name)
+    sources = [function_digest(definition._init_fn if definition is not None else kernel.op)]
+    if kernel.execution != "reference":
+        found = implementations(kernel.provider)[kernel.name]
+        sources += [function_digest(found.launch), module_digest(found.entry.partition(":")[0])]
+    return " ".join([kernel.name, name, kernel.provider, kernel.execution, *sources])

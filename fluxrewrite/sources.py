@@ -1,0 +1,88 @@
+"""Digests of source code: of a module with what it imports from its own package, and of where a function is written."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["folder_digest", "function_digest", "module_digest"]
+
+NO_SOURCE = "no source"
+
+
+def function_digest(function: Any) -> str:
+    """Of the file that a function or class is written in; of its name where there is no file."""
+    try:
+        return _digest([inspect.getsourcefile(function)])
+    except TypeError:
+        return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def module_digest(module: str) -> str:
+    """Of the sources of a module and of all that it imports, directly or not, from its own top-level package."""
+    top = module.partition(".")[0]
+    pending, found = [module], dict[str, Path]()
+    while pending:
+        name = pending.pop()
+        path = None if name in found else _file(name)
+        if path is not None:
+            found[name] = path
+            pending += [n for n in _imports(path, name) if n.partition(".")[0] == top]
+    return _digest([str(path) for _, path in sorted(found.items())])
+
+
+def folder_digest(folder: Path) -> str:
+    """Of all Python files in a folder and below."""
+    return _digest([str(path) for path in sorted(folder.rglob("*.py"))])
+
+
+def _digest(paths: list[str | None]) -> str:
+    read = [Path(p).read_bytes() for p in paths if p is not None and Path(p).is_file()]
+    if not read:
+        return NO_SOURCE
+    return hashlib.sha256(b"\0".join(read)).hexdigest()
+
+
+def _file(module: str) -> Path | None:
+    """The source file of a module; None where there is none, as for a name that is no module."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except Exception:  # a parent package that cannot be imported here, as kernels on a missing `nki`
+        return _beside(module)
+    origin = None if spec is None else spec.origin
+    return Path(origin) if origin and origin.endswith(".py") else None
+
+
+def _beside(module: str) -> Path | None:
+    """By the place of the top-level package, without importing anything."""
+    top, _, rest = module.partition(".")
+    spec = importlib.util.find_spec(top)
+    for root in (spec.submodule_search_locations if spec is not None else None) or ():
+        base = Path(root, *rest.split("."))
+        found = next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
+        if found is not None:
+            return found
+    return None
+
+
+def _imports(path: Path, module: str) -> Iterator[str]:
+    """Modules that a file may import; names that turn out to be no modules are among them."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError):
+        return
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            source = ".".join(p for p in (base, node.module) if p)
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
