@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from ..errors import InputError
 from ..report.advice import better, call_text
-from ..report.model import BlockInfo, Boundary, PartInfo, Report, SiteInfo
+from ..report.model import BlockInfo, Boundary, CollectiveInfo, PartInfo, Report, SiteInfo
 from ..report.text_boundaries import absorption_lines, rows_of
 from ..report.text_predicted import figures, times_of
 from ..report.words import bytes_text, change_text, folded, sizes_text, time_text
@@ -43,6 +43,7 @@ def page(report: Report) -> str:
         rows=rows_of(report),
         absorptions=absorption_lines(rows_of(report)),
         breaks=[b for b in report.boundaries if not b.site],
+        collectives=_collectives(report),
         reasons=_reasons(report.sites),
         covered=sum(any(r.code == Code.COVERED for r in s.reasons) for s in report.sites),
         style=Markup(style() + (files(__package__) / "templates" / "page.css").read_text(encoding="utf-8")),
@@ -128,6 +129,24 @@ def _reasons(sites: Sequence[SiteInfo]) -> list[Reason]:
                 found[r.code, r.message][f"{s.kind} at {folded(s.path) or 'model'}"] += 1
     reasons = [Reason(*key, tuple(where.items())) for key, where in found.items()]
     return sorted(reasons, key=lambda r: -r.count)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Collectives that differ in the number of their block only: the first of them, how many, and their bytes."""
+
+    path: str
+    first: CollectiveInfo
+    count: int
+    bytes: int
+
+
+def _collectives(report: Report) -> list[Sent]:
+    groups: dict[object, list[CollectiveInfo]] = defaultdict(list)
+    for c in report.collectives:
+        groups[c.op, folded(c.path), c.ranks, c.shape, c.dtype].append(c)
+    found = [Sent(folded(g[0].path), g[0], len(g), sum(c.bytes for c in g)) for g in groups.values()]
+    return sorted(found, key=lambda s: -s.bytes)
 
 
 @dataclass(frozen=True)

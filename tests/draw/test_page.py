@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fluxrewrite.analysis import inspect_spec
 from fluxrewrite.draw.page import frame, page
 from fluxrewrite.models import Shapes, find_model
-from fluxrewrite.report.model import Timing
+from fluxrewrite.report.model import CollectiveInfo, Timing
 
 
 class Reader(HTMLParser):
@@ -107,6 +107,14 @@ def test_all_sites_verdicts_and_choices_are_there(klein, read):
     for verdict in klein.verdicts:
         assert verdict.why in read.text
     assert len(table(page(klein), "sites")) == len(klein.sites)
+
+
+def test_collectives_have_a_table_with_their_bytes(klein):
+    assert 'id="collectives"' not in page(klein)
+    given = {"op": "all_reduce", "graph": 0, "ranks": 4, "shape": (1, 8), "dtype": "bfloat16", "bytes": 16}
+    sent = tuple(CollectiveInfo(name=f"n{i}", path=f"blocks.{i}.attn", **given) for i in range(3))
+    rows = table(page(klein.model_copy(update={"collectives": sent})), "collectives")
+    assert rows == [["3", "all_reduce", "blocks.*.attn", "4", "1x8 bfloat16", "48"]]
 
 
 def test_nothing_is_fetched(klein, read):
