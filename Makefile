@@ -4,6 +4,8 @@
 # make xla       torch-xla in .venv-xla     make test-xla    what XLA makes of models (7.2 GB, some minutes)
 #                                           make test-torch29   the default tests with the torch 2.9 that is there
 # make verify    kernels against float64    make bench-kernels   modelled kernel times (NKILIB=checkout to compare)
+# make map       the picture in README.md
+# make test-browser   the page in Chromium (Debian: apt-get as root; npm)
 # make bench-plans   whole models on the CPU under each policy (half an hour)
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +13,7 @@ VENV_XLA ?= .venv-xla
 BIN := $(VENV)/bin
 MODEL ?= flux2-klein-4b
 
-.PHONY: inspect test test-slow xla test-xla test-torch29 lint schema bench bench-kernels bench-plans verify clean
+.PHONY: inspect map test test-browser test-slow xla test-xla test-torch29 lint schema bench bench-kernels bench-plans verify clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fluxrewrite needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'
@@ -51,6 +53,20 @@ lint: $(VENV)/.installed
 
 schema: $(VENV)/.installed
 	$(BIN)/python -c 'from fluxrewrite.report import schema_text; print(schema_text(), end="")' > fluxrewrite/report/schema.json
+
+map: $(VENV)/.installed
+	$(BIN)/fluxrewrite inspect flux2-klein-4b --format svg -o docs/boundary-map.svg
+
+# Chromium, its driver and npm are Debian's: installed where they are missing, which needs root.
+tests/browser/node_modules/axe-core/axe.min.js: tests/browser/package-lock.json
+	command -v npm > /dev/null || apt-get install -y --no-install-recommends npm
+	npm ci --prefix tests/browser --no-audit --no-fund
+	touch $@
+
+test-browser: $(VENV)/.installed tests/browser/node_modules/axe-core/axe.min.js
+	command -v chromium chromedriver > /dev/null || apt-get install -y --no-install-recommends chromium chromium-driver
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,viz]'
+	$(BIN)/pytest tests/browser
 
 bench: $(VENV)/.installed
 	$(BIN)/python tools/bench_matching.py

@@ -30,7 +30,7 @@ from .report.model import BreakInfo, ModelInfo, Report, Timing
 from .site import Site
 from .target import Target
 
-__all__ = ["Options", "analyse", "inspect", "inspect_spec", "peak_rss_mb"]
+__all__ = ["Options", "analyse", "inspect", "inspect_graphs", "inspect_spec", "peak_rss_mb"]
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,20 @@ def inspect(
     start = time.perf_counter()
     resolved = options.resolve()
     captured = capture(model, {**(inputs or {}), **named_inputs}, dynamic=options.dynamic, tp=options.tp)
-    return _report(captured, type(model).__name__, resolved, options, start)
+    return _report(captured, type(model).__name__, resolved, options, start)[0]
 
 
 def inspect_spec(
     spec: ModelSpec, shapes: Shapes, dtype: torch.dtype = torch.bfloat16, options: Options = Options()
 ) -> Report:
     """`inspect` for a model found by name (`fluxrewrite.models.find_model`)."""
+    return inspect_graphs(spec, shapes, dtype, options)[0]
+
+
+def inspect_graphs(
+    spec: ModelSpec, shapes: Shapes, dtype: torch.dtype = torch.bfloat16, options: Options = Options()
+) -> tuple[Report, tuple[Analysed, ...]]:
+    """`inspect_spec`, and the graphs that its report is about."""
     start = time.perf_counter()
     resolved = options.resolve()
     captured = capture_spec(spec, shapes, dtype, dynamic=options.dynamic, tp=options.tp)
@@ -172,7 +179,7 @@ def _report(
     options: Options,
     start: float,
     shapes: Shapes | None = None,
-) -> Report:
+) -> tuple[Report, tuple[Analysed, ...]]:
     traced = time.perf_counter()
     selection, target = resolved
     dtype = str(captured.dtype).removeprefix("torch.")
@@ -206,7 +213,7 @@ def _report(
     report = build_report(analysed, selection, options.policy, model, zero, foresight)
     end = time.perf_counter()
     timing = zero.model_copy(update={"match_s": matched - traced, "analyse_s": end - traced, "total_s": end - start})
-    return report.model_copy(update={"timing": timing})
+    return report.model_copy(update={"timing": timing}), tuple(analysed)
 
 
 def peak_rss_mb() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,7 +18,7 @@ from .graph import GraphView
 from .site import Site
 from .steps import size_of
 
-__all__ = ["Boundary", "Graph", "Materialised", "calls_of", "find_boundaries"]
+__all__ = ["Boundary", "Graph", "Materialised", "calls_of", "described", "find_boundaries"]
 
 Kind = Literal["split", "barrier", "layout"]
 
@@ -174,14 +175,15 @@ def _computing(view: GraphView, node: Node) -> Node:
 
 
 def _tensor(view: GraphView, node: Node, role: Literal["operand", "result"]) -> Materialised:
-    value = view.tensor(node)
+    return described(node.name, view.op(node), role, view.tensor(node))
+
+
+def described(name: str, op: str, role: Literal["operand", "result"], value: torch.Tensor | None) -> Materialised:
+    """The record of a tensor; of what is no tensor one without sizes and bytes."""
     if value is None:
-        return Materialised(node.name, view.op(node), role, (), torch.float32, 0)
-    elements = 1
-    for size in value.shape:
-        elements *= hint(size)
-    shape = tuple(size_of(n) for n in value.shape)
-    return Materialised(node.name, view.op(node), role, shape, value.dtype, elements * value.element_size())
+        return Materialised(name, op, role, (), torch.float32, 0)
+    elements = math.prod(map(hint, value.shape))
+    return Materialised(name, op, role, tuple(map(size_of, value.shape)), value.dtype, elements * value.element_size())
 
 
 def _copied(view: GraphView, named: Mapping[str, Node], copies: Iterable[tuple[str, int]]) -> Iterator[Materialised]:

@@ -15,7 +15,8 @@ from .graph import GraphView
 from .plan import Plan
 from .segments import segments
 from .site import Site
-from .step import Calls, Step, calls_for, step_time
+from .step import Calls, Step, calls_for, group_times, total
+from .strip import Around, Strip, around, strips
 from .target import Target
 
 __all__ = ["Effect", "effect_of"]
@@ -33,6 +34,10 @@ class Effect:
         segments_before, segments_after: executables.
         before, after: predicted time of a step; what collectives take on the way between ranks is not in it.
         sent_before, sent_after: collectives.
+        strips: the kernels by blocks.
+        calls: the kernel calls among their neighbours, in graph order.
+        graphs: both graphs, and what the compiler makes of them.
+        times: of each kernel of both.
     """
 
     boundaries: tuple[Boundary, ...]
@@ -47,6 +52,10 @@ class Effect:
     after: Step
     sent_before: tuple[Collective, ...] = ()
     sent_after: tuple[Collective, ...] = ()
+    strips: tuple[Strip, ...] = ()
+    calls: tuple[Around, ...] = ()
+    graphs: tuple[Graph, ...] = ()
+    times: tuple[tuple[Step, ...], ...] = ()
 
 
 def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Target) -> Effect:
@@ -61,31 +70,40 @@ def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Targe
     taken = [d.finding for d in plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
     sites = sorted(taken, key=lambda s: view.order(s.outputs[0]))
     before = Graph(view, fuse(view, target.rules))
-    time_before = step_time(view, before.prediction, target, Calls())
-    total = before.prediction.fusion
-    sent = collectives(view)
+    times = tuple(group_times(view, before.prediction, target, Calls()))
     if not plan.replacements():
-        size, count = total.bytes, len(total.groups)
-        return Effect((), (), size, size, count, count, 1, 1, time_before, time_before, sent, sent)
+        return _unchanged(before, times, target)
     after_view = GraphView(rewritten.graph)
     after = Graph(after_view, fuse(after_view, target.rules))
     calls = {c: s for s, c in zip(sites, calls_of(after_view, sites), strict=True) if c is not None}
     work = calls_for(view, {c.name: s for c, s in calls.items()}, target, plan.selection.kernels)
+    times_after = tuple(group_times(after_view, after.prediction, target, work))
     executables = segments(after_view, list(calls)) + len(calls) if target.regime == "lazy" else 1
     return Effect(
         boundaries=tuple(find_boundaries(before, after, sites, target.regime)),
         elsewhere=_elsewhere(before, after, sites),
-        bytes_before=total.bytes,
+        bytes_before=before.prediction.fusion.bytes,
         bytes_after=after.prediction.fusion.bytes,
-        kernels_before=len(total.groups),
-        kernels_after=len(after.prediction.fusion.groups),
+        kernels_before=len(times),
+        kernels_after=len(times_after),
         segments_before=1,
         segments_after=executables,
-        before=time_before,
-        after=step_time(after_view, after.prediction, target, work, executables),
-        sent_before=sent,
+        before=total(times, target),
+        after=total(times_after, target, executables),
+        sent_before=collectives(view),
         sent_after=collectives(after_view),
+        strips=strips(before, after, (times, times_after), calls),
+        calls=around(after_view, calls),
+        graphs=(before, after),
+        times=(times, times_after),
     )
+
+
+def _unchanged(graph: Graph, times: tuple[Step, ...], target: Target) -> Effect:
+    size, count, step = graph.prediction.fusion.bytes, len(times), total(times, target)
+    sent, blocks = collectives(graph.view), strips(graph, graph, (times, times), {})
+    pair, twice = (graph, graph), (times, times)
+    return Effect((), (), size, size, count, count, 1, 1, step, step, sent, sent, blocks, graphs=pair, times=twice)
 
 
 def _elsewhere(before: Graph, after: Graph, sites: Sequence[Site]) -> tuple[tuple[str, str], ...]:

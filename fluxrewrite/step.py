@@ -19,7 +19,7 @@ from .kernel import Kernel
 from .site import Site
 from .target import Target
 
-__all__ = ["Calls", "Step", "calls_for", "step_time"]
+__all__ = ["Calls", "Step", "calls_for", "group_times", "step_time", "total"]
 
 _ASSUMED = 0.1  # share of a step above which assumed figures make the whole an assumption
 _EMPTY: Mapping[str, float] = MappingProxyType({})
@@ -60,16 +60,26 @@ def step_time(view: GraphView, prediction: Prediction, target: Target, calls: Ca
         calls: of the kernel calls among them.
         executables: programs that the step starts; each beyond the first costs a launch.
     """
+    return total(group_times(view, prediction, target, calls), target, executables)
+
+
+def group_times(view: GraphView, prediction: Prediction, target: Target, calls: Calls) -> list[Step]:
+    """The time of each kernel of `prediction`, in its order; arguments as `step_time` takes them."""
     named = {n.name: n for n in view.nodes}
-    parts = [_group(view, group, named, target, calls) for group in prediction.fusion.groups]
+    return [_group(view, group, named, target, calls) for group in prediction.fusion.groups]
+
+
+def total(times: Sequence[Step], target: Target, executables: int = 1) -> Step:
+    """The time of a step from the times of its kernels, and the launches of its executables beyond the first."""
+    parts = list(times)
     if executables > 1:
         launches = estimate(target.device, Work(launches=executables - 1))
         parts.append(Step(launches.us, launches.low_us, launches.high_us, launches.basis))
-    total = sum(p.us for p in parts)
+    us = sum(p.us for p in parts)
     assumed = sum(p.us for p in parts if p.basis == "assumed")
-    guess = target.rules.assumed or assumed > _ASSUMED * total
+    guess = target.rules.assumed or assumed > _ASSUMED * us
     basis: Literal["modelled", "assumed"] = "assumed" if guess else "modelled"
-    return Step(total, sum(p.low_us for p in parts), sum(p.high_us for p in parts), basis)
+    return Step(us, sum(p.low_us for p in parts), sum(p.high_us for p in parts), basis)
 
 
 def _group(view: GraphView, group: Group, named: Mapping[str, Node], target: Target, calls: Calls) -> Step:

@@ -13,6 +13,7 @@ from .calibrate import calibrate
 from .devices import devices
 from .diff import diff
 from .inspect import inspect
+from .show import show
 from .verify import OptionalKernels, verify
 
 __all__ = ["app", "main"]
@@ -31,6 +32,9 @@ app.command(
 app.command(
     epilog="Exit codes: 0 done, 1 they differ and --exit-code is given, 2 bad input. Example: fluxrewrite diff old.json new.json"
 )(diff)
+app.command(
+    epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite show report.json --format html -o report.html"
+)(show)
 app.command(
     cls=OptionalKernels,
     epilog="Exit codes: 0 all within their limits, 1 not, 2 bad input or nothing rewritten. "

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .shared import Dtype, Format, PolicyName, Regime, progress, show, torch_dtype, writable, write
-
-if TYPE_CHECKING:
-    from ..report.model import Report
+from .forms import InspectFormat, check_site, emit, emit_graphs
+from .shared import Dtype, PolicyName, Regime, progress, torch_dtype, writable
 
 __all__ = ["inspect"]
 
@@ -42,15 +40,19 @@ def inspect(
                                                 "a list fail_on of expressions.")] = None,
     artifacts: Annotated[Path | None, typer.Option(help="Folder that TorchNeuron kept of a compile (docs/neuron.md): its "
                                                    "NEFFs and kernel calls beside the predicted ones.")] = None,
-    format: Annotated[Format, typer.Option(help="text for people, json for programs.")] = Format.TEXT,
+    format: Annotated[InspectFormat, typer.Option(help="text for people, html for a page in one file, svg and dot for the boundary "
+                                                  "map as a picture, json for programs, model-explorer for both graphs in "
+                                                  "ai-edge-model-explorer.")] = InspectFormat.TEXT,
+    site: Annotated[str | None, typer.Option(help="With svg or dot: draw the neighbourhood of the site with this id.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
 ) -> None:  # fmt: skip
     """Trace MODEL without weights and report which parts of it kernels can replace, and why not more."""
-    from ..analysis import Options, inspect_spec
+    from ..analysis import Options, inspect_graphs
     from ..artifacts import compared, read_artifacts
     from ..budget import check, parse_limit, read_budget
     from ..models import Shapes, find_model
 
+    check_site(format, site)
     shapes = Shapes(image_tokens, text_tokens, batch)
     options = Options(
         kernels, policy.value, dynamic, provider, tp, device, regime.value, compiler, tuple(evidence or ())
@@ -63,16 +65,10 @@ def inspect(
     kept = read_artifacts(artifacts) if artifacts else None
     gc.disable()  # a traced model is millions of objects: a collection takes as long as the whole analysis
     with progress(f"tracing {model}"):
-        report = inspect_spec(spec, shapes, torch_dtype(dtype), options)
+        report, graphs = inspect_graphs(spec, shapes, torch_dtype(dtype), options)
     report = report if kept is None else compared(report, kept)
-    _out(report, format, output)
+    if format is InspectFormat.MODEL_EXPLORER:
+        emit_graphs(report, graphs, output)
+    else:
+        emit(report, format, output, site)
     check(report, limits)
-
-
-def _out(report: Report, format: Format, output: Path | None) -> None:
-    if format is Format.JSON:
-        write(report.to_json(), output)
-        return
-    from ..report.text import rendered
-
-    show(rendered(report), output)

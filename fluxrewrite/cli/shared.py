@@ -24,7 +24,7 @@ __all__ = ["Dtype", "Format", "PolicyName", "Regime", "counted", "progress", "sh
 
 
 class Format(StrEnum):
-    """Output formats of `inspect`."""
+    """Output formats of most commands; `inspect` and `show` have more (`forms.py`)."""
 
     TEXT = "text"
     JSON = "json"
@@ -109,6 +109,6 @@ def write(text: str, path: Path | None) -> None:
         sys.stdout.write(text)
         return
     try:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error

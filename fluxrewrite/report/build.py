@@ -20,6 +20,7 @@ from ..steps import size_of
 from ..target import Target
 from .model import KernelInfo, KindSummary, ModelInfo, ReasonInfo, Report, SiteInfo, Summary, Timing
 from .predicted import Forecast, boundaries_of, breaks_of, collectives_of, effect_info, segments_of, verdicts_of
+from .strips import blocks_of, calls_of
 
 __all__ = ["Analysed", "Foresight", "build_report", "dynamic_sizes", "policy_name"]
 
@@ -84,6 +85,8 @@ def _predicted(graphs: Sequence[Analysed], ids: Mapping[int, str], foresight: Fo
         "segments": segments_of(forecasts),
         "effect": effect_info(forecasts, target, case),
         "verdicts": verdicts_of(forecasts, target, case),
+        "blocks": tuple(b for i, f in known for b in blocks_of(f.change, i, ids)),
+        "calls": tuple(c for i, f in known for c in calls_of(f.change, i, ids)),
     }
 
 

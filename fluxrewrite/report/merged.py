@@ -8,12 +8,15 @@ from typing import Any
 
 from ..cost.evidence import NEUTRAL
 from .model import (
+    BlockInfo,
     Boundary,
+    CallInfo,
     CollectiveInfo,
     CompileInfo,
     Effect,
     KindSummary,
     ModelInfo,
+    PartInfo,
     Report,
     Segments,
     SiteInfo,
@@ -33,6 +36,8 @@ def merge(reports: Sequence[Report]) -> Report:
     inventory: Counter[str] = Counter()
     sites: list[SiteInfo] = []
     boundaries: list[Boundary] = []
+    blocks: list[BlockInfo] = []
+    calls: list[CallInfo] = []
     collectives: list[CollectiveInfo] = []
     offset = 0
     for report in reports:
@@ -43,6 +48,11 @@ def merge(reports: Sequence[Report]) -> Report:
         boundaries += [
             b.model_copy(update={"graph": b.graph + offset, "site": b.site and f"{b.site}@{b.graph + offset}"})
             for b in report.boundaries
+        ]
+        blocks += [_moved(b, offset) for b in report.blocks]
+        calls += [
+            c.model_copy(update={"graph": c.graph + offset, "site": f"{c.site}@{c.graph + offset}"})
+            for c in report.calls
         ]
         collectives += [c.model_copy(update={"graph": c.graph + offset}) for c in report.collectives]
         offset += report.model.graphs
@@ -56,10 +66,22 @@ def merge(reports: Sequence[Report]) -> Report:
             "sites": tuple(sites),
             "summary": summary,
             "boundaries": tuple(boundaries),
+            "blocks": tuple(blocks),
+            "calls": tuple(calls),
             "collectives": tuple(collectives),
             **_predictions([r for r in reports if r.effect is not None]),
         }
     )
+
+
+def _moved(block: BlockInfo, offset: int) -> BlockInfo:
+    """The block as one of graph `graph + offset`, which its sites are named by."""
+    graph = block.graph + offset
+
+    def named(parts: Sequence[PartInfo]) -> tuple[PartInfo, ...]:
+        return tuple(p.model_copy(update={"site": f"{p.site}@{graph}"}) if p.site else p for p in parts)
+
+    return block.model_copy(update={"graph": graph, "before": named(block.before), "after": named(block.after)})
 
 
 def _model(models: Sequence[ModelInfo]) -> ModelInfo:

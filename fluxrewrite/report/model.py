@@ -8,9 +8,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
-    "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "Boundary", "BreakInfo", "ChoiceInfo", "CollectiveInfo", "CompileInfo",
-    "Effect", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "ProcessInfo", "ReasonInfo", "Report", "Segments",
-    "SiteInfo", "StepInfo", "Summary", "TensorInfo", "Timing", "Verdict", "schema_text",
+    "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "BlockInfo", "Boundary", "BreakInfo", "CallInfo", "ChoiceInfo",
+    "CollectiveInfo", "CompileInfo", "Effect", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "PartInfo",
+    "ProcessInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo", "Timing",
+    "UserInfo", "Verdict", "schema_text",
 ]  # fmt: skip
 
 SCHEMA = "fluxrewrite.report/1"
@@ -207,6 +208,53 @@ class Effect(_Record):
     choices: tuple[ChoiceInfo, ...]
 
 
+class PartInfo(_Record):
+    """One compiled kernel or call: what it computes, the bytes that it reads and writes, and its predicted microseconds.
+
+    `ops` are the distinct operations of its `nodes`; a copy that the compiler adds has none. `site` is the id of the site that it
+    is the call of, or, before the rewrite, of the site that a call takes it into; "" for all else.
+    """
+
+    kind: Literal["fused", "library", "opaque", "copy"]
+    ops: tuple[str, ...]
+    nodes: int
+    reads: int
+    writes: int
+    us: float
+    site: str
+
+
+class BlockInfo(_Record):
+    """The kernels of one call of a block, in the order in which they run, before and after the rewrite.
+
+    `path` is that of the first numbered module; "" for what lies between blocks.
+    """
+
+    path: str
+    graph: int
+    before: tuple[PartInfo, ...]
+    after: tuple[PartInfo, ...]
+
+
+class UserInfo(_Record):
+    """An operation that reads what a kernel call returns."""
+
+    name: str
+    op: str
+    path: str
+
+
+class CallInfo(_Record):
+    """A kernel call, node `name` of the rewritten graph: what it reads and returns, and what reads that, views looked through."""
+
+    site: str
+    graph: int
+    name: str
+    operands: tuple[TensorInfo, ...]
+    results: tuple[TensorInfo, ...]
+    users: tuple[UserInfo, ...]
+
+
 class Segments(_Record):
     """Executables before and after the rewrite."""
 
@@ -289,12 +337,20 @@ class Report(_Record):
     summary: Summary
     verdicts: tuple[Verdict, ...] = ()
     artifacts: ArtifactsInfo | None = None
+    blocks: tuple[BlockInfo, ...] = ()
+    calls: tuple[CallInfo, ...] = ()
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True)
 
     def to_json(self) -> str:
         """The report as JSON text, two spaces of indent, the same bytes for the same input but for `timing`."""
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
+
+    def _repr_html_(self) -> str:
+        """The page of `--format html` in a frame, as Jupyter shows it."""
+        from ..draw.page import frame
+
+        return frame(self)
 
 
 def schema_text() -> str:

@@ -34,7 +34,17 @@ from .model import (
     Verdict,
 )
 
-__all__ = ["Forecast", "boundaries_of", "breaks_of", "collectives_of", "effect_info", "segments_of", "verdicts_of"]
+__all__ = [
+    "Forecast",
+    "boundaries_of",
+    "breaks_of",
+    "collectives_of",
+    "effect_info",
+    "rounded",
+    "segments_of",
+    "tensor_info",
+    "verdicts_of",
+]
 
 Basis = Literal["measured", "modelled", "assumed"]
 
@@ -64,7 +74,7 @@ def breaks_of(breaks: Sequence[Break], target: Target) -> list[Boundary]:
             bytes=0,
             tensors=(),
             lost_fusions=(),
-            cost_us=_rounded(cost.us),
+            cost_us=rounded(cost.us),
             basis=cost.basis,
             reason=stop.reason,
         )
@@ -97,13 +107,13 @@ def _boundary(border: Border, graph: int, site: str, target: Target, case: Case)
         kind=border.kind,
         path=border.site.path,
         bytes=border.bytes,
-        tensors=tuple(map(_tensor, border.tensors)),
+        tensors=tuple(map(tensor_info, border.tensors)),
         lost_fusions=tuple(LostFusion(producer=p, consumer=c) for p, c in border.lost),
         absorptions=tuple(
             AbsorptionInfo(side=a.side, ops=a.ops, nodes=a.nodes, path=a.path, bytes=a.bytes)
             for a in border.absorptions
         ),
-        cost_us=_rounded(cost),
+        cost_us=rounded(cost),
         basis=basis,
     )
 
@@ -119,7 +129,8 @@ def _cost(border: Border, target: Target, case: Case) -> tuple[float, Basis]:
     return time.us, time.basis
 
 
-def _tensor(tensor: Materialised) -> TensorInfo:
+def tensor_info(tensor: Materialised) -> TensorInfo:
+    """The record of a tensor."""
     return TensorInfo(
         name=tensor.name,
         op=tensor.op,
@@ -181,15 +192,15 @@ def _rewritten(forecasts: Sequence[Forecast]) -> list[Site]:
 def _step(steps: Iterable[Step]) -> StepInfo:
     found = list(steps)
     return StepInfo(
-        us=_rounded(sum(s.us for s in found)),
-        low_us=_rounded(sum(s.low_us for s in found)),
-        high_us=_rounded(sum(s.high_us for s in found)),
+        us=rounded(sum(s.us for s in found)),
+        low_us=rounded(sum(s.low_us for s in found)),
+        high_us=rounded(sum(s.high_us for s in found)),
         basis="assumed" if any(s.basis == "assumed" for s in found) else "modelled",
     )
 
 
 def _choice(choice: Choice) -> ChoiceInfo:
-    times = {name: _rounded(us) for name, us in sorted(choice.times.items(), key=lambda item: item[1]) if us < 1e18}
+    times = {name: rounded(us) for name, us in sorted(choice.times.items(), key=lambda item: item[1]) if us < 1e18}
     return ChoiceInfo(
         block=choice.block, blocks=choice.blocks, chosen=choice.chosen, times_us=times, basis=choice.basis
     )
@@ -232,6 +243,6 @@ def _candidate(kind: str, forecasts: Sequence[Forecast], step: float, assumed: b
     return Candidate(kind, {f: n for f, n in forms.items() if n}, tuple(refusals), modelled)
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """Six digits: more is not known, and reports stay the same bytes."""
     return float(f"{value:.6g}")

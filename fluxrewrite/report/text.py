@@ -11,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ..site import Code
+from .advice import better as better_plan
+from .advice import call_text
 from .model import Report, SiteInfo
 from .text_artifacts import artifacts
 from .text_boundaries import boundary_table
-from .text_predicted import auto_is_better, choices, grid, prediction, verdict_list
+from .text_predicted import choices, grid, prediction, verdict_list
 from .words import folded, sizes_text
 
 __all__ = ["render", "rendered"]
@@ -122,32 +124,12 @@ def _entries(rows: Mapping[tuple[str, str, str], int]) -> Iterable[RenderableTyp
 
 
 def _next(report: Report, rewritten: Sequence[SiteInfo], kept: Sequence[SiteInfo]) -> Iterable[RenderableType]:
-    better = _better(report, rewritten)
+    better = better_plan(report)
     if better:
         yield Text.assemble("Next: add ", (better[0], "bold"), f": {better[1]}")
     if rewritten:
-        yield Text.assemble("Or take this plan: " if better else "Next: ", (_call(report), "bold"))
+        yield Text.assemble("Or take this plan: " if better else "Next: ", (call_text(report), "bold"))
     elif kept and not better:
         yield Text("Next: read the reasons above; --format json names the node of each.")
     elif not better:
         yield Text("Next: fluxrewrite kernels lists what is looked for and within which limits.")
-
-
-def _better(report: Report, rewritten: Sequence[SiteInfo]) -> tuple[str, str] | None:
-    """Options that the prediction favours, and why."""
-    if auto_is_better(report):
-        none = all(c.chosen == "none" for c in report.effect.choices) if report.effect else False
-        return "--policy auto", "predicted to be faster" + (", without any kernel" if none else "")
-    taken = {s.kind for s in rewritten}
-    chosen = " ".join(c.chosen for c in report.effect.choices) if report.effect else ""
-    slower = {v.kernel for v in report.verdicts if v.verdict == "slower" and f"{v.kernel}:" not in chosen} & taken
-    others = [k for k in report.summary.kernels if k.partition(":")[0] in taken - slower]
-    if slower and others:
-        return f"--kernels {','.join(others)}", f"{' and '.join(sorted(slower))} is slower by its verdict"
-    return None
-
-
-def _call(report: Report) -> str:
-    kernels = ",".join(report.summary.kernels)
-    policy = "" if report.summary.policy == "all" else f',\n    policy="{report.summary.policy}"'
-    return f'torch.compile(model, backend=fluxrewrite.backend(\n    kernels="{kernels}"{policy}))'

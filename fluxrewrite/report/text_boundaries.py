@@ -13,7 +13,7 @@ from .model import AbsorptionInfo, Boundary, Report, TensorInfo
 from .text_predicted import grid
 from .words import bytes_text, folded
 
-__all__ = ["Row", "boundary_table", "rows_of"]
+__all__ = ["Row", "absorption_lines", "boundary_table", "rows_of"]
 
 _TENSORS = 3  # rows whose tensors are named
 _EACH = 4  # tensors named of a row
@@ -127,14 +127,19 @@ def _tensor(tensor: TensorInfo) -> str:
 
 
 def _absorptions(rows: Sequence[Row]) -> Iterable[RenderableType]:
+    lines = absorption_lines(rows)
+    if lines:
+        yield Text("What kernels could take in", style="bold")
+    yield from map(_item, lines)
+
+
+def absorption_lines(rows: Sequence[Row]) -> list[str]:
+    """What kernels could take in, a line for each, what saves most first."""
     saved: dict[tuple[str, str, tuple[str, ...]], list[AbsorptionInfo]] = {}
     for row in rows:
         for a in (a for b in row.members for a in b.absorptions):
             saved.setdefault((row.kernel, a.side, a.ops), []).append(a)
-    if saved:
-        yield Text("What kernels could take in", style="bold")
-    for key, found in sorted(saved.items(), key=lambda item: -sum(a.bytes for a in item[1])):
-        yield _item(_advice(*key, found))
+    return [_advice(*k, found) for k, found in sorted(saved.items(), key=lambda item: -sum(a.bytes for a in item[1]))]
 
 
 def _advice(kernel: str, side: str, ops: tuple[str, ...], found: Sequence[AbsorptionInfo]) -> str:

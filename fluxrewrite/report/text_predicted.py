@@ -13,10 +13,10 @@ from rich.text import Text
 
 from ..choose import MARGIN, block_path
 from ..plan import CHOOSING
-from .model import ChoiceInfo, Effect, Report, StepInfo, Verdict
+from .model import ChoiceInfo, Report, StepInfo, Verdict
 from .words import bytes_text, change_text, folded, time_text, trimmed
 
-__all__ = ["auto_is_better", "choices", "grid", "prediction", "verdict_list"]
+__all__ = ["auto_is_better", "choices", "figures", "grid", "prediction", "times_of", "verdict_list"]
 
 _WHY = 150  # characters: two lines
 _NAMED = re.compile(r"((?:inline )?\w+:\w+)(?:\[[^\]]*\])?(?: x(\d+))?")  # "qkv:triple[256] x2" of a choice
@@ -40,7 +40,7 @@ def prediction(report: Report) -> Iterable[RenderableType]:
         f"Predicted for {e.device}, {e.regime}; fusion by {e.compiler}; policy {report.summary.policy}", style="bold"
     )
     yield Text("A model's figures: nothing was run on hardware.")
-    yield _figures(e, report)
+    yield _figures(report)
     for when, step in (("before", e.step_before), ("after", e.step_after)):
         if _spread(step):
             yield Text(f"step {when}: {time_text(step.low_us)} to {time_text(step.high_us)} at the ends of the ranges")
@@ -54,20 +54,30 @@ def prediction(report: Report) -> Iterable[RenderableType]:
         yield Text(f"tp {report.model.tp}: all sizes, bytes and times are those of one rank, without what is sent")
 
 
-def _figures(e: Effect, report: Report) -> Table:
+def _figures(report: Report) -> Table:
     table = grid("a step", "before", "after", "change", "basis", left=("a step", "basis"))
+    for row in figures(report):
+        table.add_row(*row)
+    return table
+
+
+def figures(report: Report) -> list[tuple[str, str, str, str, str]]:
+    """What the plan changes in a step: name, before, after, change, basis of each figure; nothing without predictions."""
+    e, s = report.effect, report.segments
+    if e is None:
+        return []
     before, after = e.step_before, e.step_after
     worse = "assumed" if "assumed" in (before.basis, after.basis) else "modelled"
-    table.add_row("time", time_text(before.us), time_text(after.us), change_text(before.us, after.us), worse)
-    size = [bytes_text(e.bytes_before), bytes_text(e.bytes_after), change_text(e.bytes_before, e.bytes_after)]
     fused = "assumed" if "(assumed)" in e.compiler else "modelled"
-    table.add_row("memory traffic", *size, fused)
-    for name, old, new in (
-        ("compiled kernels and calls", e.kernels_before, e.kernels_after),
-        *(("executables", s.before, s.after) for s in (report.segments,) if s is not None),
-    ):
-        table.add_row(name, str(old), str(new), f"{new - old:+d}" if new != old else "", fused)
-    return table
+    counts = [("compiled kernels and calls", e.kernels_before, e.kernels_after)]
+    if s is not None:
+        counts.append(("executables", s.before, s.after))
+    size = (bytes_text(e.bytes_before), bytes_text(e.bytes_after), change_text(e.bytes_before, e.bytes_after))
+    return [
+        ("time", time_text(before.us), time_text(after.us), change_text(before.us, after.us), worse),
+        ("memory traffic", *size, fused),
+        *((name, str(old), str(new), f"{new - old:+d}" if new != old else "", fused) for name, old, new in counts),
+    ]
 
 
 def _spread(step: StepInfo) -> bool:
@@ -100,13 +110,14 @@ def choices(report: Report) -> Iterable[RenderableType]:
     yield Text(f"\n{head} (predicted, us a block)", style="bold")
     counts: Counter[tuple[str, str, str]] = Counter()
     for choice in found:
-        counts[folded(choice.block) or "the rest", choice.chosen, _times(choice)] += choice.blocks
+        counts[folded(choice.block) or "the rest", choice.chosen, times_of(choice)] += choice.blocks
     for (block, chosen, times), blocks in counts.items():
         yield Text(f"{blocks} x {block}: {chosen}")
         yield Padding(Text(times, style="dim"), (0, 0, 0, 2))
 
 
-def _times(choice: ChoiceInfo) -> str:
+def times_of(choice: ChoiceInfo) -> str:
+    """The times that speak for a choice: its own, without kernels, and the next best."""
     times = choice.times_us
     parts = [f"{choice.chosen} {times[choice.chosen]:.1f}"] if choice.chosen in times else []
     if choice.chosen != "none" and "none" in times:

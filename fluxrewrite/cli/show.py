@@ -1,0 +1,28 @@
+"""`fluxrewrite show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .forms import ReportFormat, check_site, emit
+from .shared import writable
+
+__all__ = ["show"]
+
+
+def show(
+    report: Annotated[Path, typer.Argument(help="A report: fluxrewrite inspect MODEL --format json -o FILE.")],
+    format: Annotated[ReportFormat, typer.Option(help="text for people, html for a page in one file, svg and dot for the boundary "
+                                                 "map as a picture, json for programs.")] = ReportFormat.TEXT,
+    site: Annotated[str | None, typer.Option(help="With svg or dot: draw the neighbourhood of the site with this id.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
+) -> None:  # fmt: skip
+    """Show a saved report in another form, without tracing the model again."""
+    check_site(format, site)
+    writable(output)
+    from ..report.load import load_report
+
+    emit(load_report(report), format, output, site)
