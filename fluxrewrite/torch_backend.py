@@ -77,8 +77,8 @@ def backend(
             By default "trn2" when the inner backend is "neuron", else "cpu"; `fluxrewrite calibrate` measures the machine at hand.
         evidence: files of measured runs beside those that ship.
         cache_dir: folder of the times that policy "measure" found; by default `fluxrewrite` in the folder of Inductor's cache.
-        lnc: physical NeuronCores that a kernel call on a device takes, 1 or 2; by default those of a logical core in this
-            process (NEURON_LOGICAL_NC_CONFIG, else the platform's).
+        lnc: with inner "neuron", physical NeuronCores that a kernel call takes, 1 or 2; by default those of a logical core in
+            this process (NEURON_LOGICAL_NC_CONFIG, else the platform's).
 
     Raises:
         InputError: an unknown inner backend, kernel, form, policy, provider or execution, or one that cannot be had here.
