@@ -43,7 +43,7 @@ class Options:
             site to rewrite.
         dynamic: trace with symbolic sizes.
         provider: whose kernels, as `fluxrewrite.backend` takes it.
-        tp: ranks among which heads and columns are divided before limits are checked.
+        tp: ranks to divide the model among by its own `_tp_plan`; the report is then on one of them.
         device: name or file of a device profile: what times are predicted for.
         regime: "compile", or "lazy", where every kernel call splits the executable.
         compiler: name or file of fusion rules; by default those of the device's compiler.
@@ -63,10 +63,12 @@ class Options:
     def resolve(self) -> tuple[Selection, Target]:
         """Passes and kernels, and the target. Raises InputError for unknown names and unreadable files."""
         check_policy(self.policy)
+        if self.tp < 1:
+            raise InputError(f"tp {self.tp}: the number of ranks is 1 or more")
         if self.policy == "measure":
             raise InputError("policy 'measure' runs kernels; use it in fluxrewrite.backend, or 'auto' to predict")
         return (
-            Selection.of(self.kernels, self.provider, tp=self.tp),
+            Selection.of(self.kernels, self.provider),
             Target.of(self.device, self.regime, self.compiler, self.evidence),
         )
 
@@ -149,7 +151,7 @@ def inspect(
     """
     start = time.perf_counter()
     resolved = options.resolve()
-    captured = capture(model, {**(inputs or {}), **named_inputs}, dynamic=options.dynamic)
+    captured = capture(model, {**(inputs or {}), **named_inputs}, dynamic=options.dynamic, tp=options.tp)
     return _report(captured, type(model).__name__, resolved, options, start)
 
 
@@ -159,7 +161,7 @@ def inspect_spec(
     """`inspect` for a model found by name (`fluxrewrite.models.find_model`)."""
     start = time.perf_counter()
     resolved = options.resolve()
-    captured = capture_spec(spec, shapes, dtype, dynamic=options.dynamic)
+    captured = capture_spec(spec, shapes, dtype, dynamic=options.dynamic, tp=options.tp)
     return _report(captured, spec.name, resolved, options, start, shapes)
 
 
@@ -179,7 +181,7 @@ def _report(
         regime=target.regime,  # type: ignore[arg-type]
         model=name,
         dtype=dtype,
-        tp=selection.tp,
+        tp=captured.tp,
         batch=shapes.batch if shapes else None,
         image_tokens=shapes.image_tokens if shapes else None,
         text_tokens=shapes.text_tokens if shapes else None,
@@ -190,7 +192,7 @@ def _report(
         name=name,
         parameters=captured.parameters,
         dtype=dtype,
-        tp=selection.tp,
+        tp=captured.tp,
         batch=case.batch,
         image_tokens=case.image_tokens,
         text_tokens=case.text_tokens,

@@ -27,6 +27,7 @@ METRICS: Mapping[str, str] = {
     "lost_elsewhere": "pairs no longer fused outside all calls",
     "extra_bytes": "traffic after less before, bytes",
     "extra_compiled": "compiled kernels and calls after less before",
+    "collectives": "exchanges between ranks after",
     "step_us": "predicted step after, microseconds",
     "predicted_slowdown": "predicted step after / before",
     "executables": "executables after",
@@ -193,9 +194,18 @@ def _total(values: Sequence[float | None]) -> float | None:
 def _predicted(report: Report) -> dict[str, float | None]:
     e = report.effect
     if e is None:
-        names = ("lost_elsewhere", "extra_bytes", "extra_compiled", "step_us", "predicted_slowdown", "executables")
+        names = (
+            "collectives",
+            "lost_elsewhere",
+            "extra_bytes",
+            "extra_compiled",
+            "step_us",
+            "predicted_slowdown",
+            "executables",
+        )
         return dict.fromkeys((*names, "specialisations", "compile_s"))
     return {
+        "collectives": e.collectives_after,
         "lost_elsewhere": e.lost_elsewhere,
         "extra_bytes": e.bytes_after - e.bytes_before,
         "extra_compiled": e.kernels_after - e.kernels_before,

@@ -50,7 +50,7 @@ def _lines(
     options: Mapping[str, Any] | None,
 ) -> Iterator[str]:
     yield from (torch.__version__, version("fluxrewrite"), folder_digest(Path(__file__).parent))
-    yield f"{selection.names()} {selection.provider} {selection.tp}"
+    yield f"{selection.names()} {selection.provider}"
     yield policy if isinstance(policy, str) else f"{policy.__module__}.{function_digest(policy)}"
     for kind, rewriter in sorted(selection.passes.items()):
         yield f"{kind} {module_digest(type(rewriter).__module__)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import itertools
@@ -16,10 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from . import parallel
 from .errors import InputError
+from .local import localise, mesh_of
 from .models import ModelSpec, Shapes, default_dtype
 
-__all__ = ["Break", "Capture", "capture", "capture_spec"]
+__all__ = ["Break", "Capture", "capture", "capture_spec", "fresh_entry", "own_cache_entries"]
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,29 @@ class Break:
 
 @dataclass(frozen=True)
 class Capture:
-    """The Dynamo graphs of one call of a model, in the order in which they were made."""
+    """The Dynamo graphs of one call of a model, in the order in which they were made; of a divided model those of one rank.
+
+    Attributes:
+        parameters: elements of the whole model.
+        tp: ranks among which the model is divided.
+    """
 
     graphs: tuple[GraphModule, ...]
     breaks: tuple[Break, ...]
     parameters: int
     dtype: torch.dtype | None
+    tp: int = 1
 
 
-def capture_spec(spec: ModelSpec, shapes: Shapes, dtype: torch.dtype, dynamic: bool = False) -> Capture:
-    """Build the model under fake tensors in `dtype` and trace it. Raises InputError when it cannot be built or run."""
+def capture_spec(spec: ModelSpec, shapes: Shapes, dtype: torch.dtype, dynamic: bool = False, tp: int = 1) -> Capture:
+    """Build the model under fake tensors in `dtype` and trace it, as `capture` does.
+
+    Raises InputError when it cannot be built, divided or run.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     with mode, default_dtype(dtype):
         model, inputs = spec.build(shapes, dtype)
-    return capture(model, inputs, dynamic=dynamic, mode=mode)
+    return capture(model, inputs, dynamic=dynamic, mode=mode, tp=tp)
 
 
 def capture(
@@ -53,6 +65,7 @@ def capture(
     inputs: Mapping[str, Any],
     dynamic: bool = False,
     mode: FakeTensorMode | None = None,
+    tp: int = 1,
 ) -> Capture:
     """Trace `model(**inputs)` under `torch.no_grad()`.
 
@@ -64,9 +77,11 @@ def capture(
         inputs: keyword arguments.
         dynamic: trace with symbolic sizes.
         mode: the fake mode that fake parameters or inputs already belong to.
+        tp: ranks to divide the model among by its `_tp_plan`; the graphs are those of one of them, over a group of processes
+            that is not real. A model of DTensors is traced as it is.
 
     Raises:
-        InputError: the model raised while it was traced.
+        InputError: the model raised while it was traced, or cannot be divided.
     """
     mode = mode or FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     graphs: list[GraphModule] = []
@@ -80,13 +95,33 @@ def capture(
         raise InputError(f"{type(model).__name__} has parameters without a shape (lazy modules); run it once before")
     dtypes = [t.dtype for t in tensors if t.dtype.is_floating_point]
     parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
-    with _faked(model, mode), _own_cache_entries(), mode, torch.no_grad():
+    with _faked(model, mode), _divided(model, mode, tp), own_cache_entries(), mode, torch.no_grad():
         fake_inputs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: _fake(t, mode, dynamic), dict(inputs))
         try:
-            torch.compile(_fresh_entry(model), backend=collect, dynamic=dynamic)(fake_inputs)
+            torch.compile(fresh_entry(model), backend=collect, dynamic=dynamic)(fake_inputs)
         except (Exception, SystemExit) as error:
             raise InputError(f"the model failed while it was traced: {_cause(error)}") from error
-    return Capture(tuple(graphs), tuple(_breaks(graphs)), parameters, max(dtypes, key=dtypes.count, default=None))
+        local = tuple(localise(gm).gm for gm in graphs)  # while there is a group to name
+    meshes = [mesh.size() for gm in graphs if (mesh := mesh_of(gm)) is not None]
+    dtype = max(dtypes, key=dtypes.count, default=None)
+    return Capture(local, tuple(_breaks(graphs)), parameters, dtype, max(meshes, default=1))
+
+
+@contextlib.contextmanager
+def _divided(model: Any, mode: FakeTensorMode, tp: int) -> Iterator[None]:
+    """The model divided among `tp` ranks, of which only this one exists; `_faked` gives it its own parameters back."""
+    already = parallel.degree(model) if isinstance(model, torch.nn.Module) else 1
+    if already > 1 and tp not in (1, already):
+        raise InputError(f"tp {tp}: {type(model).__name__} is divided among {already} ranks already; leave tp out")
+    if tp == 1 or already > 1:
+        yield
+        return
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"tp {tp}: a function cannot be divided among ranks; give a module with _tp_plan")
+    with parallel.fake_group(tp):
+        with mode:
+            parallel.shard(model, tp)
+        yield
 
 
 def _cause(error: BaseException) -> str:
@@ -98,7 +133,7 @@ def _cause(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _own_cache_entries() -> Iterator[None]:
+def own_cache_entries() -> Iterator[None]:
     """Forget what Dynamo cached for the code that it met, at the end.
 
     After a graph break Dynamo compiles functions of the user's own; without this, some eight traces would use up their
@@ -128,7 +163,7 @@ def _breaks(graphs: list[GraphModule]) -> Iterator[Break]:
             yield Break((str(reason.reason).strip().splitlines() or [""])[0], where)
 
 
-def _fresh_entry(model: Any) -> Callable[[dict[str, Any]], Any]:
+def fresh_entry(model: Any) -> Callable[[dict[str, Any]], Any]:
     """A function with code of its own that calls the model, so that nothing of an earlier trace is found in Dynamo's cache."""
 
     def entry(inputs: dict[str, Any]) -> Any:
@@ -151,8 +186,7 @@ def _faked(model: Any, mode: FakeTensorMode) -> Iterator[None]:
     """
     modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
     saved = [
-        (m, dict(vars(m)), {k: copy.copy(v) for k, v in vars(m).items() if type(v) in (list, dict, set)})
-        for m in modules
+        (m, dict(vars(m)), {k: copy.copy(v) for k, v in vars(m).items() if type(v) in _CONTAINERS}) for m in modules
     ]
     fakes: dict[int, torch.Tensor] = {}
     try:
@@ -168,6 +202,9 @@ def _faked(model: Any, mode: FakeTensorMode) -> Iterator[None]:
             vars(module).update(attributes)
             for name, content in contents.items():
                 _refill(attributes[name], content)
+
+
+_CONTAINERS = (list, dict, set, collections.OrderedDict)
 
 
 def _shared_fake(value: torch.Tensor, mode: FakeTensorMode, fakes: dict[int, torch.Tensor]) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch.fx import GraphModule
 
 from .boundary import Boundary, Graph, calls_of, find_boundaries
+from .collectives import Collective, collectives
 from .fusion import fuse
 from .fusion.edges import edges
 from .graph import GraphView
@@ -30,7 +31,8 @@ class Effect:
         bytes_before, bytes_after: what all kernels of the graph read and write.
         kernels_before, kernels_after: compiled kernels and calls.
         segments_before, segments_after: executables.
-        before, after: predicted time of a step.
+        before, after: predicted time of a step; what collectives take on the way between ranks is not in it.
+        sent_before, sent_after: collectives.
     """
 
     boundaries: tuple[Boundary, ...]
@@ -43,6 +45,8 @@ class Effect:
     segments_after: int
     before: Step
     after: Step
+    sent_before: tuple[Collective, ...] = ()
+    sent_after: tuple[Collective, ...] = ()
 
 
 def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Target) -> Effect:
@@ -59,9 +63,10 @@ def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Targe
     before = Graph(view, fuse(view, target.rules))
     time_before = step_time(view, before.prediction, target, Calls())
     total = before.prediction.fusion
+    sent = collectives(view)
     if not plan.replacements():
         size, count = total.bytes, len(total.groups)
-        return Effect((), (), size, size, count, count, 1, 1, time_before, time_before)
+        return Effect((), (), size, size, count, count, 1, 1, time_before, time_before, sent, sent)
     after_view = GraphView(rewritten.graph)
     after = Graph(after_view, fuse(after_view, target.rules))
     calls = {c: s for s, c in zip(sites, calls_of(after_view, sites), strict=True) if c is not None}
@@ -78,6 +83,8 @@ def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Targe
         segments_after=executables,
         before=time_before,
         after=step_time(after_view, after.prediction, target, work, executables),
+        sent_before=sent,
+        sent_after=collectives(after_view),
     )
 
 

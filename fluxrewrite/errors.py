@@ -2,7 +2,8 @@
 
 FluxrewriteError
 ├── InputError     what the user gave cannot be used; the message names it and the remedy (the CLI exits with 2)
-├── RewriteError   a replacement did not keep shape, dtype or device; the site is left alone
+├── RankError      another process of the same run ended, failed or did not answer in time
+├── RewriteError   a replacement did not keep shape, dtype or device, and the site is left alone; or ranks plan differently
 └── CheckFailed    a check or budget did not hold (the CLI exits with 1)
 """
 
@@ -12,7 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Call", "CheckFailed", "FluxrewriteError", "InputError", "RewriteError", "call_of", "mark", "signature"]
+__all__ = [
+    "Call",
+    "CheckFailed",
+    "FluxrewriteError",
+    "InputError",
+    "RankError",
+    "RewriteError",
+    "call_of",
+    "mark",
+    "signature",
+]
 
 _MARK = "fluxrewrite_call"
 
@@ -26,7 +37,11 @@ class InputError(FluxrewriteError):
 
 
 class RewriteError(FluxrewriteError):
-    """A rewrite that would change shape, dtype or device of a value."""
+    """A rewrite that would change shape, dtype or device of a value, or that is not the same on every rank."""
+
+
+class RankError(FluxrewriteError):
+    """Another rank ended, failed, or did not answer in time."""
 
 
 class CheckFailed(FluxrewriteError):

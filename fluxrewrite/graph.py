@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed.tensor import DTensor
 from torch.fx import Graph, Node
 
 from . import steps as st
@@ -115,9 +116,14 @@ class GraphView:
         return node.meta["example_value"] if "example_value" in node.meta else node.meta.get("val")
 
     def tensor(self, node: Any) -> torch.Tensor | None:
-        """The traced value if it is one tensor; not a value batched or dualised by torch.func, which has other shapes."""
+        """The traced value if it is one tensor.
+
+        Not a value batched or dualised by torch.func, which has other shapes, nor a DTensor, of which a rank has only a part.
+        """
         value = self.value(node)
-        if not isinstance(value, torch.Tensor) or torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if not isinstance(value, torch.Tensor) or isinstance(value, DTensor):
+            return None
+        if torch._C._functorch.is_functorch_wrapped_tensor(value):
             return None
         return value
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.fx import GraphModule, Node
 from torch.nn import Parameter
 
@@ -23,7 +24,9 @@ Joinable = Callable[[Sequence[Node]], bool]
 def parameters(nodes: Sequence[Node]) -> bool:
     """Whether all are parameters of the model that fit together, by what was traced."""
     values = [_traced(n) if n.op == "placeholder" else None for n in nodes]
-    known = [v for v in values if isinstance(v, Parameter)]
+    known = [
+        v for v in values if isinstance(v, Parameter) and not isinstance(v, DTensor)
+    ]  # a part is not the model's memory
     return len(known) == len(nodes) and len({(v.dtype, v.device, v.shape[1:]) for v in known}) == 1
 
 

@@ -41,14 +41,12 @@ class Selection:
         kernels: the kernels in use, by name.
         forms: for a kind, the forms selected; all forms where a kind is missing.
         provider: whose kernels: "builtin", "nkilib@2.29", or "reference" for the ops' own bodies without further limits.
-        tp: ranks among which tensor parallelism divides heads and columns; limits are checked on the shares.
     """
 
     passes: Mapping[str, Pass]
     kernels: Mapping[str, Kernel]
     forms: Mapping[str, frozenset[str]]
     provider: str = "builtin"
-    tp: int = 1
 
     @classmethod
     def of(
@@ -56,14 +54,11 @@ class Selection:
         kernels: str | Iterable[str] | None = None,
         provider: str = "builtin",
         execution: str = "reference",
-        tp: int = 1,
     ) -> Selection:
         """Read `kernels`: None for all, a comma-separated text, or kinds with an optional `:form`.
 
         Raises InputError for an unknown kind, form, provider or execution, with the known ones.
         """
-        if tp < 1:
-            raise InputError(f"tp {tp}: the number of ranks is 1 or more")
         if kernels is None:
             words = None
         elif isinstance(kernels, str):
@@ -84,7 +79,7 @@ class Selection:
             else:
                 raise InputError(f"unknown form {form!r} of {kind!r}; known: {', '.join(passes[kind].forms)}")
         offered = provided(load_kernels().values(), provider, execution)
-        return cls(passes, offered, {k: frozenset(v) for k, v in forms.items()}, provider, tp)
+        return cls(passes, offered, {k: frozenset(v) for k, v in forms.items()}, provider)
 
     def names(self) -> tuple[str, ...]:
         """The selection as words, in order: what `of` would take."""
@@ -202,7 +197,7 @@ def make_plan(
             on_error(f"pass {kind!r}", error)
         for finding in findings:
             try:
-                finding, kernel_reasons = _checked(view, finding, kernel, selection, failed)
+                kernel_reasons = _checked(view, finding, kernel, failed, selection.provider)
                 decision = _decide(view, finding, kernel, kernel_reasons, selection, policy, joinable)
             except Exception as error:
                 on_error(f"policy {policy!r}", error)
@@ -233,7 +228,7 @@ def _variants(
 
 def _inlined(view: GraphView, site: Site, selection: Selection, joinable: Joinable) -> Site | None:
     """The site as plain operations, or None."""
-    form = selection.passes[site.kind].inline(view, site) if selection.tp == 1 else None
+    form = selection.passes[site.kind].inline(view, site)
     if form is None or not all(joinable(group) for group in form.joined):
         return None
     return replace(site, inline=form)
@@ -307,22 +302,21 @@ def _without_covered(decisions: Sequence[Decision], taken: Sequence[Site]) -> It
 
 
 def _checked(
-    view: GraphView, finding: Finding, kernel: Kernel | None, selection: Selection, failed: Failed
-) -> tuple[Finding, tuple[Reason, ...]]:
-    """The finding with the sizes of one rank, and why its kernel may not take it."""
+    view: GraphView, finding: Finding, kernel: Kernel | None, failed: Failed, provider: str
+) -> tuple[Reason, ...]:
+    """Why its kernel may not take a finding."""
     if isinstance(finding, Miss):
-        return finding, (finding.reason,)
+        return (finding.reason,)
     where = finding.outputs[0].name
-    finding, reasons = _on_one_rank(finding, selection)
     if kernel is None:
-        missing = f"provider {selection.provider!r} has no kernel named {finding.kind!r}"
-        return finding, (Reason(Code.NO_KERNEL, missing, where),)
+        missing = f"provider {provider!r} has no kernel named {finding.kind!r}"
+        return (Reason(Code.NO_KERNEL, missing, where),)
     grad = needs_grad(view, finding.outputs)
     symbolic = kernel.symbolic(finding.shapes)
     limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype) + ((symbolic,) if symbolic else ())
     failure = failed(finding, kernel)
-    reasons += tuple(replace(r, node=where) for r in limits) + ((grad,) if grad else ())
-    return finding, reasons + ((Reason(Code.FAILED, str(failure), where),) if failure is not None else ())
+    reasons = tuple(replace(r, node=where) for r in limits) + ((grad,) if grad else ())
+    return reasons + ((Reason(Code.FAILED, str(failure), where),) if failure is not None else ())
 
 
 def _decide(
@@ -353,21 +347,6 @@ def _decide(
         name = policy if isinstance(policy, str) else getattr(policy, "__name__", type(policy).__name__)
         return _kept(finding, f"policy {name!r} keeps it")
     return Decision(finding, "kernel", (), kernel)
-
-
-def _on_one_rank(site: Site, selection: Selection) -> tuple[Site, tuple[Reason, ...]]:
-    """The site with the sizes of one rank, and a reason for each size that the ranks do not divide."""
-    if selection.tp == 1:
-        return site, ()
-    shapes, reasons = dict(site.shapes), []
-    for name in selection.passes[site.kind].sharded:
-        size = shapes.get(name)
-        if isinstance(size, int) and size % selection.tp == 0:
-            shapes[name] = size // selection.tp
-        elif size is not None:
-            why = f"{name} {size} cannot be divided among {selection.tp} ranks"
-            reasons.append(Reason(Code.LIMIT, why, site.outputs[0].name))
-    return replace(site, shapes=shapes), tuple(reasons)
 
 
 def apply(gm: GraphModule, plan: Plan) -> tuple[GraphModule, Plan]:

@@ -47,8 +47,6 @@ class Pass:
     """The forms it knows; `kernels="kind:form"` selects one."""
     looks_for: ClassVar[str]
     """One line: what is looked for. Shown where nothing was found."""
-    sharded: ClassVar[tuple[str, ...]] = ()
-    """Names of the sizes in `Site.shapes` that tensor parallelism divides among its ranks."""
 
     def find(self, view: GraphView) -> list[Finding]:
         """All sites and near misses, in graph order. Must not change the graph."""
@@ -189,6 +187,7 @@ def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any])
         raise RewriteError(f"{type(error).__name__}: {error}") from error
     for node, new in zip(item.site.outputs, made, strict=True):
         _check_strides(node, new)
+        new.meta["replaces"] = (*new.meta.get("replaces", ()), node.name)
     for old, new in zip(outputs, made, strict=True):
         old.replace_all_uses_with(new)
     return dict(zip(outputs, made, strict=True))

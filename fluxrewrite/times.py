@@ -18,7 +18,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from .sources import function_digest
 
-__all__ = ["Time", "Times", "machine_text"]
+__all__ = ["Time", "Times", "device_name", "machine_text", "processor"]
 
 log = logging.getLogger("fluxrewrite")
 SCHEMA = "fluxrewrite.times/1"
@@ -80,19 +80,20 @@ def machine_text(device: torch.device, inner: Callable[..., Any], name: str, opt
     compiler = [name, function_digest(inner), repr(sorted((options or {}).items()))]
     if name == "inductor":
         compiler.append(hashlib.sha256(torch._inductor.config.save_config_portable().__repr__().encode()).hexdigest())
-    where = [str(device.type), _device_name(device), str(torch.get_num_threads())]
+    where = [str(device.type), device_name(device), str(torch.get_num_threads())]
     return "\n".join([SCHEMA, torch.__version__, version("fluxrewrite"), *compiler, *where])
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What a device calls itself; of the CPU, the processor with the vector instructions that torch uses."""
     if device.type == "cpu":
-        return f"{platform.machine()} {_processor()} {torch.backends.cpu.get_cpu_capability()}"
+        return f"{platform.machine()} {processor()} {torch.backends.cpu.get_cpu_capability()}"
     name = getattr(torch.get_device_module(device), "get_device_name", None)
     return str(name(device)) if name is not None else device.type
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
     """The model of processor 0; on Linux `platform.processor` does not tell."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []

@@ -14,6 +14,7 @@ import torch
 from torch._logging._internal import trace_structured
 from torch.fx import GraphModule
 
+from . import parallel
 from .analysis import analyse, peak_rss_mb
 from .cache_key import cache_key
 from .compiling import Compiling
@@ -23,6 +24,7 @@ from .failures import Failures
 from .inner.prepare import WARNING, default_execution, prepare
 from .inner.prepare import Inner as Around
 from .join import Joinable
+from .local import Local, mesh_of
 from .measure import Measured
 from .plan import CHOOSING, Plan, Policy, Selection, check_policy
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
@@ -139,7 +141,12 @@ class Backend:
             )
         if self._around.eager_fallback():
             self.warn_once("eager fallback", WARNING)
-        return Compiling(self, gm).run(example_inputs)
+        among = parallel.peers(gm)
+        if among and self.policy == "measure":
+            raise InputError(
+                f"policy 'measure' would let each of {len(among)} ranks choose by its own times; use 'auto', 'all' or a callable"
+            )
+        return Compiling(self, gm, among).run(example_inputs)
 
     def tell(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
         """Keep a report, in the place of `before` if that was kept, and deliver it."""
@@ -178,10 +185,10 @@ class Backend:
             raise error
         self.warn_once(doing, f"failed in {doing} ({type(error).__name__}: {error}); strict=True raises")
 
-    def rewrite(self, gm: GraphModule, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
-        """The rewritten graph, `gm` itself where nothing is; what was replaced; the report."""
+    def rewrite(self, local: Local, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
+        """The rewritten graph, `local.gm` itself where nothing is; what was replaced; the report."""
         start = time.perf_counter()
-        target = self.target
+        gm, target = local.gm, self.target
         case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
         price = (lambda _: self._measured(gm)) if self.policy == "measure" else None
         analysed, rewritten = analyse(
@@ -197,7 +204,7 @@ class Backend:
         )
         self._check_carried_out(analysed.plan)
         matched = time.perf_counter()
-        report = self._report(gm, analysed, None if target is None or case is None else Foresight(target, case))
+        report = self._report(local, analysed, None if target is None or case is None else Foresight(target, case))
         end = time.perf_counter()
         timing = Timing(
             capture_s=0,
@@ -208,9 +215,10 @@ class Backend:
         )
         return rewritten, analysed.plan.replacements(), report.model_copy(update={"timing": timing})
 
-    def _report(self, gm: GraphModule, analysed: Analysed, foresight: Foresight | None) -> Report:
+    def _report(self, local: Local, analysed: Analysed, foresight: Foresight | None) -> Report:
         """The report; without predictions where making them fails, for the rewrite does not hang on them."""
-        build = functools.partial(build_report, [analysed], self.selection, self.policy, self._model_info(gm), _NO_TIME)
+        info = _model_info(local).model_copy(update={"eager_fallback": self._around.eager_fallback()})
+        build = functools.partial(build_report, [analysed], self.selection, self.policy, info, _NO_TIME)
         if foresight is None or analysed.change is None:
             return build()
         try:
@@ -218,9 +226,6 @@ class Backend:
         except Exception as error:
             self.failed("predicting what the rewrite does; the report says nothing of it", error)
             return build()
-
-    def _model_info(self, gm: GraphModule) -> ModelInfo:
-        return _model_info(gm).model_copy(update={"eager_fallback": self._around.eager_fallback()})
 
     def _check_carried_out(self, plan: Plan) -> None:
         """Sites whose replacement turned out to differ: raise if strict, else say so once."""
@@ -267,14 +272,17 @@ class Backend:
             Path(self._sink).write_text(merge(self.reports).to_json())
 
 
-def _model_info(gm: GraphModule) -> ModelInfo:
-    weights = [n.meta.get("example_value") for n in gm.graph.find_nodes(op="placeholder")]
+def _model_info(local: Local) -> ModelInfo:
+    """Parameters are those of the whole model, nodes those of one rank's graph."""
+    gm, mesh = local.gm, mesh_of(local.traced)
+    weights = [n.meta.get("example_value") for n in local.traced.graph.find_nodes(op="placeholder")]
     parameters = [w for w in weights if isinstance(w, torch.nn.Parameter)]
     dtypes = [p.dtype for p in parameters]
     return ModelInfo(
         name=type(gm).__name__,
         parameters=sum(int(p.numel()) for p in parameters),
         dtype=str(max(dtypes, key=dtypes.count, default=None)).removeprefix("torch."),
+        tp=1 if mesh is None else mesh.size(),
         graphs=1,
         graph_nodes=len(gm.graph.nodes),
         dynamic_sizes=dynamic_sizes([gm]),

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["CASTS", "COMMUTATIVE", "ELEMENTWISE", "OPERANDS", "RESHAPES", "Fact", "read"]
+__all__ = ["CASTS", "COMMUTATIVE", "ELEMENTWISE", "OPERANDS", "RESHAPES", "Fact", "is_collective", "read"]
 
 aten = torch.ops.aten
 
@@ -166,10 +166,21 @@ def _define_casts() -> None:
             methods="to type type_as float half bfloat16 double cpu cuda")  # fmt: skip
 
 
+def _define_collectives() -> None:
+    # Not a view: what it waits for may not be read before.
+    _define("wait", "input", torch.ops._c10d_functional.wait_tensor)
+
+
 _define_arithmetic()
+_define_collectives()
 _define_layers()
 _define_views()
 _define_casts()
+
+
+def is_collective(op: str) -> bool:
+    """Whether the operation of this canonical name is a functional collective: an exchange between ranks."""
+    return op.startswith("_c10d_functional.")
 
 
 def _packet(target: Any) -> Any:

@@ -166,7 +166,6 @@ class Attention(Pass):
     kernel = "attention"
     forms = ("sdpa", "spelled")
     looks_for = "scaled_dot_product_attention in any call form, or matmul, softmax, matmul"
-    sharded = ("heads", "kv_heads")
 
     def find(self, view: GraphView) -> list[Finding]:
         """One finding for each attention computation, found once per view."""

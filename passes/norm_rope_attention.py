@@ -48,7 +48,6 @@ class NormRopeAttention(Pass):
     looks_for = (
         "attention whose query and key are RMS-normed, joined from one or more streams, and rotated by the same tables"
     )
-    sharded = ("heads", "kv_heads")
 
     def find(self, view: GraphView) -> list[Finding]:
         """One finding for each attention whose query or key is rotated; others are nothing that this pass looks for."""

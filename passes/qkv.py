@@ -65,7 +65,6 @@ class Qkv(Pass):
     kernel = "qkv"
     forms = ("triple", "packed", "mixed")
     looks_for = "linear layers on one input that feed the query, key and value of one attention"
-    sharded = ("query", "key", "value", "columns", "rest")
 
     def find(self, view: GraphView) -> list[Finding]:
         """For each attention, one site for every input whose projections it uses; a group is reported once."""

@@ -62,7 +62,6 @@ class Rope(Pass):
     kernel = "rope"
     forms = ("interleaved", "rotate_half", "complex")
     looks_for = "x*cos + rotate(x)*sin with interleaved or half pairs, pairwise products, or a complex product"
-    sharded = ("heads",)
 
     def find(self, view: GraphView) -> list[Finding]:
         """All rotations, found once per view."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,11 +16,13 @@ from fluxrewrite.kernels.nkilib import checkout
 from torch.fx import GraphModule, Node
 
 import fluxrewrite
+from fluxrewrite import kernel
 from fluxrewrite.capture import capture
 from fluxrewrite.choose import Priced
 from fluxrewrite.effect import Effect, effect_of
 from fluxrewrite.graph import GraphView
 from fluxrewrite.plan import Selection, apply, make_plan
+from fluxrewrite.provider import Implementation, Provider, implementations
 from fluxrewrite.site import Miss, Site
 from fluxrewrite.target import Target
 
@@ -257,3 +262,25 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, GraphModule], None]
         assert text == path.read_text(), f"the graph differs from {path.name}; pytest --update-golden writes it anew"
 
     return run
+
+
+@pytest.fixture
+def provide(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """`provide(kernels, versions)`: install the provider "mine"; kernels by name, a launch function or all of it."""
+
+    def install(kernels: Mapping[str, Any], versions: tuple[str, ...] = (), group: str = "providers") -> None:
+        module = ModuleType("provider_of_a_test")
+        entry = EntryPoint("mine", f"{module.__name__}:PROVIDER", f"fluxrewrite.{group}")
+        built = {k: v if isinstance(v, Implementation) else Implementation(v, (), "m:f") for k, v in kernels.items()}
+        found = (lambda version: kernels[version]) if versions else (lambda _: built)
+        module.PROVIDER = Provider("mine", versions, found, lambda _: None)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(
+            kernel,
+            "entry_points",
+            lambda group: [*entry_points(group=group), *([entry] if group == entry.group else [])],
+        )
+        implementations.cache_clear()
+
+    yield install
+    implementations.cache_clear()

@@ -25,7 +25,8 @@ from fluxrewrite.report.model import (
 
 KNOWN = {
     "boundaries": 4, "barriers": 1, "splits": 2, "layouts": 1, "graph_breaks": 1, "boundary_bytes": 1_500_000,
-    "boundary_us": 111.5, "lost_fusions": 3, "lost_elsewhere": 7, "extra_bytes": -200, "extra_compiled": 5, "step_us": 120.0,
+    "boundary_us": 111.5, "lost_fusions": 3, "lost_elsewhere": 7,
+    "collectives": 6, "extra_bytes": -200, "extra_compiled": 5, "step_us": 120.0,
     "predicted_slowdown": 1.2, "executables": 3, "specialisations": 2, "compile_s": 60.0, "slower": 1, "graphs": 2,
     "graph_nodes": 40, "found": 9, "eligible": 6, "ineligible": 3, "kernels": 4, "inline": 0, "covered": 1, "missed": 2,
     "found.qkv": 5, "eligible.qkv": 4, "ineligible.qkv": 1, "kernels.qkv": 3, "inline.qkv": 0, "covered.qkv": 1,
@@ -75,7 +76,8 @@ def report():
         ),
         effect=Effect(
             device="trn2", regime="compile", compiler="x", bytes_before=1000, bytes_after=800, kernels_before=10,
-            kernels_after=15, lost_elsewhere=7, step_before=step(100.0), step_after=step(120.0), choices=(),
+            kernels_after=15, lost_elsewhere=7,
+            collectives_before=6, collectives_after=6, step_before=step(100.0), step_after=step(120.0), choices=(),
             compile=CompileInfo(specialisations=2, executables=3, seconds=60.0, low_s=60, high_s=60, basis="measured", why="run"),
         ),
         summary=Summary(

@@ -1,5 +1,6 @@
 """The published experiments with NKI kernels in FLUX.2-klein-4B, verdict by verdict, as a report tells them."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -18,18 +19,18 @@ BOTH = "attention+qkv"
 
 @pytest.fixture(scope="module")
 def klein():
-    """klein-4B at the sizes of the table, traced once."""
+    """klein-4B at the sizes of the table, the graph of one rank, traced once for each number of ranks."""
     pytest.importorskip("diffusers")
     spec = find_model("flux2-klein-4b")
     shapes = Shapes(TABLE["image_tokens"], TABLE["text_tokens"], TABLE["batch"])
-    return spec, shapes, capture_spec(spec, shapes, torch.bfloat16)
+    return spec, shapes, functools.cache(lambda tp: capture_spec(spec, shapes, torch.bfloat16, tp=tp))
 
 
 @pytest.fixture
 def report(klein, monkeypatch):
     """`report(device=..., ...)`: the whole way from graph to report."""
     spec, shapes, captured = klein
-    monkeypatch.setattr(analysis, "capture_spec", lambda *_, **__: captured)
+    monkeypatch.setattr(analysis, "capture_spec", lambda *_, tp, **__: captured(tp))
 
     def run(**options):
         given = {"kernels": "qkv:triple,attention", "policy": "all", "tp": TABLE["tensor_parallel"]}

@@ -21,7 +21,8 @@ def test_json_has_the_keys_of_the_contract_and_reads_back(flux2):
     report = fluxrewrite.inspect(net, **inputs)
     data = json.loads(report.to_json())
     assert set(data) == {
-        "schema", "model", "timing", "inventory", "sites", "boundaries", "segments", "effect", "summary", "verdicts", "artifacts",
+        "schema", "model", "timing", "inventory", "sites", "boundaries", "collectives", "segments", "effect", "summary", "verdicts",
+        "artifacts",
     }  # fmt: skip
     assert {"name", "parameters", "dtype", "tp", "image_tokens", "text_tokens", "graphs", "graph_nodes"} <= set(
         data["model"]

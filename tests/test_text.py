@@ -200,8 +200,8 @@ def test_where_the_seconds_of_a_compile_come_from(klein):
     assert flat(klein.effect.compile.why.rpartition("; ")[2]) in flat(text_of(klein))
 
 
-def test_tensor_parallel_figures_are_those_of_the_whole_model(small):
-    note = "bytes and times are those of the whole model; --tp divides limits only"
+def test_tensor_parallel_figures_are_those_of_one_rank(small):
+    note = "tp 2: all sizes, bytes and times are those of one rank, without what is sent"
     assert note in flat(text_of(small(tp=2, provider="reference")))
     assert note not in flat(text_of(small(provider="reference")))
 

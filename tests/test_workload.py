@@ -101,6 +101,13 @@ def test_other_models_run_as_they_are():
         list(realise(made(Doubles("text")), SHAPES, torch.float32).steps(1))
 
 
+def test_a_compiled_module_runs_in_the_place_of_the_model():
+    """It has no truth value: asking for one asks for the model's length."""
+    workload = realise(made(Doubles()), SHAPES, torch.float32)
+    compiled = torch.compile(workload.model, backend="eager")
+    assert [x.tolist() for x in workload.steps(1, compiled)] == [[2.0, 2.0]]
+
+
 def test_a_model_with_buffers_makes_them_itself():
     class Model(nn.Module):
         def __init__(self):

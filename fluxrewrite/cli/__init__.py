@@ -8,11 +8,12 @@ import typer
 
 from ..errors import CheckFailed, FluxrewriteError, InputError
 from . import kernels
+from .bench import bench
 from .calibrate import calibrate
 from .devices import devices
 from .diff import diff
 from .inspect import inspect
-from .verify import verify
+from .verify import OptionalKernels, verify
 
 __all__ = ["app", "main"]
 
@@ -31,8 +32,14 @@ app.command(
     epilog="Exit codes: 0 done, 1 they differ and --exit-code is given, 2 bad input. Example: fluxrewrite diff old.json new.json"
 )(diff)
 app.command(
-    epilog="Exit codes: 0 all within their limits, 1 not, 2 bad input. Example: fluxrewrite verify --kernels --quick"
+    cls=OptionalKernels,
+    epilog="Exit codes: 0 all within their limits, 1 not, 2 bad input or nothing rewritten. "
+    "Examples: fluxrewrite verify flux2-klein-mini --kernels qkv,attention; fluxrewrite verify --kernels --quick",
 )(verify)
+app.command(
+    epilog="Exit codes: 0 done, 1 a variant failed, 2 bad input or a file that cannot be written, 130 interrupted; the table of "
+    "what finished is printed in every case but bad input. Example: fluxrewrite bench flux2-klein-mini --save runs.json"
+)(bench)
 app.add_typer(kernels.app, name="kernels")
 app.command(epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite devices trn2")(devices)
 app.command(epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite calibrate --quick -o here.json")(calibrate)

@@ -33,7 +33,8 @@ def calibrate(
     text_tokens: Annotated[int, typer.Option(help="With --for: text tokens.")] = 512,
     dtype: Annotated[Dtype, typer.Option(help="With --for: dtype of weights and activations.")] = Dtype.BF16,
     kernels: Annotated[str | None, typer.Option(help="With --for: kinds, as inspect takes them. Default: all.")] = None,
-    table: Annotated[Path | None, typer.Option("--from", help="Measure nothing: turn this published table into evidence.")] = None,
+    table: Annotated[Path | None, typer.Option("--from", help="Measure nothing: turn this published table, or what "
+                                                 "fluxrewrite bench --save wrote, into evidence.")] = None,
     source: Annotated[str | None, typer.Option(help="With --from: who published the table. Default: the file's name.")] = None,
 ) -> None:  # fmt: skip
     """Measure a device profile of this machine's processor, or turn a published table of runs into evidence."""
@@ -105,9 +106,16 @@ def _restless(device: Device) -> None:
 
 
 def _evidence(path: Path, source: str | None, output: Path | None) -> None:
+    from ..bench.evidence import evidence_of
+    from ..bench.runs import REMEDY, RUNS_SCHEMA, load_runs
+    from ..cost.files import read_json
     from ..cost.published import from_table
 
-    evidence = from_table(path, source)
+    content = read_json(path, REMEDY)
+    if isinstance(content, dict) and content.get("schema") == RUNS_SCHEMA:
+        evidence = evidence_of(load_runs(path), source or path.name)
+    else:
+        evidence = from_table(path, source)
     show(_runs(evidence))
     _keep(evidence.to_json(), output, "--evidence")
 

@@ -35,7 +35,7 @@ def inspect(
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Trace with symbolic sizes.")] = False,
     provider: Annotated[str, typer.Option(help="Whose kernels: builtin, nkilib, nkilib@2.27 (its limits in that SDK version), or "
                                           "reference (the ops' own bodies, every shape).")] = "builtin",
-    tp: Annotated[int, typer.Option(help="Tensor-parallel ranks: heads and columns are divided before limits are checked.")] = 1,
+    tp: Annotated[int, typer.Option(help="Ranks that the model's own _tp_plan divides it among: one is traced.")] = 1,
     fail_on: Annotated[list[str] | None, typer.Option(help="Exit with 1 if this holds: 'barriers>10', 'predicted_slowdown>1.02', "
                                                       "'kernels.qkv<30'; may be repeated. A wrong metric lists all.")] = None,
     budget: Annotated[Path | None, typer.Option(help="TOML file of limits: a table [limits] (barriers = 10: the most it may be), "

@@ -1,33 +1,32 @@
-"""`fluxrewrite verify`."""
+"""`fluxrewrite verify`: a model with its kernels, or the kernels by themselves."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import io
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from enum import StrEnum
-from time import perf_counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from typer.core import TyperCommand
 
-from ..errors import CheckFailed, InputError
-from .shared import Format, counted, show, write
+from ..errors import InputError
+from .matrix import check_kernels
+from .shared import Dtype, Format, PolicyName, progress, show, torch_dtype, writable, write
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from ..models import Shapes
+    from ..verify import Options, Progress, Verification
 
-    from ..kernels.matrix import Case, Result
+__all__ = ["OptionalKernels", "verify"]
 
-__all__ = ["verify"]
-
-_NOTE = """
-Limits: relative Frobenius error as shown, cosine 0.9999. Logits of 10,000:
-fp32 scores are multiples of 2^-10, two of which are the limit; bf16
-norm_rope_attention rounds q and k after the norm, which moves such scores by
-tens: cosine 0.99, and the error that belongs to it.
-"""
+_ALL = "all"
 
 
 class SimulatorName(StrEnum):
@@ -38,120 +37,155 @@ class SimulatorName(StrEnum):
     BOTH = "both"
 
 
+class ExecutionName(StrEnum):
+    """What a kernel call runs."""
+
+    REFERENCE = "reference"
+    EMULATE = "emulate"
+    DEVICE = "device"
+
+
+class OptionalKernels(TyperCommand):
+    """A command whose `--kernels` may stand without a value: then it means all."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As the base class, which has no options with an optional value."""
+        alone = [a == "--kernels" and (not after or after[0].startswith("-")) for a, after in _followed(args)]
+        given = [f"--kernels={_ALL}" if lone else a for a, lone in zip(args, alone, strict=True)]
+        result: list[str] = super().parse_args(ctx, given)
+        return result
+
+
+def _followed(args: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    return ((a, args[i + 1 :]) for i, a in enumerate(args))
+
+
 def verify(
-    kernels: Annotated[bool, typer.Option("--kernels", help="Check kernels against float64.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="A representative part, in under half a minute.")] = False,
-    filter: Annotated[str | None, typer.Option(help="Only cases with this in their name, as rope or 'attention fp32'.")] = None,
-    provider: Annotated[str, typer.Option(help="Whose kernels, as for inspect.")] = "builtin",
-    simulator: Annotated[SimulatorName | None, typer.Option(help="emulator: this project's; nki: AWS's; both compares the two. "
+    ctx: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="Preset, diffusers folder or config.json, or module:callable.")] = None,
+    kernels: Annotated[str | None, typer.Option(help="With MODEL: kinds, with an optional form: qkv:triple,attention; all if left "
+                                                "out. Without: check these kernels, or all, against float64.")] = None,
+    image_tokens: Annotated[int, typer.Option(help="Image tokens.")] = 256,
+    text_tokens: Annotated[int, typer.Option(help="Text tokens.")] = 512,
+    batch: Annotated[int, typer.Option(help="Batch size.")] = 1,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")] = Dtype.BF16,
+    policy: Annotated[PolicyName, typer.Option(help="Which sites are rewritten, as for inspect.")] = PolicyName.ALL,
+    device: Annotated[str, typer.Option(help="Profile that --policy auto predicts with, as for inspect.")] = "trn2",
+    execution: Annotated[ExecutionName, typer.Option(help="reference: the ops' bodies in torch; emulate: the NKI kernels on the "
+                                                     "CPU (slow); device: the NKI kernels.")] = ExecutionName.REFERENCE,
+    inner: Annotated[str, typer.Option(help="What compiles the rewritten model for the loop: eager, inductor, ...")] = "eager",
+    steps: Annotated[int, typer.Option(help="Steps of the denoising loop.")] = 4,
+    tolerance: Annotated[float | None, typer.Option(help="Greatest error of a site over the largest value expected; half of that "
+                                                    "in the norm. Default: 1e-5 (fp32), 1e-2 (bf16), 1.25e-3 (fp16).")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Without MODEL: a representative part, in half a minute.")] = False,
+    filter: Annotated[str | None, typer.Option(help="Without MODEL: only cases with this in their name: 'rope fp32'.")] = None,
+    simulator: Annotated[SimulatorName | None, typer.Option(help="Without MODEL: emulator: this project's; nki: AWS's; both. "
                                                              "Default: nki where it is installed, beside ours.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    provider: Annotated[str, typer.Option(help="Whose kernels, as for inspect.")] = "builtin",
+    seed: Annotated[int, typer.Option(help="Of random weights and inputs.")] = 0,
     format: Annotated[Format, typer.Option(help="text for people, json for programs.")] = Format.TEXT,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
 ) -> None:  # fmt: skip
-    """Check that kernels compute what their ops say, in a simulator and against float64."""
-    if not kernels:
-        raise InputError("nothing to verify; give --kernels: fluxrewrite verify --kernels --quick")
+    """Compare MODEL with and without kernels: every rewritten site on the model's own activations, and a denoising loop.
+
+    Weights and inputs are random but for a folder with weights. Without MODEL, --kernels checks the kernels by themselves,
+    in a simulator and against float64.
+    """
+    if model is None and kernels is None:
+        raise InputError(
+            "nothing to verify; give a model (fluxrewrite verify flux2-klein-mini) "
+            "or --kernels (fluxrewrite verify --kernels --quick)"
+        )
     if seed < 0:
         raise InputError(f"--seed {seed}: a number from 0 on")
-    from ..kernels.matrix import run_case, simulators
-    from ..provider import implementations
+    writable(output)
+    named = None if kernels == _ALL else kernels
+    if model is None:
+        _refuse(ctx, _OF_MODEL, "a model: fluxrewrite verify MODEL")
+        simulated = None if simulator is None else simulator.value
+        check_kernels(named, quick, filter, provider, simulated, seed, format, output)
+        return
+    _refuse(ctx, _OF_KERNELS, "the kernels by themselves: leave out MODEL")
+    from ..models import Shapes
+    from ..verify import Options, judge
 
-    tools = simulators(None if simulator is None else simulator.value)
-    if provider == "reference":
-        raise InputError("provider 'reference' has no kernels to verify; choose builtin")
-    found = implementations(provider)
-    chosen = _chosen(found, quick, filter)
-    start = perf_counter()
-    results: list[Result] = []
-    with _one_thread(), counted("checking", len(chosen)) as step:
-        for case in chosen:
-            results += run_case(case, tools, provider, seed)
-            step(case.kernel)
-    seconds = perf_counter() - start
-    if format is Format.JSON:
-        write(json.dumps(_record(results, provider, seed, seconds), indent=2) + "\n", None)
-    else:
-        from rich.console import Group
+    shapes = Shapes(image_tokens, text_tokens, batch)
+    options = Options(
+        named, policy.value, provider, execution.value, device=device, inner=inner, steps=steps, tolerance=tolerance
+    )
+    found = _verified(model, shapes, dtype, options, seed)
+    _out(found, format, output)
+    judge(found)
 
-        show(Group(*_parts(results, provider, seed, seconds)))
-    _judge(results)
+
+_OF_KERNELS = ("quick", "filter", "simulator")
+_OF_MODEL = (
+    "image_tokens",
+    "text_tokens",
+    "batch",
+    "dtype",
+    "policy",
+    "device",
+    "execution",
+    "inner",
+    "steps",
+    "tolerance",
+)
+
+
+def _refuse(ctx: typer.Context, names: Sequence[str], meant: str) -> None:
+    """Raise InputError for an option that was given and says nothing here."""
+    for name in names:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"--{name.replace('_', '-')} is for {meant}")
+
+
+def _verified(name: str, shapes: Shapes, dtype: Dtype, options: Options, seed: int) -> Verification:
+    """What there is to say of a model. Kernels and models that print do not print into the result."""
+    with progress("loading torch"):
+        from ..models import find_model
+        from ..verify import verify as run
+        from ..workload import realise
+
+    options.backend()  # a wrong name is told before the weights are made
+    spec = find_model(name)
+    with contextlib.redirect_stdout(io.StringIO()):
+        with progress(f"making {name}"):
+            workload = realise(spec, shapes, torch_dtype(dtype), seed)
+        with _bars(options.steps) as bars:
+            return run(workload, options, shapes, seed, bars)
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Have torch use one thread: many small products, whose threads wait long for each other where a machine is busy."""
-    import torch
+def _bars(steps: int) -> Iterator[Progress]:
+    """Bars for sites and steps with the time left, on stderr, only where somebody looks; others' logs are kept quiet."""
+    from ..verify import Progress
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    logging.disable(logging.ERROR)
+    console = Console(stderr=True)
+    counts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (*counts, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        sites, loop = bars.add_task("sites", total=None), bars.add_task("steps", total=steps, start=False)
+
+        def found(count: int) -> None:
+            bars.update(sites, total=(bars.tasks[sites].total or 0) + count)
+
+        def step(_: Any = None) -> None:
+            bars.start_task(loop)
+            bars.update(loop, advance=1)
+
+        try:
+            yield Progress(found, lambda s: bars.update(sites, advance=1, description=f"sites {s.kind}:{s.form}"), step)
+        finally:
+            logging.disable(logging.NOTSET)
 
 
-def _chosen(kernels: Any, quick: bool, filter: str | None) -> list[Case]:
-    from ..kernels.matrix import cases
-
-    chosen = [c for c in cases() if c.kernel in kernels and (c.quick or not quick) and (filter or "") in str(c)]
-    if not chosen:
-        raise InputError(f"--filter {filter!r} leaves no case; names look like {next(iter(cases()))}")
-    return chosen
-
-
-def _judge(results: Sequence[Result]) -> None:
-    """Raise CheckFailed when a limit does not hold, with the worst case."""
-    failed = [r for r in results if not r.passed]
-    if not failed and any(not r.outside for r in results):
+def _out(found: Verification, format: Format, output: Path | None) -> None:
+    if format is Format.JSON:
+        write(found.to_json(), output)
         return
-    if not failed:
-        raise CheckFailed("no case was run: all are outside the limits of the provider")
-    worst = max(failed, key=lambda r: r.excess)
-    found = worst.note or f"error {worst.error:.2g} (limit {worst.tolerance:.2g}), cosine {worst.cosine:.6f}"
-    raise CheckFailed(f"{len(failed)} of {len(results)} cases fail; worst: {worst.case} ({worst.simulator}): {found}")
+    from ..verify.text import rendered
 
-
-def _record(results: Sequence[Result], provider: str, seed: int, seconds: float) -> dict[str, Any]:
-    """The results for programs; what is no number is null."""
-    rows = [{**asdict(r), "passed": r.passed} for r in results]
-    for row in rows:
-        row.update({k: None for k in ("error", "cosine") if row[k] != row[k] or abs(row[k]) == float("inf")})
-    return {"provider": provider, "seed": seed, "seconds": round(seconds, 1), "cases": rows}
-
-
-def _parts(results: Sequence[Result], provider: str, seed: int, seconds: float) -> Iterator[RenderableType]:
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-
-    groups: dict[tuple[str, str, str, float], list[Result]] = {}
-    for r in (r for r in results if not r.outside):
-        groups.setdefault((r.simulator, r.kernel, r.dtype, r.logits), []).append(r)
-    for simulator in dict.fromkeys(key[0] for key in groups):
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        for name in ("kernel", "dtype", "logits", "cases", "failed", "error", "limit", "1 - cosine"):
-            table.add_column(name, justify="left" if name in ("kernel", "dtype") else "right", no_wrap=True)
-        for (where, kernel, dtype, logits), rows in groups.items():
-            if where == simulator:
-                table.add_row(kernel, dtype, f"{logits:.0f}" if logits else "", *_figures(rows))
-        yield Text(f"{provider}, {simulator}; errors and cosines of the worst case", style="bold")
-        yield table
-        yield Text()
-    yield Text("Worst cases:")
-    for rows in groups.values():
-        worst = max(rows, key=lambda r: r.excess)
-        failed = "" if worst.passed else f": FAILED {worst.note}"
-        yield Padding(Text(worst.case + failed, style="red" if failed else ""), (0, 0, 0, 2), expand=False)
-    yield Text(_NOTE, style="dim")
-    outside = sum(r.outside for r in results)
-    yield Text(
-        f"{len(results) - outside} checks in {seconds:.0f} s, seed {seed}; {outside} outside the provider's limits"
-    )
-
-
-def _figures(rows: Sequence[Result]) -> list[str]:
-    """Cells of a group: how many, how many failed, and the worst case's figures with their limit."""
-    worst = max(rows, key=lambda r: r.excess)
-    failed = sum(not r.passed for r in rows)
-    figures = [f"{worst.error:.1e}", f"{worst.tolerance:.1e}", f"{max(1 - worst.cosine, 0):.1e}"]
-    return [str(len(rows)), str(failed), *figures]
+    show(rendered(found), output)

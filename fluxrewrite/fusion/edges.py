@@ -14,7 +14,8 @@ __all__ = ["edges", "producers"]
 def producers(view: GraphView, node: Node) -> tuple[Node, ...]:
     """The nodes whose values `node` computes with: those that it reads, and what views among them view.
 
-    A cast to another dtype computes; a view, a split, a cast that changes nothing and a dropout that drops nothing do not.
+    A cast to another dtype computes; a view, a split, a cast that changes nothing, a dropout that drops nothing and the wait
+    for a collective do not.
     Inputs of the graph are among them.
     """
     found: dict[Node, None] = {}
@@ -26,6 +27,8 @@ def producers(view: GraphView, node: Node) -> tuple[Node, ...]:
 
 
 def _passes(view: GraphView, node: Node) -> bool:
+    if view.op(node) == "wait":
+        return True
     if view.op(node) == "dropout":
         return not view.arg(node, "training") or view.number(view.arg(node, "p")) == 0
     if view.op(node) == "getitem" and view.tensor(node.all_input_nodes[0]) is None:

@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from ..graph import GraphView
 from ..site import Site
+from ..vocabulary import is_collective
 from .by_use import lower_by_use
 from .groups import Fusion, Group
 from .lower import lower
@@ -66,7 +67,8 @@ def fuse(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, cal
         calls: sites that a kernel call takes the place of, as if the graph had been rewritten.
     """
     lowering = (lower if rules.storage == "as_met" else lower_by_use)(view, rules, nodes, calls)
-    kernels, owner = _Scheduler(lowering, rules).run()
+    sent = frozenset(n.name for n in view.nodes if is_collective(view.op(n)))
+    kernels, owner = _Scheduler(lowering, rules, sent).run()
     readers: dict[int, set[int]] = defaultdict(set)
     for index, loop in enumerate(lowering.loops):
         for key in loop.reads:
@@ -78,8 +80,8 @@ def fuse(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, cal
 
 
 class _Scheduler:
-    def __init__(self, lowering: Lowered, rules: Rules) -> None:
-        self.lowering, self.rules = lowering, rules
+    def __init__(self, lowering: Lowered, rules: Rules, sent: frozenset[str]) -> None:
+        self.lowering, self.rules, self.sent = lowering, rules, sent
         self.kernels: list[_Kernel] = []
         self.owner: list[int] = []
         self.by_level: dict[int, list[_Kernel]] = defaultdict(list)
@@ -146,13 +148,17 @@ class _Scheduler:
         return None
 
     def _epilogue(self, loop: Loop, producers: set[int]) -> _Kernel | None:
-        """The library call over whose result, all of it, the loop runs, if nothing else that the loop reads comes later."""
+        """The library call over whose result, all of it, the loop runs, if nothing else that the loop reads comes later.
+
+        A collective is no such call: what it answers comes from other ranks.
+        """
         for (buffer, region, _), size in loop.reads.items():
             for kernel in {self.owner[p]: self.kernels[self.owner[p]] for p in self._producers(buffer)}.values():
                 whole = size == self.lowering.buffers[buffer].bytes
                 each = math.prod(n for _, n in region[1]) == loop.space[0] and loop.space[1] == 1
                 in_time = all(self.kernels[p].level <= kernel.level for p in producers)
-                if kernel.loops[0].kind == "library" and whole and each and in_time:
+                product = kernel.loops[0].kind == "library" and kernel.loops[0].names.isdisjoint(self.sent)
+                if product and whole and each and in_time:
                     return kernel
         return None
 

@@ -189,6 +189,8 @@ class Walk(ABC, Generic[B]):
                 return whole[index]
         if op == "dropout" and (not self.view.arg(node, "training") or self.view.number(self.view.arg(node, "p")) == 0):
             return self._values.get(self.view.arg(node, "input"))
+        if op == "wait":
+            return self._values.get(self.view.arg(node, "input"))
         found = self.view.source(node)
         if op in ("split", "chunk", "unbind") and found is None:
             return ()

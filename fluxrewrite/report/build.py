@@ -19,7 +19,7 @@ from ..site import Code, Miss, Reason
 from ..steps import size_of
 from ..target import Target
 from .model import KernelInfo, KindSummary, ModelInfo, ReasonInfo, Report, SiteInfo, Summary, Timing
-from .predicted import Forecast, boundaries_of, breaks_of, effect_info, segments_of, verdicts_of
+from .predicted import Forecast, boundaries_of, breaks_of, collectives_of, effect_info, segments_of, verdicts_of
 
 __all__ = ["Analysed", "Foresight", "build_report", "dynamic_sizes", "policy_name"]
 
@@ -76,9 +76,11 @@ def _predicted(graphs: Sequence[Analysed], ids: Mapping[int, str], foresight: Fo
     target, case = foresight.target, foresight.case
     known = [(i, Forecast(a.plan, a.change)) for i, a in enumerate(graphs) if a.change is not None]
     forecasts = [f for _, f in known]
+    sent = [c for i, f in known for c in collectives_of(f, i)]
     borders = [b for i, f in known for b in boundaries_of(f, i, ids, target, case)]
     return {
         "boundaries": (*borders, *breaks_of(foresight.breaks, target)),
+        "collectives": tuple(sent),
         "segments": segments_of(forecasts),
         "effect": effect_info(forecasts, target, case),
         "verdicts": verdicts_of(forecasts, target, case),

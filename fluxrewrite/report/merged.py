@@ -9,6 +9,7 @@ from typing import Any
 from ..cost.evidence import NEUTRAL
 from .model import (
     Boundary,
+    CollectiveInfo,
     CompileInfo,
     Effect,
     KindSummary,
@@ -32,6 +33,7 @@ def merge(reports: Sequence[Report]) -> Report:
     inventory: Counter[str] = Counter()
     sites: list[SiteInfo] = []
     boundaries: list[Boundary] = []
+    collectives: list[CollectiveInfo] = []
     offset = 0
     for report in reports:
         inventory.update(report.inventory)
@@ -42,6 +44,7 @@ def merge(reports: Sequence[Report]) -> Report:
             b.model_copy(update={"graph": b.graph + offset, "site": b.site and f"{b.site}@{b.graph + offset}"})
             for b in report.boundaries
         ]
+        collectives += [c.model_copy(update={"graph": c.graph + offset}) for c in report.collectives]
         offset += report.model.graphs
     kinds = {k: _add([r.summary.kinds[k] for r in reports]) for k in first.summary.kinds}
     summary = first.summary.model_copy(update={"kinds": kinds})
@@ -53,6 +56,7 @@ def merge(reports: Sequence[Report]) -> Report:
             "sites": tuple(sites),
             "summary": summary,
             "boundaries": tuple(boundaries),
+            "collectives": tuple(collectives),
             **_predictions([r for r in reports if r.effect is not None]),
         }
     )
@@ -99,9 +103,12 @@ def _predictions(reports: Sequence[Report]) -> dict[str, Any]:
     }
 
 
+_SENT = ("collectives_before", "collectives_after")
+
+
 def _effect(effects: Sequence[Effect]) -> Effect:
     """Sums; seconds of a compile are known only if they are for every graph."""
-    counts = ("bytes_before", "bytes_after", "kernels_before", "kernels_after", "lost_elsewhere")
+    counts = ("bytes_before", "bytes_after", "kernels_before", "kernels_after", "lost_elsewhere", *_SENT)
     compiles = [e.compile for e in effects]
     seconds = {n: _sum([getattr(c, n) for c in compiles]) for n in ("seconds", "low_s", "high_s")}
     return effects[0].model_copy(

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
-    "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "Boundary", "BreakInfo", "ChoiceInfo", "CompileInfo", "Effect",
-    "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "ProcessInfo", "ReasonInfo", "Report", "Segments",
+    "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "Boundary", "BreakInfo", "ChoiceInfo", "CollectiveInfo", "CompileInfo",
+    "Effect", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "ProcessInfo", "ReasonInfo", "Report", "Segments",
     "SiteInfo", "StepInfo", "Summary", "TensorInfo", "Timing", "Verdict", "schema_text",
 ]  # fmt: skip
 
@@ -137,6 +137,22 @@ class Boundary(_Record):
     reason: str = ""
 
 
+class CollectiveInfo(_Record):
+    """An exchange between ranks in the rewritten graph, where compilers fuse nothing.
+
+    `ranks` take part, null where the graph does not say; `shape` and `bytes` are of what this rank gives.
+    """
+
+    name: str
+    op: str
+    graph: int
+    path: str
+    ranks: int | None
+    shape: tuple[int | str, ...]
+    dtype: str
+    bytes: int
+
+
 class StepInfo(_Record):
     """Predicted microseconds of a step, and what they would be at both ends of the figures' ranges."""
 
@@ -171,7 +187,8 @@ class ChoiceInfo(_Record):
 class Effect(_Record):
     """The graphs before and after the rewrite, by a model of the compiler and of the device.
 
-    `lost_elsewhere` counts pairs of operations outside all kernel calls that are no longer fused.
+    `lost_elsewhere` counts pairs of operations outside all kernel calls that are no longer fused. The times are without what
+    collectives take on the way between ranks.
     """
 
     device: str
@@ -182,6 +199,8 @@ class Effect(_Record):
     kernels_before: int
     kernels_after: int
     lost_elsewhere: int
+    collectives_before: int = 0
+    collectives_after: int = 0
     step_before: StepInfo
     step_after: StepInfo
     compile: CompileInfo
@@ -264,6 +283,7 @@ class Report(_Record):
     inventory: dict[str, int]
     sites: tuple[SiteInfo, ...]
     boundaries: tuple[Boundary, ...] = ()
+    collectives: tuple[CollectiveInfo, ...] = ()
     segments: Segments | None = None
     effect: Effect | None = None
     summary: Summary

@@ -24,6 +24,7 @@ from .model import (
     AbsorptionInfo,
     Boundary,
     ChoiceInfo,
+    CollectiveInfo,
     CompileInfo,
     Effect,
     LostFusion,
@@ -33,7 +34,7 @@ from .model import (
     Verdict,
 )
 
-__all__ = ["Forecast", "boundaries_of", "breaks_of", "effect_info", "segments_of", "verdicts_of"]
+__all__ = ["Forecast", "boundaries_of", "breaks_of", "collectives_of", "effect_info", "segments_of", "verdicts_of"]
 
 Basis = Literal["measured", "modelled", "assumed"]
 
@@ -68,6 +69,23 @@ def breaks_of(breaks: Sequence[Break], target: Target) -> list[Boundary]:
             reason=stop.reason,
         )
         for index, stop in enumerate(breaks)
+    ]
+
+
+def collectives_of(forecast: Forecast, graph: int) -> list[CollectiveInfo]:
+    """What ranks send each other in one rewritten graph."""
+    return [
+        CollectiveInfo(
+            name=c.name,
+            op=c.op,
+            graph=graph,
+            path=c.path,
+            ranks=c.ranks,
+            shape=c.shape,
+            dtype=str(c.dtype).removeprefix("torch."),
+            bytes=c.bytes,
+        )
+        for c in forecast.change.sent_after
     ]
 
 
@@ -137,6 +155,8 @@ def effect_info(forecasts: Sequence[Forecast], target: Target, case: Case) -> Ef
         kernels_before=sum(c.kernels_before for c in changes),
         kernels_after=sum(c.kernels_after for c in changes),
         lost_elsewhere=sum(len(c.elsewhere) for c in changes),
+        collectives_before=sum(len(c.sent_before) for c in changes),
+        collectives_after=sum(len(c.sent_after) for c in changes),
         step_before=_step([c.before for c in changes]),
         step_after=_step([c.after for c in changes]),
         compile=CompileInfo(

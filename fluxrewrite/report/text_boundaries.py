@@ -85,9 +85,31 @@ def boundary_table(report: Report) -> Iterable[RenderableType]:
     elsewhere = report.effect.lost_elsewhere if report.effect else 0
     if elsewhere:
         yield Text(f"Outside all calls {elsewhere} more pairs of operations are no longer fused.")
+    yield from _collectives(report)
     yield from _tensors(rows)
     yield from _absorptions(rows)
     yield from _breaks(report)
+
+
+def _collectives(report: Report) -> Iterable[RenderableType]:
+    """What ranks send each other, equal blocks together, and whether the rewrite changed how often."""
+    e = report.effect
+    if not report.collectives or e is None:
+        return
+    same = (
+        "with kernels and without" if e.collectives_before == e.collectives_after else f"{e.collectives_before} before"
+    )
+    total = bytes_text(sum(c.bytes for c in report.collectives))
+    yield Text(
+        f"\nCollectives: {e.collectives_after} a step ({same}), {total} a rank; nothing fuses across", style="bold"
+    )
+    groups: dict[tuple[str, int | None, str], list[int]] = {}
+    for c in report.collectives:
+        groups.setdefault((c.op, c.ranks, folded(c.path)), []).append(c.bytes)
+    for (op, ranks, path), sizes in groups.items():
+        among = "" if ranks is None else f" of {ranks} ranks"
+        each = bytes_text(sizes[0]) if len(set(sizes)) == 1 else f"{bytes_text(min(sizes))} to {bytes_text(max(sizes))}"
+        yield _item(f"{len(sizes)} x {op}{among} at {path or 'model'}, {each} each")
 
 
 def _tensors(rows: Sequence[Row]) -> Iterable[RenderableType]:

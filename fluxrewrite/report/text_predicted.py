@@ -51,7 +51,7 @@ def prediction(report: Report) -> Iterable[RenderableType]:
     yield Text(f"cold compile: {seconds}, {c.basis}; distinct kernel calls: {c.specialisations}")
     yield Padding(Text(trimmed(c.why.rpartition("; ")[2], _WHY), style="dim"), (0, 0, 0, 2))
     if report.model.tp > 1:
-        yield Text(f"tp {report.model.tp}: bytes and times are those of the whole model; --tp divides limits only")
+        yield Text(f"tp {report.model.tp}: all sizes, bytes and times are those of one rank, without what is sent")
 
 
 def _figures(e: Effect, report: Report) -> Table:

@@ -149,6 +149,11 @@ BAD = [
     (("verify", "--kernels", "--provider", "nobody"), "'nobody'", "builtin"),
     (("verify", "--kernels", "--provider", "reference"), "'reference'", "builtin"),
     (("verify", "--kernels", "--seed", "-1"), "--seed -1", "from 0 on"),
+    (("verify", "--kernels", "flash"), "no kernel 'flash'", "attention, norm_rope_attention, qkv, rope"),
+    (("verify", "--kernels", "qkv:triple"), "no kernel 'qkv:triple'", "fluxrewrite verify MODEL"),
+    (("verify", "--kernels", ","), "--kernels ','", "attention"),
+    (("verify", "--kernels", "--steps", "2"), "--steps is for a model", "fluxrewrite verify MODEL"),
+    (("verify", "--kernels", "rope", "--image-tokens", "2"), "--image-tokens is for a model", "verify MODEL"),
 ]
 
 
@@ -181,6 +186,18 @@ def test_verify_quick_passes(capsys):
         for dtype in ("bf16", "fp32"):
             assert any(line.split()[:2] == [kernel, dtype] for line in out.splitlines())
     assert "seed 0; 0 outside the provider's limits" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("words", [["rope"], ["qkv,rope"], ["--quick"]], ids=" ".join)
+def test_verify_of_some_kernels_or_of_all(capsys, words, tmp_path):
+    narrow = ("--filter", "bf16 sequence=1 ") if words == ["--quick"] else ("--filter", "sequence=1 heads=1 ")
+    path = tmp_path / "out.json"
+    code, out, _ = run(
+        capsys, "verify", "--kernels", *words, *narrow, "--simulator", "emulator", "--format", "json", "-o", path
+    )
+    assert (code, out) == (0, "")
+    found = {c["kernel"] for c in json.loads(path.read_text())["cases"]}
+    assert found == ({"qkv", "rope"} if words == ["--quick"] else {"rope"})
 
 
 def test_verify_fails_and_names_the_worst_case(capsys, provide):

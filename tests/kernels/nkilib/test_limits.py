@@ -1,5 +1,7 @@
 """nkilib's limits by version: each fires, FLUX.2-klein-4B as it is, and errors."""
 
+import functools
+
 import pytest
 import torch
 from fluxrewrite.kernels.nkilib import limits
@@ -116,10 +118,16 @@ def test_unknown_version():
 
 @pytest.fixture(scope="module")
 def klein():
+    """`klein(tp)`: the graph of one of `tp` ranks, traced once."""
     pytest.importorskip("diffusers")
-    torch._dynamo.reset()
-    captured = capture_spec(find_model("flux2-klein-4b"), Shapes(256, 512, 1), torch.bfloat16)
-    return GraphView(captured.graphs[0].graph)
+
+    @functools.cache
+    def view(tp):
+        torch._dynamo.reset()
+        captured = capture_spec(find_model("flux2-klein-4b"), Shapes(256, 512, 1), torch.bfloat16, tp=tp)
+        return GraphView(captured.graphs[0].graph)
+
+    return view
 
 
 @pytest.fixture
@@ -127,7 +135,7 @@ def decide(klein):
     """`decide(kind, provider, tp)`: the decisions on klein-4B's sites of that kind."""
 
     def run(kind, provider, tp=1, kernels=None):
-        plan = make_plan(klein, Selection.of(kernels, provider, tp=tp))
+        plan = make_plan(klein(tp), Selection.of(kernels, provider))
         return [d for d in plan.decisions if d.finding.kind == kind]
 
     return run

@@ -1,0 +1,217 @@
+"""All variants of a bench, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from ..cost.devices import load_device
+from ..cost.evidence import Case
+from ..errors import InputError
+from ..models import Shapes, find_model
+from ..times import processor
+from ..torch_backend import backend
+from .process import WORKER, Failed, conversation
+from .runs import RUNS_SCHEMA, Machine, Runs, Setup, Timed, Variant, Versions
+from .variants import Chosen, Spec, backend_of
+
+__all__ = ["bench", "check_setup", "cosine"]
+
+Tell = Callable[[Chosen, Mapping[str, Any]], None]
+Keep = Callable[[Runs], None]
+
+
+def check_setup(setup: Setup, chosen: Sequence[Chosen]) -> None:
+    """Raise InputError for what no worker could run: a model, backend, kernel, profile or device that is not there."""
+    find_model(setup.model)
+    Shapes(setup.image_tokens, setup.text_tokens, setup.batch)
+    backend(setup.inner, policy="none")
+    _check_device(setup.device)
+    for variant in chosen:
+        backend_of(variant, setup)
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name!r}: not a torch device; give cpu, cuda, cuda:1") from error
+    if device.type == "cpu":
+        return
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if here is None or here.type != device.type:
+        there = f"the accelerator here is {here.type}" if here else "torch sees no accelerator here"
+        raise InputError(f"--device {name!r}: {there}; give {here.type if here else 'cpu'}")
+    if (device.index or 0) >= torch.accelerator.device_count():
+        raise InputError(f"--device {name!r}: there are {torch.accelerator.device_count()} of them, counted from 0")
+
+
+def bench(
+    setup: Setup,
+    chosen: Sequence[Chosen],
+    keep: Keep = lambda runs: None,
+    tell: Tell = lambda chosen, event: None,
+    timeout_s: float | None = None,
+    worker: Sequence[str] = WORKER,
+) -> Runs:
+    """Run every variant in a process of its own, with empty caches.
+
+    A variant that fails keeps its finished runs and has an error.
+
+    Args:
+        setup: what to run; `check_setup` first.
+        chosen: the variants, in order.
+        keep: called with all there is after every finished run and every failure.
+        tell: called with the variant at work and each event of its worker.
+        timeout_s: seconds that a variant may take.
+        worker: the command that runs one variant.
+    """
+    runs = _empty(setup)
+    with tempfile.TemporaryDirectory(prefix="fluxrewrite-bench-", ignore_cleanup_errors=True) as name:
+        root = Path(name)
+        for variant in chosen:
+            runs = _with(runs, Variant(name=variant.name, kernels=variant.kernels))
+            tell(variant, {"event": "start"})
+            spec = Spec(setup=setup, chosen=variant, latents=str(_latents(root, variant.name)))
+            folder = root / f"{len(runs.variants)}.work"
+            folder.mkdir()
+            try:
+                with contextlib.closing(conversation(spec.model_dump_json(), folder, timeout_s, worker)) as events:
+                    for event in events:
+                        tell(variant, event)
+                        runs = _heard(runs, event, root)
+                        if event["event"] == "run":
+                            keep(runs)
+            except Failed as error:
+                runs = _ended(runs, str(error), keep)
+            except KeyboardInterrupt:
+                _ended(runs, "interrupted", keep)
+                raise
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)  # caches of every variant at once would be many
+    return runs
+
+
+def _ended(runs: Runs, error: str, keep: Keep) -> Runs:
+    """The runs with what stopped the variant at work."""
+    runs = _with(runs, runs.variants[-1].model_copy(update={"error": error}))
+    keep(runs)
+    return runs
+
+
+def _with(runs: Runs, variant: Variant) -> Runs:
+    """The runs with this variant in the place of the last one, if that is an earlier state of it, or after it."""
+    others = tuple(v for v in runs.variants if v.name != variant.name)
+    return runs.model_copy(update={"variants": (*others, variant)})
+
+
+def _heard(runs: Runs, event: Mapping[str, Any], root: Path) -> Runs:
+    """The runs with what a worker told. Raises Failed when that makes no sense."""
+    try:
+        if event["event"] == "ready":
+            machine = Machine(**{**dict(runs.machine), "threads": event["threads"], "device": event["device"]})
+            case = Case(**{**dict(runs.case), "dtype": event["dtype"]})
+            return runs.model_copy(update={"machine": machine, "case": case})
+        if event["event"] != "run":
+            return runs
+        now = runs.variants[-1]
+        run = Timed(steps_s=event["steps_s"], others=event.get("others"))
+        told = {k: v for k, v in event.items() if k not in ("event", "steps_s", "others")}
+        changed = Variant.model_validate({**dict(now), **told, "runs": (*now.runs, run)})
+    except (KeyError, ValidationError) as error:
+        what = (
+            "; ".join(str(e["loc"]) + " " + e["msg"] for e in error.errors())
+            if isinstance(error, ValidationError)
+            else error
+        )
+        raise Failed(f"the worker told of a run that makes no sense ({what})") from error
+    return _compared(_with(runs, changed), root)
+
+
+def _latents(root: Path, variant: str) -> Path:
+    """Where a worker puts the last latents of a variant; names of variants hold no path."""
+    return root / f"{variant.replace('/', '_')}.pt"
+
+
+def _compared(runs: Runs, root: Path) -> Runs:
+    """The runs with every variant's cosine to vanilla."""
+    base = _read(_latents(root, "vanilla"))
+    if base is None:
+        return runs
+    changed = []
+    for variant in runs.variants:
+        latents = None if variant.name == "vanilla" else _read(_latents(root, variant.name))
+        if latents is not None and variant.output is not None:
+            output = variant.output.model_copy(update={"cosine": cosine(latents, base)})
+            variant = variant.model_copy(update={"output": output})
+        changed.append(variant)
+    return runs.model_copy(update={"variants": tuple(changed)})
+
+
+def _read(path: Path) -> Tensor | None:
+    return torch.load(path, weights_only=True) if path.is_file() else None
+
+
+def cosine(a: Tensor, b: Tensor) -> float | None:
+    """Of two tensors of one size, in float64; None where not all is finite, or the sizes differ. Zeros are like zeros only."""
+    x, y = a.double().reshape(-1), b.double().reshape(-1)
+    if x.shape != y.shape or not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+        return None
+    length = float(x.norm() * y.norm())
+    if not length:
+        return float(bool(x.norm() == y.norm()))
+    return min(1.0, max(-1.0, float(x @ y) / length))
+
+
+def _empty(setup: Setup) -> Runs:
+    """A bench in which nothing has run."""
+    case = Case(
+        device=_profile_name(setup),
+        regime="compile",
+        model=setup.model,
+        dtype=setup.dtype,
+        tp=1,
+        batch=setup.batch,
+        image_tokens=setup.image_tokens,
+        text_tokens=setup.text_tokens,
+    )
+    return Runs(
+        schema=RUNS_SCHEMA,
+        date=datetime.now().astimezone().isoformat(timespec="seconds"),
+        versions=Versions(
+            fluxrewrite=importlib.metadata.version("fluxrewrite"),
+            torch=torch.__version__,
+            python=platform.python_version(),
+            diffusers=_version("diffusers"),
+        ),
+        machine=Machine(processor=processor() or platform.machine(), cores=os.cpu_count() or 1),
+        case=case,
+        setup=setup,
+    )
+
+
+def _profile_name(setup: Setup) -> str:
+    """The device that evidence speaks of: the profile's name, by default that of the profile of such a device."""
+    if setup.profile is not None:
+        return load_device(setup.profile).name
+    kind = torch.device(setup.device).type
+    return {"neuron": "trn2"}.get(kind, kind)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

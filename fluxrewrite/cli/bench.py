@@ -1,0 +1,209 @@
+"""`fluxrewrite bench`."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import CheckFailed, InputError
+from .shared import Dtype, progress, show, torch_dtype, writable, write
+
+if TYPE_CHECKING:
+    from ..bench import Chosen, Runs, Setup
+
+__all__ = ["bench"]
+
+_VARIANTS = "vanilla,qkv,attention,qkv+attention,norm_rope_attention,auto"
+
+
+class TableFormat(StrEnum):
+    """Output formats of `bench`."""
+
+    TEXT = "text"
+    JSON = "json"
+    CSV = "csv"
+    MARKDOWN = "markdown"
+
+
+class Execution(StrEnum):
+    """What a kernel call runs."""
+
+    REFERENCE = "reference"
+    EMULATE = "emulate"
+    DEVICE = "device"
+
+
+def bench(
+    model: Annotated[str, typer.Argument(help="Preset (flux2-klein-mini for small machines), diffusers folder or config.json, or "
+                                         "module:callable, as for inspect. Without a folder's weights: random ones.")],
+    variants: Annotated[str, typer.Option(help="What to run, in order. vanilla: torch.compile alone, which all are compared with; "
+                                          "eager: no compile; kernels as inspect takes them, joined by + (qkv:triple+attention): "
+                                          "just these, at every site; auto, measure, all, none: that policy.")] = _VARIANTS,
+    inner: Annotated[str | None, typer.Option(help="Backend that compiles. Default: neuron where it is installed with a device, "
+                                              "else inductor.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of a denoising loop.")] = 4,
+    runs: Annotated[int, typer.Option(help="Loops of a variant: the first is cold, the others warm.")] = 4,
+    image_tokens: Annotated[int, typer.Option(help="Image tokens; a 1024x1024 picture is 4096 of them.")] = 256,
+    text_tokens: Annotated[int, typer.Option(help="Text tokens.")] = 512,
+    batch: Annotated[int, typer.Option(help="Batch size.")] = 1,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")] = Dtype.BF16,
+    provider: Annotated[str | None, typer.Option(help="Whose kernels, as for inspect. Default: reference where the execution is "
+                                                 "reference, so that no limit leaves a site alone; else builtin.")] = None,
+    execution: Annotated[Execution | None, typer.Option(help="What a kernel call runs: the op's body in torch, the NKI kernel "
+                                                        "emulated (slow) or on the device. Default: device with inner neuron, else "
+                                                        "reference.")] = None,
+    device: Annotated[str, typer.Option(help="Torch device to run on: cpu, cuda, neuron.")] = "cpu",
+    profile: Annotated[str | None, typer.Option(help="Device profile that auto predicts with, as --device of inspect. "
+                                                "Default: trn2 with inner neuron, else cpu.")] = None,
+    evidence: Annotated[list[Path] | None, typer.Option(help="Measured runs that auto knows, beside those that ship.")] = None,
+    seed: Annotated[int, typer.Option(help="Of random weights and inputs.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: as many as it uses.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that a variant may take. Default: no limit.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Keep all runs in this file, after each one, for calibrate --from.")] = None,
+    format: Annotated[TableFormat, typer.Option(help="text or markdown for people, csv a row for each variant, json the content of "
+                                                "--save.")] = TableFormat.TEXT,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
+) -> None:  # fmt: skip
+    """Time denoising loops of MODEL with and without kernels, cold and warm, each variant in a process of its own."""
+    for name, value, least in (("steps", steps, 1), ("runs", runs, 1), ("seed", seed, 0), ("threads", threads, 1)):
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value}: {least} or more")
+    if timeout is not None and not timeout > 0:
+        raise InputError(f"--timeout {timeout:g}: more than 0 seconds")
+    writable(save)
+    writable(output)
+    with progress("loading torch"):
+        from ..bench import parse_variants
+        from ..bench.suite import check_setup
+        from ..torch_backend import default_inner
+
+        inner = inner or default_inner()
+        runs_on = execution or (Execution.DEVICE if inner == "neuron" else Execution.REFERENCE)
+        setup = _setup(
+            model=model, image_tokens=image_tokens, text_tokens=text_tokens, batch=batch,
+            dtype=str(torch_dtype(dtype)).removeprefix("torch."), inner=inner,
+            provider=provider or ("reference" if runs_on is Execution.REFERENCE else "builtin"), execution=runs_on.value,
+            device=device, profile=profile, evidence=tuple(map(str, evidence or ())), seed=seed, threads=threads,
+            steps=steps, runs=runs,
+        )  # fmt: skip
+        chosen = parse_variants(variants)
+        check_setup(setup, chosen)
+    _run(setup, chosen, timeout, _Kept(save), format, output)
+
+
+def _setup(**fields: Any) -> Setup:
+    from ..bench import Setup
+    from ..models import Shapes
+
+    # Shapes says what is wrong in the words of the options.
+    Shapes(fields["image_tokens"], fields["text_tokens"], fields["batch"])
+    return Setup(**fields)
+
+
+class _Kept:
+    """The runs so far, and their file: when that cannot be written, the bench goes on and says so at the end."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.runs: Runs | None = None
+        self.problem: InputError | None = None
+
+    def __call__(self, runs: Runs) -> None:
+        from ..bench import save_runs
+
+        self.runs = runs
+        if self.path is None:
+            return
+        try:
+            save_runs(runs, self.path)
+        except InputError as error:
+            if self.problem is None:
+                sys.stderr.write(f"fluxrewrite: {error}; the bench goes on\n")
+            self.problem = error
+        else:
+            self.problem = None
+
+
+def _run(
+    setup: Setup,
+    chosen: tuple[Chosen, ...],
+    timeout: float | None,
+    kept: _Kept,
+    format: TableFormat,
+    output: Path | None,
+) -> None:
+    """All variants, then the table of what finished, then what went wrong."""
+    from ..bench import bench as run_all
+
+    interrupted = False
+    try:
+        with _terminable(), _bars(setup) as tell:
+            kept(run_all(setup, chosen, kept, tell, timeout))
+    except KeyboardInterrupt:
+        interrupted = True
+    if kept.runs is not None:
+        _out(kept.runs, format, output)
+    if interrupted:
+        raise typer.Abort
+    if kept.problem is not None:
+        raise kept.problem
+    failed = [v for v in (kept.runs.variants if kept.runs else ()) if v.error]
+    if failed:
+        raise CheckFailed(*(f"{v.name} failed: {v.error}" for v in failed))
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM end the bench as Ctrl-C does, with the worker gone and the finished runs kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _out(runs: Runs, format: TableFormat, output: Path | None) -> None:
+    from ..bench.table import as_csv, as_markdown
+
+    if format is TableFormat.TEXT:
+        from ..bench.text import rendered
+
+        show(rendered(runs), output)
+    else:
+        texts = {TableFormat.JSON: runs.to_json, TableFormat.CSV: lambda: as_csv(runs)}
+        write(texts.get(format, lambda: as_markdown(runs))(), output)
+
+
+@contextlib.contextmanager
+def _bars(setup: Setup) -> Iterator[Callable[[Chosen, Mapping[str, Any]], None]]:
+    """A bar for each variant, on stderr, only where somebody looks. Yields what to call with each event of a worker."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+
+        def tell(chosen: Chosen, event: Mapping[str, Any]) -> None:
+            if chosen.name not in tasks:
+                tasks[chosen.name] = bar.add_task(f"{chosen.name}: building", total=setup.runs * setup.steps)
+            task = tasks[chosen.name]
+            if event["event"] == "ready":
+                bar.update(task, description=f"{chosen.name}: compiling")
+            elif event["event"] == "step":
+                which = f"run {event['run'] + 1} of {setup.runs}"
+                bar.update(task, advance=1, description=f"{chosen.name}: {which}, {event['s']:.3g} s")
+
+        yield tell

@@ -1,0 +1,323 @@
+"""Several processes on one model: their group, the model's shards, and that all of them plan alike.
+
+The engine is torch's own: torch.distributed with gloo, DTensor, torchrun, and the `_tp_plan` that a diffusers model brings. Only
+what these leave open is here.
+
+    torchrun --nproc-per-node 4 script.py
+
+    with process_group(timeout_s=60) as here:
+        model = shard(build(seed=0), here.world)     # every rank builds the same weights and keeps its part
+        run = torch.compile(model, backend=fluxrewrite.backend("inductor"))
+        ...
+        if here.leads:
+            print(...)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch._C._distributed_c10d import _resolve_process_group
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import GroupName
+from torch.distributed.tensor import DTensor
+from torch.fx import GraphModule, Node
+
+from .errors import InputError, RankError, RewriteError
+from .local import mesh_of
+
+__all__ = ["Ranks", "agree", "degree", "fake_group", "peers", "process_group", "ranks", "shard"]
+
+TIMEOUT_S = 60.0
+"""How long a rank waits for another one; gloo's own is 30 minutes."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is."""
+
+    rank: int
+    world: int
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a rank that is none of the world's."""
+        if not 0 <= self.rank < self.world:
+            raise InputError(f"rank {self.rank} of {self.world}: ranks count from 0 to {self.world - 1}")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that prints and writes files."""
+        return self.rank == 0
+
+
+def ranks(environment: Mapping[str, str] | None = None) -> Ranks | None:
+    """What torchrun's environment says (RANK, WORLD_SIZE); None outside of torchrun.
+
+    Raises InputError when only one of the two is set, or one is no number.
+    """
+    given = os.environ if environment is None else environment
+    found = {name: given.get(name) for name in ("RANK", "WORLD_SIZE")}
+    if not any(found.values()):
+        return None
+    for name, value in found.items():
+        if value is None or not value.isdigit():
+            raise InputError(f"{name} is {value!r} in the environment; torchrun sets RANK and WORLD_SIZE to numbers")
+    return Ranks(int(found["RANK"] or 0), int(found["WORLD_SIZE"] or 0))
+
+
+@contextlib.contextmanager
+def process_group(
+    rank: int | None = None, world: int | None = None, store: str | Path | None = None, timeout_s: float = TIMEOUT_S
+) -> Iterator[Ranks]:
+    """A gloo group of processes on CPU for the time of a `with` block.
+
+    Args:
+        rank, world: this process and how many there are; by default what torchrun's environment says.
+        store: where the processes meet: a file that does not exist yet, "tcp://host:port", or by default torchrun's address
+            (MASTER_ADDR and MASTER_PORT).
+        timeout_s: how long any wait for another rank may take, seconds.
+
+    Raises:
+        InputError: no ranks are known, a group exists already, or `store` is no place to meet.
+        RankError: another rank did not come, ended, or did not answer in time, here or anywhere in the block.
+    """
+    here = ranks() if rank is None or world is None else Ranks(rank, world)
+    if here is None:
+        raise InputError("no ranks: run under torchrun --nproc-per-node N, or give rank, world and store")
+    _none_yet("process_group")
+    place, wait = _meeting(store), datetime.timedelta(seconds=timeout_s)
+    try:
+        dist.init_process_group("gloo", init_method=place, rank=here.rank, world_size=here.world, timeout=wait)
+    except ValueError as error:
+        raise InputError(f"{place}: ranks cannot meet there ({error}); give a new file or tcp://host:port") from error
+    except RuntimeError as error:
+        raise _lost(here, timeout_s, error) from error
+    try:
+        yield here
+    except RuntimeError as error:
+        if not _of_transport(error):
+            raise
+        raise _lost(here, timeout_s, error) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _meeting(store: str | Path | None) -> str:
+    """The address where ranks meet, in torch's words."""
+    if store is None or "://" in str(store):
+        return str(store or "env://")
+    path = Path(store).absolute()
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist")
+    return f"file://{path}"
+
+
+def _of_transport(error: RuntimeError) -> bool:
+    return isinstance(error, (dist.DistError, dist.DistStoreError, dist.DistNetworkError)) or "gloo" in _first_line(
+        error
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _lost(here: Ranks, timeout_s: float, error: Exception) -> RankError:
+    """What gloo says names sockets, not ranks."""
+    return RankError(
+        f"rank {here.rank} of {here.world}: another rank ended, or did not answer within {timeout_s:g} s; "
+        f"its own message says why ({_first_line(error)})"
+    )
+
+
+@contextlib.contextmanager
+def fake_group(world: int, rank: int = 0) -> Iterator[Ranks]:
+    """A group of which only this process exists: for tracing what one rank of `world` computes. Its collectives do nothing.
+
+    Raises InputError when a group exists already.
+    """
+    from torch.testing._internal.distributed import fake_pg  # registers the backend "fake"
+
+    here = Ranks(rank, world)
+    _none_yet("tracing one rank")
+    dist.init_process_group("fake", store=fake_pg.FakeStore(), rank=rank, world_size=world)
+    try:
+        yield here
+    finally:
+        dist.destroy_process_group()
+
+
+def _none_yet(what: str) -> None:
+    if dist.is_initialized():
+        raise InputError(
+            f"{what} needs a process without a group, and one of {dist.get_world_size()} ranks is initialised already; "
+            "run it in a process of its own"
+        )
+
+
+# *** shards
+
+
+def degree(model: nn.Module) -> int:
+    """Ranks among which the DTensors of a model are divided; 1 where it has none."""
+    return max((p.device_mesh.size() for p in model.parameters() if isinstance(p, DTensor)), default=1)
+
+
+def shard(model: nn.Module, world: int, mesh: DeviceMesh | None = None) -> nn.Module:
+    """Divide a model among ranks by its own `_tp_plan`, in place, and return it.
+
+    Parameters become DTensors of which this rank keeps its part; forward hooks make and take them, so that everything between
+    is local. Nothing is sent: every rank must hold the same weights before, as from one seed or one file.
+
+    diffusers' `enable_parallelism` does the same and refuses devices of type "cpu", so its steps are taken here one by one.
+
+    Args:
+        model: of a class with `_tp_plan`; parameters may be fake.
+        world: ranks.
+        mesh: one axis over the ranks; by default one of CPU devices over the whole process group.
+
+    Raises:
+        InputError: the model has no plan, is divided already, or cannot be divided by so many ranks.
+    """
+    name = type(model).__name__
+    plan = getattr(model, "_tp_plan", None)
+    if degree(model) > 1:
+        raise InputError(f"{name} is divided among {degree(model)} ranks already")
+    if not plan:
+        raise InputError(
+            f"{name} has no _tp_plan, so it is not known how to divide it among {world} ranks; "
+            "give a diffusers transformer that has one, or a model whose parameters are DTensors"
+        )
+    _divisible(model, plan, world)
+    from diffusers.hooks.tensor_parallel import _resolve_tp_plan, _styles
+    from torch.distributed.tensor.parallel import parallelize_module
+
+    if mesh is None:
+        with unset_fake_temporarily():  # a mesh is made of tensors too
+            mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("tp",))
+    for module, styles in _resolve_tp_plan(model, plan):
+        parallelize_module(module, mesh, _styles(styles), src_data_rank=None)
+    _let_go(model)
+    return model
+
+
+def _divisible(model: nn.Module, plan: Mapping[str, Any], world: int) -> None:
+    """Raise InputError where heads, or blocks of rows and columns, are no multiple of the ranks."""
+    name = type(model).__name__
+    heads = getattr(getattr(model, "config", None), "num_attention_heads", None)
+    if isinstance(heads, int) and heads % world:
+        fits = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
+        raise InputError(f"{name}: {heads} heads cannot be divided among {world} ranks; {fits} ranks divide them")
+    try:
+        from diffusers.hooks.tensor_parallel import resolve_tp_shard_specs
+    except ImportError as error:
+        raise InputError(f"{name}: dividing by _tp_plan needs diffusers with tensor parallelism ({error})") from error
+    try:
+        resolve_tp_shard_specs(model, dict(plan), world)
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _let_go(model: nn.Module) -> None:
+    """Parts of their own in the place of views, which would keep the whole weights in memory."""
+    for parameter in model.parameters():
+        if isinstance(parameter, DTensor):
+            local = parameter._local_tensor
+            if local.untyped_storage().nbytes() > local.numel() * local.element_size():
+                parameter._local_tensor = local.clone()
+
+
+# *** one plan on all ranks
+
+
+def peers(gm: GraphModule) -> tuple[int, ...]:
+    """The ranks that a graph works with, this one among them; none for one process, and for a group that is not real."""
+    if (
+        not (dist.is_available() and dist.is_initialized())
+        or dist.get_world_size() == 1
+        or dist.get_backend() == "fake"
+    ):
+        return ()
+    mesh = mesh_of(gm)
+    if mesh is not None:
+        return tuple(sorted(int(r) for r in mesh.mesh.flatten().tolist()))
+    found = {rank for node in gm.graph.nodes for rank in _group_of(node)}
+    return tuple(sorted(found))
+
+
+def _group_of(node: Node) -> Sequence[int]:
+    """The ranks of a functional collective's group."""
+    if not str(node.target).startswith("_c10d_functional.") or "wait" in str(node.target):
+        return ()
+    group = node.args[-1]
+    if isinstance(group, str):
+        return dist.get_process_group_ranks(_resolve_process_group(GroupName(group)))
+    return dist.get_process_group_ranks(None)
+
+
+def agree(plan: Sequence[str], among: Sequence[int]) -> None:
+    """Return once all ranks have told the same plan; otherwise raise on each of them.
+
+    The ranks meet in the store of the process group, not in a collective: a rank that fails or compiles another graph cannot
+    leave the others inside one. Every rank's n-th call is compared with the others' n-th.
+
+    Args:
+        plan: a line for each site and what becomes of it.
+        among: the ranks, as `peers` answers them; fewer than two agree at once.
+
+    Raises:
+        RewriteError: the plans differ; names the ranks and the first line that differs.
+        RankError: a rank told nothing within the group's timeout.
+    """
+    if len(among) < 2:
+        return
+    told = _exchanged("\n".join(plan), among)
+    versions: dict[str, list[int]] = {}
+    for rank, text in told.items():
+        versions.setdefault(hashlib.sha256(text.encode()).hexdigest(), []).append(rank)
+    if len(versions) > 1:
+        raise RewriteError(_difference([(found, told[found[0]].splitlines()) for found in versions.values()]))
+
+
+def _exchanged(text: str, among: Sequence[int]) -> dict[int, str]:
+    """What each rank told, in order of ranks."""
+    store, me = dist.distributed_c10d._get_default_store(), dist.get_rank()
+    where = f"fluxrewrite/plan/{'-'.join(map(str, among))}"
+    call = store.add(f"{where}/{me}", 1)
+    store.set(f"{where}/{me}/{call}", text)
+    wait = store.timeout  # type: ignore[attr-defined]  # as given to init_process_group
+    told = {}
+    for rank in among:
+        try:
+            told[rank] = store.get(f"{where}/{rank}/{call}").decode()
+        except RuntimeError as error:
+            raise RankError(
+                f"rank {rank} did not tell its plan of graph {call} within {wait.total_seconds():g} s: it ended, "
+                f"failed, or compiles other graphs than rank {me}"
+            ) from error
+    return told
+
+
+def _difference(versions: Sequence[tuple[Sequence[int], Sequence[str]]]) -> str:
+    (first, mine), (second, other) = versions[0], versions[1]
+    shown = next((a, b) for a, b in zip_longest(mine, other, fillvalue="nothing") if a != b)
+    sides = " | ".join(f"{_named(found)}: {line}" for found, line in zip((first, second), shown, strict=True))
+    kinds = "" if len(versions) == 2 else f" in {len(versions)} ways"
+    return (
+        f"the ranks plan differently{kinds}; the first difference: {sides}; give every rank the same options and model"
+    )
+
+
+def _named(found: Sequence[int]) -> str:
+    return f"rank{'s' * (len(found) > 1)} {', '.join(map(str, found))}"

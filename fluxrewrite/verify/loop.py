@@ -1,0 +1,82 @@
+"""Two runs of a denoising loop step by step: what the experiments looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..workload import Call, Workload
+from .compare import difference, moments
+from .records import Loop, StepResult
+
+__all__ = ["compared", "one_line", "origin", "run_loop"]
+
+Done = Callable[[StepResult], None]
+
+
+def run_loop(workload: Workload, call: Call, steps: int, least: float, done: Done = lambda _: None) -> Loop:
+    """Run the loop with the model and with `call` in its place, side by side: each goes on from its own latents.
+
+    Args:
+        workload: the model and its inputs.
+        call: the rewritten model.
+        steps: of the loop, 1 or more.
+        least: least cosine of the latents after each step.
+        done: told of each step.
+
+    Raises:
+        InputError: the model itself fails. A failure of `call` ends the loop, and its note says so.
+    """
+    found: list[StepResult] = []
+    with torch.no_grad():  # each of the two generators sets it and would put back what the other one had set
+        original = _model_steps(workload, steps)
+        try:
+            for step in compared(original, workload.steps(steps, call), least):
+                found.append(step)
+                done(step)
+        except InputError:
+            raise
+        except Exception as error:
+            why = one_line(origin(error))
+            return Loop(steps=tuple(found), note=f"step {len(found) + 1} of the rewritten model fails: {why}")
+    return Loop(steps=tuple(found))
+
+
+def _model_steps(workload: Workload, steps: int) -> Iterator[Tensor]:
+    try:
+        yield from workload.steps(steps)
+    except Exception as error:
+        raise InputError(f"{workload.name}: the model itself fails ({type(error).__name__}: {error})") from error
+
+
+def compared(original: Iterable[Tensor], rewritten: Iterable[Tensor], least: float) -> Iterator[StepResult]:
+    """The latents of two loops after each step, compared. Ends where either does; `least` is the least cosine."""
+    for number, (expected, got) in enumerate(zip(original, rewritten, strict=False), 1):
+        apart = difference(got, expected)
+        figures = (None,) * 3 if apart.note else (apart.max_abs, apart.relative, apart.cosine)
+        yield StepResult(
+            step=number,
+            original=moments(expected),
+            rewritten=moments(got),
+            max_abs=figures[0],
+            relative=figures[1],
+            cosine=figures[2],
+            least_cosine=least,
+            note=apart.note,
+        )
+
+
+def origin(error: BaseException) -> BaseException:
+    """The error that was raised first: Dynamo wraps what a backend raises, and not as its cause."""
+    while (inner := getattr(error, "inner_exception", None) or error.__cause__) is not None:
+        error = inner
+    return error
+
+
+def one_line(error: BaseException) -> str:
+    """An error with its class; only the first line of what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
