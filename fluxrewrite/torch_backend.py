@@ -79,8 +79,8 @@ def backend(
             By default "trn2" when the inner backend is "neuron", else "cpu"; `fluxrewrite calibrate` measures the machine at hand.
         evidence: files of measured runs beside those that ship.
         cache_dir: folder of the times that policy "measure" found; by default `fluxrewrite` in the folder of Inductor's cache.
-        lnc: physical NeuronCores that a kernel call on a device takes, 1 or 2; by default those of a logical core in this
-            process (NEURON_LOGICAL_NC_CONFIG, else the platform's).
+        lnc: with inner "neuron", physical NeuronCores that a kernel call takes, 1 or 2; by default those of a logical core in
+            this process (NEURON_LOGICAL_NC_CONFIG, else the platform's).
 
     Raises:
         InputError: an unknown inner backend, kernel, form, policy, provider or execution, or one that cannot be had here.
@@ -139,13 +139,13 @@ class Backend:
             raise InputError(
                 f"torch.compile was given {names} beside a fluxrewrite backend; pass them to fluxrewrite.backend(...)"
             )
+        if self._around.eager_fallback():
+            self.warn_once("eager fallback", WARNING)
         among = parallel.peers(gm)
         if among and self.policy == "measure":
             raise InputError(
                 f"policy 'measure' would let each of {len(among)} ranks choose by its own times; use 'auto', 'all' or a callable"
             )
-        if self._around.eager_fallback():
-            self.warn_once("eager fallback", WARNING)
         return Compiling(self, gm, among).run(example_inputs)
 
     def tell(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
@@ -217,9 +217,8 @@ class Backend:
 
     def _report(self, local: Local, analysed: Analysed, foresight: Foresight | None) -> Report:
         """The report; without predictions where making them fails, for the rewrite does not hang on them."""
-        build = functools.partial(
-            build_report, [analysed], self.selection, self.policy, self._model_info(local), _NO_TIME
-        )
+        info = _model_info(local).model_copy(update={"eager_fallback": self._around.eager_fallback()})
+        build = functools.partial(build_report, [analysed], self.selection, self.policy, info, _NO_TIME)
         if foresight is None or analysed.change is None:
             return build()
         try:
@@ -227,9 +226,6 @@ class Backend:
         except Exception as error:
             self.failed("predicting what the rewrite does; the report says nothing of it", error)
             return build()
-
-    def _model_info(self, local: Local) -> ModelInfo:
-        return _model_info(local).model_copy(update={"eager_fallback": self._around.eager_fallback()})
 
     def _check_carried_out(self, plan: Plan) -> None:
         """Sites whose replacement turned out to differ: raise if strict, else say so once."""

@@ -56,8 +56,10 @@ def prepare(inner: str, execution: str, lnc: int | None) -> Inner:
     """
     if lnc is not None:
         check_lnc(lnc)
-        if execution != "device":
-            raise InputError(f"lnc={lnc} is of kernel calls on a device; execution={execution!r} has none")
+        if inner != "neuron":
+            raise InputError(
+                f"lnc={lnc} is for inner='neuron'; behind others, kernels take the cores that NEURON_LOGICAL_NC_CONFIG says"
+            )
     if inner == "neuron":
         neuron.check(execution)
         return Inner(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from rich.console import RenderableType
 from rich.text import Text
 
+from ..custom_call import TARGET
 from .model import Report
 from .text_predicted import grid
 
@@ -24,7 +25,7 @@ def artifacts(report: Report) -> Iterable[RenderableType]:
     for p in info.processes:
         table.add_row(p.name, *map(str, (p.fx_graphs, p.stablehlo_modules, p.neffs, p.kernel_calls)))
     yield table
-    others = sorted({name for p in info.processes for name in p.custom_calls} - {"AwsNeuronCustomNativeKernel"})
+    others = sorted({name for p in info.processes for name in p.custom_calls} - {TARGET})
     if others:
         yield Text(f"other custom calls: {', '.join(others)}")
     if not info.agree:
