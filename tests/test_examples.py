@@ -64,6 +64,7 @@ def test_without_transformers_it_says_so(run, monkeypatch):
     assert "the denoising loop alone; diffusers' pipeline needs transformers, which is not installed" in out
 
 
+@pytest.mark.slow
 def test_a_local_folder(run, tmp_path):
     model = Flux2Transformer2DModel(**{k: v for k, v in CONFIG.items() if k[0] != "_"})
     model.save_pretrained(tmp_path / "transformer")
@@ -78,6 +79,7 @@ def test_a_local_folder(run, tmp_path):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_wrong_is_exit_code_1(run, monkeypatch):
     import torch
 

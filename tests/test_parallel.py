@@ -217,6 +217,7 @@ def test_plans_of_other_length_and_more_than_two(tmp_path):
         assert "differently in 3 ways; the first difference: rank 0: nothing | rank 1: b" in answer["error"][0]
 
 
+@pytest.mark.slow
 def test_a_rank_that_tells_nothing(tmp_path):
     found = run_ranks("tells", 2, tmp_path, timeout_s=2, plans=[[["a"]], None])
     assert "RankError: rank 1 did not tell its plan of graph 1 within 2 s" in found[0]["error"][0]
@@ -250,6 +251,7 @@ def check(found, world, sets, sends):
                 assert one["rewritten"].get(name), kernels
 
 
+@pytest.mark.slow
 def test_two_ranks_compute_what_one_process_does(tmp_path):
     found = run_ranks("compare", 2, tmp_path, model="flux2", sets=["qkv", None], inner="eager")
     check(found, 2, ["qkv", None], sends=5)
@@ -266,6 +268,7 @@ def test_four_ranks_compute_what_one_process_does(tmp_path, model, sends, inner)
     check(found, 4, sets, sends)
 
 
+@pytest.mark.slow
 def test_another_policy_on_one_rank_is_an_error_on_all(tmp_path):
     options = [{"kernels": "attention"}, {"kernels": "attention", "policy": "none"}]
     start = time.monotonic()
@@ -277,6 +280,7 @@ def test_another_policy_on_one_rank_is_an_error_on_all(tmp_path):
         assert "rank 1: attention:sdpa at transformer_blocks.0.attn: keep" in answer["error"][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_rank_that_fails_to_plan_is_an_error_on_all(tmp_path, strict):
     found = run_ranks("broken", 2, tmp_path, strict=strict)
@@ -285,17 +289,20 @@ def test_a_rank_that_fails_to_plan_is_an_error_on_all(tmp_path, strict):
         assert "rank 1: no plan (ValueError: planted)" in answer["error"][-1]
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_to_compile_is_an_error_on_all(tmp_path):
     for answer in run_ranks("fails_inside", 2, tmp_path, moment="compile"):
         assert "rank 0: compiled | rank 1: ValueError in the inner backend" in answer["error"][-1]
 
 
+@pytest.mark.slow
 def test_a_first_run_that_fails_is_not_run_again_by_one_rank_alone(tmp_path):
     first, second = run_ranks("fails_inside", 2, tmp_path, moment="first run")
     assert second["error"] == ["ValueError: planted in the first run"]
     assert first["error"][0].startswith("RankError: rank 0 of 2: another rank ended")
 
 
+@pytest.mark.slow
 def test_a_policy_that_measures_is_refused(tmp_path):
     found = run_ranks("differ", 2, tmp_path, options=[{"policy": "measure", "device": "cpu"}] * 2, strict=False)
     for answer in found:
@@ -314,6 +321,7 @@ def test_a_rank_killed_between_steps_ends_the_others(tmp_path, world):
         assert found[rank]["at"] - killed < 30
 
 
+@pytest.mark.slow
 def test_a_rank_that_stands_still_ends_the_others_in_time(tmp_path):
     found = run_ranks("stops", 2, tmp_path, timeout_s=3)
     assert found[0]["error"][0].startswith("RankError: rank 0 of 2: another rank ended, or did not answer within 3 s")

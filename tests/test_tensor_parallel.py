@@ -57,6 +57,7 @@ def test_klein_on_four_ranks():
     assert len(report.collectives) == 5 * 4 + 20
 
 
+@pytest.mark.slow
 def test_four_ranks_have_the_sites_of_one(klein):
     one, four = klein(1), klein(4)
     assert counts(four) == counts(one)
@@ -170,6 +171,7 @@ def test_a_model_of_dtensors_is_traced_as_it_is():
         assert sum(isinstance(p, DTensor) for p in net.parameters()) == 14
 
 
+@pytest.mark.slow
 def test_symbolic_sizes():
     net, inputs = flux2()
     report = fluxrewrite.inspect(net, inputs, options=Options(tp=2, dynamic=True, provider="reference"))

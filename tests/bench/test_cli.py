@@ -190,14 +190,15 @@ def gone(pid, seconds=20):
 HANGING = ("bench", "bench_models:hangs_the_second_time", "--variants", "eager,qkv", "--inner", "eager", "--runs", "2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_keeps_what_finished_and_leaves_no_process(tmp_path, number):
     parent = begun(*HANGING, "--save", "runs.json")
     worker = int(wait_for(tmp_path / "pid", parent))
     start = time.monotonic()
     parent.send_signal(number)
-    out, err = parent.communicate(timeout=30)
-    assert time.monotonic() - start < 30
+    out, err = parent.communicate(timeout=120)
+    assert time.monotonic() - start < 60, "half of that on a machine of its own"
     assert parent.returncode == 130
     assert err == "fluxrewrite: interrupted\n"
     assert gone(worker)
@@ -208,11 +209,12 @@ def test_an_interrupt_keeps_what_finished_and_leaves_no_process(tmp_path, number
     assert [(v.name, len(v.runs), v.error) for v in kept.variants] == [("eager", 2, None), ("qkv", 0, "interrupted")]
 
 
+@pytest.mark.slow
 def test_a_worker_dies_with_its_parent(tmp_path):
     parent = begun(*HANGING)
     worker = int(wait_for(tmp_path / "pid", parent))
     parent.kill()
-    parent.communicate(timeout=30)
+    parent.communicate(timeout=120)
     assert gone(worker)
 
 

@@ -77,6 +77,7 @@ def test_ctrl_c_keeps_what_finished(fake, setup):
     ]
 
 
+@pytest.mark.slow
 def test_likeness_to_vanilla_whatever_the_order(setup, monkeypatch):
     """Real workers, no compiler: vanilla comes last, and all variants get their cosine."""
     runs = bench(setup(runs=2), parse_variants("eager,qkv+attention,vanilla"))

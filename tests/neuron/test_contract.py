@@ -171,6 +171,7 @@ def test_the_grid_of_a_call(neuron, monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernels", "expected"),
     [
@@ -212,6 +213,7 @@ def test_lnc_of_the_caller(neuron, compiled, monkeypatch):
         ready(x)
 
 
+@pytest.mark.slow
 def test_symbolic_sizes_are_refused_as_sites(neuron, flux2):
     """The kernels would be compiled for sizes that nobody knows; what TorchNeuron says of the graph is its own affair."""
     model, inputs = flux2()

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 import fluxrewrite
 
 PAGE = Path(__file__).parents[2] / "docs" / "neuron.md"
@@ -20,6 +22,7 @@ CONFIG = {
 }
 
 
+@pytest.mark.slow
 def test_the_program(neuron, tmp_path, monkeypatch):
     (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))

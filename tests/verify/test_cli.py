@@ -50,6 +50,7 @@ def test_a_model_that_passes(capsys, config, kernels):
     assert "5 of 5 sites and 1 of 1 steps within their limits" in out
 
 
+@pytest.mark.slow
 def test_an_error_of_one_percent_is_exit_code_1_and_the_site_is_named(capsys, config, plant):
     plant("rope", lambda t: t * 1.01)
     args = ("verify", config, *SIZES, "--kernels", "rope,qkv", "--provider", "mine", "--execution", "emulate")
@@ -65,6 +66,7 @@ def test_an_error_of_one_percent_is_exit_code_1_and_the_site_is_named(capsys, co
     assert code == 0, "the limit is what fails it"
 
 
+@pytest.mark.slow
 def test_json(capsys, tmp_path):
     path = tmp_path / "found.json"
     code, out, err = run(capsys, "verify", "verify_models:attention", "--steps", "2", "--format", "json", "-o", path)

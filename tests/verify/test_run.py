@@ -23,6 +23,7 @@ SITES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", SITES, ids=str)
 def test_every_set_of_kernels_passes_on_flux2(small, kernels):
     found = verify(small(), Options(kernels=kernels, steps=2), SHAPES)
@@ -33,6 +34,7 @@ def test_every_set_of_kernels_passes_on_flux2(small, kernels):
     assert all(s.choice == "kernel" and s.note == "" for s in found.sites)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_dtypes(small, dtype):
     found = verify(small(dtype), Options(steps=2), SHAPES)
@@ -40,6 +42,7 @@ def test_other_dtypes(small, dtype):
     assert {s.dtype for s in found.sites} == {str(dtype).removeprefix("torch.")} == {found.setting.dtype}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qkv", "rope", "attention", "norm_rope_attention"])
 def test_an_error_of_one_percent_in_one_kernel_fails_and_names_the_site(small, plant, kind):
     """In calls over 24 + 12 tokens, or over the 12 text tokens; in bfloat16, whose own rounding is nearest to that."""
@@ -63,6 +66,7 @@ def test_an_error_of_one_percent_in_one_kernel_fails_and_names_the_site(small, p
     assert "of the norm (limit" in line
 
 
+@pytest.mark.slow
 def test_inline_sites_are_verified(small):
     policy = lambda site: "inline" if site.kind == "qkv" else True  # noqa: E731
     found = verify(small(), Options(kernels="qkv,attention", policy=policy, steps=2), SHAPES)
@@ -108,6 +112,7 @@ def test_graph_breaks_and_graphs_that_run_twice():
     assert [(s.graph, s.kind) for s in found.sites] == [(0, "qkv"), (0, "attention"), (1, "qkv"), (1, "attention")]
 
 
+@pytest.mark.slow
 def test_many_models_of_one_class_in_one_process():
     """Dynamo's recompile limit (8) does not end the rewriting."""
     for _ in range(5):  # two compiles each
