@@ -2,7 +2,7 @@
 # make test      the default tests          make test-slow   the rest (wheel, Inductor matrix, full-size graphs)
 # make lint      ruff and mypy              make bench       matching against its peers
 # make xla       torch-xla in .venv-xla     make test-xla    what XLA makes of models (7.2 GB, some minutes)
-#                                           make test-torch29   the default tests with the torch 2.9 that is there
+#                                           make test-torch29   the core's tests with the torch 2.9 that is there
 # make verify    kernels against float64    make bench-kernels   modelled kernel times (NKILIB=checkout to compare)
 # make map       the picture in README.md
 # make test-browser   the page in Chromium (Debian: apt-get as root; npm)
@@ -12,6 +12,7 @@ VENV ?= .venv
 VENV_XLA ?= .venv-xla
 BIN := $(VENV)/bin
 MODEL ?= flux2-klein-4b
+TORCH29 ?= tests/passes tests/inner tests/neuron $(addprefix tests/test_,$(addsuffix .py,torch_backend failures join capture graph flux reasons measure workload))
 
 .PHONY: inspect map test test-browser test-slow xla test-xla test-torch29 lint schema bench bench-kernels bench-plans verify clean
 
@@ -41,7 +42,7 @@ test-xla: $(VENV_XLA)/.installed
 	$(VENV_XLA)/bin/pytest tests/xla
 
 test-torch29: $(VENV_XLA)/.installed
-	$(VENV_XLA)/bin/pytest -m 'not slow' --ignore=tests/xla
+	$(VENV_XLA)/bin/pytest -m 'not slow' $(TORCH29)
 
 # mypy cannot follow the mapping of passes/ and kernels/ in the source tree: it checks an installed copy from another folder.
 lint: $(VENV)/.installed
