@@ -27,9 +27,9 @@ def test_a_measured_profile_is_a_profile(tmp_path):
 
 def test_figures_are_of_this_machine():
     """Bounds that every processor of the last decade keeps, and that a wrong unit or a lost factor of 1000 breaks."""
-    device = calibrate(TINY, backend="eager")
+    device = calibrate(TINY, threads=1, backend="eager")  # two threads wait for a busy machine
     assert 0.3 < device.memory.value < 3000
-    assert 0.03 < device.vector.value < 3000
+    assert 0.004 < device.vector.value < 3000
     assert 1e-5 < device.matmul["float32"].value < 100
     assert device.call.value < 10_000
     assert device.launch.value < 100_000
