@@ -40,7 +40,7 @@ class Neighbours:
         self._view = view
         self._fusion = fusion
         self._groups = {g.name: g for g in fusion.groups}
-        self._named = {n.name: n for n in view.nodes}
+        self._named = view.named
         self._before: dict[Node, list[Node]] = defaultdict(list)
         self._after: dict[Node, list[Node]] = defaultdict(list)
         self._returned = {p for node in view.nodes if node.op == "output" for p in producers(view, node)}

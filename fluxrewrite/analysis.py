@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from .capture import Capture, capture, capture_spec
 from .choose import Choice, Price, choose
@@ -23,14 +23,15 @@ from .errors import InputError
 from .graph import GraphView
 from .join import Joinable, parameters
 from .models import ModelSpec, Shapes
-from .plan import Failed, Plan, Policy, Selection, apply, check_policy, make_plan
+from .plan import Failed, Plan, Policy, Selection, apply_graph, check_policy, make_plan
 from .price import Predicted
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.model import BreakInfo, ModelInfo, Report, Timing
+from .rewrite import module_with
 from .site import Site
 from .target import Target
 
-__all__ = ["Options", "analyse", "inspect", "inspect_graphs", "inspect_spec", "peak_rss_mb"]
+__all__ = ["Options", "analyse", "analyse_graph", "inspect", "inspect_graphs", "inspect_spec", "peak_rss_mb"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,14 @@ class Options:
 
 
 def analyse(
+    gm: GraphModule, selection: Selection, policy: Policy, *args: Any, **kwargs: Any
+) -> tuple[Analysed, GraphModule]:
+    """As `analyse_graph`, with the rewritten graph as a module: `gm` itself where nothing is rewritten."""
+    analysed, graph = analyse_graph(gm, selection, policy, *args, **kwargs)
+    return analysed, gm if graph is gm.graph else module_with(gm, graph)
+
+
+def analyse_graph(
     gm: GraphModule,
     selection: Selection,
     policy: Policy,
@@ -83,7 +92,7 @@ def analyse(
     price: Callable[[GraphView], Price] | None = None,
     joinable: Joinable = parameters,
     failed: Failed = lambda site, kernel: None,
-) -> tuple[Analysed, GraphModule]:
+) -> tuple[Analysed, Graph]:
     """View one graph, plan its rewrite, carry it out on a copy, and predict what that does if there is a target.
 
     Args:
@@ -101,14 +110,14 @@ def analyse(
         price = functools.partial(Predicted, target=target, case=case, kernels=selection.kernels)
     chooser = None if price is None else functools.partial(_choose, price)
     plan = make_plan(view, selection, policy, chooser=chooser, joinable=joinable, failed=failed, **errors)
-    rewritten, plan = apply(gm, plan)
+    rewritten, plan = apply_graph(gm, plan)
     if target is None or case is None:
         return Analysed(view, plan), rewritten
     try:
         change = effect_of(view, rewritten, plan, target)
         if policy == "auto" and change.after.us > change.before.us and not _measured(plan, target, case):
-            plan, rewritten = plan.kept("the whole step would be slower than without kernels, as predicted"), gm
-            change = effect_of(view, gm, plan, target)
+            plan, rewritten = plan.kept("the whole step would be slower than without kernels, as predicted"), gm.graph
+            change = effect_of(view, gm.graph, plan, target)
     except Exception as error:
         if on_error is None:
             raise
@@ -193,7 +202,7 @@ def _report(
         image_tokens=shapes.image_tokens if shapes else None,
         text_tokens=shapes.text_tokens if shapes else None,
     )
-    analysed = [analyse(gm, selection, options.policy, target, case)[0] for gm in captured.graphs]
+    analysed = [analyse_graph(gm, selection, options.policy, target, case)[0] for gm in captured.graphs]
     matched = time.perf_counter()
     model = ModelInfo(
         name=name,

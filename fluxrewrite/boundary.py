@@ -107,7 +107,6 @@ def find_boundaries(before: Graph, after: Graph, sites: Sequence[Site], regime: 
             found[b if b is not None else a or 0].lost.append((producer.name, consumer.name))
     _materialised(view, sites, owner, before.prediction, after.prediction, found)
     calls = calls_of(after.view, sites)
-    named = {n.name: n for n in after.view.nodes}
     neighbours = Neighbours(after.view, after.prediction.fusion)
     kind: Kind = "split" if regime == "lazy" else "barrier"
     result = []
@@ -116,7 +115,7 @@ def find_boundaries(before: Graph, after: Graph, sites: Sequence[Site], regime: 
             continue
         absorbed = neighbours.absorptions(call)
         result.append(Boundary(site, call.name, kind, tuple(one.tensors), tuple(one.lost), absorbed))
-        copied = tuple(_copied(after.view, named, after.prediction.copies.get(call.name, ())))
+        copied = tuple(_copied(after.view, after.prediction.copies.get(call.name, ())))
         if copied:
             result.append(Boundary(site, call.name, "layout", copied))
     return result
@@ -186,9 +185,9 @@ def described(name: str, op: str, role: Literal["operand", "result"], value: tor
     return Materialised(name, op, role, tuple(map(size_of, value.shape)), value.dtype, elements * value.element_size())
 
 
-def _copied(view: GraphView, named: Mapping[str, Node], copies: Iterable[tuple[str, int]]) -> Iterator[Materialised]:
+def _copied(view: GraphView, copies: Iterable[tuple[str, int]]) -> Iterator[Materialised]:
     for name, size in copies:
-        node = named.get(name)
+        node = view.named.get(name)
         value = view.tensor(node) if node is not None else None
         shape = tuple(size_of(n) for n in value.shape) if value is not None else ()
         op = view.op(node) if node is not None else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch.fx import GraphModule
+from torch.fx import Graph as FxGraph
 
 from .boundary import Boundary, Graph, calls_of, find_boundaries
 from .collectives import Collective, collectives
@@ -58,12 +58,12 @@ class Effect:
     times: tuple[tuple[Step, ...], ...] = ()
 
 
-def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Target) -> Effect:
+def effect_of(view: GraphView, rewritten: FxGraph, plan: Plan, target: Target) -> Effect:
     """Compare a graph with its rewritten form.
 
     Args:
         view: the original graph.
-        rewritten: what `plan.apply` made of it; the original module when nothing was rewritten.
+        rewritten: what `plan.apply_graph` made of it; the original graph when nothing was rewritten.
         plan: the plan as it was carried out.
         target: device, regime and compiler.
     """
@@ -73,7 +73,7 @@ def effect_of(view: GraphView, rewritten: GraphModule, plan: Plan, target: Targe
     times = tuple(group_times(view, before.prediction, target, Calls()))
     if not plan.replacements():
         return _unchanged(before, times, target)
-    after_view = GraphView(rewritten.graph)
+    after_view = GraphView(rewritten)
     after = Graph(after_view, fuse(after_view, target.rules))
     calls = {c: s for s, c in zip(sites, calls_of(after_view, sites), strict=True) if c is not None}
     work = calls_for(view, {c.name: s for c, s in calls.items()}, target, plan.selection.kernels)

@@ -9,7 +9,8 @@ import bisect
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -33,7 +34,11 @@ def module_path(node: Node) -> str:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    source = next(reversed(stack.values()))[0]
+    return _plain_path(next(reversed(stack.values()))[0])
+
+
+@lru_cache(maxsize=4096)
+def _plain_path(source: str) -> str:
     head, _, tail = source.partition("]") if source.startswith(("L[", "G[")) else ("", "", source)
     if not head:
         return str(source).removeprefix("L.").strip(".")
@@ -46,17 +51,24 @@ class GraphView:
     """Questions about a `torch.fx.Graph`.
 
     Built in one pass, linear in the graph. The graph must not change while the view is in use.
+
+    Attributes:
+        graph: the graph.
+        nodes: its nodes, in order.
+        named: its nodes by name.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.nodes: tuple[Node, ...] = tuple(graph.nodes)
+        self.named: Mapping[str, Node] = {node.name: node for node in self.nodes}
         self._order = {node: i for i, node in enumerate(self.nodes)}
         self._facts = {node: read(node) for node in self.nodes}
         self._by_op: dict[str, list[Node]] = {}
         for node in self.nodes:
             self._by_op.setdefault(self._facts[node].op, []).append(node)
         self._steps: dict[Node, tuple[Node, tuple[st.Step, ...]] | None] = {}
+        self._tensors: dict[Node, torch.Tensor | None] = {}
         self._stripped: dict[bool, dict[Node, Node]] = {False: {}, True: {}}
         self._bared: dict[Node, Node] = {}
         self._memo: dict[Any, Any] = {}
@@ -120,12 +132,14 @@ class GraphView:
 
         Not a value batched or dualised by torch.func, which has other shapes, nor a DTensor, of which a rank has only a part.
         """
-        value = self.value(node)
-        if not isinstance(value, torch.Tensor) or isinstance(value, DTensor):
+        if not isinstance(node, Node):
             return None
-        if torch._C._functorch.is_functorch_wrapped_tensor(value):
-            return None
-        return value
+        if node not in self._tensors:
+            value = self.value(node)
+            plain = isinstance(value, torch.Tensor) and not isinstance(value, DTensor)
+            batched = plain and torch._C._functorch.is_functorch_wrapped_tensor(value)
+            self._tensors[node] = value if plain and not batched else None
+        return self._tensors[node]
 
     def shape(self, node: Any) -> st.Shape | None:
         """Shape of a tensor value; sizes are ints or SymInts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from .choose import Choice
 from .errors import InputError
@@ -13,7 +13,7 @@ from .graph import GraphView
 from .join import Joinable, parameters
 from .kernel import Kernel, load_kernels, load_plugins
 from .provider import provided
-from .rewrite import Pass, Replacement, needs_grad, rewrite
+from .rewrite import Pass, Replacement, module_with, needs_grad, rewritten_graph
 from .site import Code, Finding, Miss, Reason, Site
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Policy",
     "Selection",
     "apply",
+    "apply_graph",
     "check_policy",
     "make_plan",
 ]
@@ -351,8 +352,14 @@ def _decide(
 
 def apply(gm: GraphModule, plan: Plan) -> tuple[GraphModule, Plan]:
     """The rewritten module, `gm` itself when there is nothing to rewrite; and the plan as it was carried out."""
+    graph, carried_out = apply_graph(gm, plan)
+    return (gm if graph is gm.graph else module_with(gm, graph)), carried_out
+
+
+def apply_graph(gm: GraphModule, plan: Plan) -> tuple[Graph, Plan]:
+    """As `apply`, but the graph alone: that of `gm` itself when there is nothing to rewrite."""
     replacements = plan.replacements()
     if not replacements:
-        return gm, plan
-    rewritten, left = rewrite(gm, replacements)
-    return rewritten, plan.keeping(left)
+        return gm.graph, plan
+    graph, left = rewritten_graph(gm, replacements)
+    return graph, plan.keeping(left)

@@ -34,6 +34,7 @@ class Predicted:
         self._kernels = kernels
         self._view, self._target, self._case = view, target, case
         self._corrections: dict[tuple[int, int], float] = {}
+        self._known: dict[tuple[object, ...], float] = {}
         self._ruined = ruined(target.evidence, case) is not None
 
     def __call__(self, block: Block, candidates: Sequence[Sequence[Site]]) -> list[Priced]:
@@ -47,6 +48,12 @@ class Predicted:
         return self._modelled(block, taken) + sum(self._correction(block, site) for site in calls)
 
     def _modelled(self, block: Block, taken: Sequence[Site]) -> float:
+        key = (id(block), frozenset(map(id, taken)))
+        if key not in self._known:
+            self._known[key] = self._step_us(block, taken)
+        return self._known[key]
+
+    def _step_us(self, block: Block, taken: Sequence[Site]) -> float:
         prediction = fuse(self._view, self._target.rules, nodes=block.nodes, calls=taken)
         work = calls_for(self._view, {s.outputs[0].name: s for s in taken}, self._target, self._kernels)
         lazy = self._target.regime == "lazy"

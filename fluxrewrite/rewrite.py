@@ -30,6 +30,7 @@ __all__ = [
     "needs_grad",
     "odd_dtype",
     "rewrite",
+    "rewritten_graph",
 ]
 
 
@@ -145,6 +146,12 @@ def _fake_run(node: Node, other: Mapping[Node, Any] = MappingProxyType({})) -> A
 
 def rewrite(gm: GraphModule, replacements: Iterable[Replacement]) -> tuple[GraphModule, list[tuple[Site, Reason]]]:
     """A rewritten copy of `gm`, and the sites that had to be left alone after all. `gm` itself is not changed."""
+    graph, left = rewritten_graph(gm, replacements)
+    return module_with(gm, graph), left
+
+
+def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tuple[Graph, list[tuple[Site, Reason]]]:
+    """As `rewrite`, without the module: its code is written only where the graph is to run."""
     graph = copied(gm)
     twins = dict(zip(gm.graph.nodes, graph.nodes, strict=True))
     replaced: dict[Node, Node] = {}
@@ -157,10 +164,11 @@ def rewrite(gm: GraphModule, replacements: Iterable[Replacement]) -> tuple[Graph
             value = replaced[value]
         return value
 
+    known: _Known = {}
     for item in replacements:
         builder = Builder(graph, twins[item.site.before], item.site, current, item.kernel)
         try:
-            replaced.update(_replace(item, builder, current))
+            replaced.update(_replace(item, builder, current, known))
             doomed.update(twins[n] for n in (*item.site.interior, *item.site.outputs))
         except RewriteError as error:
             builder.undo()
@@ -169,10 +177,10 @@ def rewrite(gm: GraphModule, replacements: Iterable[Replacement]) -> tuple[Graph
         if node in doomed and not node.users:
             graph.erase_node(node)
     graph.lint()
-    return module_with(gm, graph), left
+    return graph, left
 
 
-def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any]) -> dict[Node, Node]:
+def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any], known: _Known) -> dict[Node, Node]:
     outputs = [current(n) for n in item.site.outputs]
     try:
         if item.kernel is None:
@@ -186,7 +194,7 @@ def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any])
     except Exception as error:
         raise RewriteError(f"{type(error).__name__}: {error}") from error
     for node, new in zip(item.site.outputs, made, strict=True):
-        _check_strides(node, new)
+        _check_strides(node, new, known)
         new.meta["replaces"] = (*new.meta.get("replaces", ()), node.name)
     for old, new in zip(outputs, made, strict=True):
         old.replace_all_uses_with(new)
@@ -220,7 +228,11 @@ _VIEWS = frozenset(
 )
 
 
-def _check_strides(old: Node, new: Node) -> None:
+_Known = dict[tuple[object, ...], Any]
+"""What views were seen to make of strided tensors: blocks that repeat ask the same again."""
+
+
+def _check_strides(old: Node, new: Node, known: _Known) -> None:
     """Other strides are as good, unless a use of the value depends on them."""
     pending = [(old, _value(new))]
     while pending:
@@ -230,7 +242,7 @@ def _check_strides(old: Node, new: Node) -> None:
         for user in node.users:
             name = str(user.target if isinstance(user.target, str) else getattr(user.target, "__name__", ""))
             if name in _VIEWS:
-                pending.append((user, _seen_by(user, node, value)))
+                pending.append((user, _seen_by(user, node, value, known)))
             elif name in _STRIDE_SENSITIVE or (user.op == "output" and not value.is_contiguous()):
                 verb = "returns" if user.op == "output" else "reads"
                 raise RewriteError(
@@ -242,12 +254,28 @@ def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
     return all(same_dim(n, 1) or same_dim(s, t) for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True))
 
 
-def _seen_by(user: Node, node: Node, value: Any) -> Any:
+def _seen_by(user: Node, node: Node, value: Any, known: _Known) -> Any:
     """What a view makes of the new value of one of its arguments."""
+    key = _as_asked(user, node, value)
+    if key is not None and key in known:
+        return known[key]
     try:
-        return _fake_run(user, {node: value})
+        found = _fake_run(user, {node: value})
     except RuntimeError as error:
         raise RewriteError(f"{user.name} cannot view strides {value.stride()}: {error}") from error
+    if key is not None:
+        known[key] = found
+    return found
+
+
+def _as_asked(user: Node, node: Node, value: Any) -> tuple[object, ...] | None:
+    """Equal for views of tensors of the same sizes and strides; None where sizes are symbolic or other values take part."""
+    if not isinstance(value, torch.Tensor) or user.kwargs or user.all_input_nodes != [node]:
+        return None
+    sizes = (*value.shape, *value.stride())
+    if not all(type(n) is int for n in sizes) or user.args[:1] != (node,):
+        return None
+    return (user.op, user.target, repr(user.args[1:]), value.dim(), sizes, value.dtype, value.device)
 
 
 def copied(gm: GraphModule) -> Graph:

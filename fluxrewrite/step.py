@@ -65,8 +65,7 @@ def step_time(view: GraphView, prediction: Prediction, target: Target, calls: Ca
 
 def group_times(view: GraphView, prediction: Prediction, target: Target, calls: Calls) -> list[Step]:
     """The time of each kernel of `prediction`, in its order; arguments as `step_time` takes them."""
-    named = {n.name: n for n in view.nodes}
-    return [_group(view, group, named, target, calls) for group in prediction.fusion.groups]
+    return [_group(view, group, view.named, target, calls) for group in prediction.fusion.groups]
 
 
 def total(times: Sequence[Step], target: Target, executables: int = 1) -> Step:

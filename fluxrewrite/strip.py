@@ -150,11 +150,10 @@ def _parts(
     graph: Graph, times: Sequence[Step], units: Mapping[str, int], sites: Mapping[str, Site]
 ) -> Iterator[tuple[int, Part]]:
     view = graph.view
-    named = {n.name: n for n in view.nodes}
     waiting: list[Part] = []
     unit = 0
     for group, time in zip(graph.prediction.fusion.groups, times, strict=True):
-        nodes = sorted((named[n] for n in group.nodes if n in named), key=view.order)
+        nodes = sorted((view.named[n] for n in group.nodes if n in view.named), key=view.order)
         part = _part(view, group, nodes, time, sites)
         if not nodes:
             waiting.append(part)

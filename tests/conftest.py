@@ -92,7 +92,7 @@ def foresee() -> Callable[..., Effect]:
     ) -> Effect:
         view = GraphView(gm.graph)
         rewritten, plan = apply(gm, make_plan(view, Selection.of(kernels, "reference"), policy))
-        return effect_of(view, rewritten, plan, Target.of(device, regime, compiler))
+        return effect_of(view, rewritten.graph, plan, Target.of(device, regime, compiler))
 
     return run
 

@@ -55,7 +55,9 @@ def test_a_measured_call_counts_in_the_prediction(gm, selection):
 
     def predicted(*times):
         device = base.device.model_copy(update={"calls": times})
-        return effect_of(view, rewritten, plan, Target(device, base.regime, base.rules, base.evidence, True)).after.us
+        return effect_of(
+            view, rewritten.graph, plan, Target(device, base.regime, base.rules, base.evidence, True)
+        ).after.us
 
     def known(call, us):
         time = call_time(call, ONCE)

@@ -96,7 +96,7 @@ def test_of_a_whole_graph_it_is_the_time_of_the_step(priced, trace, regime):
     gm = trace(attend, x=torch.randn(1, 2, 8, 16))
     view = GraphView(gm.graph)
     rewritten, plan = apply(gm, make_plan(view, Selection.of("attention", "reference")))
-    change = effect_of(view, rewritten, plan, target(regime=regime))
+    change = effect_of(view, rewritten.graph, plan, target(regime=regime))
     assert priced(target(regime=regime)) == pytest.approx((change.before.us, change.after.us))
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from .devices import Device, Figure
 
-__all__ = ["Estimate", "Work", "estimate"]
+__all__ = ["Estimate", "Term", "Work", "estimate"]
 
 ModelBasis = Literal["modelled", "assumed"]
 
@@ -36,6 +36,17 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Term:
+    """What one unit of the device, or one kind of start, takes."""
+
+    name: str
+    figure: Figure
+    us: float
+    low_us: float
+    high_us: float
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Microseconds for some work.
 
@@ -43,7 +54,8 @@ class Estimate:
         us, low_us, high_us: the estimate, and what it would be at both ends of the figures' ranges.
         bound: the largest term: "memory", "matmul", "vector", "kernel", "call", "launch", or "nothing" for no work.
         basis: "assumed" when the figure behind the largest term is assumed, else "modelled".
-        why: the terms with their figures, in one line.
+        device: name of the profile.
+        terms: what `us` is the sum of.
     """
 
     us: float
@@ -51,16 +63,13 @@ class Estimate:
     high_us: float
     bound: str
     basis: ModelBasis
-    why: str
+    device: str
+    terms: tuple[Term, ...]
 
-
-@dataclass(frozen=True)
-class _Term:
-    name: str
-    figure: Figure
-    us: float
-    low_us: float
-    high_us: float
+    @property
+    def why(self) -> str:
+        """The terms with their figures, in one line."""
+        return f"{self.device}: " + (" + ".join(map(_shown, self.terms)) or "no work")
 
 
 def estimate(device: Device, work: Work) -> Estimate:
@@ -86,21 +95,22 @@ def estimate(device: Device, work: Work) -> Estimate:
         high_us=max(t.high_us for t in side) + sum(t.high_us for t in fixed),
         bound=largest.name if shown else "nothing",
         basis="assumed" if largest.figure.basis == "assumed" and shown else "modelled",
-        why=f"{device.name}: " + (" + ".join(map(_shown, shown)) or "no work"),
+        device=device.name,
+        terms=tuple(shown),
     )
 
 
-def _rate(name: str, figure: Figure, amount: float) -> _Term:
+def _rate(name: str, figure: Figure, amount: float) -> Term:
     low, high = figure.range
-    return _Term(name, figure, amount / figure.value, amount / high, amount / low)
+    return Term(name, figure, amount / figure.value, amount / high, amount / low)
 
 
-def _fixed(name: str, figure: Figure, count: float) -> _Term:
+def _fixed(name: str, figure: Figure, count: float) -> Term:
     low, high = figure.range
-    return _Term(name, figure, count * figure.value, count * low, count * high)
+    return Term(name, figure, count * figure.value, count * low, count * high)
 
 
-def _shown(term: _Term) -> str:
+def _shown(term: Term) -> str:
     """ "memory 10.4 us (725 GB/s, modelled)"."""
     f = term.figure
     return f"{term.name} {term.us:.3g} us ({f.value:g} {f.unit}, {f.basis})"

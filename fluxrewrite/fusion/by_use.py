@@ -36,9 +36,10 @@ class _Uses:
                 self.above[made.index] |= self.above[op.index]
         self.once: set[Op] = set()
         """Never computed in two kernels: that would read more memory."""
+        growing = {op for op in ops if self._grows(op)}
         for op in ops:
             for value in op.operands:
-                if self._grows(value.base) and not self._everywhere(value.base, op, {}):
+                if value.base in growing and not self._everywhere(value.base, op, {}):
                     self.once.add(value.base)
 
     def inside(self, value: Value[Op], consumer: Op) -> bool:
@@ -48,6 +49,8 @@ class _Uses:
             return False
         if not (consumer.computes or consumer.vector):
             return False
+        if not made.dear and made.kind != "cat":
+            return True
         loop = consumer.kind in ("map", "view")
         repeated = consumer.vector or (loop and value.region.elements < consumer.elements)
         single = not made.kept and len({user for user, _ in self.users[made.index]}) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch.fx import Node
 
@@ -18,6 +18,13 @@ def producers(view: GraphView, node: Node) -> tuple[Node, ...]:
     for a collective do not.
     Inputs of the graph are among them.
     """
+    known: dict[Node, tuple[Node, ...]] = view.memo("producers", lambda _: {})
+    if node not in known:
+        known[node] = _producers(view, node)
+    return known[node]
+
+
+def _producers(view: GraphView, node: Node) -> tuple[Node, ...]:
     found: dict[Node, None] = {}
     for value in node.all_input_nodes:
         while _passes(view, value):
@@ -27,11 +34,19 @@ def producers(view: GraphView, node: Node) -> tuple[Node, ...]:
 
 
 def _passes(view: GraphView, node: Node) -> bool:
-    if view.op(node) == "wait":
+    known: dict[Node, bool] = view.memo("passes", lambda _: {})
+    if node not in known:
+        known[node] = _forwarding(view, node)
+    return known[node]
+
+
+def _forwarding(view: GraphView, node: Node) -> bool:
+    op = view.op(node)
+    if op == "wait":
         return True
-    if view.op(node) == "dropout":
+    if op == "dropout":
         return not view.arg(node, "training") or view.number(view.arg(node, "p")) == 0
-    if view.op(node) == "getitem" and view.tensor(node.all_input_nodes[0]) is None:
+    if op == "getitem" and view.tensor(node.all_input_nodes[0]) is None:
         return True
     if not view.forwards(node) or not node.all_input_nodes:
         return False
@@ -39,8 +54,12 @@ def _passes(view: GraphView, node: Node) -> bool:
     return source is None or view.dtype(source[0]) == view.dtype(node)
 
 
-def edges(view: GraphView) -> Iterator[tuple[Node, Node]]:
+def edges(view: GraphView) -> Sequence[tuple[Node, Node]]:
     """(producer, consumer) for each value that one operation computes and another one reads, in graph order."""
+    return view.memo("edges", lambda v: tuple(_edges(v)))
+
+
+def _edges(view: GraphView) -> Iterator[tuple[Node, Node]]:
     for node in view.nodes:
         if node.op in ("call_function", "call_method") and not _passes(view, node):
             for producer in producers(view, node):

@@ -50,10 +50,11 @@ class Op:
     results: list[Op] = field(default_factory=list)
     kept: bool = False
 
-    @property
-    def elements(self) -> int:
-        """Elements of its result."""
-        return math.prod(self.sizes)
+    elements: int = field(init=False)
+    """Elements of its result."""
+
+    def __post_init__(self) -> None:
+        self.elements = math.prod(self.sizes)
 
     @property
     def computes(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from .. import steps as st
 
@@ -18,6 +19,11 @@ def hint(size: st.Dim) -> int:
 
 def dense(sizes: Sequence[int]) -> tuple[int, ...]:
     """Row-major strides."""
+    return _dense(tuple(sizes))
+
+
+@lru_cache(maxsize=4096)
+def _dense(sizes: tuple[int, ...]) -> tuple[int, ...]:
     strides, step = [], 1
     for size in reversed(sizes):
         strides.append(step)
@@ -37,20 +43,20 @@ class Region:
     @classmethod
     def whole(cls, sizes: Sequence[int]) -> Region:
         """All of a contiguous buffer."""
-        return cls(0, tuple(sizes), dense(sizes))
+        return _whole(tuple(sizes))
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """Distinct elements."""
         return math.prod(n for n, s in zip(self.sizes, self.strides, strict=True) if s != 0)
 
-    @property
+    @cached_property
     def contiguous(self) -> bool:
         """Whether it lies in memory row by row without gaps."""
         wanted = dense(self.sizes)
         return self.strided and all(n == 1 or s == w for n, s, w in zip(self.sizes, self.strides, wanted, strict=True))
 
-    @property
+    @cached_property
     def key(self) -> tuple[int, tuple[tuple[int, int], ...]]:
         """Equal for views of the same elements, whatever their axes are called."""
         axes = sorted((s, n) for n, s in zip(self.sizes, self.strides, strict=True) if n != 1 and s != 0)
@@ -66,22 +72,16 @@ class Region:
         """The view of this view that `step` makes."""
         match step:
             case st.Permute(dims):
-                return replace(
-                    self, sizes=tuple(self.sizes[d] for d in dims), strides=tuple(self.strides[d] for d in dims)
-                )
+                sizes, strides = (tuple(axes[d] for d in dims) for axes in (self.sizes, self.strides))
+                return Region(self.offset, sizes, strides, self.strided)
             case st.Slice(dim, start, size, by):
-                sizes, strides = list(self.sizes), list(self.strides)
-                moved = self.offset + start * strides[dim]
-                sizes[dim], strides[dim] = hint(size), strides[dim] * by
-                return replace(self, offset=moved, sizes=tuple(sizes), strides=tuple(strides))
+                moved = self.offset + start * self.strides[dim]
+                sizes = (*self.sizes[:dim], hint(size), *self.sizes[dim + 1 :])
+                strides = (*self.strides[:dim], self.strides[dim] * by, *self.strides[dim + 1 :])
+                return Region(moved, sizes, strides, self.strided)
             case st.Select(dim, index):
-                keep = [i for i in range(len(self.sizes)) if i != dim]
-                return replace(
-                    self,
-                    offset=self.offset + index * self.strides[dim],
-                    sizes=tuple(self.sizes[i] for i in keep),
-                    strides=tuple(self.strides[i] for i in keep),
-                )
+                sizes, strides = (axes[:dim] + axes[dim + 1 :] for axes in (self.sizes, self.strides))
+                return Region(self.offset + index * self.strides[dim], sizes, strides, self.strided)
             case st.Expand(shape):
                 return self._expand(tuple(map(hint, shape)))
             case st.Reshape(shape):
@@ -95,13 +95,14 @@ class Region:
     def _expand(self, shape: tuple[int, ...]) -> Region:
         new = len(shape) - len(self.sizes)
         old = zip(self.sizes, self.strides, shape[new:], strict=True)
-        return replace(self, sizes=shape, strides=(0,) * new + tuple(0 if n == 1 and w != 1 else s for n, s, w in old))
+        strides = (0,) * new + tuple(0 if n == 1 and w != 1 else s for n, s, w in old)
+        return Region(self.offset, shape, strides, self.strided)
 
     def _reshape(self, shape: tuple[int, ...]) -> Region:
         """As `torch.Tensor.view` computes strides: axes that lie together may be split and merged."""
         strides = _view_strides(self.sizes, self.strides, shape) if self.strided else None
         if strides is not None:
-            return replace(self, sizes=shape, strides=strides)
+            return Region(self.offset, shape, strides)
         # No strides: remember the distinct elements as one run, so that bytes stay right.
         elements = self.elements
         if math.prod(shape) != elements:
@@ -110,7 +111,12 @@ class Region:
 
     def _broadcast_as(self, shape: tuple[int, ...]) -> Region:
         repeats = max(1, math.prod(shape) // max(1, self.sizes[0]))
-        return replace(self, sizes=(repeats, self.sizes[0]), strides=(0, 1))
+        return Region(self.offset, (repeats, self.sizes[0]), (0, 1), self.strided)
+
+
+@lru_cache(maxsize=4096)  # what is worked out of a region once serves all tensors of its sizes
+def _whole(sizes: tuple[int, ...]) -> Region:
+    return Region(0, sizes, dense(sizes))
 
 
 def _view_strides(sizes: Sequence[int], strides: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:

@@ -34,12 +34,14 @@ class _Kernel:
     """Kernels of the same level that must run earlier."""
     used: bool = False
     """Another kernel reads what this one writes."""
+    reads: set[Key] = field(default_factory=set)
+    writes: set[int] = field(default_factory=set)
 
-    def touches(self) -> set[Key]:
-        return {key for loop in self.loops for key in loop.reads}
-
-    def writes(self) -> set[int]:
-        return {w for loop in self.loops for w in loop.writes}
+    def take(self, loop: Loop) -> None:
+        """One loop more."""
+        self.loops.append(loop)
+        self.reads.update(loop.reads)
+        self.writes.update(loop.writes)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def fuse(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, cal
         calls: sites that a kernel call takes the place of, as if the graph had been rewritten.
     """
     lowering = (lower if rules.storage == "as_met" else lower_by_use)(view, rules, nodes, calls)
-    sent = frozenset(n.name for n in view.nodes if is_collective(view.op(n)))
+    sent = view.memo("sent", lambda v: frozenset(n.name for n in v.nodes if is_collective(v.op(n))))
     kernels, owner = _Scheduler(lowering, rules, sent).run()
     readers: dict[int, set[int]] = defaultdict(set)
     for index, loop in enumerate(lowering.loops):
@@ -102,7 +104,7 @@ class _Scheduler:
             kernel = _Kernel(len(self.kernels), level)
             self.kernels.append(kernel)
             self.by_level[level].append(kernel)
-        kernel.loops.append(loop)
+        kernel.take(loop)
         for p in producers:
             self.kernels[p].used = self.kernels[p].used or p != kernel.index
         for p in earlier - {kernel.index}:
@@ -164,12 +166,10 @@ class _Scheduler:
 
     def _mixed(self, kernel: _Kernel, loop: Loop) -> bool:
         """Whether the loop reads what the kernel writes only a part of: then it reads other elements than are at hand."""
-        written = kernel.writes()
-        return any(key[0] in written and len(self.lowering.buffers[key[0]].producers) > 1 for key in loop.reads)
+        return any(key[0] in kernel.writes and len(self.lowering.buffers[key[0]].producers) > 1 for key in loop.reads)
 
     def _shares(self, kernel: _Kernel, loop: Loop) -> bool:
-        written = kernel.writes()
-        return any(key[0] in written for key in loop.reads) or bool(kernel.touches() & loop.reads.keys())
+        return any(key[0] in kernel.writes or key in kernel.reads for key in loop.reads)
 
     def _alike(self, a: Loop, b: Loop) -> bool:
         if a.space == b.space:
@@ -189,8 +189,7 @@ def _groups(
 ) -> list[Group]:
     groups = []
     for kernel in kernels:
-        written = kernel.writes()
-        inside = {b for b in written if {owner[p] for p in lowering.buffers[b].producers} == {kernel.index}}
+        inside = {b for b in kernel.writes if {owner[p] for p in lowering.buffers[b].producers} == {kernel.index}}
         reads: dict[int, int] = defaultdict(int)
         every = {k: v for loop in kernel.loops for k, v in loop.reads.items()}
         for (buffer, region, part), size in every.items():
@@ -203,7 +202,7 @@ def _groups(
 
 def _group(lowering: Lowered, kernel: _Kernel, reads: int, readers: Mapping[int, set[int]]) -> Group:
     writes = 0
-    for buffer in kernel.writes():
+    for buffer in kernel.writes:
         memory = lowering.buffers[buffer]
         if not memory.kept and readers[buffer] <= {kernel.index}:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch.fx import Node
@@ -63,8 +63,7 @@ class Lowered:
     places: dict[str, tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class Value(Generic[B]):
+class Value(NamedTuple, Generic[B]):
     """What a node stands for: a view of something computed."""
 
     base: B
