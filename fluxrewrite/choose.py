@@ -53,15 +53,26 @@ class Block:
         """Equal for blocks that are decided alike."""
         return (len(self.nodes), *(_kind(site) for site in self.sites))
 
+    @property
+    def family(self) -> tuple[object, ...]:
+        """Equal for blocks that are decided alike where that is dear: those of one list of modules that hold the same sites.
+
+        The first and the last block of a list often differ from the others in an operation or two at their ends.
+        """
+        parts = self.path.split(".")
+        return (".".join(parts[:-1]) if self.path else len(self.nodes), *(_kind(site) for site in self.sites))
+
 
 class Price(Protocol):
     """Tells times of a block with kernels in the place of some of its sites.
 
     Attributes:
         basis: where the times come from.
+        dear: each time takes seconds to find, so that only sets which may well be the best are asked for.
     """
 
     basis: Basis
+    dear: bool
 
     def __call__(self, block: Block, candidates: Sequence[Sequence[Site]]) -> Sequence[Priced]:
         """One time for each candidate: the sites that kernels take; no site for the block as it is."""
@@ -164,9 +175,10 @@ def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[S
     decided: dict[tuple[object, ...], Choice] = {}
     chosen: list[Site] = []
     for block in blocks(view, sites):
-        known = decided.get(block.signature)
+        alike = block.family if price.dear else block.signature
+        known = decided.get(alike)
         choice = _decide(block, price) if known is None else known
-        decided[block.signature] = _counted(choice, known)
+        decided[alike] = _counted(choice, known)
         chosen += _largest([s for s in block.sites if _kind(s) in choice.taken])
     return chosen, list(decided.values())
 
@@ -178,15 +190,19 @@ def _counted(choice: Choice, known: Choice | None) -> Choice:
 
 
 def _decide(block: Block, price: Price) -> Choice:
-    """No kernel, each kind alone, all of them, and from each of these whatever one more kind makes better."""
+    """No kernel, each kind alone, all of them, and from each of these whatever one more kind makes better.
+
+    Where prices are dear only the best of these is grown, by kinds that alone are not slower beyond doubt.
+    """
     kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
     trials = _Trials(block, price)
     none, *single, _ = trials.run([frozenset(), *(frozenset([kind]) for kind in kinds), frozenset(kinds)])
     alone: dict[str, float] = defaultdict(float)
     for kind, found in zip(kinds, single, strict=True):
         alone[str(kind[0])] += 0.0 if kind[-1] else trials.times[found].us - trials.times[none].us
-    for start in list(trials.times):
-        trials.grow(start, kinds)
+    useful = [kind for kind, found in zip(kinds, single, strict=True) if not price.dear or trials.may_pay(found, none)]
+    for start in [trials.least(trials.times)] if price.dear else list(trials.times):
+        trials.grow(start, useful)
     best = trials.least(trials.times)
     found_us, none_us = trials.times[best], trials.times[none].us
     if found_us.us > none_us * (1 - MARGIN) - found_us.noise_us:
@@ -222,6 +238,10 @@ class _Trials:
     def least(self, sets: Iterable[Kinds]) -> Kinds:
         """The set with the least time, at its worst; of equal ones the smallest."""
         return min(sets, key=lambda kinds: (self._worst(kinds), len(kinds)))
+
+    def may_pay(self, kinds: Kinds, none: Kinds) -> bool:
+        """Whether a set is perhaps no slower than none."""
+        return self.times[kinds].us - self.times[kinds].noise_us <= self.times[none].us
 
     def _worst(self, kinds: Kinds) -> float:
         return self.times[kinds].us + self.times[kinds].noise_us

@@ -31,6 +31,8 @@ ROUNDS = (7, 60)
 """Rounds at least, and at most: more while the noise is above half of `choose.MARGIN`."""
 SECONDS = 3.0
 """After the least number of rounds no further one begins once a batch of candidates has run this long."""
+SCREENING = 4
+"""Rounds after which a candidate that lost them all drops out: by chance alone, one case in 16 at most."""
 SAMPLE_S = 1e-3
 """A sample runs a candidate as often as it takes for the clock's own time not to count."""
 CHUNK = 1 << 20
@@ -79,6 +81,7 @@ class Measured:
     """
 
     basis: Basis = "measured"
+    dear = True
 
     def __init__(
         self,
@@ -204,7 +207,8 @@ def _wait(operands: Sequence[Operand]) -> Callable[[], None]:
 def interleaved(runs: Mapping[str, Run]) -> dict[str, list[float]]:
     """Seconds of each run in each round, one after the other; another one comes first in each round.
 
-    The first of `runs` is what the others are compared with: rounds go on until they are known well enough beside it.
+    The first of `runs` is what the others are compared with: rounds go on until they are known well enough beside it. One that
+    was slower in each of the first rounds has lost and drops out, so that its list is shorter.
     """
     names = list(runs)
     repeats = {name: max(1, math.ceil(SAMPLE_S / max(_seconds(runs[name], 1), 1e-9))) for name in names}
@@ -214,10 +218,18 @@ def interleaved(runs: Mapping[str, Run]) -> dict[str, list[float]]:
         for i in range(len(names)):
             name = names[(i + number) % len(names)]
             seconds[name].append(_seconds(runs[name], repeats[name]))
-        enough = number + 1 >= ROUNDS[0]
-        if enough and (time.perf_counter() - start > SECONDS or _clear(seconds, names[0])):
+        base = seconds[names[0]]
+        names = [n for n in names if n == names[0] or not _lost(seconds[n], base)]
+        decided = len(names) == 1 < len(runs)
+        late = time.perf_counter() - start > SECONDS
+        if decided or (number + 1 >= ROUNDS[0] and (late or _clear({n: seconds[n] for n in names}, names[0]))):
             break
     return seconds
+
+
+def _lost(seconds: Sequence[float], base: Sequence[float]) -> bool:
+    """Slower by more than the margin in each of `SCREENING` rounds."""
+    return len(seconds) >= SCREENING and all(a > b * (1 + MARGIN) for a, b in zip(seconds, base, strict=True))
 
 
 def _seconds(run: Run, repeats: int) -> float:
@@ -239,7 +251,12 @@ def relative(seconds: Sequence[float], base: Sequence[float]) -> tuple[float, fl
     The noise is the half-width of the median's interval of 95 % (order statistics: the ranks n/2 +- sqrt(n), whatever the
     distribution). Other programs lengthen times and never shorten them: where the least times of the two give a larger
     ratio than the medians do, the noise is at least the difference.
+
+    Args:
+        seconds: of the one, in the first rounds.
+        base: of the other, in all rounds.
     """
+    base = base[: len(seconds)]
     ratios = sorted(a / b for a, b in zip(seconds, base, strict=True))
     count, middle = len(ratios), statistics.median(ratios)
     low = ratios[max(0, math.floor(count / 2 - math.sqrt(count)))]

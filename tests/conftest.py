@@ -211,8 +211,8 @@ class Each:
 
     basis = "modelled"
 
-    def __init__(self, price: Callable[[Any, Any], float]) -> None:
-        self.price = price
+    def __init__(self, price: Callable[[Any, Any], float], dear: bool = False) -> None:
+        self.price, self.dear = price, dear
 
     def __call__(self, block: Any, candidates: Any) -> list[Priced]:
         return [Priced(self.price(block, taken)) for taken in candidates]

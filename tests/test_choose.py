@@ -97,6 +97,50 @@ def test_kernels_that_pay_only_together_are_taken_together(model, each):
     assert next(c for c in choices if not c.block).chosen == "none"
 
 
+def test_where_prices_are_dear_fewer_are_asked(trace, each):
+    class Four(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Identity()])
+
+        def forward(self, x, cos, sin):
+            parts = [rotate(x[:, :, :n], cos[:n], sin[:n]).sum() for n in (2, 4, 6, 8)]
+            return sum(parts)
+
+    view = GraphView(trace(Four(), **INPUTS).graph)
+    sites = [d.finding for d in make_plan(view, Selection.of("rope", "reference"), "none").decisions]
+    saved = {2: -10, 4: 5, 6: 5, 8: -4}
+    asked = {}
+    for dear in (False, True):
+        seen = asked[dear] = set()
+        price = lambda block, taken, seen=seen: (  # noqa: E731
+            seen.add(tuple(s.shapes["sequence"] for s in taken))
+            or 100 + sum(saved[s.shapes["sequence"]] for s in taken)
+        )
+        chosen, _ = choose(view, sites, each(price, dear))
+        assert [s.shapes["sequence"] for s in chosen] == [2, 8]
+    assert asked[True] == {(), (2,), (4,), (6,), (8,), (2, 4, 6, 8), (2, 8)} < asked[False]
+
+
+def test_where_prices_are_dear_blocks_of_a_list_that_differ_at_their_ends_are_one(trace, each):
+    class Longer(Block):
+        def forward(self, x, cos, sin):
+            return torch.relu(super().forward(x, cos, sin))
+
+    model = Model()
+    model.layers = nn.ModuleList([Longer(), Block()])
+    view = GraphView(trace(model, **INPUTS).graph)
+    found = make_plan(view, Selection.of(("attention", "rope"), "reference"), "none").decisions
+    sites = [d.finding for d in found if isinstance(d.finding, Site)]
+    numbers = {}
+    for dear in (False, True):
+        price, _ = prices(rope=-10, attention=30)
+        chosen, choices = choose(view, sites, each(price, dear))
+        assert [s.kind for s in chosen] == ["rope"] * 3
+        numbers[dear] = sorted(c.blocks for c in choices)
+    assert numbers == {False: [1, 1, 1], True: [1, 2]}
+
+
 @pytest.mark.parametrize(("saved", "kinds"), [(MARGIN * 100 - 0.1, []), (MARGIN * 100 + 0.1, ["rope"] * 3)])
 def test_less_than_the_margin_is_nothing(model, saved, kinds, each):
     price, _ = prices(rope=-saved, attention=1)

@@ -16,7 +16,7 @@ from fluxrewrite.choose import Priced, choose
 from fluxrewrite.errors import InputError, RewriteError
 from fluxrewrite.extract import Operand, extract
 from fluxrewrite.graph import GraphView
-from fluxrewrite.measure import interleaved, relative, sample
+from fluxrewrite.measure import ROUNDS, SCREENING, interleaved, relative, sample
 from fluxrewrite.plan import Selection, make_plan
 from fluxrewrite.times import Time, Times, machine_text
 
@@ -348,6 +348,16 @@ def test_runs_take_turns():
     assert len(seconds["a"]) == len(seconds["b"]) >= 7
 
 
+def test_what_is_slower_in_each_of_the_first_rounds_drops_out():
+    pauses = {"base": 0.002, "slow": 0.004, "same": 0.002}
+    seconds = interleaved({n: lambda s=s: time.sleep(s) for n, s in pauses.items()})
+    assert len(seconds["slow"]) == SCREENING < ROUNDS[0] <= len(seconds["same"]) == len(seconds["base"])
+    ratio, noise = relative(seconds["slow"], seconds["base"])
+    assert ratio - noise > 1.02
+    alone = interleaved({"base": lambda: time.sleep(0.001)})
+    assert len(alone["base"]) >= ROUNDS[0]
+
+
 def test_noise():
     assert relative([2.0] * 9, [1.0] * 9) == (2.0, 0.0)
     assert relative([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 3.0], [1.0] * 7) == (1.0, 2.0)  # few rounds: the worst counts
@@ -362,6 +372,7 @@ def test_noise_keeps_the_block_as_it_is(trace):
 
     class Fixed:
         basis = "measured"
+        dear = True
 
         def __init__(self, noise):
             self.noise = noise
