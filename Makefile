@@ -10,6 +10,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_XLA ?= .venv-xla
+WORKERS ?= 2
 BIN := $(VENV)/bin
 MODEL ?= flux2-klein-4b
 TORCH29 ?= tests/passes tests/inner tests/neuron $(addprefix tests/test_,$(addsuffix .py,torch_backend failures join capture graph flux reasons measure workload))
@@ -25,11 +26,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 inspect: $(VENV)/.installed
 	$(BIN)/fluxrewrite inspect $(MODEL)
 
+# One thread a process: two processes have the two cores.
 test: $(VENV)/.installed
-	$(BIN)/pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n $(WORKERS) --dist loadfile
 
 $(VENV_XLA)/.installed: pyproject.toml constraints-xla.txt
 	$(PYTHON) -m venv $(VENV_XLA)

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import inspect
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,15 @@ def function_digest(function: Any) -> str:
 def module_digest(module: str) -> str:
     """Of the sources of a module and of all that it imports, directly or not, from its own top-level package."""
     top = module.partition(".")[0]
-    pending, found = [module], dict[str, Path]()
+    pending, found = [module], dict[str, Path | None]()
     while pending:
         name = pending.pop()
-        path = None if name in found else _file(name)
+        if name in found:
+            continue
+        path = found[name] = _file(name)
         if path is not None:
-            found[name] = path
             pending += [n for n in _imports(path, name) if n.partition(".")[0] == top]
-    return _digest([str(path) for _, path in sorted(found.items())])
+    return _digest([str(path) for _, path in sorted(found.items()) if path is not None])
 
 
 def folder_digest(folder: Path) -> str:
@@ -70,13 +72,21 @@ def _beside(module: str) -> Path | None:
     return None
 
 
-def _imports(path: Path, module: str) -> Iterator[str]:
+def _imports(path: Path, module: str) -> tuple[str, ...]:
     """Modules that a file may import; names that turn out to be no modules are among them."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError):
-        return
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    try:
+        return _imported(path.read_bytes(), package)
+    except (OSError, SyntaxError):
+        return ()
+
+
+@lru_cache(maxsize=1024)  # by content: an edited file is another one
+def _imported(source: bytes, package: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_named(ast.parse(source), package)))
+
+
+def _named(tree: ast.AST, package: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

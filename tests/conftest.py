@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -17,10 +18,11 @@ from torch.fx import GraphModule, Node
 
 import fluxrewrite
 from fluxrewrite import kernel
-from fluxrewrite.capture import capture
+from fluxrewrite.capture import Capture, capture, capture_spec
 from fluxrewrite.choose import Priced
 from fluxrewrite.effect import Effect, effect_of
 from fluxrewrite.graph import GraphView
+from fluxrewrite.models import PRESETS
 from fluxrewrite.plan import Selection, apply, make_plan
 from fluxrewrite.provider import Implementation, Provider, implementations
 from fluxrewrite.site import Miss, Site
@@ -37,6 +39,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="test the kernels of AWS's NKI library too, from a checkout of github.com/aws-neuron/nki-library; written "
         "--nkilib=PATH, for pytest would look for tests in a PATH that stands alone",
     )
+
+
+@pytest.fixture(scope="session")
+def capture_preset() -> Callable[..., Capture]:
+    """`capture_spec`, which traces a preset once for each set of arguments: graphs are not changed by what reads them."""
+    made: dict[Any, Capture] = {}
+
+    def run(spec: Any, shapes: Any, *args: Any, **options: Any) -> Capture:
+        if spec.name not in PRESETS:
+            return capture_spec(spec, shapes, *args, **options)
+        asked = inspect.signature(capture_spec).bind(spec, shapes, *args, **options)
+        asked.apply_defaults()
+        key = (spec.name, *list(asked.arguments.values())[1:])
+        if key not in made:
+            torch._dynamo.reset()
+            made[key] = capture_spec(spec, shapes, *args, **options)
+        return made[key]
+
+    return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _presets_are_traced_once(capture_preset: Any) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fluxrewrite.analysis.capture_spec", capture_preset)
+        yield
 
 
 @pytest.fixture(autouse=True)

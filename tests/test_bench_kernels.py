@@ -34,6 +34,7 @@ def test_loop_of_the_experiments_overflows(bench):
     assert not out.isfinite().any()
 
 
+@pytest.mark.slow
 def test_short_run(bench, capsys):
     assert bench.main(["--short"]) == 0
     out = capsys.readouterr().out

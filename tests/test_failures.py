@@ -124,7 +124,7 @@ def planted(monkeypatch, kind, shapes=None):
     monkeypatch.setattr(provider, "implementations", implementations)
 
 
-@pytest.mark.parametrize("inner", ["eager", "inductor"])
+@pytest.mark.parametrize("inner", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["rope", "qkv", "attention"])
 def test_a_kernel_that_fails_at_its_first_run(failures, monkeypatch, kind, inner, caplog):
     """One that says so by its mark: the others stay."""

@@ -12,6 +12,7 @@ INNERS = ["eager", "aot_eager", "inductor"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SMALL = "qkv,rope,attention"
 KERNELS = [None, "qkv", "rope", "attention", "norm_rope_attention", SMALL]
+SLOW = pytest.mark.slow
 MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 
 
@@ -51,8 +52,8 @@ def assert_all_taken(report):
 def matrix():
     """Every combination; those that take seconds and differ little from others are slow."""
     for inner, kernels, dtype, mode in itertools.product(INNERS, KERNELS, DTYPES, MODES):
-        quick = inner == "eager" and (mode == "no_grad" or kernels is None)
-        quick = quick or (inner == "aot_eager" and dtype == "fp32" and kernels in (None, SMALL) and mode == "no_grad")
+        quick = inner == "eager" and mode == "no_grad" and kernels in (None, SMALL)
+        quick = quick or (inner, kernels, dtype, mode) == ("aot_eager", None, "fp32", "inference_mode")
         marks = () if quick else (pytest.mark.slow,)
         yield pytest.param(inner, kernels, dtype, mode, marks=marks, id=f"{inner}-{kernels or 'all'}-{dtype}-{mode}")
 
@@ -63,6 +64,7 @@ def test_flux2_equals_the_original(flux2, inner, kernels, dtype, mode):
     assert_close(model, inputs, kernels, inner, MODES[mode])
 
 
+@pytest.mark.slow
 def test_flux2_on_inductor_with_everything(flux2):
     model, inputs = flux2()
     report = assert_close(model, inputs, None, "inductor")
@@ -82,7 +84,10 @@ def test_flux2_has_every_site_of_its_structure(flux2):
     assert len({s.id for s in report.sites}) == len(report.sites) == 22
 
 
-@pytest.mark.parametrize(("inner", "kernels"), [("eager", None), ("eager", SMALL), ("aot_eager", None)])
+@pytest.mark.parametrize(
+    ("inner", "kernels"),
+    [("eager", None), pytest.param("eager", SMALL, marks=SLOW), pytest.param("aot_eager", None, marks=SLOW)],
+)
 def test_fused_projections(flux2, inner, kernels):
     model, inputs = flux2()
     _fuse(model)
@@ -104,8 +109,17 @@ def test_fused_projections_on_inductor(flux2):
     assert_close(model, inputs, None, "inductor")
 
 
-@pytest.mark.parametrize(("inner", "kernels"), [("eager", None), ("eager", SMALL), ("aot_eager", None)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("inner", "kernels", "dtype"),
+    [
+        ("eager", None, torch.float32),
+        ("eager", SMALL, torch.float32),
+        pytest.param("eager", None, torch.bfloat16, marks=SLOW),
+        pytest.param("eager", SMALL, torch.bfloat16, marks=SLOW),
+        pytest.param("aot_eager", None, torch.float32, marks=SLOW),
+        pytest.param("aot_eager", None, torch.bfloat16, marks=SLOW),
+    ],
+)
 def test_flux1_with_biases(flux1, inner, kernels, dtype):
     model, inputs = flux1(dtype)
     report = assert_close(model, inputs, kernels, inner)

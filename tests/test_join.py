@@ -47,7 +47,7 @@ def storages(model):
     return {p.untyped_storage().data_ptr() for p in model.parameters()}
 
 
-@pytest.mark.parametrize("inner", ["eager", "inductor"])
+@pytest.mark.parametrize("inner", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("mixed", [True, False])
 def test_one_layer_takes_the_place_of_several(inner, bias, mixed):

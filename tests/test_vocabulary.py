@@ -91,7 +91,7 @@ WRITERS = [
 ]
 
 
-@pytest.mark.parametrize(("target", "args", "kwargs"), WRITERS, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("target", "args", "kwargs"), WRITERS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_writes_are_seen(target, args, kwargs):
     made, x, _ = node(target, *args, **kwargs)
     assert x in read(made).writes

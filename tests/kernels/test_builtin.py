@@ -156,7 +156,9 @@ def test_masks_become_numbers():
     assert additive(torch.ones(2, 3, 4), torch.float32).shape == (1, 2, 3, 4)  # heads, as it broadcasts
 
 
-@pytest.mark.parametrize("kernels", ["norm_rope_attention,qkv", "qkv,rope,attention"])
+@pytest.mark.parametrize(
+    "kernels", ["norm_rope_attention,qkv", pytest.param("qkv,rope,attention", marks=pytest.mark.slow)]
+)
 def test_flux2_on_our_kernels(flux2, kernels):
     model, inputs = flux2()
     backend = fluxrewrite.backend("eager", kernels, strict=True, provider="builtin", execution="emulate")

@@ -221,11 +221,13 @@ def test_flux_vanilla_and_rewritten(flux: GraphModule) -> None:
         assert after.bytes != before.bytes
 
 
+@pytest.mark.slow
 def test_one_call_from_projections_to_output_moves_fewer_bytes_than_the_pieces(flux: GraphModule) -> None:
     pieces, whole = (_rewritten(flux, k) for k in ("rope,attention", "norm_rope_attention"))
     assert inductor_fusion(whole, fakes(whole)).bytes < inductor_fusion(pieces, fakes(pieces)).bytes
 
 
+@pytest.mark.slow
 def test_the_schedule_is_that_of_a_real_compile(flux: GraphModule, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inductor's own road, stopped where it would make code, comes to the same kernels."""
     found: list[str] = []

@@ -1,12 +1,9 @@
 """nkilib's limits by version: each fires, FLUX.2-klein-4B as it is, and errors."""
 
-import functools
-
 import pytest
 import torch
 from fluxrewrite.kernels.nkilib import limits
 
-from fluxrewrite.capture import capture_spec
 from fluxrewrite.errors import InputError
 from fluxrewrite.graph import GraphView
 from fluxrewrite.kernel import load_kernels
@@ -116,18 +113,13 @@ def test_unknown_version():
         Selection.of(None, "nkilib@2.26")
 
 
-@pytest.fixture(scope="module")
-def klein():
-    """`klein(tp)`: the graph of one of `tp` ranks, traced once."""
+@pytest.fixture
+def klein(capture_preset):
+    """`klein(tp)`: the graph of one of `tp` ranks."""
     pytest.importorskip("diffusers")
-
-    @functools.cache
-    def view(tp):
-        torch._dynamo.reset()
-        captured = capture_spec(find_model("flux2-klein-4b"), Shapes(256, 512, 1), torch.bfloat16, tp=tp)
-        return GraphView(captured.graphs[0].graph)
-
-    return view
+    shapes = Shapes(256, 512, 1)
+    spec = find_model("flux2-klein-4b")
+    return lambda tp: GraphView(capture_preset(spec, shapes, torch.bfloat16, tp=tp).graphs[0].graph)
 
 
 @pytest.fixture
@@ -175,4 +167,4 @@ def test_klein_attention_is_taken_where_nkilib_has_no_larger_kernel(decide):
     assert {d.choice for d in decide("attention", "builtin")} == {"keep"}  # part of norm_rope_attention there
     tested = decide("attention", "nkilib@2.27")
     assert all("batch*heads 24: the kernel takes batch*heads <= 16" in messages(d) for d in tested)
-    assert [d.choice for d in decide("attention", "nkilib@2.27", tp=2)] == ["kernel"] * 25
+    assert [d.choice for d in decide("attention", "nkilib@2.27", tp=4)] == ["kernel"] * 25
