@@ -98,7 +98,7 @@ class Crew:
         here: this one.
         store: that all of them use.
         wait_s: seconds that a wait for another rank may take.
-        address: host and port of the store, for processes that each rank starts.
+        address: host and port of the store, for processes that each rank starts; no host: it is in this process.
         name: of the part of the store that is used.
     """
 
@@ -112,7 +112,14 @@ class Crew:
     ) -> None:
         self.here, self.wait_s = here, wait_s
         self._address, self._name = address, name
+        self._given = store
         self._store = dist.PrefixStore(name, store)
+
+    def twin(self) -> Crew:
+        """The same with a connection of its own, for another thread. Raises RankError when the store does not answer."""
+        host, port = self._address
+        store = _connected(host, port, False, self.wait_s) if host else self._given
+        return Crew(self.here, store, self.wait_s, self._address, self._name)
 
     def part(self, name: str) -> dist.Store:
         """A part of the store, for a process group."""

@@ -79,16 +79,16 @@ def bench(
     torchrun --nproc-per-node 4 -m fluxrewrite bench MODEL divides the model among four ranks (gloo, CPU): a step takes as long as
     on the slowest, and the first rank prints and saves.
     """
-    for name, value, least in (("steps", steps, 1), ("runs", runs, 1), ("seed", seed, 0), ("threads", threads, 1)):
-        if value is not None and value < least:
-            raise InputError(f"--{name} {value}: {least} or more")
-    if timeout is not None and not timeout > 0:
-        raise InputError(f"--timeout {timeout:g}: more than 0 seconds")
     with ranked(tp, rank_timeout) as crew:
+        for name, value, least in (("steps", steps, 1), ("runs", runs, 1), ("seed", seed, 0), ("threads", threads, 1)):
+            if value is not None and value < least:
+                raise InputError(f"--{name} {value}: {least} or more")
+        if timeout is not None and not timeout > 0:
+            raise InputError(f"--timeout {timeout:g}: more than 0 seconds")
         if leads(crew):
             writable(save)
             writable(output)
-        with progress("checking"):
+        with progress("checking", leads(crew)):
             from ..bench import parse_variants
             from ..torch_backend import default_inner
 
@@ -194,7 +194,7 @@ def _out(runs: Runs, format: TableFormat, output: Path | None) -> None:
 
 @contextlib.contextmanager
 def _bars(setup: Setup, leads: bool = True) -> Iterator[Callable[[Chosen, Mapping[str, Any]], None]]:
-    """A bar for each variant, on stderr, only where somebody looks, of one rank. Yields what to call with each event of a worker."""
+    """A bar for each variant, on stderr, only where somebody looks. Yields what to call with each event of a worker."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

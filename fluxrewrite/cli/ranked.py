@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from .shared import progress
 if TYPE_CHECKING:
     from ..crew import Crew
 
-__all__ = ["Terminated", "leads", "ranked", "terminable"]
+__all__ = ["Terminated", "leads", "leave", "ranked", "terminable"]
 
 _SPOKEN = "spoken"
 _SPEAKER_S = 10.0
@@ -69,7 +70,7 @@ def ranked(tp: int | None, wait_s: float) -> Iterator[Crew | None]:
         raise InputError(f"--rank-timeout {wait_s:g}: more than 0 seconds")
     if tp is not None and tp < 1:
         raise InputError(f"--tp {tp}: 1 or more")
-    with progress("loading torch"):
+    with progress("loading torch", os.environ.get("RANK", "0") == "0"):
         from ..crew import meet
 
         crew = meet(wait_s=wait_s)
@@ -107,6 +108,12 @@ def _end_of(error: BaseException) -> _End:
     if isinstance(error, CheckFailed):
         return _End(1, tuple(map(str, error.args)))
     return _End(2 if isinstance(error, InputError) else 1, (str(error),), isinstance(error, RankError))
+
+
+def leave(crew: Crew, signalled: bool) -> None:
+    """End this process, for `watched`: because of a signal, or because another rank has failed."""
+    why = "interrupted" if signalled else "another rank failed or torchrun ended"
+    os._exit(_all_ended(crew, _End(130 if signalled else 1, (why,), True)))
 
 
 def _tell(crew: Crew, end: _End) -> None:

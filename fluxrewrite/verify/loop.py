@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, RankError, RewriteError
+from ..parallel import degree, of_transport
 from ..workload import Call, Workload
 from .compare import difference, moments
 from .records import Loop, StepResult
@@ -29,6 +30,8 @@ def run_loop(workload: Workload, call: Call, steps: int, least: float, done: Don
 
     Raises:
         InputError: the model itself fails. A failure of `call` ends the loop, and its note says so.
+        RewriteError: `call` fails on one of several ranks, where the others are inside it and cannot go on; or torch's own error
+            that another rank has ended.
     """
     found: list[StepResult] = []
     with torch.no_grad():  # each of the two generators sets it and would put back what the other one had set
@@ -40,8 +43,12 @@ def run_loop(workload: Workload, call: Call, steps: int, least: float, done: Don
         except InputError:
             raise
         except Exception as error:
-            why = one_line(origin(error))
-            return Loop(steps=tuple(found), note=f"step {len(found) + 1} of the rewritten model fails: {why}")
+            if of_transport(error):
+                raise
+            note = f"step {len(found) + 1} of the rewritten model fails: {one_line(origin(error))}"
+            if degree(workload.model) > 1:
+                raise (found_by if isinstance(found_by := origin(error), RankError) else RewriteError(note)) from error
+            return Loop(steps=tuple(found), note=note)
     return Loop(steps=tuple(found))
 
 
@@ -49,6 +56,8 @@ def _model_steps(workload: Workload, steps: int) -> Iterator[Tensor]:
     try:
         yield from workload.steps(steps)
     except Exception as error:
+        if of_transport(error):
+            raise
         raise InputError(f"{workload.name}: the model itself fails ({type(error).__name__}: {error})") from error
 
 
