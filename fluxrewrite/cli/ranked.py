@@ -135,7 +135,7 @@ def _all_ended(crew: Crew, mine: _End) -> int:
     rank = next((rank for rank, end in failed.items() if not end.follows), crew.here.rank)
     cause, speaker = failed[rank], min(failed)
     if crew.here.rank != speaker:
-        _listen(crew, speaker)
+        _listen(crew, speaker, _SPOKEN)
         return cause.code
     foreign = cause.lines != mine.lines
     for line in cause.lines:
@@ -147,12 +147,20 @@ def _all_ended(crew: Crew, mine: _End) -> int:
 
 
 def _ends(crew: Crew, mine: _End) -> dict[int, _End]:
-    """How the ranks ended, in order of ranks; interrupted ones are not waited for, nor is anything once this one is."""
+    """How the ranks ended, in order of ranks, as far as they tell in time.
+
+    Signals are for all ranks: once there was one the first rank waits for nobody, for a rank with a reason has told it before,
+    and the others wait only for the first, which may have a table to print.
+    """
     from ..crew import AFTER_FAILURE_S, END
 
     try:
         try:
-            told = crew.heard(END) if mine.code == 130 else crew.await_all(END, AFTER_FAILURE_S)
+            if mine.code != 130:
+                told = crew.await_all(END, AFTER_FAILURE_S)
+            else:
+                _listen(crew, 0, END)
+                told = crew.heard(END)
         except KeyboardInterrupt:
             told = crew.heard(END)
     except RankError:
@@ -160,9 +168,9 @@ def _ends(crew: Crew, mine: _End) -> dict[int, _End]:
     return {rank: _End(**json.loads(text)) for rank, text in told.items()}
 
 
-def _listen(crew: Crew, speaker: int) -> None:
-    """Return when the speaker has spoken, is gone, or takes too long."""
+def _listen(crew: Crew, to: int, what: str) -> None:
+    """Return when a rank has told, nobody can tell any more, or it takes too long."""
     deadline = time.monotonic() + _SPEAKER_S
     with contextlib.suppress(RankError, KeyboardInterrupt):
-        while speaker not in crew.heard(_SPOKEN) and time.monotonic() < deadline:
+        while to not in crew.heard(what) and time.monotonic() < deadline:
             time.sleep(0.05)
