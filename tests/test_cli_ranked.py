@@ -1,6 +1,5 @@
 """Commands under torchrun: one rank speaks, all end with one exit code. Ranks are threads here; test_torchrun.py has real ones."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -165,8 +164,7 @@ def test_commands_tell_once(monkeypatch, capsys, command):
 def test_sigterm_ends_the_work():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Terminated), terminable():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+        signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -88,6 +88,10 @@ def ranked(tp: int | None, wait_s: float) -> Iterator[Crew | None]:
             return
         except (FluxrewriteError, typer.Abort, KeyboardInterrupt) as error:
             code = _all_ended(crew, _end_of(error))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # torchrun tells ranks to end that are about to, each with its exit code
     raise typer.Exit(code)
 
 

@@ -28,7 +28,7 @@ from ..plan import Plan, Policy
 from ..torch_backend import Backend, backend
 from ..workload import Workload
 from .compare import least_cosine
-from .loop import one_line, origin, run_loop
+from .loop import chain_of, one_line, origin, run_loop
 from .ranked import of_all_ranks
 from .records import Loop, Setting, SiteResult, StepResult, Verification
 from .sites import Checking, checks_of
@@ -194,10 +194,9 @@ def _plan(gm: GraphModule, inputs: list[Any], rewriter: Backend) -> Plan:
 
 def _told(workload: Workload, error: Exception) -> BaseException:
     """What stopped the first step: an error that fluxrewrite raised on purpose, the end of another rank, or the model's own."""
-    found = origin(error)
-    if isinstance(found, FluxrewriteError) or parallel.of_transport(found):
-        return found
-    return InputError(f"{workload.name}: the first step fails: {one_line(found)}")
+    known = (e for e in chain_of(error) if isinstance(e, FluxrewriteError) or parallel.of_transport(e))
+    found = next(known, None)
+    return found or InputError(f"{workload.name}: the first step fails: {one_line(origin(error))}")
 
 
 def _loop(
