@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from ranked import SMALL, SMALL1, flux2
+from ranked import SMALL, SMALL1, flux2, run_ranks
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -56,6 +56,13 @@ def test_parts_of_the_weights_that_one_process_has(folder, rank):
             assert same(whole.model, parts.model)
             assert torch.equal(whole.inputs["hidden_states"], parts.inputs["hidden_states"])
             assert torch.equal(next(whole.steps(1)), next(parts.steps(1)))
+
+
+@pytest.mark.slow
+def test_real_ranks_compute_what_one_process_does(folder):
+    for answer in run_ranks("placed", 2, folder, config=str(folder)):
+        assert answer["result"]["off"] < 1e-5
+        assert answer["result"]["scale"] > 0.1
 
 
 def meta():
