@@ -1,5 +1,7 @@
 """Commands under torchrun: one rank speaks, all end with one exit code. Ranks are threads here; test_torchrun.py has real ones."""
 
+import importlib
+import inspect
 import signal
 import subprocess
 import sys
@@ -159,6 +161,12 @@ def test_commands_tell_once(monkeypatch, capsys, command):
     monkeypatch.setattr(crew_module, "meet", meet)
     assert at_once(*(lambda: main(list(command)) for _ in range(2))) == [2, 2]
     assert capsys.readouterr().err.count("fluxrewrite: ") == 1
+
+
+@pytest.mark.parametrize("command", ["bench", "verify"])
+def test_help_has_the_timeout_that_there_is(command):
+    function = getattr(importlib.import_module(f"fluxrewrite.cli.{command}"), command)
+    assert inspect.signature(function).parameters["rank_timeout"].default == crew_module.RANK_TIMEOUT_S
 
 
 def test_sigterm_ends_the_work():

@@ -22,7 +22,7 @@ from ..cost.devices import load_device
 from ..cost.evidence import Case
 from ..crew import Crew
 from ..errors import InputError, RankError
-from ..models import Shapes, default_dtype, find_model
+from ..models import ModelSpec, Shapes, default_dtype, find_model
 from ..parallel import divisible
 from ..times import processor
 from ..torch_backend import backend
@@ -56,8 +56,17 @@ def check_setup(setup: Setup, chosen: Sequence[Chosen], world: int = 1) -> None:
         raise InputError(
             f"--variants measure: each of {world} ranks would choose by its own times; give 'auto', 'all' or kernels"
         )
-    with FakeTensorMode(allow_non_fake_inputs=True), default_dtype(getattr(torch, setup.dtype)):
-        model, _ = spec.build(shapes, getattr(torch, setup.dtype))
+    _check_division(spec, shapes, getattr(torch, setup.dtype), world)
+
+
+def _check_division(spec: ModelSpec, shapes: Shapes, dtype: torch.dtype, world: int) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True), default_dtype(dtype):
+        try:
+            model, _ = spec.build(shapes, dtype)
+        except InputError:
+            if spec.generated:
+                raise
+            return  # a callable that computes with its numbers cannot be built without: its workers will tell
         divisible(model, world)
 
 

@@ -21,7 +21,7 @@ def rendered(found: Verification) -> Group:
 
 def _parts(found: Verification) -> Iterable[RenderableType]:
     yield from _head(found)
-    worst = ", the worst rank" if found.setting.tp > 1 else ""
+    worst = ", worst rank" if found.setting.tp > 1 else ""
     yield Text(f"\nSites: original operations against what replaces them, first step{worst}", style="bold")
     yield _sites(found.sites)
     yield from _limits(found.sites)

@@ -198,6 +198,13 @@ def test_what_ranks_cannot_do(setup, flux2_folder, fields, variants, why):
         check_setup(given, chosen, 4)
 
 
+def test_a_callable_that_needs_its_numbers_is_left_to_the_workers(setup, tmp_path):
+    (tmp_path / "needs_numbers.py").write_text(
+        "import torch\ndef build(): return torch.nn.ReLU(), {'input': [torch.ones(2).sum().item()]}\n"
+    )
+    check_setup(setup(model="needs_numbers:build"), parse_variants("vanilla"), 4)
+
+
 def test_ranks_work_on_cpus(setup, monkeypatch):
     monkeypatch.setattr("fluxrewrite.bench.suite._check_device", lambda name: None)
     with pytest.raises(InputError, match=r"--device 'cuda' on 4 ranks: they work on CPUs, by gloo"):
