@@ -45,12 +45,14 @@ class ModelSpec:
         build: from sizes and dtype to (module, keyword inputs).
         generated: weights and inputs of `build` mean nothing but their shapes, as for presets and configurations.
         load: the module with its own weights in a dtype, where there are some.
+        weights: the folder that `load` reads.
     """
 
     name: str
     build: Callable[[Shapes, torch.dtype], Built]
     generated: bool = False
     load: Callable[[torch.dtype], torch.nn.Module] | None = None
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,10 @@ def find_model(name: str) -> ModelSpec:
     path = Path(name)
     if path.exists():
         cls, config, folder = _read_config(path)
-        load = functools.partial(_pretrained, cls, folder) if any(folder.glob("*.safetensors")) else None
-        return ModelSpec(name, functools.partial(_from_config, name, cls, config), generated=True, load=load)
+        build = functools.partial(_from_config, name, cls, config)
+        if not any(folder.glob("*.safetensors")):
+            return ModelSpec(name, build, generated=True)
+        return ModelSpec(name, build, generated=True, load=functools.partial(_pretrained, cls, folder), weights=folder)
     module, colon, attribute = name.partition(":")
     if colon and module and attribute:
         return ModelSpec(name, _load_callable(name, module, attribute))

@@ -36,7 +36,19 @@ from torch.fx import GraphModule, Node
 from .errors import InputError, RankError, RewriteError
 from .local import mesh_of
 
-__all__ = ["Ranks", "agree", "degree", "fake_group", "peers", "process_group", "ranks", "shard"]
+__all__ = [
+    "Ranks",
+    "agree",
+    "cpu_mesh",
+    "degree",
+    "divisible",
+    "fake_group",
+    "of_transport",
+    "peers",
+    "process_group",
+    "ranks",
+    "shard",
+]
 
 TIMEOUT_S = 60.0
 """How long a rank waits for another one; gloo's own is 30 minutes."""
@@ -77,14 +89,17 @@ def ranks(environment: Mapping[str, str] | None = None) -> Ranks | None:
 
 @contextlib.contextmanager
 def process_group(
-    rank: int | None = None, world: int | None = None, store: str | Path | None = None, timeout_s: float = TIMEOUT_S
+    rank: int | None = None,
+    world: int | None = None,
+    store: str | Path | dist.Store | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> Iterator[Ranks]:
     """A gloo group of processes on CPU for the time of a `with` block.
 
     Args:
         rank, world: this process and how many there are; by default what torchrun's environment says.
-        store: where the processes meet: a file that does not exist yet, "tcp://host:port", or by default torchrun's address
-            (MASTER_ADDR and MASTER_PORT).
+        store: where the processes meet: a file that does not exist yet, "tcp://host:port", a store of torch, or by default
+            torchrun's address (MASTER_ADDR and MASTER_PORT).
         timeout_s: how long any wait for another rank may take, seconds.
 
     Raises:
@@ -95,17 +110,20 @@ def process_group(
     if here is None:
         raise InputError("no ranks: run under torchrun --nproc-per-node N, or give rank, world and store")
     _none_yet("process_group")
-    place, wait = _meeting(store), datetime.timedelta(seconds=timeout_s)
+    place: dict[str, Any] = {"store": store} if isinstance(store, dist.Store) else {"init_method": _meeting(store)}
+    wait = datetime.timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group("gloo", init_method=place, rank=here.rank, world_size=here.world, timeout=wait)
+        dist.init_process_group("gloo", rank=here.rank, world_size=here.world, timeout=wait, **place)
     except ValueError as error:
-        raise InputError(f"{place}: ranks cannot meet there ({error}); give a new file or tcp://host:port") from error
+        raise InputError(
+            f"{place.get('init_method')}: ranks cannot meet there ({error}); give a new file or tcp://host:port"
+        ) from error
     except RuntimeError as error:
         raise _lost(here, timeout_s, error) from error
     try:
         yield here
     except RuntimeError as error:
-        if not _of_transport(error):
+        if not of_transport(error):
             raise
         raise _lost(here, timeout_s, error) from error
     finally:
@@ -122,7 +140,10 @@ def _meeting(store: str | Path | None) -> str:
     return f"file://{path}"
 
 
-def _of_transport(error: RuntimeError) -> bool:
+def of_transport(error: BaseException) -> bool:
+    """Whether torch raised this for another rank that ended or did not answer."""
+    if not isinstance(error, RuntimeError):
+        return False
     return isinstance(error, (dist.DistError, dist.DistStoreError, dist.DistNetworkError)) or "gloo" in _first_line(
         error
     )
@@ -189,8 +210,31 @@ def shard(model: nn.Module, world: int, mesh: DeviceMesh | None = None) -> nn.Mo
     Raises:
         InputError: the model has no plan, is divided already, or cannot be divided by so many ranks.
     """
+    plan = divisible(model, world)
+    from diffusers.hooks.tensor_parallel import _resolve_tp_plan, _styles
+    from torch.distributed.tensor.parallel import parallelize_module
+
+    mesh = cpu_mesh(world) if mesh is None else mesh
+    for module, styles in _resolve_tp_plan(model, plan):
+        parallelize_module(module, mesh, _styles(styles), src_data_rank=None)
+    _let_go(model)
+    return model
+
+
+def cpu_mesh(world: int) -> DeviceMesh:
+    """One axis "tp" over the CPUs of all ranks of the process group."""
+    with unset_fake_temporarily():  # a mesh is made of tensors too
+        return init_device_mesh("cpu", (world,), mesh_dim_names=("tp",))
+
+
+def divisible(model: nn.Module, world: int) -> Mapping[str, Any]:
+    """The `_tp_plan` of a model that can be divided among so many ranks; parameters may be fake or meta.
+
+    Raises InputError for a model without a plan, one that is divided already, and where heads, or blocks of rows and columns,
+    are no multiple of the ranks.
+    """
     name = type(model).__name__
-    plan = getattr(model, "_tp_plan", None)
+    plan: Mapping[str, Any] | None = getattr(model, "_tp_plan", None)
     if degree(model) > 1:
         raise InputError(f"{name} is divided among {degree(model)} ranks already")
     if not plan:
@@ -198,22 +242,6 @@ def shard(model: nn.Module, world: int, mesh: DeviceMesh | None = None) -> nn.Mo
             f"{name} has no _tp_plan, so it is not known how to divide it among {world} ranks; "
             "give a diffusers transformer that has one, or a model whose parameters are DTensors"
         )
-    _divisible(model, plan, world)
-    from diffusers.hooks.tensor_parallel import _resolve_tp_plan, _styles
-    from torch.distributed.tensor.parallel import parallelize_module
-
-    if mesh is None:
-        with unset_fake_temporarily():  # a mesh is made of tensors too
-            mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("tp",))
-    for module, styles in _resolve_tp_plan(model, plan):
-        parallelize_module(module, mesh, _styles(styles), src_data_rank=None)
-    _let_go(model)
-    return model
-
-
-def _divisible(model: nn.Module, plan: Mapping[str, Any], world: int) -> None:
-    """Raise InputError where heads, or blocks of rows and columns, are no multiple of the ranks."""
-    name = type(model).__name__
     heads = getattr(getattr(model, "config", None), "num_attention_heads", None)
     if isinstance(heads, int) and heads % world:
         fits = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
@@ -226,6 +254,7 @@ def _divisible(model: nn.Module, plan: Mapping[str, Any], world: int) -> None:
         resolve_tp_shard_specs(model, dict(plan), world)
     except (ValueError, AttributeError) as error:
         raise InputError(f"{name}: {error}") from error
+    return plan
 
 
 def _let_go(model: nn.Module) -> None:

@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .errors import InputError
 from .models import ModelSpec, Shapes, default_dtype
+from .parallel import shard
+from .shards import place, weights_of
 
 __all__ = ["Call", "Workload", "realise"]
 
@@ -74,45 +76,74 @@ def _first(result: Any) -> Tensor:
 
 
 def realise(
-    spec: ModelSpec, shapes: Shapes, dtype: torch.dtype, seed: int = 0, device: str | torch.device = "cpu"
+    spec: ModelSpec,
+    shapes: Shapes,
+    dtype: torch.dtype,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    world: int = 1,
 ) -> Workload:
     """Build a model with numbers: a preset or config with random weights, a folder with its own, a callable as it answers.
 
-    The same arguments give the same numbers in every process.
+    The same arguments give the same numbers in every process, also in parts: ranks hold the parts of the very weights that one
+    process has. A rank makes or reads one parameter at a time and keeps its part; a callable builds the whole on every rank.
 
     Args:
         spec: as `fluxrewrite.models.find_model` answers it.
         shapes, dtype: of the inputs; a callable has its own.
         seed: of random weights and inputs.
         device: where to.
+        world: ranks that the model is divided among, those of the process group that there is; 1: not divided.
 
     Raises:
-        InputError: the model cannot be built.
+        InputError: the model cannot be built, or not divided.
     """
     torch.manual_seed(seed)
     if not spec.generated:
         model, inputs = spec.build(shapes, dtype)
+        model = model if world == 1 else shard(model, world)
     else:
-        model, inputs = _generated(spec, shapes, dtype, seed)
+        model, inputs = _generated(spec, shapes, dtype, seed, world)
     model = model.eval().requires_grad_(False).to(device)
     inputs = tree_map_only(Tensor, lambda t: t.to(device), dict(inputs))
     return Workload(spec.name, model, inputs, spec.generated)
 
 
-def _generated(spec: ModelSpec, shapes: Shapes, dtype: torch.dtype, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+def _generated(
+    spec: ModelSpec, shapes: Shapes, dtype: torch.dtype, seed: int, world: int
+) -> tuple[nn.Module, dict[str, Any]]:
     with torch.device("meta"), default_dtype(dtype):
         model, inputs = spec.build(shapes, dtype)
     generator = torch.Generator().manual_seed(seed)
     values = {k: _input(k, v, generator) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-    if spec.load is not None:
+    if spec.load is not None and world == 1:
         return spec.load(dtype), values
     if any(True for _ in model.buffers()):  # which only the model itself knows how to make
         with default_dtype(dtype):
             model, _ = spec.build(shapes, dtype)
+    if world > 1:
+        return _in_parts(model, spec, generator, world), values
     model = model.to_empty(device="cpu") if any(p.is_meta for p in model.parameters()) else model
     for name, parameter in model.named_parameters():
         _fill(name, parameter.data, generator)
     return model, values
+
+
+def _in_parts(model: nn.Module, spec: ModelSpec, generator: torch.Generator, world: int) -> nn.Module:
+    """The model with this rank's parts of its weights, those of its folder or random ones.
+
+    Random ones are made whole: the generator then stands where it stands in one process.
+    """
+    if spec.weights is not None:
+        with weights_of(spec.weights) as whole:
+            return place(model, world, whole)
+
+    def made(name: str, like: Tensor) -> Tensor:
+        weight = torch.empty(like.shape, dtype=like.dtype)
+        _fill(name, weight, generator)
+        return weight
+
+    return place(model, world, made)
 
 
 def _fill(name: str, weight: Tensor, generator: torch.Generator) -> None:

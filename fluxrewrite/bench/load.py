@@ -22,16 +22,25 @@ class Load:
     def __init__(self, stat: Path = Path("/proc/stat")) -> None:
         self._stat = stat
         self._start = self._now()
+        self._begun_s = time.process_time()
 
-    def others(self) -> float | None:
-        """0 to 1; time that a hypervisor took away counts. None where the system does not tell, or too little time passed."""
+    def own_s(self) -> float:
+        """Seconds of processors that this process used."""
+        return time.process_time() - self._begun_s
+
+    def others(self, ours_s: float = 0.0) -> float | None:
+        """0 to 1; time that a hypervisor took away counts. None where the system does not tell, or too little time passed.
+
+        Args:
+            ours_s: seconds of processors that were used by processes which are no others.
+        """
         now = self._now()
         if now is None or self._start is None:
             return None
         wall, busy, own = (b - a for a, b in zip(self._start, now, strict=True))
         if wall < _LEAST_S:
             return None
-        return round(min(1.0, max(0.0, (busy - own) / (wall * (os.cpu_count() or 1)))), 3)
+        return round(min(1.0, max(0.0, (busy - own - ours_s) / (wall * (os.cpu_count() or 1)))), 3)
 
     def _now(self) -> tuple[float, float, float] | None:
         """Seconds: of the clock, of all processors at work, of this process."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,31 @@ CACHES = {
 """Variables that name folders of compilers' caches, and what they are called here."""
 
 _END = object()
+_LOOK_S = 0.25
+"""Seconds between two looks at the other ranks, while a worker says nothing."""
 _AFTER_LAST_WORD_S = 30.0
 """Seconds between the end of a worker's output and its own: torch and a device clean up."""
 
 
 class Failed(FluxrewriteError):
-    """A worker that did not finish; one line that says why."""
+    """A worker that did not finish; one line that says why.
+
+    Args:
+        text: why.
+        lost: because another rank did not.
+    """
+
+    def __init__(self, text: str, lost: bool = False) -> None:
+        super().__init__(text)
+        self.lost = lost
 
 
 def conversation(
-    request: str, folder: Path, timeout_s: float | None = None, worker: Sequence[str] = WORKER
+    request: str,
+    folder: Path,
+    timeout_s: float | None = None,
+    worker: Sequence[str] = WORKER,
+    watch: Callable[[], None] = lambda: None,
 ) -> Generator[Mapping[str, Any], None, None]:
     """Start a worker, give it one line, and yield its events. When the iteration ends or is left, the worker is gone.
 
@@ -48,6 +63,7 @@ def conversation(
         folder: an empty one: for caches, and for what the worker writes on stderr.
         timeout_s: seconds that all of it may take; None: as long as it takes.
         worker: the command.
+        watch: called while the worker says nothing; what it raises ends the conversation.
 
     Raises:
         Failed: it cannot be started, told of an error, died, or took too long.
@@ -67,13 +83,15 @@ def conversation(
         except OSError as error:
             raise Failed(f"the worker cannot be started ({error})") from error
     try:
-        yield from _events(process, request, timeout_s)
+        yield from _events(process, request, timeout_s, watch)
         _judge(process, log)
     finally:
         _end(process)
 
 
-def _events(process: subprocess.Popen[bytes], request: str, timeout_s: float | None) -> Iterator[Mapping[str, Any]]:
+def _events(
+    process: subprocess.Popen[bytes], request: str, timeout_s: float | None, watch: Callable[[], None]
+) -> Iterator[Mapping[str, Any]]:
     """Events until the worker closes its output. Raises Failed for an event "error", and when time is over."""
     lines: queue.Queue[Any] = queue.Queue()
     threading.Thread(
@@ -86,14 +104,18 @@ def _events(process: subprocess.Popen[bytes], request: str, timeout_s: float | N
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
         try:
-            line = lines.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+            left_s = _LOOK_S if deadline is None else deadline - time.monotonic()
+            line = lines.get(timeout=max(0.0, min(_LOOK_S, left_s)))
         except queue.Empty as error:
-            raise Failed(f"no end after {timeout_s:g} s; give a longer --timeout") from error
+            if deadline is not None and time.monotonic() >= deadline:
+                raise Failed(f"no end after {timeout_s:g} s; give a longer --timeout") from error
+            watch()
+            continue
         if line is _END:
             return
         event = _parsed(line)
         if event["event"] == "error":
-            raise Failed(str(event["error"]))
+            raise Failed(str(event["error"]), lost=bool(event.get("lost")))
         yield event
 
 

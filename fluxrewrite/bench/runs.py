@@ -138,8 +138,10 @@ class Variant(Record):
         calls: kernel calls that a step made, by kernel and form: {"qkv:triple": 2}.
         specialisations: different kernels among them (same kernel, shapes and dtype are one).
         inline: sites a step that were written as plain operations.
-        runs: the first one is cold.
-        peak_rss_mb: peak resident memory of the worker, MB (10^6 bytes); compilers that it starts are not counted.
+        runs: the first one is cold. On several ranks a step takes as long as on the slowest.
+        peak_rss_mb: peak resident memory of the worker, MB (10^6 bytes); compilers that it starts are not counted. On several
+            ranks that of the largest.
+        peak_rss_sum_mb: the sum over all ranks; None for one process.
         peak_device_mb: peak of the memory allocated on an accelerator, MB.
         output: what it computed.
         error: why it did not finish, in one line.
@@ -152,6 +154,7 @@ class Variant(Record):
     inline: NonNegativeInt = 0
     runs: tuple[Timed, ...] = ()
     peak_rss_mb: PositiveFloat | None = None
+    peak_rss_sum_mb: PositiveFloat | None = None
     peak_device_mb: PositiveFloat | None = None
     output: Output | None = None
     error: str | None = None

@@ -16,14 +16,18 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..cost.devices import load_device
 from ..cost.evidence import Case
-from ..errors import InputError
-from ..models import Shapes, find_model
+from ..crew import Crew
+from ..errors import InputError, RankError
+from ..models import ModelSpec, Shapes, default_dtype, find_model
+from ..parallel import divisible
 from ..times import processor
 from ..torch_backend import backend
 from .process import WORKER, Failed, conversation
+from .ranked import Together
 from .runs import RUNS_SCHEMA, Machine, Runs, Setup, Timed, Variant, Versions
 from .variants import Chosen, Spec, backend_of
 
@@ -33,14 +37,37 @@ Tell = Callable[[Chosen, Mapping[str, Any]], None]
 Keep = Callable[[Runs], None]
 
 
-def check_setup(setup: Setup, chosen: Sequence[Chosen]) -> None:
-    """Raise InputError for what no worker could run: a model, backend, kernel, profile or device that is not there."""
-    find_model(setup.model)
-    Shapes(setup.image_tokens, setup.text_tokens, setup.batch)
+def check_setup(setup: Setup, chosen: Sequence[Chosen], world: int = 1) -> None:
+    """Raise InputError for what no worker could run: a model, backend, kernel, profile or device that is not there.
+
+    On several ranks also for a model that cannot be divided among them, and for what they could not do together.
+    """
+    spec = find_model(setup.model)
+    shapes = Shapes(setup.image_tokens, setup.text_tokens, setup.batch)
     backend(setup.inner, policy="none")
     _check_device(setup.device)
     for variant in chosen:
         backend_of(variant, setup)
+    if world == 1:
+        return
+    if torch.device(setup.device).type != "cpu":
+        raise InputError(f"--device {setup.device!r} on {world} ranks: they work on CPUs, by gloo; leave --device out")
+    if any(variant.policy == "measure" for variant in chosen):
+        raise InputError(
+            f"--variants measure: each of {world} ranks would choose by its own times; give 'auto', 'all' or kernels"
+        )
+    _check_division(spec, shapes, getattr(torch, setup.dtype), world)
+
+
+def _check_division(spec: ModelSpec, shapes: Shapes, dtype: torch.dtype, world: int) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True), default_dtype(dtype):
+        try:
+            model, _ = spec.build(shapes, dtype)
+        except InputError:
+            if spec.generated:
+                raise
+            return  # a callable that computes with its numbers cannot be built without: its workers will tell
+        divisible(model, world)
 
 
 def _check_device(name: str) -> None:
@@ -65,10 +92,12 @@ def bench(
     tell: Tell = lambda chosen, event: None,
     timeout_s: float | None = None,
     worker: Sequence[str] = WORKER,
+    *,
+    crew: Crew | None = None,
 ) -> Runs:
-    """Run every variant in a process of its own, with empty caches.
+    """Run every variant in a process of its own, with empty caches; on several ranks, in a group of one for each rank.
 
-    A variant that fails keeps its finished runs and has an error.
+    A variant that fails keeps its finished runs and has an error. On several ranks it fails on all of them if on one.
 
     Args:
         setup: what to run; `check_setup` first.
@@ -77,31 +106,50 @@ def bench(
         tell: called with the variant at work and each event of its worker.
         timeout_s: seconds that a variant may take.
         worker: the command that runs one variant.
+        crew: the ranks, each of which calls this with the same arguments; None: this process alone.
+
+    Raises:
+        RankError: another rank ended or does not answer; `keep` has been called with what there is.
     """
-    runs = _empty(setup)
+    together = Together(crew)
+    runs = _empty(setup, together.world)
     with tempfile.TemporaryDirectory(prefix="fluxrewrite-bench-", ignore_cleanup_errors=True) as name:
         root = Path(name)
         for variant in chosen:
             runs = _with(runs, Variant(name=variant.name, kernels=variant.kernels))
             tell(variant, {"event": "start"})
-            spec = Spec(setup=setup, chosen=variant, latents=str(_latents(root, variant.name)))
+            meeting = together.begin()
+            spec = Spec(setup=setup, chosen=variant, latents=str(_latents(root, variant.name)), meeting=meeting)
             folder = root / f"{len(runs.variants)}.work"
             folder.mkdir()
+            failure = None
             try:
-                with contextlib.closing(conversation(spec.model_dump_json(), folder, timeout_s, worker)) as events:
+                talk = conversation(spec.model_dump_json(), folder, timeout_s, worker, together.watch)
+                with contextlib.closing(talk) as events:
                     for event in events:
                         tell(variant, event)
                         runs = _heard(runs, event, root)
                         if event["event"] == "run":
                             keep(runs)
             except Failed as error:
-                runs = _ended(runs, str(error), keep)
-            except KeyboardInterrupt:
-                _ended(runs, "interrupted", keep)
+                failure = error
+            except (KeyboardInterrupt, RankError) as error:
+                _ended(runs, str(error) or "interrupted", keep)
                 raise
             finally:
                 shutil.rmtree(folder, ignore_errors=True)  # caches of every variant at once would be many
+            runs = _settled(runs, together, failure, keep)
     return runs
+
+
+def _settled(runs: Runs, together: Together, failure: Failed | None, keep: Keep) -> Runs:
+    """The runs with why the variant at work failed, if it did on any rank."""
+    try:
+        failure = together.end(failure)
+    except (KeyboardInterrupt, RankError) as error:
+        _ended(runs, str(error) or "interrupted", keep)
+        raise
+    return runs if failure is None else _ended(runs, str(failure), keep)
 
 
 def _ended(runs: Runs, error: str, keep: Keep) -> Runs:
@@ -175,14 +223,14 @@ def cosine(a: Tensor, b: Tensor) -> float | None:
     return min(1.0, max(-1.0, float(x @ y) / length))
 
 
-def _empty(setup: Setup) -> Runs:
+def _empty(setup: Setup, world: int) -> Runs:
     """A bench in which nothing has run."""
     case = Case(
         device=_profile_name(setup),
         regime="compile",
         model=setup.model,
         dtype=setup.dtype,
-        tp=1,
+        tp=world,
         batch=setup.batch,
         image_tokens=setup.image_tokens,
         text_tokens=setup.text_tokens,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from .runs import ALIKE, RESTLESS, Runs, Variant
 
-__all__ = ["COLUMNS", "as_csv", "as_markdown", "cells", "notes"]
+__all__ = ["COLUMNS", "WHERE_KNOWN", "as_csv", "as_markdown", "cells", "notes"]
 
 COLUMNS = {
     "variant": "",
@@ -21,7 +21,8 @@ COLUMNS = {
     "ratio": "s_per_step / vanilla's",
     "cold_step_s": "first step of the first run, with the compile",
     "cold_growth": "cold_step_s / vanilla's, less 1",
-    "peak_mb": "peak resident memory of the process, 10^6 bytes",
+    "peak_mb": "peak resident memory of the process, of the largest rank, 10^6 bytes",
+    "sum_mb": "the same, the sum of all ranks",
     "device_mb": "peak memory allocated on the accelerator",
     "cosine": "last latents to vanilla's",
     "others": "share of the processors that other programs used in the worst warm run",
@@ -48,6 +49,7 @@ def cells(runs: Runs, variant: Variant) -> dict[str, str]:
         "cold_step_s": _digits(cold),
         "cold_growth": _format(runs.growth(variant), "+.1%") if variant.name != "vanilla" else "",
         "peak_mb": _format(variant.peak_rss_mb, ".0f"),
+        "sum_mb": _format(variant.peak_rss_sum_mb, ".0f"),
         "device_mb": _format(variant.peak_device_mb, ".0f"),
         "cosine": "not finite" + unlike if output and not output.finite else _format(cosine, ".6f") + unlike,
         "others": _format(variant.others, ".1%") if warm else "",
@@ -103,15 +105,18 @@ _MARKDOWN = {
     "cold_step_s": "cold step, s",
     "cold_growth": "growth",
     "peak_mb": "peak MB",
+    "sum_mb": "all ranks MB",
     "device_mb": "device MB",
     "cosine": "cosine",
 }
+WHERE_KNOWN = ("sum_mb", "device_mb")
+"""Columns that are shown only where there is something in them."""
 
 
 def as_markdown(runs: Runs) -> str:
     """A table, and the notes below it."""
     rows = [with_range(cells(runs, v)) for v in runs.variants]
-    names = [n for n in _MARKDOWN if n != "device_mb" or any(r["device_mb"] for r in rows)]
+    names = [n for n in _MARKDOWN if n not in WHERE_KNOWN or any(r[n] for r in rows)]
     lines = ["| " + " | ".join(_MARKDOWN[n] for n in names) + " |", "|---|" + "---:|" * (len(names) - 1)]
     for row in rows:
         shown = {**row, "variant": f"{row['variant']}: {row['error']}" if row["error"] else row["variant"]}

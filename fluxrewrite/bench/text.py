@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .runs import Runs
-from .table import cells, notes, with_range
+from .table import WHERE_KNOWN, cells, notes, with_range
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,6 +30,7 @@ _COLD = {
     "cold_step_s": "first step, s",
     "cold_growth": "growth",
     "peak_mb": "peak MB",
+    "sum_mb": "all ranks MB",
     "device_mb": "device MB",
     "cosine": "cosine",
 }
@@ -54,7 +55,7 @@ def rendered(runs: Runs) -> RenderableType:
 
 def _table(columns: dict[str, str], rows: Sequence[dict[str, str]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    names = [n for n in columns if n != "device_mb" or any(r["device_mb"] for r in rows)]
+    names = [n for n in columns if n not in WHERE_KNOWN or any(r[n] for r in rows)]
     for name in names:
         table.add_column(columns[name], justify="left" if name == "variant" else "right", no_wrap=name != "variant")
     for row in rows:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..cost.files import Record
+from ..crew import Meeting
 from ..errors import InputError
 from ..kernel import load_kernels
 from ..plan import Selection
@@ -35,11 +36,12 @@ class Chosen(Record):
 
 
 class Spec(Record):
-    """What a worker is asked for: a variant, and the file that its last latents go to."""
+    """What a worker is asked for: a variant, the file that its last latents go to, and where it meets those of other ranks."""
 
     setup: Setup
     chosen: Chosen
     latents: str
+    meeting: Meeting | None = None
 
 
 def parse_variants(text: str) -> tuple[Chosen, ...]:

@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from ..analysis import peak_rss_mb
-from ..errors import InputError
+from ..errors import InputError, RankError
 from ..models import Shapes, find_model
+from ..parallel import Ranks, of_transport
 from ..times import device_name
 from ..workload import Call, Workload, realise
 from .counted import Counted
 from .load import Load
+from .ranked import joined, pooled
 from .runs import Setup
 from .variants import Chosen, Spec, backend_of
 
@@ -49,9 +51,15 @@ def main() -> int:
     try:
         work(Spec.model_validate_json(line), tell)
     except BaseException as error:  # whatever it is, the table has it
-        tell("error", error=one_line(error))
+        tell("error", error=one_line(error), lost=_lost(error))
         return 1
     return 0
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether another rank is to blame."""
+    inner = getattr(error, "inner_exception", None) or error
+    return isinstance(inner, RankError) or of_transport(inner)
 
 
 def _take_stdout() -> TextIO:
@@ -71,32 +79,37 @@ def _die_with_parent() -> None:
 
 
 def work(spec: Spec, tell: Tell) -> None:
-    """Build the model, compile it, and run its denoising loops; `tell` hears of every step and run."""
-    setup = spec.setup
-    if setup.threads is not None:
-        torch.set_num_threads(setup.threads)
-    device = torch.device(setup.device)
-    workload = _workload(setup, device)
+    """Build the model, compile it, and run its denoising loops; `tell` hears of every step and run.
+
+    Raises RankError where a worker of another rank ended or does not answer, and whatever model and compiler raise.
+    """
+    if spec.setup.threads is not None:
+        torch.set_num_threads(spec.setup.threads)
+    with joined(spec.meeting) as here:
+        _work(spec, tell, here)
+
+
+def _work(spec: Spec, tell: Tell, here: Ranks | None) -> None:
+    setup, device = spec.setup, torch.device(spec.setup.device)
+    workload = _workload(setup, device, 1 if here is None else here.world)
     call, counted = _call(spec.chosen, setup, workload)
     tell("ready", threads=torch.get_num_threads(), device=device_name(device), dtype=_dtype(workload))
     for run in range(setup.runs):
         step, load = functools.partial(tell, "step", run=run), Load()
         steps_s, latents = _loop(workload, call, setup.steps, device, step)
-        tell(
-            "run",
-            steps_s=steps_s,
-            others=load.others(),
-            peak_rss_mb=round(peak_rss_mb(), 1),
-            peak_device_mb=_peak_device_mb(device),
-            output=_keep(latents, Path(spec.latents)),
-            **(counted.told() if counted else {}),
-        )
+        mine = {
+            "steps_s": steps_s,
+            "peak_rss_mb": round(peak_rss_mb(), 1),
+            "peak_device_mb": _peak_device_mb(device),
+            "output": _keep(latents, Path(spec.latents)),
+        }
+        tell("run", **pooled(here, mine, load), **(counted.told() if counted else {}))
 
 
-def _workload(setup: Setup, device: torch.device) -> Workload:
-    """The model with its numbers. What divides a model among processes belongs here, before anything is compiled."""
+def _workload(setup: Setup, device: torch.device, world: int) -> Workload:
+    """The model with its numbers, or this rank's part of it."""
     shapes = Shapes(setup.image_tokens, setup.text_tokens, setup.batch)
-    workload = realise(find_model(setup.model), shapes, getattr(torch, setup.dtype), setup.seed, device)
+    workload = realise(find_model(setup.model), shapes, getattr(torch, setup.dtype), setup.seed, device, world)
     if workload.denoises:  # the scheduler is imported now, not in the first step
         next(workload.steps(1, lambda **inputs: inputs["hidden_states"]))
     return workload

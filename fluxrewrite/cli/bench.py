@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -13,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import CheckFailed, InputError
+from ..errors import CheckFailed, InputError, RankError
+from .ranked import leads, ranked, terminable
 from .shared import Dtype, progress, show, torch_dtype, writable, write
 
 if TYPE_CHECKING:
     from ..bench import Chosen, Runs, Setup
+    from ..crew import Crew
 
 __all__ = ["bench"]
 
@@ -67,36 +67,53 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of random weights and inputs.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: as many as it uses.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds that a variant may take. Default: no limit.")] = None,
+    tp: Annotated[int | None, typer.Option(help="Ranks that the model is divided among: as many as torchrun started.")] = None,
+    rank_timeout: Annotated[float, typer.Option(help="Under torchrun: seconds that a rank waits for another one.")] = 300.0,
     save: Annotated[Path | None, typer.Option(help="Keep all runs in this file, after each one, for calibrate --from.")] = None,
     format: Annotated[TableFormat, typer.Option(help="text or markdown for people, csv a row for each variant, json the content of "
                                                 "--save.")] = TableFormat.TEXT,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
 ) -> None:  # fmt: skip
-    """Time denoising loops of MODEL with and without kernels, cold and warm, each variant in a process of its own."""
-    for name, value, least in (("steps", steps, 1), ("runs", runs, 1), ("seed", seed, 0), ("threads", threads, 1)):
-        if value is not None and value < least:
-            raise InputError(f"--{name} {value}: {least} or more")
-    if timeout is not None and not timeout > 0:
-        raise InputError(f"--timeout {timeout:g}: more than 0 seconds")
-    writable(save)
-    writable(output)
-    with progress("loading torch"):
-        from ..bench import parse_variants
-        from ..bench.suite import check_setup
-        from ..torch_backend import default_inner
+    """Time denoising loops of MODEL with and without kernels, cold and warm, each variant in a process of its own.
 
-        inner = inner or default_inner()
-        runs_on = execution or (Execution.DEVICE if inner == "neuron" else Execution.REFERENCE)
-        setup = _setup(
-            model=model, image_tokens=image_tokens, text_tokens=text_tokens, batch=batch,
-            dtype=str(torch_dtype(dtype)).removeprefix("torch."), inner=inner,
-            provider=provider or ("reference" if runs_on is Execution.REFERENCE else "builtin"), execution=runs_on.value,
-            device=device, profile=profile, evidence=tuple(map(str, evidence or ())), seed=seed, threads=threads,
-            steps=steps, runs=runs,
-        )  # fmt: skip
-        chosen = parse_variants(variants)
+    torchrun --nproc-per-node 4 -m fluxrewrite bench MODEL divides the model among four ranks (gloo, CPU): a step takes as long as
+    on the slowest, and the first rank prints and saves.
+    """
+    with ranked(tp, rank_timeout) as crew:
+        for name, value, least in (("steps", steps, 1), ("runs", runs, 1), ("seed", seed, 0), ("threads", threads, 1)):
+            if value is not None and value < least:
+                raise InputError(f"--{name} {value}: {least} or more")
+        if timeout is not None and not timeout > 0:
+            raise InputError(f"--timeout {timeout:g}: more than 0 seconds")
+        if leads(crew):
+            writable(save)
+            writable(output)
+        with progress("checking", leads(crew)):
+            from ..bench import parse_variants
+            from ..torch_backend import default_inner
+
+            inner = inner or default_inner()
+            runs_on = execution or (Execution.DEVICE if inner == "neuron" else Execution.REFERENCE)
+            setup = _setup(
+                model=model, image_tokens=image_tokens, text_tokens=text_tokens, batch=batch,
+                dtype=str(torch_dtype(dtype)).removeprefix("torch."), inner=inner,
+                provider=provider or ("reference" if runs_on is Execution.REFERENCE else "builtin"), execution=runs_on.value,
+                device=device, profile=profile, evidence=tuple(map(str, evidence or ())), seed=seed, threads=threads,
+                steps=steps, runs=runs,
+            )  # fmt: skip
+            chosen = parse_variants(variants)
+            _check(setup, chosen, crew)
+        _run(setup, chosen, timeout, _Kept(save if leads(crew) else None), format, output, crew)
+
+
+def _check(setup: Setup, chosen: tuple[Chosen, ...], crew: Crew | None) -> None:
+    """Raise InputError, on every rank, for what no worker could run on one of them."""
+    from ..bench.suite import check_setup
+
+    if crew is None:
         check_setup(setup, chosen)
-    _run(setup, chosen, timeout, _Kept(save), format, output)
+    else:
+        crew.together("the check of what was asked for", lambda: check_setup(setup, chosen, crew.here.world))
 
 
 def _setup(**fields: Any) -> Setup:
@@ -139,38 +156,28 @@ def _run(
     kept: _Kept,
     format: TableFormat,
     output: Path | None,
+    crew: Crew | None,
 ) -> None:
     """All variants, then the table of what finished, then what went wrong."""
     from ..bench import bench as run_all
 
-    interrupted = False
+    stopped: KeyboardInterrupt | RankError | None = None
     try:
-        with _terminable(), _bars(setup) as tell:
-            kept(run_all(setup, chosen, kept, tell, timeout))
-    except KeyboardInterrupt:
-        interrupted = True
-    if kept.runs is not None:
+        with terminable(), _bars(setup, leads(crew)) as tell:
+            kept(run_all(setup, chosen, kept, tell, timeout, crew=crew))
+    except (KeyboardInterrupt, RankError) as error:
+        stopped = error
+    if kept.runs is not None and leads(crew):
         _out(kept.runs, format, output)
-    if interrupted:
-        raise typer.Abort
+    if isinstance(stopped, RankError):
+        raise stopped
+    if stopped is not None:
+        raise typer.Abort from stopped
     if kept.problem is not None:
         raise kept.problem
     failed = [v for v in (kept.runs.variants if kept.runs else ()) if v.error]
     if failed:
         raise CheckFailed(*(f"{v.name} failed: {v.error}" for v in failed))
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Have SIGTERM end the bench as Ctrl-C does, with the worker gone and the finished runs kept."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _out(runs: Runs, format: TableFormat, output: Path | None) -> None:
@@ -186,7 +193,7 @@ def _out(runs: Runs, format: TableFormat, output: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def _bars(setup: Setup) -> Iterator[Callable[[Chosen, Mapping[str, Any]], None]]:
+def _bars(setup: Setup, leads: bool = True) -> Iterator[Callable[[Chosen, Mapping[str, Any]], None]]:
     """A bar for each variant, on stderr, only where somebody looks. Yields what to call with each event of a worker."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -194,7 +201,7 @@ def _bars(setup: Setup) -> Iterator[Callable[[Chosen, Mapping[str, Any]], None]]
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     tasks: dict[str, Any] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (leads and console.is_terminal)) as bar:
 
         def tell(chosen: Chosen, event: Mapping[str, Any]) -> None:
             if chosen.name not in tasks:

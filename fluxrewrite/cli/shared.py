@@ -54,12 +54,12 @@ class Regime(StrEnum):
 
 
 @contextlib.contextmanager
-def progress(what: str) -> Iterator[None]:
+def progress(what: str, shown: bool = True) -> Iterator[None]:
     """A spinner with the time taken, on stderr, only where somebody looks; other libraries' logs are kept quiet."""
     logging.disable(logging.ERROR)  # torch and diffusers log at length what then comes as one line
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
         progress.add_task(what)
         try:
             yield

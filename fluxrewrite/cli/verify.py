@@ -18,10 +18,13 @@ from typer.core import TyperCommand
 
 from ..errors import InputError
 from .matrix import check_kernels
+from .ranked import leads, leave, ranked
 from .shared import Dtype, Format, PolicyName, progress, show, torch_dtype, writable, write
+from .watchdog import watched
 
 if TYPE_CHECKING:
-    from ..models import Shapes
+    from ..crew import Crew
+    from ..models import ModelSpec, Shapes
     from ..verify import Options, Progress, Verification
 
 __all__ = ["OptionalKernels", "verify"]
@@ -83,6 +86,8 @@ def verify(
                                                              "Default: nki where it is installed, beside ours.")] = None,
     provider: Annotated[str, typer.Option(help="Whose kernels, as for inspect.")] = "builtin",
     seed: Annotated[int, typer.Option(help="Of random weights and inputs.")] = 0,
+    tp: Annotated[int | None, typer.Option(help="Ranks that MODEL is divided among: as many as torchrun started.")] = None,
+    rank_timeout: Annotated[float, typer.Option(help="Under torchrun: seconds that a rank waits for another one.")] = 300.0,
     format: Annotated[Format, typer.Option(help="text for people, json for programs.")] = Format.TEXT,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
 ) -> None:  # fmt: skip
@@ -90,32 +95,40 @@ def verify(
 
     Weights and inputs are random but for a folder with weights. Without MODEL, --kernels checks the kernels by themselves,
     in a simulator and against float64.
-    """
-    if model is None and kernels is None:
-        raise InputError(
-            "nothing to verify; give a model (fluxrewrite verify flux2-klein-mini) "
-            "or --kernels (fluxrewrite verify --kernels --quick)"
-        )
-    if seed < 0:
-        raise InputError(f"--seed {seed}: a number from 0 on")
-    writable(output)
-    named = None if kernels == _ALL else kernels
-    if model is None:
-        _refuse(ctx, _OF_MODEL, "a model: fluxrewrite verify MODEL")
-        simulated = None if simulator is None else simulator.value
-        check_kernels(named, quick, filter, provider, simulated, seed, format, output)
-        return
-    _refuse(ctx, _OF_KERNELS, "the kernels by themselves: leave out MODEL")
-    from ..models import Shapes
-    from ..verify import Options, judge
 
-    shapes = Shapes(image_tokens, text_tokens, batch)
-    options = Options(
-        named, policy.value, provider, execution.value, device=device, inner=inner, steps=steps, tolerance=tolerance
-    )
-    found = _verified(model, shapes, dtype, options, seed)
-    _out(found, format, output)
-    judge(found)
+    torchrun --nproc-per-node 4 -m fluxrewrite verify MODEL divides the model among four ranks (gloo, CPU); each checks its own
+    shards, and the first one tells where a site is worst.
+    """
+    with ranked(tp, rank_timeout) as crew:
+        if model is None and kernels is None:
+            raise InputError(
+                "nothing to verify; give a model (fluxrewrite verify flux2-klein-mini) "
+                "or --kernels (fluxrewrite verify --kernels --quick)"
+            )
+        if seed < 0:
+            raise InputError(f"--seed {seed}: a number from 0 on")
+        if leads(crew):
+            writable(output)
+        named = None if kernels == _ALL else kernels
+        if model is None:
+            _refuse(ctx, _OF_MODEL, "a model: fluxrewrite verify MODEL")
+            if crew is not None:
+                raise InputError("the kernels by themselves are checked by one process; run it without torchrun")
+            simulated = None if simulator is None else simulator.value
+            check_kernels(named, quick, filter, provider, simulated, seed, format, output)
+            return
+        _refuse(ctx, _OF_KERNELS, "the kernels by themselves: leave out MODEL")
+        from ..models import Shapes
+        from ..verify import Options, judge
+
+        shapes = Shapes(image_tokens, text_tokens, batch)
+        options = Options(
+            named, policy.value, provider, execution.value, device=device, inner=inner, steps=steps, tolerance=tolerance
+        )
+        found = _verified(model, shapes, dtype, options, seed, crew)
+        if leads(crew):
+            _out(found, format, output)
+        judge(found)
 
 
 _OF_KERNELS = ("quick", "filter", "simulator")
@@ -130,6 +143,8 @@ _OF_MODEL = (
     "inner",
     "steps",
     "tolerance",
+    "tp",
+    "rank_timeout",
 )
 
 
@@ -141,24 +156,39 @@ def _refuse(ctx: typer.Context, names: Sequence[str], meant: str) -> None:
             raise InputError(f"--{name.replace('_', '-')} is for {meant}")
 
 
-def _verified(name: str, shapes: Shapes, dtype: Dtype, options: Options, seed: int) -> Verification:
+def _verified(name: str, shapes: Shapes, dtype: Dtype, options: Options, seed: int, crew: Crew | None) -> Verification:
     """What there is to say of a model. Kernels and models that print do not print into the result."""
     with progress("loading torch"):
         from ..models import find_model
         from ..verify import verify as run
         from ..workload import realise
 
-    options.backend()  # a wrong name is told before the weights are made
-    spec = find_model(name)
-    with contextlib.redirect_stdout(io.StringIO()):
-        with progress(f"making {name}"):
-            workload = realise(spec, shapes, torch_dtype(dtype), seed)
-        with _bars(options.steps) as bars:
-            return run(workload, options, shapes, seed, bars)
+    def refused() -> ModelSpec:
+        options.backend()  # a wrong name is told before the weights are made
+        return find_model(name)
+
+    spec = refused() if crew is None else crew.together("the check of what was asked for", refused)
+    with contextlib.redirect_stdout(io.StringIO()), _group(crew) as world:
+        with progress(f"making {name}", leads(crew)):
+            workload = realise(spec, shapes, torch_dtype(dtype), seed, world=world)
+        with _bars(options.steps, leads(crew)) as bars:
+            return run(workload, options, shapes, seed, bars, crew)
 
 
 @contextlib.contextmanager
-def _bars(steps: int) -> Iterator[Progress]:
+def _group(crew: Crew | None) -> Iterator[int]:
+    """The process group of the ranks; yields how many they are."""
+    if crew is None:
+        yield 1
+        return
+    from ..parallel import process_group
+
+    with watched(crew, leave), process_group(crew.here.rank, crew.here.world, crew.part("verify"), crew.wait_s) as here:
+        yield here.world
+
+
+@contextlib.contextmanager
+def _bars(steps: int, leads: bool = True) -> Iterator[Progress]:
     """Bars for sites and steps with the time left, on stderr, only where somebody looks; others' logs are kept quiet."""
     from ..verify import Progress
 
@@ -166,7 +196,7 @@ def _bars(steps: int) -> Iterator[Progress]:
     console = Console(stderr=True)
     counts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     columns = (*counts, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Bars(*columns, console=console, transient=True, disable=not (leads and console.is_terminal)) as bars:
         sites, loop = bars.add_task("sites", total=None), bars.add_task("steps", total=steps, start=False)
 
         def found(count: int) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, RankError, RewriteError
+from ..parallel import degree, of_transport
 from ..workload import Call, Workload
 from .compare import difference, moments
 from .records import Loop, StepResult
 
-__all__ = ["compared", "one_line", "origin", "run_loop"]
+__all__ = ["chain_of", "compared", "one_line", "origin", "run_loop"]
 
 Done = Callable[[StepResult], None]
 
@@ -29,6 +30,8 @@ def run_loop(workload: Workload, call: Call, steps: int, least: float, done: Don
 
     Raises:
         InputError: the model itself fails. A failure of `call` ends the loop, and its note says so.
+        RewriteError: `call` fails on one of several ranks, where the others are inside it and cannot go on; or torch's own error
+            that another rank has ended.
     """
     found: list[StepResult] = []
     with torch.no_grad():  # each of the two generators sets it and would put back what the other one had set
@@ -40,8 +43,11 @@ def run_loop(workload: Workload, call: Call, steps: int, least: float, done: Don
         except InputError:
             raise
         except Exception as error:
-            why = one_line(origin(error))
-            return Loop(steps=tuple(found), note=f"step {len(found) + 1} of the rewritten model fails: {why}")
+            _raise_if_lost(error)
+            note = f"step {len(found) + 1} of the rewritten model fails: {one_line(origin(error))}"
+            if degree(workload.model) > 1:
+                raise RewriteError(note) from error
+            return Loop(steps=tuple(found), note=note)
     return Loop(steps=tuple(found))
 
 
@@ -49,7 +55,15 @@ def _model_steps(workload: Workload, steps: int) -> Iterator[Tensor]:
     try:
         yield from workload.steps(steps)
     except Exception as error:
+        _raise_if_lost(error)
         raise InputError(f"{workload.name}: the model itself fails ({type(error).__name__}: {error})") from error
+
+
+def _raise_if_lost(error: Exception) -> None:
+    """Raise what says that another rank ended or does not answer, if that is behind an error."""
+    lost = next((e for e in chain_of(error) if isinstance(e, RankError) or of_transport(e)), None)
+    if lost is not None:
+        raise lost
 
 
 def compared(original: Iterable[Tensor], rewritten: Iterable[Tensor], least: float) -> Iterator[StepResult]:
@@ -69,11 +83,18 @@ def compared(original: Iterable[Tensor], rewritten: Iterable[Tensor], least: flo
         )
 
 
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """An error and those behind it, down to the one that was raised first: Dynamo wraps a backend's, and not as the cause."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = getattr(found, "inner_exception", None) or found.__cause__
+
+
 def origin(error: BaseException) -> BaseException:
-    """The error that was raised first: Dynamo wraps what a backend raises, and not as its cause."""
-    while (inner := getattr(error, "inner_exception", None) or error.__cause__) is not None:
-        error = inner
-    return error
+    """The error that was raised first."""
+    *_, first = chain_of(error)
+    return first
 
 
 def one_line(error: BaseException) -> str:

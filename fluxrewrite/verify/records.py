@@ -17,7 +17,7 @@ class Setting(Record):
     """What was verified, and how.
 
     `kernels`, `policy`, `provider`, `execution` and `inner` are as `fluxrewrite.backend` takes them; sizes are those of the
-    inputs, None for a model that has its own; `seed` is of weights, inputs and noise.
+    inputs, None for a model that has its own; `tp` is the number of ranks; `seed` is of weights, inputs and noise.
     """
 
     model: str
@@ -25,6 +25,7 @@ class Setting(Record):
     batch: int | None = None
     image_tokens: int | None = None
     text_tokens: int | None = None
+    tp: int = 1
     kernels: tuple[str, ...]
     policy: str
     provider: str
@@ -40,7 +41,8 @@ class SiteResult(Record):
 
     `node` is the first node of the graph that it replaces. `max_abs` is the greatest absolute error of all its results,
     `relative` the greatest error over the largest absolute value expected of that result, `norm` the greatest norm of the error
-    over the norm expected, `cosine` the least. All are None where there is none to tell, as `note` says then.
+    over the norm expected, `cosine` the least. All are None where there is none to tell, as `note` says then. `rank` is the one
+    where the site is worst, None for one process; shapes and figures are those of its local shards.
     """
 
     graph: int
@@ -59,11 +61,13 @@ class SiteResult(Record):
     norm_tolerance: float
     least_cosine: float
     note: str = ""
+    rank: int | None = None
 
     @property
     def name(self) -> str:
         """As "qkv:triple at transformer_blocks.0.attn (query_3)", the node that the first result replaces."""
-        return f"{self.kind}:{self.form} at {self.path or 'the model'} ({self.node})"
+        place = f"{self.kind}:{self.form} at {self.path or 'the model'} ({self.node})"
+        return place if self.rank is None else f"{place} on rank {self.rank}"
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -14,18 +14,22 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from .. import parallel
 from ..analysis import analyse
 from ..capture import fresh_entry, own_cache_entries
 from ..cost import Case
+from ..crew import Crew
 from ..errors import CheckFailed, FluxrewriteError, InputError
 from ..failures import Failures
 from ..join import owned
+from ..local import Local, localise
 from ..models import Shapes
 from ..plan import Plan, Policy
 from ..torch_backend import Backend, backend
 from ..workload import Workload
 from .compare import least_cosine
-from .loop import one_line, origin, run_loop
+from .loop import chain_of, one_line, origin, run_loop
+from .ranked import of_all_ranks
 from .records import Loop, Setting, SiteResult, StepResult, Verification
 from .sites import Checking, checks_of
 
@@ -97,20 +101,24 @@ def verify(
     shapes: Shapes | None = None,
     seed: int = 0,
     progress: Progress = Progress(),
+    crew: Crew | None = None,
 ) -> Verification:
     """Verify what fluxrewrite makes of a model, with its weights and inputs.
 
     First the original graph runs once, and each site's replacement on the operands that it has there. Then the denoising loop
-    runs with the model and with the compiled rewritten one.
+    runs with the model and with the compiled rewritten one. Several ranks do this together, each with its part of the model.
 
     Args:
         workload: the model and its inputs, as `fluxrewrite.workload.realise` makes them.
         options: what to verify.
         shapes, seed: that the workload was made with, for the record.
         progress: told how far the work is.
+        crew: the ranks that the model is divided among; None: this process alone. What is found is the same on all of them.
 
     Raises:
         InputError: unknown names in `options`, a model that fails by itself, or one in which nothing is rewritten.
+        RankError: another rank ended or does not answer; or torch's own error that says so.
+        RewriteError: on several ranks, the rewritten model fails, or they plan differently.
     """
     start = time.perf_counter()
     rewriter = options.backend()
@@ -122,6 +130,8 @@ def verify(
             f"{options.provider!r}; fluxrewrite inspect {workload.name} says why"
         )
     loop = _loop(workload, rewriter, options, progress, sites)
+    if crew is not None:
+        sites, loop = of_all_ranks(crew, sites, loop)
     return Verification(
         setting=_setting(workload, rewriter, options, shapes, seed),
         sites=tuple(sites),
@@ -142,11 +152,12 @@ def _sites(workload: Workload, rewriter: Backend, options: Options, progress: Pr
 
     def checking(gm: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         nonlocal graphs
-        checks = checks_of(gm, _plan(gm, inputs, rewriter))
+        local = localise(gm)
+        checks = checks_of(local.gm, _agreed(gm, local, inputs, rewriter))
         progress.found(len(checks))
-        runs = [Checking(gm, checks, graphs, options.tolerance, done)]
+        runs = [Checking(local.gm, checks, graphs, options.tolerance, done)]
         graphs += 1
-        return lambda *values: runs.pop().run(*values) if runs else gm.forward(*values)
+        return local.taking_dtensors(lambda *values: runs.pop().run(*values) if runs else local.gm.forward(*values))
 
     try:
         with own_cache_entries():
@@ -158,6 +169,21 @@ def _sites(workload: Workload, rewriter: Backend, options: Options, progress: Pr
     return found
 
 
+def _agreed(gm: GraphModule, local: Local, inputs: list[Any], rewriter: Backend) -> Plan:
+    """The plan for the graph of one rank, the same on all: otherwise some would wait for what others never compute."""
+    found: Plan | Exception
+    try:
+        found = _plan(local.gm, local.inputs(inputs), rewriter)
+        told = [f"{d.finding.kind} at {d.finding.path}: {d.choice}" for d in found.decisions]
+    except Exception as error:
+        found = error
+        told = [f"no plan ({one_line(error)})"]
+    parallel.agree(told, parallel.peers(gm))
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 def _plan(gm: GraphModule, inputs: list[Any], rewriter: Backend) -> Plan:
     """What the backend plans for this graph."""
     target = rewriter.target
@@ -166,12 +192,11 @@ def _plan(gm: GraphModule, inputs: list[Any], rewriter: Backend) -> Plan:
     return analysed.plan
 
 
-def _told(workload: Workload, error: Exception) -> FluxrewriteError:
-    """What stopped the first step: an error that fluxrewrite raised on purpose, or the model's own."""
-    found = origin(error)
-    if isinstance(found, FluxrewriteError):
-        return found
-    return InputError(f"{workload.name}: the first step fails: {one_line(found)}")
+def _told(workload: Workload, error: Exception) -> BaseException:
+    """What stopped the first step: an error that fluxrewrite raised on purpose, the end of another rank, or the model's own."""
+    known = (e for e in chain_of(error) if isinstance(e, FluxrewriteError) or parallel.of_transport(e))
+    found = next(known, None)
+    return found or InputError(f"{workload.name}: the first step fails: {one_line(origin(error))}")
 
 
 def _loop(
@@ -208,6 +233,7 @@ def _setting(workload: Workload, rewriter: Backend, options: Options, shapes: Sh
         inner=rewriter.inner_name,
         steps=options.steps,
         seed=seed,
+        tp=parallel.degree(workload.model),
         versions={
             "fluxrewrite": version("fluxrewrite"),
             "torch": torch.__version__,

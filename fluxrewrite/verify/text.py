@@ -21,7 +21,8 @@ def rendered(found: Verification) -> Group:
 
 def _parts(found: Verification) -> Iterable[RenderableType]:
     yield from _head(found)
-    yield Text("\nSites: original operations against what replaces them, first step", style="bold")
+    worst = ", worst rank" if found.setting.tp > 1 else ""
+    yield Text(f"\nSites: original operations against what replaces them, first step{worst}", style="bold")
     yield _sites(found.sites)
     yield from _limits(found.sites)
     for site in (s for s in found.sites if not s.passed):
@@ -43,7 +44,8 @@ def _parts(found: Verification) -> Iterable[RenderableType]:
 def _head(found: Verification) -> Iterable[RenderableType]:
     s = found.setting
     sizes = f", batch {s.batch}, {s.image_tokens} image + {s.text_tokens} text tokens" if s.batch else ""
-    yield Text.assemble((s.model, "bold"), f": {s.dtype}{sizes}")
+    ranks = f", tp {s.tp}" if s.tp > 1 else ""
+    yield Text.assemble((s.model, "bold"), f": {s.dtype}{sizes}{ranks}")
     yield Text(f"kernels {','.join(s.kernels)}")
     yield Text(f"policy {s.policy}; provider {s.provider}, execution {s.execution}; loop by {s.inner}; seed {s.seed}")
 

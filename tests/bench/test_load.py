@@ -18,13 +18,14 @@ def others(tmp_path, monkeypatch):
     monkeypatch.setattr(load.os, "cpu_count", lambda: 2)
     stat = tmp_path / "stat"
 
-    def run(fields, own, wall):
+    def run(fields, own, wall, ours=0.0):
         stat.write_text("cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 1 1\n")
         clock.update(wall=0.0, own=0.0)
         begun = Load(stat)
         stat.write_text(f"cpu  {fields} 0 0\ncpu0 1 1\n")
         clock.update(wall=wall, own=own)
-        return begun.others()
+        assert begun.own_s() == own
+        return begun.others(ours)
 
     return run
 
@@ -45,6 +46,10 @@ TICKS = os.sysconf("SC_CLK_TCK")
 )
 def test_share_of_two_processors_in_ten_seconds(others, fields, own, share):
     assert others(fields, own, 10.0) == pytest.approx(share)
+
+
+def test_processes_that_are_no_others(others):
+    assert others(f"{15 * TICKS} 0 0 0 0 0 0 0", 5.0, 10.0, ours=6.0) == pytest.approx(0.2)
 
 
 def test_too_short_to_tell(others):

@@ -7,7 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
-from fluxrewrite.bench import Runs
+from fluxrewrite.bench import Runs, evidence_of
 from fluxrewrite.bench.table import COLUMNS, as_csv, as_markdown, notes
 from fluxrewrite.bench.text import rendered
 
@@ -49,6 +49,17 @@ def test_csv_has_a_row_for_each_variant(mixed):
     assert failed["error"] == "RuntimeError: a | b"
     assert [r["others"] for r in rows] == ["0.0%"] * 3 + ["40.0%", "0.0%", ""]
     assert {k for k, v in failed.items() if v} == {"variant", "error"}
+
+
+def test_memory_of_all_ranks_stands_beside_that_of_the_largest(made, row, content):
+    case = {**content()["case"], "tp": 4}
+    runs = made(row("vanilla", 1.0, {}, peak_rss_sum_mb=3500.0), case=case)
+    assert ", tp 4, " in text(runs)
+    assert "1000          3500" in text(runs)
+    assert "| all ranks MB |" in as_markdown(runs)
+    assert next(csv.DictReader(io.StringIO(as_csv(runs))))["sum_mb"] == "3500"
+    assert "all ranks MB" not in text(made(row("vanilla", 1.0, {})))
+    assert evidence_of(runs, "runs.json").tables[0].case.tp == 4
 
 
 def test_markdown_is_one_table(mixed):

@@ -116,6 +116,17 @@ def compare(here: parallel.Ranks, model: str, sets: list[str | None], inner: str
     return found
 
 
+def placed(here: parallel.Ranks, config: str) -> Any:
+    """The latents of a model in parts, of which no rank ever held the whole, and those of one process."""
+    from fluxrewrite.models import Shapes, find_model
+    from fluxrewrite.workload import realise
+
+    given = (find_model(config), Shapes(image_tokens=12, text_tokens=6), torch.float32)
+    whole, parts = realise(*given), realise(*given, world=here.world)
+    (expected,), (found,) = whole.steps(1), parts.steps(1)
+    return {"off": (found - expected).abs().max().item(), "scale": expected.abs().max().item()}
+
+
 def differ(here: parallel.Ranks, options: list[dict[str, Any]], strict: bool) -> Any:
     """Each rank compiles with options of its own."""
     net, inputs = flux2()

@@ -1,0 +1,82 @@
+"""The end of a rank whose main thread waits inside torch.
+
+In a collective that another rank will never join, Python hears neither a signal nor that the other has failed until the wait
+is over. A thread does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from ..errors import RankError
+
+if TYPE_CHECKING:
+    from ..crew import Crew
+
+__all__ = ["watched"]
+
+Leave = Callable[["Crew", bool], None]
+
+GRACE_S = 5.0
+"""How long the main thread has to hear it itself."""
+_LOOK_S = 0.25
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def watched(crew: Crew, leave: Leave) -> Iterator[None]:
+    """Call `leave` from a thread when this rank is told to end, or another one has failed, and the block goes on all the same.
+
+    Args:
+        crew: the ranks; the thread has a connection of its own, for a wait occupies that of the main thread.
+        leave: ends the process. It is given the thread's crew, and whether there was a signal.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are not for it
+        yield
+        return
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    done, leaving = threading.Event(), threading.Lock()
+    thread = threading.Thread(target=_watch, args=(crew.twin(), ours, done, leaving, leave), daemon=True)
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        with leaving:  # who leaves does not come back
+            signal.set_wakeup_fd(before)
+        thread.join()
+        ours.close()
+        theirs.close()
+
+
+def _watch(crew: Crew, signals: socket.socket, done: threading.Event, leaving: threading.Lock, leave: Leave) -> None:
+    told = False
+    while not done.is_set():
+        heard, _, _ = select.select([signals], [], [], _LOOK_S)
+        told = bool(heard) and any(number in _SIGNALS for number in signals.recv(64))
+        if told or _failed(crew):
+            break
+    if done.wait(GRACE_S):
+        return
+    with leaving:
+        if not done.is_set():
+            leave(crew, told)
+
+
+def _failed(crew: Crew) -> bool:
+    """Whether a rank has told of its failure, or nobody can tell any more."""
+    from ..crew import END
+
+    try:
+        return any(json.loads(text)["code"] for text in crew.heard(END).values())
+    except RankError:
+        return True
