@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "BlockInfo", "Boundary", "BreakInfo", "CallInfo", "ChoiceInfo",
-    "CollectiveInfo", "CompileInfo", "Effect", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "PartInfo",
-    "ProcessInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo", "Timing",
-    "UserInfo", "Verdict", "schema_text",
+    "CollectiveInfo", "CompileInfo", "Effect", "EngineInfo", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "PartInfo",
+    "ProcessInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo", "TimelineInfo",
+    "Timing", "UserInfo", "Verdict", "schema_text",
 ]  # fmt: skip
 
 SCHEMA = "fluxrewrite.report/1"
@@ -255,6 +255,37 @@ class CallInfo(_Record):
     users: tuple[UserInfo, ...]
 
 
+class EngineInfo(_Record):
+    """One engine in one kernel call, mean of the cores: `busy` is the share of the call's time, `slices` the percent of each of
+    its equal parts, in order."""
+
+    engine: str
+    instructions: int
+    busy: float
+    slices: tuple[int, ...]
+
+
+class TimelineInfo(_Record):
+    """What the engines do in one distinct kernel call, which `sites` make; modelled by an emulator, no hardware.
+
+    `latency_us` is the modelled time of a call and `roofline_us` what the device's peaks allow. Where the call could not be
+    modelled, `problem` says why, and there are no figures.
+    """
+
+    kernel: str
+    form: str
+    provider: str
+    sites: tuple[str, ...]
+    device: str
+    cores: int
+    shapes: dict[str, int | str]
+    latency_us: float | None = None
+    roofline_us: float | None = None
+    bound: str = ""
+    engines: tuple[EngineInfo, ...] = ()
+    problem: str = ""
+
+
 class Segments(_Record):
     """Executables before and after the rewrite."""
 
@@ -339,6 +370,7 @@ class Report(_Record):
     artifacts: ArtifactsInfo | None = None
     blocks: tuple[BlockInfo, ...] = ()
     calls: tuple[CallInfo, ...] = ()
+    timelines: tuple[TimelineInfo, ...] = ()
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True)
 

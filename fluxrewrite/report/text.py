@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -16,8 +17,13 @@ from .advice import call_text
 from .model import Report, SiteInfo
 from .text_artifacts import artifacts
 from .text_boundaries import boundary_table
+from .text_measured import measured
 from .text_predicted import choices, grid, prediction, verdict_list
+from .text_timelines import timelines
 from .words import folded, sizes_text
+
+if TYPE_CHECKING:
+    from ..bench import Runs
 
 __all__ = ["render", "rendered"]
 
@@ -27,17 +33,20 @@ def render(report: Report, console: Console) -> None:
     console.print(rendered(report))
 
 
-def rendered(report: Report) -> Group:
-    """The report as something that rich prints."""
-    return Group(*_parts(report))
+def rendered(report: Report, runs: Runs | None = None) -> Group:
+    """The report, and the runs of a bench where there are some, as something that rich prints."""
+    return Group(*_parts(report, runs))
 
 
-def _parts(report: Report) -> Iterable[RenderableType]:
+def _parts(report: Report, runs: Runs | None) -> Iterable[RenderableType]:
     yield from _head(report)
     yield from artifacts(report)
     yield from prediction(report)
     yield from verdict_list(report.verdicts)
+    if runs is not None:
+        yield from measured(report, runs)
     yield from boundary_table(report)
+    yield from timelines(report)
     yield from choices(report)
     yield Text("\nWhat was found", style="bold")
     yield _kinds(report)
