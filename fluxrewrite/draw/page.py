@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from ..bench import Runs
 from ..errors import InputError
-from ..report.advice import better, call_text
+from ..report.advice import better, call_text, command
 from ..report.model import BlockInfo, Boundary, CollectiveInfo, PartInfo, Report, SiteInfo
 from ..report.text_boundaries import absorption_lines, rows_of
 from ..report.text_predicted import figures, times_of
@@ -37,13 +37,14 @@ def page(report: Report, runs: Runs | None = None) -> str:
 
     With the runs of a bench, their table and the seconds of each step stand there too.
     """
-    environment = _environment()
+    environment, advice = _environment(), better(report)
     script = (files(__package__) / "templates" / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
         report=report,
         answer=_answer(report),
         figures=figures(report),
-        better=better(report),
+        better=advice,
+        next=command(report, advice[0]) if advice else "",
         call=call_text(report) if any(s.choice == "kernel" for s in report.sites) else "",
         map=_map(report),
         bench=None if runs is None else bench_of(report, runs),

@@ -18,10 +18,11 @@ from .svg import element
 
 __all__ = ["Bench", "Chart", "bench_of"]
 
-_WIDTH, _HEIGHT = 440, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 12, 30  # around the curves: figures of the axes
+_WIDTH, _HEIGHT = 380, 210
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 6, 10, 24  # around the curves: figures of the axes
 COLOURS = 8
 """Kinds of line that the style sheet tells apart by colour and by dashes; further variants begin anew."""
+_LETTERS = 14  # pixels between two figures of an axis, at least
 _STEEP = 4.0  # from this quotient of the greatest and the least time on, the axis counts powers of ten
 
 
@@ -117,9 +118,8 @@ def _chart(curves: Sequence[Curve]) -> str:
         body.append(element("path", {"class_": "grid", "d": f"M{_LEFT} {y:g}H{right}"}))
         body.append(element("text", {"x": _LEFT - 6, "y": y + 3.5, "text_anchor": "end"}, _seconds(mark)))
     for step in _some(count):
-        body.append(element("text", {"x": x(step), "y": _HEIGHT - 14, "text_anchor": "middle"}, str(step + 1)))
-    body.append(element("text", {"x": right, "y": _HEIGHT - 2, "text_anchor": "end"}, "step"))
-    body.append(element("text", {"x": 0, "y": 8}, "s"))
+        body.append(element("text", {"x": x(step), "y": _HEIGHT - 6, "text_anchor": "middle"}, str(step + 1)))
+    body.append(element("text", {"x": _LEFT - 6, "y": _HEIGHT - 6, "text_anchor": "end"}, "step"))
     for curve in curves:
         body += _curve(curve, x, at)
     return element("svg", {**size, "aria_hidden": "true", "focusable": "false"}, *body)
@@ -156,7 +156,11 @@ def _axis(low: float, high: float) -> tuple[list[float], Callable[[float], float
         marks, scale = _round_marks(low, high), float
     bottom, top = scale(min(marks[0], low)), scale(max(marks[-1], high))
     span = _HEIGHT - _TOP - _BOTTOM
-    return marks, lambda s: round(_TOP + span * (1 - (scale(s) - bottom) / ((top - bottom) or 1)), 1)
+
+    def at(seconds: float) -> float:
+        return round(_TOP + span * (1 - (scale(seconds) - bottom) / ((top - bottom) or 1)), 1)
+
+    return [m for m in marks if m == marks[-1] or at(m) - at(marks[-1]) >= _LETTERS], at
 
 
 def _round_marks(low: float, high: float) -> list[float]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..site import Code
 from .advice import better as better_plan
-from .advice import call_text
+from .advice import call_text, command
 from .model import Report, SiteInfo
 from .text_artifacts import artifacts
 from .text_boundaries import boundary_table
@@ -50,6 +50,8 @@ def _parts(report: Report, runs: Runs | None) -> Iterable[RenderableType]:
     yield from choices(report)
     yield Text("\nWhat was found", style="bold")
     yield _kinds(report)
+    if any(s.covered for s in report.summary.kinds.values()):
+        yield Text("covered: part of a larger site that a kernel takes", style="dim")
     rewritten = [s for s in report.sites if s.choice == "kernel"]
     if rewritten:
         yield Text("\nSites taken by kernels", style="bold")
@@ -135,7 +137,9 @@ def _entries(rows: Mapping[tuple[str, str, str], int]) -> Iterable[RenderableTyp
 def _next(report: Report, rewritten: Sequence[SiteInfo], kept: Sequence[SiteInfo]) -> Iterable[RenderableType]:
     better = better_plan(report)
     if better:
-        yield Text.assemble("Next: add ", (better[0], "bold"), f": {better[1]}")
+        whole = command(report, better[0])
+        words = ("Next: ", (whole, "bold"), "\n  ") if whole else ("Next: add ", (better[0], "bold"), ": ")
+        yield Text.assemble(*words, better[1])
     if rewritten:
         yield Text.assemble("Or take this plan: " if better else "Next: ", (call_text(report), "bold"))
     elif kept and not better:

@@ -57,7 +57,7 @@ def test_a_click_on_a_kernel_shows_its_tensors_with_the_bytes_of_the_json(look, 
         rows = {
             t.find_element("css selector", "caption").text: [
                 (
-                    r.find_element("css selector", "td:nth-last-child(3)").text.split()[0],
+                    r.find_element("tag name", "th").text.split()[0],
                     int(r.find_element("tag name", "data").get_attribute("value")),
                 )
                 for r in t.find_elements("css selector", "tbody tr")
