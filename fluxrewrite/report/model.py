@@ -378,6 +378,15 @@ class Report(_Record):
         """The report as JSON text, two spaces of indent, the same bytes for the same input but for `timing`."""
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
+    def __repr__(self) -> str:
+        """One line: the records are for `to_json`."""
+        taken = sum(s.choice != "keep" for s in self.sites)
+        return (
+            f"<Report on {self.model.name}: policy {self.summary.policy}, {taken} of {len(self.sites)} sites rewritten>"
+        )
+
+    __str__ = __repr__
+
     def _repr_html_(self) -> str:
         """The page of `--format html` in a frame, as Jupyter shows it."""
         from ..draw.page import frame
