@@ -14,6 +14,7 @@ from .custom_call import custom_call_of
 from .errors import InputError, mark
 from .kernel import Kernel, Limit, load_kernels, load_plugins
 from .profiled import Asked, Profiled
+from .suite import Suite
 
 __all__ = [
     "EXECUTIONS",
@@ -24,6 +25,7 @@ __all__ = [
     "load_provider",
     "profile",
     "provided",
+    "suite_of",
 ]
 
 EXECUTIONS = ("reference", "emulate", "device", "custom_call")
@@ -60,6 +62,7 @@ class Provider:
         check: `check(execution)` raises InputError when its kernels cannot run that way here.
         profile: `profile(name, asked)` models what one call costs on a device, without that device; `name` is the provider with
             its version. It raises InputError for what it does not know and what the device would refuse. None: it has no model.
+        suite: answers the cases that its kernels are checked by. None: there are none.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Provider:
     implementations: Callable[[str], Mapping[str, Implementation]]
     check: Callable[[str], None]
     profile: Callable[[str, Asked], Profiled] | None = None
+    suite: Callable[[], Suite] | None = None
 
 
 def load_provider(text: str) -> tuple[Provider, str]:
@@ -135,6 +139,16 @@ def profile(provider: str, asked: Asked) -> Profiled:
     if model is None:
         raise InputError(f"provider {provider!r} has no model of what its kernels cost")
     return model(provider, asked)
+
+
+def suite_of(provider: str) -> Suite:
+    """The cases that the kernels of `provider` are checked by. Raises InputError for an unknown provider, and one without any."""
+    if provider == "reference":
+        raise InputError("provider 'reference' has no kernels to verify; choose builtin")
+    suite = load_provider(provider)[0].suite
+    if suite is None:
+        raise InputError(f"provider {provider!r} has no cases to check its kernels by")
+    return suite()
 
 
 def launch(kernel: str, provider: str, execution: Any, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The hook `profile` of this project's providers: from what the core asks of a call to the sizes that the emulator is given."""
+"""The hooks of this project's providers: what a call costs under the emulator, and the cases that kernels are checked by."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from fluxrewrite.errors import InputError
 from fluxrewrite.profiled import Asked, Profiled
+from fluxrewrite.suite import Suite
 
 from . import samples
 from .modelled import model_call
 
-__all__ = ["profile", "sizes_of"]
+__all__ = ["profile", "sizes_of", "suite"]
 
 
 def profile(provider: str, asked: Asked) -> Profiled:
@@ -20,6 +21,13 @@ def profile(provider: str, asked: Asked) -> Profiled:
     return model_call(
         asked.kernel, sizes, asked.dtype, provider=provider, device=asked.device, cores=asked.cores, trace=True
     )
+
+
+def suite() -> Suite:
+    """The correctness matrix, `kernels.matrix`."""
+    from . import matrix  # references and simulators are for those who check
+
+    return matrix
 
 
 def sizes_of(asked: Asked) -> dict[str, int]:
