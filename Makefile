@@ -1,5 +1,5 @@
 # make inspect   the main job on FLUX.2-klein-4B's real graph
-# make test      the default tests          make test-slow   the rest (wheel, Inductor matrix, full-size graphs)
+# make test      the default tests          make test-slow   the rest but test-browser (wheel, Inductor matrix, full-size graphs)
 # make lint      ruff and mypy              make bench       matching against its peers
 # make xla       torch-xla in .venv-xla     make test-xla    what XLA makes of models (7.2 GB, some minutes)
 #                                           make test-torch29   the core's tests with the torch 2.9 that is there
@@ -31,7 +31,7 @@ test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n $(WORKERS) --dist loadfile --ignore tests/browser
 
 $(VENV_XLA)/.installed: pyproject.toml constraints-xla.txt
 	$(PYTHON) -m venv $(VENV_XLA)
@@ -60,15 +60,20 @@ schema: $(VENV)/.installed
 map: $(VENV)/.installed
 	$(BIN)/fluxrewrite inspect flux2-klein-4b --format svg -o docs/boundary-map.svg
 
-# Chromium, its driver and npm are Debian's: installed where they are missing, which needs root.
+# Chromium, its driver and npm are Debian's: installed where they are missing, which needs root; lists of packages may be missing too.
+DEBIAN = sh -c 'apt-get install -qq -y --no-install-recommends "$$@" || { apt-get update -qq && apt-get install -qq -y --no-install-recommends "$$@"; }' --
+
 tests/browser/node_modules/axe-core/axe.min.js: tests/browser/package-lock.json
-	command -v npm > /dev/null || apt-get install -y --no-install-recommends npm
+	command -v npm > /dev/null || $(DEBIAN) npm
 	npm ci --prefix tests/browser --no-audit --no-fund
 	touch $@
 
-test-browser: $(VENV)/.installed tests/browser/node_modules/axe-core/axe.min.js
-	command -v chromium chromedriver > /dev/null || apt-get install -y --no-install-recommends chromium chromium-driver
+$(VENV)/.browser: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,viz]'
+	touch $@
+
+test-browser: $(VENV)/.browser tests/browser/node_modules/axe-core/axe.min.js
+	command -v chromium > /dev/null && command -v chromedriver > /dev/null || $(DEBIAN) chromium chromium-driver
 	$(BIN)/pytest tests/browser
 
 bench: $(VENV)/.installed

@@ -13,8 +13,20 @@ from typing import Any
 from .custom_call import custom_call_of
 from .errors import InputError, mark
 from .kernel import Kernel, Limit, load_kernels, load_plugins
+from .profiled import Asked, Profiled
+from .suite import Suite
 
-__all__ = ["EXECUTIONS", "Implementation", "Provider", "implementations", "launch", "load_provider", "provided"]
+__all__ = [
+    "EXECUTIONS",
+    "Implementation",
+    "Provider",
+    "implementations",
+    "launch",
+    "load_provider",
+    "profile",
+    "provided",
+    "suite_of",
+]
 
 EXECUTIONS = ("reference", "emulate", "device", "custom_call")
 """What a call of an op runs: its reference body, the provider's kernel in an emulator, that kernel on a device, or nothing:
@@ -48,12 +60,17 @@ class Provider:
         versions: known versions, oldest first; empty when it has none of its own.
         implementations: kernels by name of the op, for one of `versions` ("" when there are none).
         check: `check(execution)` raises InputError when its kernels cannot run that way here.
+        profile: `profile(name, asked)` models what one call costs on a device, without that device; `name` is the provider with
+            its version. It raises InputError for what it does not know and what the device would refuse. None: it has no model.
+        suite: answers the cases that its kernels are checked by. None: there are none.
     """
 
     name: str
     versions: tuple[str, ...]
     implementations: Callable[[str], Mapping[str, Implementation]]
     check: Callable[[str], None]
+    profile: Callable[[str, Asked], Profiled] | None = None
+    suite: Callable[[], Suite] | None = None
 
 
 def load_provider(text: str) -> tuple[Provider, str]:
@@ -105,6 +122,33 @@ def provided(kernels: Iterable[Kernel], provider: str, execution: str) -> dict[s
         for k in kernels
         if k.name in found
     }
+
+
+def profile(provider: str, asked: Asked) -> Profiled:
+    """What one call of a kernel of `provider` costs by the provider's own model; no hardware runs.
+
+    Raises InputError for an unknown provider or kernel, one that has no model, and what the provider refuses.
+    """
+    if provider == "reference":
+        raise InputError("provider 'reference' has no NKI kernels; choose builtin")
+    found = implementations(provider)
+    if asked.kernel not in found:
+        load_kernels((asked.kernel,))
+        raise InputError(f"provider {provider!r} has no kernel {asked.kernel!r}; it has {', '.join(sorted(found))}")
+    model = load_provider(provider)[0].profile
+    if model is None:
+        raise InputError(f"provider {provider!r} has no model of what its kernels cost")
+    return model(provider, asked)
+
+
+def suite_of(provider: str) -> Suite:
+    """The cases that the kernels of `provider` are checked by. Raises InputError for an unknown provider, and one without any."""
+    if provider == "reference":
+        raise InputError("provider 'reference' has no kernels to verify; choose builtin")
+    suite = load_provider(provider)[0].suite
+    if suite is None:
+        raise InputError(f"provider {provider!r} has no cases to check its kernels by")
+    return suite()
 
 
 def launch(kernel: str, provider: str, execution: Any, *arguments: Any) -> Any:

@@ -239,11 +239,16 @@ class Backend:
             self.warn_once("replacement", what)
 
     def _trace(self, report: Report, rewritten: GraphModule) -> None:
-        """For tlparse: the report, and the graph that the inner backend gets."""
+        """For tlparse: the report as JSON and as the page, and the graph that the inner backend gets."""
         trace_structured(
             "artifact",
             metadata_fn=lambda: {"name": "fluxrewrite_report", "encoding": "json"},
             payload_fn=report.to_json,
+        )
+        trace_structured(
+            "artifact",
+            metadata_fn=lambda: {"name": "fluxrewrite_page", "encoding": "string"},
+            payload_fn=lambda: _page(report),
         )
         trace_structured(
             "artifact",
@@ -270,6 +275,12 @@ class Backend:
             self._sink(report)
         elif self._sink is not None:
             Path(self._sink).write_text(merge(self.reports).to_json())
+
+
+def _page(report: Report) -> str:
+    from .draw.page import page  # jinja2 is for those who look at a trace
+
+    return page(report)
 
 
 def _model_info(local: Local) -> ModelInfo:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fluxrewrite.kernel import Limit
 from fluxrewrite.provider import Implementation, Provider
 
+from .asked import profile, suite
 from .qkv import pieces_of
 from .toolchain import Toolchain, check, toolchain
 
@@ -182,4 +183,4 @@ def _implementations(_: str) -> Mapping[str, Implementation]:
     }
 
 
-PROVIDER = Provider("builtin", (), _implementations, check)
+PROVIDER = Provider("builtin", (), _implementations, check, profile, suite)

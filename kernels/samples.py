@@ -24,7 +24,6 @@ __all__ = [
     "facts",
     "flops",
     "options",
-    "parse_sizes",
     "sample",
     "traffic",
 ]
@@ -205,25 +204,11 @@ def sample(name: str) -> Sample:
     return SAMPLES[name]
 
 
-def parse_sizes(name: str, text: str | None) -> dict[str, int]:
-    """All sizes of a call of the op `name`, those in `text` ("heads=6,sequence=4608") instead of the defaults.
-
-    Raises InputError for unknown names, what is no number, and sizes that do not fit each other.
-    """
-    known = sample(name).defaults
-    given: dict[str, int] = {}
-    for part in (text or "").split(",") if text else ():
-        key, _, value = (s.strip() for s in part.partition("="))
-        if key not in known:
-            raise InputError(f"--shape {part.strip()!r}: {name} has no size {key!r}; known: {', '.join(known)}")
-        if not value.removeprefix("-").isdecimal():
-            raise InputError(f"--shape {part.strip()!r}: {key} takes a whole number, as in {key}={known[key] or 128}")
-        given[key] = int(value)
-    return complete(name, given)
-
-
 def complete(name: str, given: Sizes) -> dict[str, int]:
-    """`given` with the defaults and with what follows from other sizes. Raises InputError as `parse_sizes` does."""
+    """All sizes of a call of the op `name`: `given`, the defaults of the others, and what follows from other sizes.
+
+    Raises InputError for unknown names and sizes that do not fit each other.
+    """
     found = sample(name)
     unknown = [key for key in given if key not in found.defaults]
     if unknown:

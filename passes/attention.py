@@ -212,6 +212,7 @@ class Attention(Pass):
                 "turned": turned,
                 "transposed": found.transposed,
                 "rank": len(q),
+                "causal": call.is_causal,
             },
         )
 

@@ -141,7 +141,12 @@ class NormRopeAttention(Pass):
             shapes={**site.shapes, "streams": len(q)},
             dtype=site.dtype,
             facts={**ropes[0].facts, **site.facts, "eps": min(s.eps for s in q)},
-            extra={"eps": [s.eps for s in q], "rope": ropes[0], "scale": site.extra["call"].scale},
+            extra={
+                "eps": [s.eps for s in q],
+                "rope": ropes[0],
+                "scale": site.extra["call"].scale,
+                "interleaved": ropes[0].form != "rotate_half",
+            },
         )
 
     def _interior(
@@ -161,5 +166,5 @@ class NormRopeAttention(Pass):
         rope: Site = site.extra["rope"]
         lists = [site.operands[name] for name in ("q", "k", "v", "gamma_q", "gamma_k")]
         tables = emit_tables(rope, builder)
-        interleaved = rope.form != "rotate_half"
-        return [builder.call(op, *lists, site.extra["eps"], *tables, interleaved, site.extra["scale"])]
+        interleaved, scale = site.extra["interleaved"], site.extra["scale"]
+        return [builder.call(op, *lists, site.extra["eps"], *tables, interleaved, scale)]

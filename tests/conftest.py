@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from fluxrewrite.kernels.asked import profile, suite
 from fluxrewrite.kernels.nkilib import checkout
 from torch.fx import GraphModule, Node
 
@@ -301,7 +302,7 @@ def provide(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         entry = EntryPoint("mine", f"{module.__name__}:PROVIDER", f"fluxrewrite.{group}")
         built = {k: v if isinstance(v, Implementation) else Implementation(v, (), "m:f") for k, v in kernels.items()}
         found = (lambda version: kernels[version]) if versions else (lambda _: built)
-        module.PROVIDER = Provider("mine", versions, found, lambda _: None)
+        module.PROVIDER = Provider("mine", versions, found, lambda _: None, profile, suite)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setattr(
             kernel,

@@ -1,6 +1,10 @@
 """Providers: names, versions and executions, what is offered, and what is called."""
 
 import importlib.util
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +13,8 @@ from fluxrewrite import provider
 from fluxrewrite.errors import InputError
 from fluxrewrite.kernel import Kernel, Limit, load_kernels
 from fluxrewrite.plan import Selection
-from fluxrewrite.provider import Implementation, Provider, launch, load_provider, provided
+from fluxrewrite.profiled import Asked
+from fluxrewrite.provider import Implementation, Provider, launch, load_provider, profile, provided, suite_of
 
 KERNELS = tuple(load_kernels().values())
 
@@ -117,3 +122,24 @@ def test_the_ops_call_their_provider(third):
     ((version, execution, *arguments),) = third[0]
     assert (version, execution) == ("2", "emulate")
     assert arguments[3:] == [True, 1, None]
+
+
+def test_the_core_imports_no_pass_and_no_kernel_by_name():
+    root = Path(provider.__file__).parent
+    files = [p for p in root.rglob("*.py") if not {"kernels", "passes"} & set(p.relative_to(root).parts)]
+    assert len(files) > 100
+    named = re.compile(r"^\s*(from|import) +(\.\.?|fluxrewrite\.)(kernels|passes)\b", re.M)
+    own = {root / "oracle" / "inductor.py"}  # its neighbour oracle/kernels.py
+    assert [p.name for p in files if p not in own and named.search(p.read_text(encoding="utf-8"))] == []
+
+
+def test_a_provider_without_a_model_or_cases_says_so(provide):
+    provide({"rope": lambda *a: None})
+    module = sys.modules["provider_of_a_test"]
+    module.PROVIDER = replace(module.PROVIDER, profile=None, suite=None)
+    with pytest.raises(InputError, match="provider 'mine' has no model of what its kernels cost"):
+        profile("mine", Asked("rope", {}, torch.bfloat16))
+    with pytest.raises(InputError, match="provider 'mine' has no cases to check its kernels by"):
+        suite_of("mine")
+    with pytest.raises(InputError, match="provider 'mine' has no kernel 'qkv'; it has rope"):
+        profile("mine", Asked("qkv", {}, torch.bfloat16))

@@ -22,7 +22,7 @@ def test_json_has_the_keys_of_the_contract_and_reads_back(flux2):
     data = json.loads(report.to_json())
     assert set(data) == {
         "schema", "model", "timing", "inventory", "sites", "boundaries", "collectives", "segments", "effect", "summary", "verdicts",
-        "artifacts", "blocks", "calls",
+        "artifacts", "timelines", "blocks", "calls",
     }  # fmt: skip
     assert {"name", "parameters", "dtype", "tp", "image_tokens", "text_tokens", "graphs", "graph_nodes"} <= set(
         data["model"]

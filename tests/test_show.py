@@ -6,6 +6,7 @@ import sys
 import xml.etree.ElementTree as ET
 
 import pytest
+from made_runs import content
 
 from fluxrewrite.cli import main
 
@@ -25,6 +26,7 @@ def saved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["inspect", "show_models:attention", "--format", "json", "-o", "report.json"]) == 0
+    (tmp_path / "runs.json").write_text(json.dumps(content()))
     yield
     sys.modules.pop("show_models", None)
 
@@ -81,6 +83,29 @@ BAD = [
     (("show", "absent.json"), "absent.json", "cannot be read"),
     (("show", "show_models.py"), "show_models.py", "no JSON"),
     (("show", "report.json", "-o", "no/such/file"), "no/such", "does not exist"),
+    (
+        ("show", "report.json", "--runs", "absent.json", "--format", "html"),
+        "absent.json: cannot be read",
+        "bench MODEL --save",
+    ),
+    (("show", "report.json", "--runs", "report.json"), "report.json: schema", "bench MODEL --save"),
+    (
+        ("inspect", "show_models:attention", "--runs", "show_models.py"),
+        "show_models.py:2:1: not JSON",
+        "bench MODEL --save",
+    ),
+    (
+        ("show", "report.json", "--runs", "runs.json", "--format", "json"),
+        "--runs runs.json",
+        "text or html, not with json",
+    ),
+    (
+        ("inspect", "show_models:attention", "--runs", "runs.json", "--format", "model-explorer"),
+        "--runs",
+        "text or html",
+    ),
+    (("show", "report.json", "--timelines", "--format", "svg"), "--timelines", "text, html or json, not with svg"),
+    (("inspect", "show_models:attention", "--timelines", "--device", "cpu"), "on cpu", "trn1, trn2, trn3"),
     (("show", "old.json", "--format", "svg"), "no blocks to draw", "make it anew"),
     (("show", "old.json", "--format", "dot"), "no blocks to draw", "make it anew"),
 ]
@@ -102,3 +127,30 @@ def test_a_report_of_an_older_make_has_a_page_that_says_what_is_missing(capsys, 
     code, out, _ = run(capsys, "show", "old.json", "--format", "html")
     assert code == 0
     assert "has no blocks to draw; make it anew" in out
+
+
+def test_runs_and_timelines_stand_in_text_and_page(capsys, tmp_path):
+    code, text, _ = run(capsys, "show", "report.json", "--runs", "runs.json", "--timelines")
+    assert code == 0
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "These runs are not of what the report is about: model flux2-klein-mini" in text
+    assert re.search(r"^qkv +4 +0.9000 ", text, re.M)
+    assert "Kernels on their engines (modelled by the emulator, no hardware)" in text
+    assert text.index("Measured runs") < text.index("Kernels on their engines") < text.index("Next: ")
+    code, page, _ = run(capsys, "show", "report.json", "--runs", "runs.json", "--timelines", "--format", "html")
+    assert code == 0
+    assert page.count('<table id="runs">') == 1
+    assert "Modelled by the emulator, no hardware." in page
+    code, plain, _ = run(capsys, "show", "report.json", "--format", "html")
+    assert (code, 'id="runs"' in plain, "Modelled by the emulator" in plain) == (0, False, False)
+
+
+def test_timelines_are_kept_in_the_report(capsys, tmp_path):
+    code, _, _ = run(capsys, "inspect", "show_models:attention", "--timelines", "--format", "json", "-o", "timed.json")
+    assert code == 0
+    (timeline,) = json.loads((tmp_path / "timed.json").read_text())["timelines"]
+    assert timeline["sites"] == [SITE]
+    page = run(capsys, "show", "timed.json", "--format", "html")[1]
+    shares = [int(n) for n in re.findall(r'<span class="percent">(\d+)%', page)]
+    assert shares == [round(100 * e["busy"]) for e in timeline["engines"]]
+    assert page.count('class="lane"') == len(shares) == 5

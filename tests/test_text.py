@@ -149,7 +149,8 @@ def test_auto_is_the_next_command_only_where_it_is_faster(small, klein):
     for us, better in ((estimate * 1.004, False), (estimate * 1.006, True)):
         step = klein.effect.step_after.model_copy(update={"us": us})
         assert auto_is_better(changed(klein, step_after=step)) == better
-        assert ("Next: add --policy auto" in text_of(changed(klein, step_after=step))) == better
+        words = "Next: fluxrewrite inspect flux2-klein-4b --policy auto\n  predicted to be faster"
+        assert (words in text_of(changed(klein, step_after=step))) == better
 
 
 def test_auto_is_not_proposed_where_it_would_take_the_same(klein):
@@ -164,7 +165,7 @@ def test_a_kernel_that_its_verdict_calls_slower_is_left_out_next(klein):
     choices = (klein.effect.choices[0].model_copy(update={"chosen": "norm_rope_attention:joint"}),)
     same = klein.effect.step_after.model_copy(update={"us": 1.0})
     text = flat(text_of(changed(klein, choices=choices, step_after=same).model_copy(update={"verdicts": slow})))
-    assert "Next: add --kernels norm_rope_attention: qkv is slower by its verdict" in text
+    assert "Next: fluxrewrite inspect flux2-klein-4b --kernels norm_rope_attention qkv is slower by its verdict" in text
 
 
 def test_policies(small):

@@ -1,5 +1,9 @@
 import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +12,8 @@ from fluxrewrite.passes.attention import Attention
 from torch import nn
 
 import fluxrewrite
+from fluxrewrite import Report
+from fluxrewrite.draw.page import page
 from fluxrewrite.errors import InputError, RewriteError
 from fluxrewrite.graph import GraphView
 from fluxrewrite.torch_backend import Backend, default_inner
@@ -223,25 +229,38 @@ def test_tlparse_gets_the_report(monkeypatch):
     backend = fluxrewrite.backend(inner="eager")
     run(backend)
     assert json.loads(sent["fluxrewrite_report"]) == json.loads(backend.reports[0].to_json())
+    assert sent["fluxrewrite_page"] == page(backend.reports[0])
     assert "fluxrewrite.attention" in sent["fluxrewrite_after"]
 
 
-def test_structured_trace_is_written(tmp_path):
-    import subprocess
-    import sys
+PROGRAM = """
+import torch, fluxrewrite
+import torch.nn.functional as F
+backend = fluxrewrite.backend(inner="eager", kernels="attention", device="trn2")
+f = torch.compile(lambda x: F.scaled_dot_product_attention(x.exp(), x, x).relu(), backend=backend)
+with torch.no_grad(): f(torch.randn(1, 2, 4, 8))
+print(backend.reports[0].to_json())
+"""
 
-    program = (
-        "import torch, fluxrewrite\n"
-        "import torch.nn.functional as F\n"
-        "f = torch.compile(lambda x: F.scaled_dot_product_attention(x, x, x), backend=fluxrewrite.backend(inner='eager'))\n"
-        "with torch.no_grad(): f(torch.randn(1, 2, 4, 8))\n"
+
+def test_tlparse_shows_the_report_and_its_page(tmp_path):
+    tlparse = Path(sys.executable).parent / "tlparse"
+    traces, parsed = tmp_path / "traces", tmp_path / "parsed"
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM], check=True, env={**os.environ, "TORCH_TRACE": str(traces)}, capture_output=True
     )
-    import os
-
-    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "TORCH_TRACE": str(tmp_path)})
-    text = "".join(p.read_text() for p in tmp_path.iterdir())
-    assert "fluxrewrite_report" in text
-    assert "fluxrewrite.report/1" in text
+    (log,) = traces.iterdir()
+    text = log.read_text()
+    assert all(f'"name": "fluxrewrite_{what}"' in text for what in ("report", "page", "after"))
+    if not tlparse.is_file():
+        pytest.skip("needs tlparse, of the extra test")
+    subprocess.run([tlparse, log, "-o", parsed, "--no-browser", "--strict"], check=True, capture_output=True)
+    (report,) = parsed.glob("*/fluxrewrite_report_*.json")
+    (shown,) = parsed.glob("*/fluxrewrite_page_*.txt")
+    assert json.loads(report.read_text()) == json.loads(found.stdout)
+    assert shown.read_text().rstrip() == page(Report.model_validate_json(found.stdout)).rstrip()
+    assert 'data-site="model.attention.0"' in shown.read_text()
+    assert shown.name in (parsed / "index.html").read_text()
 
 
 def test_second_rewrite_changes_nothing(trace):

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .shared import show, write
+from .shared import counted, show, write
 
 if TYPE_CHECKING:
+    from ..bench import Runs
     from ..report.build import Analysed
     from ..report.model import Report
 
-__all__ = ["InspectFormat", "ReportFormat", "check_site", "emit", "emit_graphs"]
+__all__ = ["InspectFormat", "ReportFormat", "check_forms", "emit", "emit_graphs", "read_runs", "timed"]
 
 
 class ReportFormat(StrEnum):
@@ -38,32 +39,55 @@ class InspectFormat(StrEnum):
     MODEL_EXPLORER = "model-explorer"
 
 
-def check_site(format: StrEnum, site: str | None) -> None:
-    """Raise InputError when a site is given with a format that shows the whole report."""
+def check_forms(format: StrEnum, site: str | None, runs: Path | None, timelines: bool) -> None:
+    """Raise InputError when an option is given with a format that shows nothing of it."""
     if site is not None and format not in (ReportFormat.SVG, ReportFormat.DOT):
         raise InputError(f"--site {site} goes with --format svg or dot, not with {format.value}")
+    if runs is not None and format not in (ReportFormat.TEXT, ReportFormat.HTML):
+        raise InputError(
+            f"--runs {runs} goes with --format text or html, not with {format.value}: the file is for programs"
+        )
+    if timelines and format not in (ReportFormat.TEXT, ReportFormat.HTML, ReportFormat.JSON):
+        raise InputError(f"--timelines goes with --format text, html or json, not with {format.value}")
 
 
-def emit(report: Report, format: StrEnum, output: Path | None, site: str | None = None) -> None:
-    """Write a report in a format, to a file or the terminal; with `site`, the neighbourhood of that site.
+def read_runs(path: Path | None) -> Runs | None:
+    """The runs in a file. Raises InputError, naming file and field, when there are none."""
+    from ..bench import load_runs
+
+    return None if path is None else load_runs(path)
+
+
+def timed(report: Report) -> Report:
+    """The report with the timelines of its kernel calls, a bar meanwhile. Raises InputError as `with_timelines` does."""
+    from ..timelines import distinct, with_timelines
+
+    with counted("modelling kernel calls", len(distinct(report))) as step:
+        return with_timelines(report, step)
+
+
+def emit(
+    report: Report, format: StrEnum, output: Path | None, site: str | None = None, runs: Runs | None = None
+) -> None:
+    """Write a report in a format, to a file or the terminal; with `site`, the neighbourhood of that site, with `runs`, them too.
 
     Raises InputError for an unknown site, and for a picture of a report that has no blocks.
     """
     if format == ReportFormat.TEXT:
         from ..report.text import rendered
 
-        show(rendered(report), output)
+        show(rendered(report, runs), output)
     else:
-        write(_text(report, ReportFormat(format.value), site), output)
+        write(_text(report, ReportFormat(format.value), site, runs), output)
 
 
-def _text(report: Report, format: ReportFormat, site: str | None) -> str:
+def _text(report: Report, format: ReportFormat, site: str | None, runs: Runs | None) -> str:
     from ..draw import dot, near, page, svg
 
     if format is ReportFormat.JSON:
         return report.to_json()
     if format is ReportFormat.HTML:
-        return page.page(report)
+        return page.page(report, runs)
     if site is not None:
         found = near.near(report, near.site_of(report, site))
         return near.near_svg(found) if format is ReportFormat.SVG else dot.near_dot(found)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .forms import InspectFormat, check_site, emit, emit_graphs
+from .forms import InspectFormat, check_forms, emit, emit_graphs, read_runs, timed
 from .shared import Dtype, PolicyName, Regime, progress, torch_dtype, writable
 
 __all__ = ["inspect"]
@@ -44,6 +44,10 @@ def inspect(
                                                   "map as a picture, json for programs, model-explorer for both graphs in "
                                                   "ai-edge-model-explorer.")] = InspectFormat.TEXT,
     site: Annotated[str | None, typer.Option(help="With svg or dot: draw the neighbourhood of the site with this id.")] = None,
+    runs: Annotated[Path | None, typer.Option(help="With text or html: a file of fluxrewrite bench --save, whose table and curves "
+                                              "stand beside the predictions.")] = None,
+    timelines: Annotated[bool, typer.Option("--timelines", help="With text, html or json: run each distinct kernel call in the "
+                                            "emulator and show how busy its engines are; seconds a call.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
 ) -> None:  # fmt: skip
     """Trace MODEL without weights and report which parts of it kernels can replace, and why not more."""
@@ -52,7 +56,7 @@ def inspect(
     from ..budget import check, parse_limit, read_budget
     from ..models import Shapes, find_model
 
-    check_site(format, site)
+    check_forms(format, site, runs, timelines)
     shapes = Shapes(image_tokens, text_tokens, batch)
     options = Options(
         kernels, policy.value, dynamic, provider, tp, device, regime.value, compiler, tuple(evidence or ())
@@ -62,13 +66,14 @@ def inspect(
     limits += read_budget(budget, selection.passes) if budget else []
     spec = find_model(model)
     writable(output)
-    kept = read_artifacts(artifacts) if artifacts else None
+    kept, measured = read_artifacts(artifacts) if artifacts else None, read_runs(runs)
     gc.disable()  # a traced model is millions of objects: a collection takes as long as the whole analysis
     with progress(f"tracing {model}"):
         report, graphs = inspect_graphs(spec, shapes, torch_dtype(dtype), options)
     report = report if kept is None else compared(report, kept)
+    report = timed(report) if timelines else report
     if format is InspectFormat.MODEL_EXPLORER:
         emit_graphs(report, graphs, output)
     else:
-        emit(report, format, output, site)
+        emit(report, format, output, site, measured)
     check(report, limits)

@@ -16,7 +16,7 @@ from .shared import Format, counted, show, write
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ..kernels.matrix import Case, Result
+    from ..suite import Case, Result, Suite
 
 __all__ = ["check_kernels"]
 
@@ -39,19 +39,17 @@ def check_kernels(
     output: Path | None,
 ) -> None:
     """Check that kernels (comma-separated, all when None) compute what their ops say, against float64."""
-    from ..kernels.matrix import run_case, simulators
-    from ..provider import implementations
+    from ..provider import implementations, suite_of
 
-    tools = simulators(simulator)
-    if provider == "reference":
-        raise InputError("provider 'reference' has no kernels to verify; choose builtin")
+    suite = suite_of(provider)
+    tools = suite.simulators(simulator)
     found = _named(kernels, implementations(provider), provider)
-    chosen = _chosen(found, quick, filter)
+    chosen = _chosen(suite, found, quick, filter)
     start = perf_counter()
     results: list[Result] = []
     with _one_thread(), counted("checking", len(chosen)) as step:
         for case in chosen:
-            results += run_case(case, tools, provider, seed)
+            results += suite.run_case(case, tools, provider, seed)
             step(case.kernel)
     seconds = perf_counter() - start
     if format is Format.JSON:
@@ -90,12 +88,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _chosen(kernels: Any, quick: bool, filter: str | None) -> list[Case]:
-    from ..kernels.matrix import cases
-
-    chosen = [c for c in cases() if c.kernel in kernels and (c.quick or not quick) and (filter or "") in str(c)]
+def _chosen(suite: Suite, kernels: Any, quick: bool, filter: str | None) -> list[Case]:
+    cases = suite.cases()
+    chosen = [c for c in cases if c.kernel in kernels and (c.quick or not quick) and (filter or "") in str(c)]
     if not chosen:
-        raise InputError(f"--filter {filter!r} leaves no case; names look like {next(iter(cases()))}")
+        raise InputError(f"--filter {filter!r} leaves no case; names look like {cases[0]}")
     return chosen
 
 

@@ -16,8 +16,7 @@ from .shared import Dtype, progress, show, torch_dtype, writable, write
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ..kernels.emulator import Profile
-    from ..kernels.modelled import Modelled
+    from ..profiled import Launch, Profiled
 
 __all__ = ["profile"]
 
@@ -42,20 +41,17 @@ def profile(
     top: Annotated[int, typer.Option(help="How many of the busiest instructions to show.")] = 5,
 ) -> None:  # fmt: skip
     """Model what one call of kernel NAME costs. An emulator computes it from published figures: no hardware runs."""
-    from ..kernels.modelled import launcher, model_call
-    from ..kernels.samples import parse_sizes
+    from ..profiled import Asked, parse_sizes
+    from ..provider import profile as ask
 
     if cores not in (1, 2):
         raise InputError(f"--cores {cores}: a logical core has 1 or 2 physical ones")
     if top < 0:
         raise InputError(f"--top {top}: how many instructions to show, 0 or more")
-    launcher(name, provider)
-    sizes = parse_sizes(name, shape)
+    sizes = parse_sizes(shape)
     writable(trace)
     with progress(f"modelling {name}"):
-        call = model_call(
-            name, sizes, torch_dtype(dtype), provider=provider, device=device.value, cores=cores, trace=True
-        )
+        call = ask(provider, Asked(name, sizes, torch_dtype(dtype), device.value, cores))
     if trace is not None:
         write(json.dumps(_joined(call)), trace)
     from rich.console import Group
@@ -63,7 +59,7 @@ def profile(
     show(Group(*_parts(call, top, trace)))
 
 
-def _joined(call: Modelled) -> dict[str, Any]:
+def _joined(call: Profiled) -> dict[str, Any]:
     """The timelines of all launches as one Chrome trace, each after the one before."""
     first, *others = [p.chrome_trace() for p in call.profiles]
     start = call.profiles[0].latency_us
@@ -74,7 +70,7 @@ def _joined(call: Modelled) -> dict[str, Any]:
     return first
 
 
-def _parts(call: Modelled, top: int, trace: Path | None) -> Iterator[RenderableType]:
+def _parts(call: Profiled, top: int, trace: Path | None) -> Iterator[RenderableType]:
     from rich.text import Text
 
     cores = "1 core" if call.cores == 1 else f"{call.cores} cores"
@@ -99,14 +95,14 @@ def _parts(call: Modelled, top: int, trace: Path | None) -> Iterator[RenderableT
         yield Text(f"\nTimeline in {trace}: open it at ui.perfetto.dev")
 
 
-def _tables(profile: Profile, top: int) -> Iterator[RenderableType]:
+def _tables(profile: Launch, top: int) -> Iterator[RenderableType]:
     """Engines, memory and busiest instructions of one launch."""
     from rich.text import Text
 
     engines = _table("core", "engine", "instr.", "cycles", "busy us", "busy", "MB", "GMAC")
     for r in profile.engines:
         engines.add_row(
-            str(r.core), r.engine.value, str(r.instructions), f"{r.cycles:,.0f}", f"{r.busy_us:,.1f}",
+            str(r.core), str(r.engine), str(r.instructions), f"{r.cycles:,.0f}", f"{r.busy_us:,.1f}",
             f"{r.utilisation:.0%}", f"{r.bytes / 1e6:.2f}", f"{r.macs / 1e9:.2f}",
         )  # fmt: skip
     yield Text()
@@ -116,7 +112,7 @@ def _tables(profile: Profile, top: int) -> Iterator[RenderableType]:
     if top:
         busiest = _table("core", "engine", "instruction", "count", "us", left=3)
         for i in profile.instructions()[:top]:
-            busiest.add_row(str(i.core), i.engine.value, i.name, str(i.count), f"{i.busy_us:,.1f}")
+            busiest.add_row(str(i.core), str(i.engine), i.name, str(i.count), f"{i.busy_us:,.1f}")
         yield busiest
         yield Text("us: from start to end of each, added up; DMA transfers overlap", style="dim")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .forms import ReportFormat, check_site, emit
+from .forms import ReportFormat, check_forms, emit, read_runs, timed
 from .shared import writable
 
 __all__ = ["show"]
@@ -18,11 +18,17 @@ def show(
     format: Annotated[ReportFormat, typer.Option(help="text for people, html for a page in one file, svg and dot for the boundary "
                                                  "map as a picture, json for programs.")] = ReportFormat.TEXT,
     site: Annotated[str | None, typer.Option(help="With svg or dot: draw the neighbourhood of the site with this id.")] = None,
+    runs: Annotated[Path | None, typer.Option(help="With text or html: a file of fluxrewrite bench --save, whose table and curves "
+                                              "stand beside the predictions.")] = None,
+    timelines: Annotated[bool, typer.Option("--timelines", help="With text, html or json: run each distinct kernel call in the "
+                                            "emulator and show how busy its engines are; seconds a call.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
 ) -> None:  # fmt: skip
     """Show a saved report in another form, without tracing the model again."""
-    check_site(format, site)
+    check_forms(format, site, runs, timelines)
     writable(output)
     from ..report.load import load_report
 
-    emit(load_report(report), format, output, site)
+    measured = read_runs(runs)
+    found = load_report(report)
+    emit(timed(found) if timelines else found, format, output, site, measured)

@@ -147,7 +147,7 @@ def _from_model(candidate: Candidate, case: Case) -> Verdict | None:
     m = candidate.modelled
     if m is None:
         return None
-    why = f"{m.without_us:.4g} -> {m.with_us:.4g} us a step{': ' + m.why if m.why else ''}"
+    why = f"{m.without_us / 1e3:.2f} -> {m.with_us / 1e3:.2f} ms a step{': ' + m.why if m.why else ''}"
     return _verdict(candidate.kernel, case, _word(m.ratio, NEUTRAL), why, m.basis, m.ratio, m.with_us / 1e6)
 
 

@@ -15,8 +15,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from ..bench import Runs
 from ..errors import InputError
-from ..report.advice import better, call_text
+from ..report.advice import better, call_text, command
 from ..report.model import BlockInfo, Boundary, CollectiveInfo, PartInfo, Report, SiteInfo
 from ..report.text_boundaries import absorption_lines, rows_of
 from ..report.text_predicted import figures, times_of
@@ -24,22 +25,30 @@ from ..report.words import bytes_text, change_text, folded, sizes_text, time_tex
 from ..site import Code
 from .layout import Mark, Section, Tile, sections
 from .near import Near, near, near_svg
+from .runs import bench_of
 from .svg import KINDS, named, style, tile_svg
+from .timelines import shown
 
 __all__ = ["frame", "page"]
 
 
-def page(report: Report) -> str:
-    """The page of a report: the answer, the boundary map, and tables of all that is in it. The same bytes for equal reports."""
-    environment = _environment()
+def page(report: Report, runs: Runs | None = None) -> str:
+    """The page of a report: the answer, the boundary map, and tables of all that is in it. The same bytes for equal reports.
+
+    With the runs of a bench, their table and the seconds of each step stand there too.
+    """
+    environment, advice = _environment(), better(report)
     script = (files(__package__) / "templates" / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
         report=report,
         answer=_answer(report),
         figures=figures(report),
-        better=better(report),
+        better=advice,
+        next=command(report, advice[0]) if advice else "",
         call=call_text(report) if any(s.choice == "kernel" for s in report.sites) else "",
         map=_map(report),
+        bench=None if runs is None else bench_of(report, runs),
+        timelines=shown(report),
         rows=rows_of(report),
         absorptions=absorption_lines(rows_of(report)),
         breaks=[b for b in report.boundaries if not b.site],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+
 from .model import Report
 from .text_predicted import auto_is_better
 
-__all__ = ["better", "call_text"]
+__all__ = ["better", "call_text", "command"]
 
 
 def better(report: Report) -> tuple[str, str] | None:
@@ -20,6 +22,36 @@ def better(report: Report) -> tuple[str, str] | None:
     if slower and others:
         return f"--kernels {','.join(others)}", f"{' and '.join(sorted(slower))} is slower by its verdict"
     return None
+
+
+def command(report: Report, more: str) -> str:
+    """`fluxrewrite inspect` for the model, sizes and target of the report, with `more` options, in lines of 80 columns.
+
+    "" for a report on a model that no name is known of.
+    """
+    m, e = report.model, report.effect
+    if m.image_tokens is None:
+        return ""
+    dtypes = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+    providers = [s.kernel.provider for s in report.sites if s.kernel]
+    options: dict[str, tuple[object, object]] = {
+        "image-tokens": (m.image_tokens, 256),
+        "text-tokens": (m.text_tokens, 512),
+        "batch": (m.batch, 1),
+        "dtype": (dtypes.get(m.dtype, "bf16"), "bf16"),
+        "tp": (m.tp, 1),
+        "device": (e.device if e else "trn2", "trn2"),
+        "regime": (e.regime if e else "compile", "compile"),
+        "provider": (providers[0] if providers else "builtin", "builtin"),
+    }
+    words = ["fluxrewrite inspect", shlex.quote(m.name)]
+    words += [f"--{name} {value}" for name, (value, usual) in options.items() if value != usual]
+    words += ["--dynamic"] * bool(m.dynamic_sizes) + [more]
+    lines = [words[0]]
+    for word in words[1:]:
+        fits = len(lines[-1]) + len(word) < 72
+        lines[-1:] = [f"{lines[-1]} {word}"] if fits else [f"{lines[-1]} \\", f"    {word}"]
+    return "\n".join(lines)
 
 
 def call_text(report: Report) -> str:

@@ -5,30 +5,29 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from .record import Record
+from .timeline import EngineInfo, TimelineInfo
 
 __all__ = [
     "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "BlockInfo", "Boundary", "BreakInfo", "CallInfo", "ChoiceInfo",
-    "CollectiveInfo", "CompileInfo", "Effect", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "PartInfo",
-    "ProcessInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo", "Timing",
-    "UserInfo", "Verdict", "schema_text",
+    "CollectiveInfo", "CompileInfo", "Effect", "EngineInfo", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "PartInfo",
+    "ProcessInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo", "TimelineInfo",
+    "Timing", "UserInfo", "Verdict", "schema_text",
 ]  # fmt: skip
 
 SCHEMA = "fluxrewrite.report/1"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class BreakInfo(_Record):
+class BreakInfo(Record):
     """A graph break: why Dynamo stopped, and the line of the model where it did."""
 
     reason: str
     location: str
 
 
-class ModelInfo(_Record):
+class ModelInfo(Record):
     """What was traced. `graph_nodes` counts the nodes of all graphs.
 
     `eager_fallback` says whether TorchNeuron, which compiled it, may have run graphs eagerly without a word: True unless
@@ -49,7 +48,7 @@ class ModelInfo(_Record):
     eager_fallback: bool | None = None
 
 
-class Timing(_Record):
+class Timing(Record):
     """Seconds of each stage and peak resident memory in MB (10^6 bytes); the only part that differs between equal runs."""
 
     capture_s: float
@@ -59,7 +58,7 @@ class Timing(_Record):
     peak_rss_mb: float
 
 
-class ReasonInfo(_Record):
+class ReasonInfo(Record):
     """Why a site is not rewritten: a reason code, a sentence with the numbers, the node it is about."""
 
     code: str
@@ -67,14 +66,14 @@ class ReasonInfo(_Record):
     node: str = ""
 
 
-class KernelInfo(_Record):
+class KernelInfo(Record):
     """The kernel that takes a site, and who provides it."""
 
     name: str
     provider: str
 
 
-class SiteInfo(_Record):
+class SiteInfo(Record):
     """A site or near miss, and what is done with it."""
 
     id: str
@@ -90,7 +89,7 @@ class SiteInfo(_Record):
     details: dict[str, Any] = Field(default_factory=dict)
 
 
-class TensorInfo(_Record):
+class TensorInfo(Record):
     """A tensor that goes through memory; `bytes` is its size, `op` what computes it, `role` what it is to the kernel call."""
 
     name: str
@@ -101,14 +100,14 @@ class TensorInfo(_Record):
     bytes: int
 
 
-class LostFusion(_Record):
+class LostFusion(Record):
     """Two operations that the compiler would have fused."""
 
     producer: str
     consumer: str
 
 
-class AbsorptionInfo(_Record):
+class AbsorptionInfo(Record):
     """Operations next to a kernel call that, taken into the kernel, would save `bytes` of traffic."""
 
     side: Literal["before", "after"]
@@ -118,7 +117,7 @@ class AbsorptionInfo(_Record):
     bytes: int
 
 
-class Boundary(_Record):
+class Boundary(Record):
     """Where a kernel call stands between operations, and what that costs a step, in microseconds, on the basis named.
 
     `site` is the id of a site; it is "" for a graph break, which has `reason` and `path`, the line of the model. `bytes` is the
@@ -138,7 +137,7 @@ class Boundary(_Record):
     reason: str = ""
 
 
-class CollectiveInfo(_Record):
+class CollectiveInfo(Record):
     """An exchange between ranks in the rewritten graph, where compilers fuse nothing.
 
     `ranks` take part, null where the graph does not say; `shape` and `bytes` are of what this rank gives.
@@ -154,7 +153,7 @@ class CollectiveInfo(_Record):
     bytes: int
 
 
-class StepInfo(_Record):
+class StepInfo(Record):
     """Predicted microseconds of a step, and what they would be at both ends of the figures' ranges."""
 
     us: float
@@ -163,7 +162,7 @@ class StepInfo(_Record):
     basis: Literal["modelled", "assumed"]
 
 
-class CompileInfo(_Record):
+class CompileInfo(Record):
     """A cold compile: distinct kernels and executables to compile, and seconds where runs say something of that."""
 
     specialisations: int
@@ -175,7 +174,7 @@ class CompileInfo(_Record):
     why: str
 
 
-class ChoiceInfo(_Record):
+class ChoiceInfo(Record):
     """What `policy="auto"` or "measure" would take in one kind of block: microseconds of the block by the set of kernels."""
 
     block: str
@@ -185,7 +184,7 @@ class ChoiceInfo(_Record):
     basis: Literal["modelled", "measured"]
 
 
-class Effect(_Record):
+class Effect(Record):
     """The graphs before and after the rewrite, by a model of the compiler and of the device.
 
     `lost_elsewhere` counts pairs of operations outside all kernel calls that are no longer fused. The times are without what
@@ -208,7 +207,7 @@ class Effect(_Record):
     choices: tuple[ChoiceInfo, ...]
 
 
-class PartInfo(_Record):
+class PartInfo(Record):
     """One compiled kernel or call: what it computes, the bytes that it reads and writes, and its predicted microseconds.
 
     `ops` are the distinct operations of its `nodes`; a copy that the compiler adds has none. `site` is the id of the site that it
@@ -224,7 +223,7 @@ class PartInfo(_Record):
     site: str
 
 
-class BlockInfo(_Record):
+class BlockInfo(Record):
     """The kernels of one call of a block, in the order in which they run, before and after the rewrite.
 
     `path` is that of the first numbered module; "" for what lies between blocks.
@@ -236,7 +235,7 @@ class BlockInfo(_Record):
     after: tuple[PartInfo, ...]
 
 
-class UserInfo(_Record):
+class UserInfo(Record):
     """An operation that reads what a kernel call returns."""
 
     name: str
@@ -244,7 +243,7 @@ class UserInfo(_Record):
     path: str
 
 
-class CallInfo(_Record):
+class CallInfo(Record):
     """A kernel call, node `name` of the rewritten graph: what it reads and returns, and what reads that, views looked through."""
 
     site: str
@@ -255,14 +254,14 @@ class CallInfo(_Record):
     users: tuple[UserInfo, ...]
 
 
-class Segments(_Record):
+class Segments(Record):
     """Executables before and after the rewrite."""
 
     before: int
     after: int
 
 
-class Verdict(_Record):
+class Verdict(Record):
     """Whether a kernel pays in a regime, why, and on what basis that is said.
 
     `kernel` joins several kernels by "+". `ratio` is the step with the kernel over the step without; `predicted_s` is seconds
@@ -278,7 +277,7 @@ class Verdict(_Record):
     predicted_s: float | None = None
 
 
-class KindSummary(_Record):
+class KindSummary(Record):
     """Counts for one kind of site, and what was looked for.
 
     `covered` sites are part of a larger one that a kernel takes; `inline` ones are written as plain operations.
@@ -294,7 +293,7 @@ class KindSummary(_Record):
     looks_for: str
 
 
-class Summary(_Record):
+class Summary(Record):
     """Counts by kind, and the selection and policy that led to them."""
 
     kernels: tuple[str, ...]
@@ -302,7 +301,7 @@ class Summary(_Record):
     kinds: dict[str, KindSummary]
 
 
-class ProcessInfo(_Record):
+class ProcessInfo(Record):
     """What one process compiled; `custom_calls` counts those of its StableHLO by target, `kernel_calls` NKI's among them."""
 
     name: str
@@ -313,7 +312,7 @@ class ProcessInfo(_Record):
     custom_calls: dict[str, int]
 
 
-class ArtifactsInfo(_Record):
+class ArtifactsInfo(Record):
     """What TorchNeuron kept of a compile, by process, and what was predicted for each; `agree` is about NEFFs and calls."""
 
     predicted_neffs: int
@@ -322,7 +321,7 @@ class ArtifactsInfo(_Record):
     agree: bool
 
 
-class Report(_Record):
+class Report(Record):
     """Everything that fluxrewrite knows about one model or one compile."""
 
     schema_: Literal["fluxrewrite.report/1"] = Field(default="fluxrewrite.report/1", alias="schema")
@@ -339,12 +338,22 @@ class Report(_Record):
     artifacts: ArtifactsInfo | None = None
     blocks: tuple[BlockInfo, ...] = ()
     calls: tuple[CallInfo, ...] = ()
+    timelines: tuple[TimelineInfo, ...] = ()
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True)
 
     def to_json(self) -> str:
         """The report as JSON text, two spaces of indent, the same bytes for the same input but for `timing`."""
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
+
+    def __repr__(self) -> str:
+        """One line: the records are for `to_json`."""
+        taken = sum(s.choice != "keep" for s in self.sites)
+        return (
+            f"<Report on {self.model.name}: policy {self.summary.policy}, {taken} of {len(self.sites)} sites rewritten>"
+        )
+
+    __str__ = __repr__
 
     def _repr_html_(self) -> str:
         """The page of `--format html` in a frame, as Jupyter shows it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -12,12 +13,17 @@ from rich.text import Text
 
 from ..site import Code
 from .advice import better as better_plan
-from .advice import call_text
+from .advice import call_text, command
 from .model import Report, SiteInfo
 from .text_artifacts import artifacts
 from .text_boundaries import boundary_table
+from .text_measured import measured
 from .text_predicted import choices, grid, prediction, verdict_list
+from .text_timelines import timelines
 from .words import folded, sizes_text
+
+if TYPE_CHECKING:
+    from ..bench import Runs
 
 __all__ = ["render", "rendered"]
 
@@ -27,20 +33,25 @@ def render(report: Report, console: Console) -> None:
     console.print(rendered(report))
 
 
-def rendered(report: Report) -> Group:
-    """The report as something that rich prints."""
-    return Group(*_parts(report))
+def rendered(report: Report, runs: Runs | None = None) -> Group:
+    """The report, and the runs of a bench where there are some, as something that rich prints."""
+    return Group(*_parts(report, runs))
 
 
-def _parts(report: Report) -> Iterable[RenderableType]:
+def _parts(report: Report, runs: Runs | None) -> Iterable[RenderableType]:
     yield from _head(report)
     yield from artifacts(report)
     yield from prediction(report)
     yield from verdict_list(report.verdicts)
+    if runs is not None:
+        yield from measured(report, runs)
     yield from boundary_table(report)
+    yield from timelines(report)
     yield from choices(report)
     yield Text("\nWhat was found", style="bold")
     yield _kinds(report)
+    if any(s.covered for s in report.summary.kinds.values()):
+        yield Text("covered: part of a larger site that a kernel takes", style="dim")
     rewritten = [s for s in report.sites if s.choice == "kernel"]
     if rewritten:
         yield Text("\nSites taken by kernels", style="bold")
@@ -126,7 +137,9 @@ def _entries(rows: Mapping[tuple[str, str, str], int]) -> Iterable[RenderableTyp
 def _next(report: Report, rewritten: Sequence[SiteInfo], kept: Sequence[SiteInfo]) -> Iterable[RenderableType]:
     better = better_plan(report)
     if better:
-        yield Text.assemble("Next: add ", (better[0], "bold"), f": {better[1]}")
+        whole = command(report, better[0])
+        words = ("Next: ", (whole, "bold"), "\n  ") if whole else ("Next: add ", (better[0], "bold"), ": ")
+        yield Text.assemble(*words, better[1])
     if rewritten:
         yield Text.assemble("Or take this plan: " if better else "Next: ", (call_text(report), "bold"))
     elif kept and not better:

@@ -15,6 +15,11 @@ from .words import bytes_text, folded
 
 __all__ = ["Row", "absorption_lines", "boundary_table", "rows_of"]
 
+_KINDS = {
+    "barrier": "nothing is fused across the call",
+    "split": "nothing is fused across the call, and it ends the executable",
+    "layout": "a copy, for the kernel takes contiguous operands only",
+}
 _TENSORS = 3  # rows whose tensors are named
 _EACH = 4  # tensors named of a row
 
@@ -80,14 +85,17 @@ def boundary_table(report: Report) -> Iterable[RenderableType]:
             table.add_row(str(len(row.members)), row.kind, Text(where), size, str(row.lost), cost, row.basis)
         yield table
         yield Text("bytes: newly through memory; lost: pairs of operations no longer fused", style="dim")
+        yield from (
+            Text(f"{kind}: {what}", style="dim") for kind, what in _KINDS.items() if kind in {r.kind for r in rows}
+        )
     if any(row.basis == "measured" and row.cost_us for row in rows):
         yield Text("us measured: as in the runs that the verdicts name, whose step took another time", style="dim")
     elsewhere = report.effect.lost_elsewhere if report.effect else 0
     if elsewhere:
         yield Text(f"Outside all calls {elsewhere} more pairs of operations are no longer fused.")
-    yield from _collectives(report)
     yield from _tensors(rows)
     yield from _absorptions(rows)
+    yield from _collectives(report)
     yield from _breaks(report)
 
 

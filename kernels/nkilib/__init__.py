@@ -13,6 +13,7 @@ from typing import Any
 from fluxrewrite.provider import Implementation, Provider
 
 from .. import toolchain
+from ..asked import profile, suite
 from . import adapters, limits
 from .library import checkout, package
 
@@ -40,4 +41,4 @@ def _implementations(version: str) -> Mapping[str, Implementation]:
 _EFFICIENCY = {"rope": 0.10, "qkv": 0.53, "attention": 0.20}
 """Share of trn2's peaks under the emulator: tools/bench_kernels.py --nkilib, sources of 2.29, bf16, two cores, 768 tokens."""
 
-PROVIDER = Provider("nkilib", limits.VERSIONS, _implementations, _check)
+PROVIDER = Provider("nkilib", limits.VERSIONS, _implementations, _check, profile, suite)

@@ -2,8 +2,9 @@ import json
 import sys
 
 import pytest
+from made_runs import content, made, record
 
-from fluxrewrite.bench import Runs, Setup
+from fluxrewrite.bench import Setup
 
 MODULE = """
 import os
@@ -143,54 +144,16 @@ def flux2_folder(tmp_path):
     return "flux2"
 
 
-MINI = {"model": "flux2-klein-mini", "dtype": "bfloat16", "batch": 1, "image_tokens": 256, "text_tokens": 512}
-TIMES = {"vanilla": 1.0, "qkv": 0.9, "attention": 1.25, "norm_rope_attention": 0.96}
-CALLS = {
-    "vanilla": {},
-    "qkv": {"qkv:packed": 2, "qkv:triple": 2},
-    "attention": {"attention:sdpa": 3},
-    "norm_rope_attention": {"norm_rope_attention:joint": 1, "norm_rope_attention:single": 2},
-}
+@pytest.fixture(name="content")
+def _content():
+    """See `made_runs.content`."""
+    return content
 
 
-def record(name, s, calls, **fields):
-    """A variant of which every warm step takes `s` seconds, but for 0.2 % more in the last run."""
-    steps = [[30.0, s, s, s], [s] * 4, [s] * 4, [s * 1.002] * 4]
-    return {
-        "name": name,
-        "kernels": [] if name in ("vanilla", "auto", "eager") else name.split("+"),
-        "calls": dict(calls),
-        "specialisations": dict.fromkeys(calls, 1),
-        "runs": [{"steps_s": row} for row in steps],
-        "peak_rss_mb": 1000.0,
-        "output": {"digest": "d", "finite": True, "cosine": None if name == "vanilla" else 0.99999},
-        **fields,
-    }
-
-
-@pytest.fixture
-def content():
-    """`content(*variants)`: a made-up file of runs of flux2-klein-mini, as JSON would be read; by default four variants."""
-
-    def make(*variants, **fields):
-        return {
-            "schema": "fluxrewrite.runs/1",
-            "date": "2026-01-01T00:00:00+00:00",
-            "versions": {"fluxrewrite": "0.1.0", "torch": "2.13.0", "python": "3.11.7", "diffusers": None},
-            "machine": {"processor": "a processor", "cores": 2, "threads": 2, "device": "a processor"},
-            "case": {"device": "cpu", "regime": "compile", "tp": 1, **MINI},
-            "setup": {**MINI, "steps": 4, "runs": 4},
-            "variants": list(variants or (record(n, s, CALLS[n]) for n, s in TIMES.items())),
-            **fields,
-        }
-
-    return make
-
-
-@pytest.fixture
-def made(content):
-    """`made(*variants)`: the same as `Runs`."""
-    return lambda *variants, **fields: Runs.model_validate_json(json.dumps(content(*variants, **fields)))
+@pytest.fixture(name="made")
+def _made():
+    """See `made_runs.made`."""
+    return made
 
 
 @pytest.fixture

@@ -4,16 +4,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+from made_runs import made
 
 import fluxrewrite
-from fluxrewrite.analysis import inspect_spec
+from fluxrewrite.analysis import inspect_graphs
 from fluxrewrite.draw.page import page
 from fluxrewrite.models import Shapes, find_model
+from fluxrewrite.timelines import with_timelines
 
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-extensions", "--disable-default-apps", "--hide-scrollbars",
+    "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )  # fmt: skip
 
 
@@ -52,15 +55,22 @@ def look(chromium):
 
 
 @pytest.fixture(scope="session")
-def klein():
+def klein_graphs():
+    """The report on klein-4B and its graphs, traced once for all tests here."""
     pytest.importorskip("diffusers")
-    return inspect_spec(find_model("flux2-klein-4b"), Shapes(256, 512, 1))
+    return inspect_graphs(find_model("flux2-klein-4b"), Shapes(256, 512, 1))
+
+
+@pytest.fixture(scope="session")
+def klein(klein_graphs):
+    return with_timelines(klein_graphs[0])
 
 
 @pytest.fixture(scope="session")
 def klein_page(klein, tmp_path_factory):
+    """The page with all that it can hold: timelines and runs too."""
     path = tmp_path_factory.mktemp("page") / "klein.html"
-    path.write_text(page(klein), encoding="utf-8")
+    path.write_text(page(klein, made()), encoding="utf-8")
     return path
 
 

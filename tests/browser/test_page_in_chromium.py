@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from made_runs import made
 
 from fluxrewrite.draw.page import page
 
@@ -26,9 +27,7 @@ def errors(browser):
 
 
 def click(browser, site):
-    button = next(
-        b for b in browser.find_elements("css selector", "#map button.hit") if b.get_attribute("data-site") == site
-    )
+    button = browser.find_element("css selector", f'#map button.hit[data-site="{site}"]')
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
     button.click()
     return button
@@ -57,7 +56,7 @@ def test_a_click_on_a_kernel_shows_its_tensors_with_the_bytes_of_the_json(look, 
         rows = {
             t.find_element("css selector", "caption").text: [
                 (
-                    r.find_element("css selector", "td:nth-last-child(3)").text.split()[0],
+                    r.find_element("tag name", "th").text.split()[0],
                     int(r.find_element("tag name", "data").get_attribute("value")),
                 )
                 for r in t.find_elements("css selector", "tbody tr")
@@ -90,6 +89,22 @@ def test_the_map_is_one_stop_of_the_tab_key_and_arrows_walk_it(look, klein, klei
     assert browser.switch_to.active_element.get_attribute("class") == "title"
     browser.switch_to.active_element.send_keys(Keys.HOME)
     assert browser.switch_to.active_element == stops[0]
+
+
+def test_timelines_and_runs_have_the_figures_of_their_files(look, klein, klein_page):
+    browser = look(klein_page)
+    shown = browser.find_elements("css selector", "article.timeline")
+    assert len(shown) == len(klein.timelines) == klein.effect.compile.specialisations
+    longest = max(klein.timelines, key=lambda t: t.latency_us * len(t.sites))
+    assert [e.text for e in shown[0].find_elements("css selector", ".lanes .percent")] == [
+        f"{round(100 * e.busy)}%" for e in longest.engines
+    ]
+    fill, whole = (shown[0].find_element("css selector", s).size["width"] for s in (".fill", ".busy"))
+    assert fill / whole == pytest.approx(longest.engines[0].busy, abs=0.05)
+    assert [r.text for r in browser.find_elements("css selector", "#runs tbody th")] == [
+        v.name for v in made().variants
+    ]
+    assert len(browser.find_elements("css selector", ".charts figure svg")) == 2
 
 
 def test_a_mouse_over_a_kernel_shows_it(look, klein, klein_page):
@@ -217,9 +232,22 @@ def test_flux2_dev_scrolls_without_long_pauses(look, tmp_path):
     browser = look(path)
     assert time.perf_counter() - start < 5
     browser.set_script_timeout(60)
+    browser.execute_cdp_cmd("Performance.enable", {})
+    before = metrics(browser)
     gaps = browser.execute_async_script("""
       const done = arguments[0], gaps = []; let last = performance.now();
       const step = (now) => { gaps.push(now - last); last = now; scrollBy(0, 120);
-        gaps.length < 60 ? requestAnimationFrame(step) : done(gaps.slice(5)); };
+        gaps.length < 90 ? requestAnimationFrame(step) : done(gaps.slice(5)); };
       requestAnimationFrame(step);""")
-    assert sorted(gaps)[len(gaps) // 2] < 50, "milliseconds of the median frame"
+    after = metrics(browser)
+    assert sorted(gaps)[len(gaps) // 2] < 35, "milliseconds of the median frame"
+    assert sum(g > 100 for g in gaps) <= 4, gaps
+    assert browser.execute_script("return scrollY") > 5000
+    # What the page itself costs, whatever else the machine does: scrolling lays nothing out again.
+    assert after["LayoutCount"] - before["LayoutCount"] <= 3
+    spent = sum(after[n] - before[n] for n in ("LayoutDuration", "RecalcStyleDuration", "ScriptDuration"))
+    assert spent / len(gaps) < 0.004, "seconds a frame"
+
+
+def metrics(browser):
+    return {m["name"]: m["value"] for m in browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]}

@@ -70,7 +70,7 @@ def test_the_answer_comes_first_with_its_basis(klein, read):
         "Boundaries, dearest first",
         "What was found",
     ]
-    places = [read.text.index(words) for words in order]
+    places = [read.text.index(f" {words}", read.text.index(" All sites ")) for words in order]
     assert places == sorted(places)
     assert "predicted to make a step faster: 39.07 ms to 37.01 ms (-5.3%)" in read.text
     assert "neuronx-cc (assumed)" in read.text

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from fluxrewrite.draw.dot import map_dot, near_dot
 from fluxrewrite.draw.near import near, near_svg, site_of
+from fluxrewrite.draw.page import page
 from fluxrewrite.draw.svg import map_svg
 from fluxrewrite.errors import InputError
 
@@ -44,6 +45,27 @@ def test_svg_and_dot_have_the_figures_of_the_json(klein):
         for c in clusters
     ]
     assert found == wanted
+
+
+def test_page_svg_dot_and_json_agree_on_the_totals(klein):
+    names = [f"{what}_{when}" for what in ("kernels", "bytes") for when in ("before", "after")]
+    markup, dot = map_svg(klein), map_dot(klein)
+    svg = {n: sum(map(int, re.findall(f'data-{n.replace("_", "-")}="([0-9]+)"', markup))) for n in names}
+    lines = {n: sum(map(int, re.findall(f'^ *{n}="([0-9]+)"', dot, re.M))) for n in names}
+    table = re.search(r'<table id="blocks">.*?</table>', page(klein), re.S)[0]
+    rows = [re.findall(r'<td class="n">(?:<data value=")?([0-9]+)', r) for r in table.split("<tr>")[2:]]
+    html = dict(zip(names, (sum(int(r[i]) for r in rows) for i in range(4)), strict=True))
+    data = json.loads(klein.to_json())
+    whole = {n: 0 for n in names}
+    for block in data["blocks"]:
+        for when in ("before", "after"):
+            whole[f"kernels_{when}"] += len(block[when])
+            whole[f"bytes_{when}"] += sum(p["reads"] + p["writes"] for p in block[when])
+    assert whole == svg == lines == html
+    assert whole == {n: data["effect"][n] for n in names}
+    new = sum(b["bytes"] for b in data["boundaries"])
+    assert new == sum(map(int, re.findall('data-new="([0-9]+)"', markup)))
+    assert new == sum(map(int, re.findall(' bytes="([0-9]+)"', dot)))
 
 
 def test_each_bar_and_each_mark_has_the_bytes_of_the_json(klein):

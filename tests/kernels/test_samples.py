@@ -5,6 +5,7 @@ from fluxrewrite.kernels.references import REFERENCES
 
 from fluxrewrite.errors import InputError
 from fluxrewrite.kernel import load_kernels
+from fluxrewrite.profiled import parse_sizes
 from fluxrewrite.provider import implementations
 
 NAMES = sorted(samples.SAMPLES)
@@ -26,6 +27,10 @@ FORMS = [
 ]
 
 
+def sizes_of(name, text):
+    return samples.complete(name, parse_sizes(text))
+
+
 def tensors(value):
     if isinstance(value, torch.Tensor):
         return [value]
@@ -34,7 +39,7 @@ def tensors(value):
 
 @pytest.mark.parametrize(("name", "text"), FORMS)
 def test_ops_take_the_arguments_and_return_what_is_counted(name, text):
-    sizes = samples.parse_sizes(name, text)
+    sizes = sizes_of(name, text)
     meta = samples.arguments(name, sizes, torch.bfloat16)
     assert all(t.is_meta for t in tensors(meta))
     op = load_kernels()[name].op
@@ -48,7 +53,7 @@ def test_ops_take_the_arguments_and_return_what_is_counted(name, text):
 
 @pytest.mark.parametrize(("name", "text"), FORMS)
 def test_float64_references_agree_with_the_ops(name, text):
-    arguments = samples.arguments(name, samples.parse_sizes(name, text), torch.float64, "cpu")
+    arguments = samples.arguments(name, sizes_of(name, text), torch.float64, "cpu")
     got, wanted = (tensors(f(*arguments)) for f in (REFERENCES[name], load_kernels()[name].op))
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
@@ -91,13 +96,13 @@ def test_logits_reach_what_is_asked():
 
 
 def test_flops():
-    assert samples.flops("qkv", samples.parse_sizes("qkv", "sequence=3,hidden=5,query=7")) == 2 * 3 * 5 * 21
-    assert samples.flops("qkv", samples.parse_sizes("qkv", "sequence=3,hidden=5,query=7,rest=4")) == 2 * 3 * 5 * 25
+    assert samples.flops("qkv", sizes_of("qkv", "sequence=3,hidden=5,query=7")) == 2 * 3 * 5 * 21
+    assert samples.flops("qkv", sizes_of("qkv", "sequence=3,hidden=5,query=7,rest=4")) == 2 * 3 * 5 * 25
     one = "heads=2,sequence=4,head_size=8"
-    assert samples.flops("attention", samples.parse_sizes("attention", one)) == 4 * 2 * 4 * 4 * 8
-    assert samples.flops("attention", samples.parse_sizes("attention", one + ",causal=1")) == 4 * 2 * 10 * 8
+    assert samples.flops("attention", sizes_of("attention", one)) == 4 * 2 * 4 * 4 * 8
+    assert samples.flops("attention", sizes_of("attention", one + ",causal=1")) == 4 * 2 * 10 * 8
     wide = one + ",causal=1,kv_sequence=2"  # rows see 1, 2, 2 and 2 keys
-    assert samples.flops("attention", samples.parse_sizes("attention", wide)) == 4 * 2 * 7 * 8
+    assert samples.flops("attention", sizes_of("attention", wide)) == 4 * 2 * 7 * 8
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,7 @@ def test_flops():
     [
         ("rope", "head=3", "no size 'head'", "known: batch, sequence, heads"),
         ("rope", "heads=many", "'heads=many'", "whole number"),
-        ("rope", "heads", "'heads'", "heads=24"),
+        ("rope", "heads", "'heads'", "heads=128"),
         ("rope", "heads=1.5", "1.5", "whole number"),
         ("rope", "heads=0", "heads=0", "1 or more"),
         ("rope", "heads=-2", "heads=-2", "1 or more"),
@@ -123,7 +128,7 @@ def test_flops():
 )
 def test_bad_sizes(name, text, wrong, remedy):
     with pytest.raises(InputError) as error:
-        samples.parse_sizes(name, text)
+        sizes_of(name, text)
     assert wrong in str(error.value)
     assert remedy in str(error.value)
 
