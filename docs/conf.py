@@ -26,6 +26,7 @@ html_static_path = ["static"]
 html_css_files = ["fluxrewrite.css"]
 html_copy_source = False
 html_show_sphinx = False
+smartquotes = False
 html_show_copyright = False
 pygments_style = "friendly"
 
@@ -47,6 +48,6 @@ def read(page: str, text: str) -> str:
         text = text.replace(f"](../{file}", f"]({name}.md").replace(f"]({file}", f"]({name}.md")
     if page == "index":
         names = sorted(p.stem for p in Path(__file__).parent.glob("*.md"))
-        more = "".join(f"{n}\n" for n in names if n != "index" and f"\n{n}\n" not in text)
+        more = "".join(f"{n}\n" for n in names if n != "index" and f"\n{n}\n" not in text and f" <{n}>\n" not in text)
         text = text.replace("\n```\n", f"\n{more}```\n") if more else text
     return text

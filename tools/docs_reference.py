@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,7 +54,7 @@ def reason_codes() -> str:
     tree = ast.parse(inspect.getsource(site))
     (members,) = [n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Code"]
     texts = {}
-    for item, below in zip(members, members[1:], strict=False):
+    for item, below in itertools.pairwise(members):
         if isinstance(item, ast.Assign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             (target,) = item.targets
             texts[site.Code[getattr(target, "id", "")]] = str(below.value.value)
