@@ -63,6 +63,7 @@ $(VENV)/.docs: $(VENV)/.installed
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going --quiet --fresh-env -b html docs docs/_build/html
+	! grep -rnE '<(script|img|iframe)[^>]* src="(https?:)?//|<link[^>]* href="(https?:)?//|@import|url\(.?(https?:)?//' docs/_build/html --include=*.html --include=*.css
 
 docs-reference: $(VENV)/.installed
 	$(BIN)/python tools/docs_reference.py

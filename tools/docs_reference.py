@@ -151,8 +151,12 @@ TABLES: dict[str, Callable[[], str]] = {
 def cli() -> str:
     """The page on the command line, from the commands themselves."""
     root: Any = typer.main.get_command(app)
-    parts = ["# Command line\n", f"{_prose(root.help)}\n", "Written by `make docs-reference` from the commands.\n"]
-    names = (f"[`fluxrewrite {path}`](#fluxrewrite-{path.replace(' ', '-')}): {c.help.splitlines()[0]}"
+    parts = [
+        "# Command line\n",
+        f"{_prose(root.help)}\n",
+        "Written by `make docs-reference` from the commands.\n",
+    ]
+    names = (f"[`fluxrewrite {path}`](#fluxrewrite-{path.replace(' ', '-')}): {_short(c)}"
              for path, c in _commands(root))  # fmt: skip
     parts.append("".join(f"- {line}\n" for line in names))
     parts += [_command(path, command) for path, command in _commands(root)]
@@ -182,6 +186,10 @@ def _command(path: str, command: Any) -> str:
     if codes:
         parts.append(f"{codes}\n")
     return "\n".join(parts)
+
+
+def _short(command: Any) -> str:
+    return str(command.short_help or command.help.splitlines()[0])
 
 
 def _told(text: str) -> tuple[str, str]:

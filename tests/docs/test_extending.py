@@ -71,7 +71,9 @@ def test_limits_of_the_op_and_of_the_provider(mylib, check):
     assert [(r.code, r.message.partition(":")[0]) for s in report.sites for r in s.reasons] == [
         ("limit", "dtype float64")
     ]
-    report = check(capped, "softcap", provider="mylib", x=torch.randn(1, 16385))  # a second size: Dynamo makes it symbolic
+    report = check(
+        capped, "softcap", provider="mylib", x=torch.randn(1, 16385)
+    )  # a second size: Dynamo makes it symbolic
     assert [r.message[:6] for s in report.sites for r in s.reasons] == ["size s"]
     torch._dynamo.reset()
     report = check(capped, "softcap", provider="mylib", x=torch.randn(1, 16385))
