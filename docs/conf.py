@@ -28,7 +28,6 @@ html_copy_source = False
 html_show_sphinx = False
 smartquotes = False
 html_show_copyright = False
-pygments_style = "friendly"
 
 ROOT = Path(__file__).parents[1]
 STANDS_FOR = {"start": "README.md", "contributing": "CONTRIBUTING.md"}

@@ -1,4 +1,4 @@
-"""A folder with the files that the commands of the pages name, and graphs that are captured once."""
+"""A folder with the files that the commands of the pages name, and models that are captured and analysed once."""
 
 import gc
 import json
@@ -21,26 +21,33 @@ CALL = '%0 = stablehlo.custom_call @AwsNeuronCustomNativeKernel(%arg0) {backend_
 
 
 @pytest.fixture(scope="session")
-def graphs():
-    """Captures by model, sizes and dtype: many commands look at the same graphs, which no command changes."""
+def known():
+    """Captures and analyses by what they are of: many commands look at the same graphs, and show the same report in other forms."""
     return {}
 
 
 @pytest.fixture
-def captured_once(graphs, monkeypatch):
-    capture = analysis.capture_spec
+def analysed_once(known, monkeypatch):
+    capture, analyse = analysis.capture_spec, analysis.inspect_graphs
 
-    def once(spec, shapes, dtype, dynamic=False, tp=1):
+    def captured(spec, shapes, dtype, dynamic=False, tp=1):
         key = (spec.name, shapes, dtype, dynamic, tp)
-        if key not in graphs:
-            graphs[key] = capture(spec, shapes, dtype, dynamic, tp)
-        return graphs[key]
+        if key not in known:
+            known[key] = capture(spec, shapes, dtype, dynamic, tp)
+        return known[key]
 
-    monkeypatch.setattr(analysis, "capture_spec", once)
+    def analysed(spec, shapes, dtype, options):
+        key = (spec.name, shapes, dtype, options)
+        if key not in known:
+            known[key] = analyse(spec, shapes, dtype, options)
+        return known[key]
+
+    monkeypatch.setattr(analysis, "capture_spec", captured)
+    monkeypatch.setattr(analysis, "inspect_graphs", analysed)
 
 
 @pytest.fixture
-def run(captured_once, tmp_path, monkeypatch, capsys):
+def run(analysed_once, tmp_path, monkeypatch, capsys):
     """`run(command)`: exit code and what was printed, in a folder of its own that `shelf` has filled."""
 
     def call(text):
