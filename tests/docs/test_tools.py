@@ -27,10 +27,10 @@ def tool(monkeypatch, capsys):
 
 @pytest.fixture
 def small(tool, monkeypatch):
-    """The graphs of the two matching benchmarks: FLUX.2 of 1 + 2 blocks, and its nodes repeated up to 2,000."""
+    """The graphs of the two matching benchmarks: FLUX.2 of 1 + 2 blocks, and its nodes repeated up to 1,000."""
     matching = tool("bench_matching")
     monkeypatch.setattr(matching, "PRESETS", dict.fromkeys(matching.PRESETS, "flux2-klein-mini"))
-    monkeypatch.setattr(matching, "LARGE_NODES", 2000)
+    monkeypatch.setattr(matching, "LARGE_NODES", 1000)
     return matching
 
 
@@ -60,11 +60,13 @@ def test_kernels(tool):
     assert "norm_rope_attention" in tool.out()
 
 
-def test_oracles(tool):
-    assert tool("compare_oracles", "--image-tokens", "16", "--text-tokens", "8").main() == 0
+def test_oracles(tool, monkeypatch):
+    oracles = tool("compare_oracles", "--image-tokens", "16", "--text-tokens", "8")
+    monkeypatch.setattr(oracles, "VARIANTS", {"qkv": oracles.VARIANTS["qkv"]})
+    assert oracles.main() == 0
     rows = [line.split(" | ") for line in tool.out().splitlines() if line.startswith("| ")][1:]
     assert next(r[0] for r in rows) == "| no kernel"
-    assert len(rows) == 7
+    assert len(rows) == 2
     assert all(r[-2:] == ["1.000", "1.000 |"] for r in rows[1:]), rows
 
 
@@ -81,6 +83,7 @@ class Attend(torch.nn.Module):
 def test_plans(tool, monkeypatch):
     plans = tool("bench_plans", "--models", "small", "--threads", "1")
     monkeypatch.setattr(plans, "MODELS", {"small": lambda: (Attend(), {"x": torch.randn(1, 16, 64)})})
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda gm, inputs, **_: gm.forward)
     threads = torch.get_num_threads()
     try:
         assert plans.main() in (0, 1)

@@ -81,7 +81,12 @@ _BENCH = "fluxrewrite bench small --image-tokens 24 --text-tokens 12 --inner eag
 
 _ROWS: tuple[tuple[str, How], ...] = (
     # a model's report
-    (r"fluxrewrite inspect (flux2-klein-4b|flux2-klein-mini|flux2-dev).*", Whole()),
+    (
+        r"fluxrewrite inspect flux2-klein-4b --tp 4",  # tests/test_tensor_parallel.py has klein-4B on four ranks
+        Run("fluxrewrite inspect small --tp 2 --image-tokens 24 --text-tokens 12", slow=True),
+    ),
+    (r"fluxrewrite inspect flux2-dev --format html .*", Run(slow=True)),  # tests/draw/test_page.py has the page of 56 blocks
+    (r"fluxrewrite inspect (flux2-klein-4b|flux2-klein-mini).*", Whole()),
     (r"fluxrewrite inspect --device trn1 --regime lazy", Run(smaller("fluxrewrite inspect flux2-dev --device trn1 --regime lazy"))),
     (r"fluxrewrite inspect mymodels:block", Run()),
     (r"fluxrewrite show report.json .*", Run()),
@@ -105,14 +110,14 @@ _ROWS: tuple[tuple[str, How], ...] = (
     ),
     (r"fluxrewrite verify --kernels .*--simulator both", _TRN2),
     (r"fluxrewrite bench flux2-klein-mini .*", Run(f"{_BENCH} --variants vanilla,all --runs 2 --save runs.json", slow=True)),
-    (r"fluxrewrite bench flux2-klein-4b --variants .*", Run(f"{_BENCH} --variants vanilla --runs 1", slow=True)),
+    (r"fluxrewrite bench flux2-klein-4b --variants .*", Run(f"{_BENCH} --variants vanilla,all --runs 2 --save runs.json", slow=True)),
     (r"fluxrewrite bench .*--inner neuron.*", _TRN2),
     (r"fluxrewrite calibrate --from runs.json .*", Run()),
     (r"fluxrewrite calibrate (--quick )?-o here.json", Run("fluxrewrite calibrate --quick --threads 1 -o here.json", slow=True)),
     (
         r"fluxrewrite calibrate --for MODEL -o me.json",
         Run(
-            "fluxrewrite calibrate --quick --threads 1 --for small --image-tokens 24 --text-tokens 12 -o me.json",
+            "fluxrewrite calibrate --quick --threads 1 --for small --kernels attention --image-tokens 24 --text-tokens 12 -o me.json",
             slow=True,
         ),
     ),
@@ -122,11 +127,11 @@ _ROWS: tuple[tuple[str, How], ...] = (
     (r"make (test-xla|test-torch29)", NotHere("an environment of its own with torch 2.9 and torch-xla: 7.2 GB")),
     (r"make test-browser", NotHere("installs Chromium and npm packages; the tests of tests/browser are its recipe")),
     # scripts
-    (r"python tools/bench_matching.py", Tool("flux2-klein-mini as both models, 2,000 nodes, 1 round")),
-    (r"python tools/bench_analysis.py", Tool("flux2-klein-mini as both models, 2,000 nodes, 1 round")),
+    (r"python tools/bench_matching.py", Tool("flux2-klein-mini as both models, 1,000 nodes, 1 round")),
+    (r"python tools/bench_analysis.py", Tool("flux2-klein-mini as both models, 1,000 nodes, 1 round")),
     (r"python tools/bench_kernels.py", Tool("trn2, without the long sequence")),
-    (r"python tools/bench_plans.py", Tool("one small attention, 7 rounds")),
-    (r"python tools/compare_oracles.py", Tool("16 + 8 tokens")),
+    (r"python tools/bench_plans.py", Tool("one small attention, 7 rounds, its graphs run as they are in the place of Inductor")),
+    (r"python tools/compare_oracles.py", Tool("16 + 8 tokens, the kernel qkv alone")),
     (r"python tools/compare_oracles.py --compiler xla .*", NotHere("needs the environment of make xla: tests/xla asks XLA there")),
     (r"python tools/docs_reference.py", ByTest("tests/docs/test_reference.py::test_pages_say_what_the_code_says")),
     (r"python tools/docs_sessions.py", ByTest("tests/docs/test_sessions.py::test_a_session_is_taken_anew")),
