@@ -77,7 +77,15 @@ def smaller(text: str) -> str:
 
 _TRN2 = NotHere("needs a Trn2 instance and AWS's packages; nobody has run it")
 _ENVIRONMENT = NotHere("makes an environment on a Trn2 instance from AWS's package index")
-_BENCH = "fluxrewrite bench small --image-tokens 24 --text-tokens 12 --inner eager --dtype fp32 --steps 1"
+_BENCH = Run(
+    "fluxrewrite bench small --image-tokens 24 --text-tokens 12 --dtype fp32 --inner eager --variants vanilla,all --steps 1 "
+    "--runs 2 --save runs.json",
+    slow=True,
+)
+_CALIBRATE = Run(
+    "fluxrewrite calibrate --quick --threads 1 --for small --kernels attention --image-tokens 24 --text-tokens 12 -o me.json",
+    slow=True,
+)
 
 _ROWS: tuple[tuple[str, How], ...] = (
     # a model's report
@@ -109,18 +117,12 @@ _ROWS: tuple[tuple[str, How], ...] = (
         Run("fluxrewrite verify --kernels rope --quick --filter 'rope fp32'", slow=True),
     ),
     (r"fluxrewrite verify --kernels .*--simulator both", _TRN2),
-    (r"fluxrewrite bench flux2-klein-mini .*", Run(f"{_BENCH} --variants vanilla,all --runs 2 --save runs.json", slow=True)),
-    (r"fluxrewrite bench flux2-klein-4b --variants .*", Run(f"{_BENCH} --variants vanilla,all --runs 2 --save runs.json", slow=True)),
+    (r"fluxrewrite bench flux2-klein-mini .*", _BENCH),
+    (r"fluxrewrite bench flux2-klein-4b --variants .*", _BENCH),
     (r"fluxrewrite bench .*--inner neuron.*", _TRN2),
     (r"fluxrewrite calibrate --from runs.json .*", Run()),
     (r"fluxrewrite calibrate (--quick )?-o here.json", Run("fluxrewrite calibrate --quick --threads 1 -o here.json", slow=True)),
-    (
-        r"fluxrewrite calibrate --for MODEL -o me.json",
-        Run(
-            "fluxrewrite calibrate --quick --threads 1 --for small --kernels attention --image-tokens 24 --text-tokens 12 -o me.json",
-            slow=True,
-        ),
-    ),
+    (r"fluxrewrite calibrate --for MODEL -o me.json", _CALIBRATE),
     # targets
     (r"make (test|test-slow|lint|docs|lint docs test)", Target()),
     (r"make (inspect|map|verify|bench|bench-kernels|bench-plans|docs-reference|sessions)", Recipe()),
