@@ -4,6 +4,8 @@
 # make xla       torch-xla in .venv-xla     make test-xla    what XLA makes of models (7.2 GB, some minutes)
 #                                           make test-torch29   the core's tests with the torch 2.9 that is there
 # make verify    kernels against float64    make bench-kernels   modelled kernel times (NKILIB=checkout to compare)
+# make docs      the pages of docs/ in docs/_build/html
+# make docs-reference   their parts that come from the code     make sessions   the terminal sessions in README.md and docs/
 # make map       the picture in README.md
 # make test-browser   the page in Chromium (Debian: apt-get as root; npm)
 # make bench-plans   whole models on the CPU under each policy (half an hour)
@@ -15,7 +17,7 @@ BIN := $(VENV)/bin
 MODEL ?= flux2-klein-4b
 TORCH29 ?= tests/passes tests/inner tests/neuron $(addprefix tests/test_,$(addsuffix .py,torch_backend failures join capture graph flux reasons measure workload))
 
-.PHONY: inspect map test test-browser test-slow xla test-xla test-torch29 lint schema bench bench-kernels bench-plans verify clean
+.PHONY: inspect docs docs-reference sessions map test test-browser test-slow xla test-xla test-torch29 lint schema bench bench-kernels bench-plans verify clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fluxrewrite needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'
@@ -57,6 +59,20 @@ lint: $(VENV)/.installed
 schema: $(VENV)/.installed
 	$(BIN)/python -c 'from fluxrewrite.report import schema_text; print(schema_text(), end="")' > fluxrewrite/report/schema.json
 
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet --fresh-env -b html docs docs/_build/html
+	! grep -rnE '<(script|img|iframe)[^>]* src="(https?:)?//|<link[^>]* href="(https?:)?//|@import|url\(.?(https?:)?//' docs/_build/html --include=*.html --include=*.css
+
+docs-reference: $(VENV)/.installed
+	$(BIN)/python tools/docs_reference.py
+
+sessions: $(VENV)/.installed
+	$(BIN)/python tools/docs_sessions.py
+
 map: $(VENV)/.installed
 	$(BIN)/fluxrewrite inspect flux2-klein-4b --format svg -o docs/boundary-map.svg
 
@@ -89,4 +105,4 @@ verify: $(VENV)/.installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/fluxrewrite verify --kernels
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) $(VENV_XLA)
+	rm -rf build dist docs/_build *.egg-info $(VENV) $(VENV_XLA)

@@ -45,9 +45,9 @@ class Pass:
     kernel: ClassVar[str]
     """Name of the kernel that may replace a site."""
     forms: ClassVar[tuple[str, ...]]
-    """The forms it knows; `kernels="kind:form"` selects one."""
+    """The forms it knows; a selection may name one of them alone."""
     looks_for: ClassVar[str]
-    """One line: what is looked for. Shown where nothing was found."""
+    """One line on what is looked for, shown where nothing was found."""
 
     def find(self, view: GraphView) -> list[Finding]:
         """All sites and near misses, in graph order. Must not change the graph."""

@@ -70,7 +70,7 @@ def backend(
         report: called with the `Report` of each graph, or a path: a JSON file on all graphs compiled so far.
         strict: raise when fluxrewrite itself fails; otherwise it warns and compiles the graph as it was.
         options: passed to the inner backend as `options=`.
-        provider: whose kernels: "builtin", "nkilib" or "nkilib@2.29" (limits of that SDK version), or "reference" for the
+        provider: whose kernels: "builtin", "nkilib" or `nkilib@2.29` (limits of that SDK version), or "reference" for the
             bodies of the canonical ops, which take every shape.
         execution: what a kernel call runs: "reference", the op's body in torch; "emulate", the NKI kernel on the CPU; "device";
             "custom_call", nothing: XLA compiles a custom call and cannot run it. By default "device" when the inner backend is

@@ -1,6 +1,3 @@
-import re
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -231,14 +228,3 @@ def test_bad_budget_files(tmp_path, text, problem):
 def test_budget_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"absent.toml: cannot be read"):
         read_budget(tmp_path / "absent.toml")
-
-
-def test_readme_names_every_metric_and_its_budget_is_one(tmp_path):
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    listed = readme.split("Metrics: ")[1].split("Operators:")[0]
-    assert set(re.findall(r"`(\w+)`", listed)) == {*METRICS, *BY_KIND}
-    budget = readme.split("```toml\n")[1].split("```")[0]
-    limits = read_budget(write(tmp_path, budget), ["norm_rope_attention", "qkv"])
-    assert [x.metric for x in limits] == ["barriers", "boundary_bytes", "kernels.norm_rope_attention", "graph_breaks"]
-    for text in re.findall(r"--fail-on '(.*?)'", readme):
-        parse_limit(text)

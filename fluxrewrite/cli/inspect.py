@@ -26,11 +26,14 @@ def inspect(
                                                     "none: only report.")] = PolicyName.ALL,
     device: Annotated[str, typer.Option(help="Profile that times are predicted with: trn1, trn2, trn3, cpu, or a file "
                                         "(fluxrewrite calibrate -o FILE).")] = "trn2",
-    regime: Annotated[Regime, typer.Option(help="lazy: a kernel call also splits the executable.")] = Regime.COMPILE,
+    regime: Annotated[Regime, typer.Option(help="compile: one executable, in which a kernel call is a barrier; lazy: a call "
+                                           "also ends the executable, as in the XLA stack.")] = Regime.COMPILE,
     compiler: Annotated[str | None, typer.Option(help="What fuses the rest: inductor, neuronx, xla, or a file of rules. "
                                                  "Default: the device's.")] = None,
-    evidence: Annotated[list[Path] | None, typer.Option(help="Measured runs beside those that ship; may be repeated.")] = None,
-    dynamic: Annotated[bool, typer.Option("--dynamic", help="Trace with symbolic sizes.")] = False,
+    evidence: Annotated[list[Path] | None, typer.Option(help="File of measured runs (fluxrewrite calibrate --from) beside those "
+                                                        "that ship; may be repeated.")] = None,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Trace with symbolic sizes, as torch.compile(dynamic=True) does. A "
+                                          "limit on a symbolic size leaves its site alone.")] = False,
     provider: Annotated[str, typer.Option(help="Whose kernels: builtin, nkilib, nkilib@2.27 (its limits in that SDK version), or "
                                           "reference (the ops' own bodies, every shape).")] = "builtin",
     tp: Annotated[int, typer.Option(help="Ranks that the model's own _tp_plan divides it among: one is traced.")] = 1,
@@ -50,7 +53,11 @@ def inspect(
                                             "emulator and show how busy its engines are; seconds a call.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
 ) -> None:  # fmt: skip
-    """Trace MODEL without weights and report which parts of it kernels can replace, and why not more."""
+    """Trace MODEL without weights and report which parts of it kernels can replace, and why not more.
+
+    The report has the predicted effect with its basis, a verdict for each kind of kernel, what each kernel call sends through
+    memory and which fusions it breaks, and a reason for every site that is left alone. Nothing is compiled or run.
+    """
     from ..analysis import Options, inspect_graphs
     from ..artifacts import compared, read_artifacts
     from ..budget import check, parse_limit, read_budget
