@@ -32,8 +32,7 @@ def inspect(
                                                  "Default: the device's.")] = None,
     evidence: Annotated[list[Path] | None, typer.Option(help="File of measured runs (fluxrewrite calibrate --from) beside those "
                                                         "that ship; may be repeated.")] = None,
-    dynamic: Annotated[bool, typer.Option("--dynamic", help="Trace with symbolic sizes, as torch.compile(dynamic=True) does. A "
-                                          "limit on a symbolic size leaves its site alone.")] = False,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Trace with symbolic sizes; they break limits on them.")] = False,
     provider: Annotated[str, typer.Option(help="Whose kernels: builtin, nkilib, nkilib@2.27 (its limits in that SDK version), or "
                                           "reference (the ops' own bodies, every shape).")] = "builtin",
     tp: Annotated[int, typer.Option(help="Ranks that the model's own _tp_plan divides it among: one is traced.")] = 1,
@@ -53,11 +52,7 @@ def inspect(
                                             "emulator and show how busy its engines are; seconds a call.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
 ) -> None:  # fmt: skip
-    """Trace MODEL without weights and report which parts of it kernels can replace, and why not more.
-
-    The report has the predicted effect with its basis, a verdict for each kind of kernel, what each kernel call sends through
-    memory and which fusions it breaks, and a reason for every site that is left alone. Nothing is compiled or run.
-    """
+    """Trace MODEL without weights and report which parts of it kernels can replace, and why not more."""
     from ..analysis import Options, inspect_graphs
     from ..artifacts import compared, read_artifacts
     from ..budget import check, parse_limit, read_budget
