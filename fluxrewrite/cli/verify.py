@@ -118,17 +118,27 @@ def verify(
             check_kernels(named, quick, filter, provider, simulated, seed, format, output)
             return
         _refuse(ctx, _OF_KERNELS, "the kernels by themselves: leave out MODEL")
-        from ..models import Shapes
-        from ..verify import Options, judge
+        asked: dict[str, Any] = {"kernels": named, "policy": policy.value, "provider": provider, "device": device}
+        asked |= {"execution": execution.value, "inner": inner, "steps": steps, "tolerance": tolerance}
+        _check_model(model, (image_tokens, text_tokens, batch), dtype, asked, seed, crew, (format, output))
 
-        shapes = Shapes(image_tokens, text_tokens, batch)
-        options = Options(
-            named, policy.value, provider, execution.value, device=device, inner=inner, steps=steps, tolerance=tolerance
-        )
-        found = _verified(model, shapes, dtype, options, seed, crew)
-        if leads(crew):
-            _out(found, format, output)
-        judge(found)
+
+def _check_model(
+    model: str,
+    tokens: tuple[int, int, int],
+    dtype: Dtype,
+    asked: dict[str, Any],
+    seed: int,
+    crew: Crew | None,
+    out: tuple[Format, Path | None],
+) -> None:
+    from ..models import Shapes
+    from ..verify import Options, judge
+
+    found = _verified(model, Shapes(*tokens), dtype, Options(**asked), seed, crew)
+    if leads(crew):
+        _out(found, *out)
+    judge(found)
 
 
 _OF_KERNELS = ("quick", "filter", "simulator")
