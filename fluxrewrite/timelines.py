@@ -59,20 +59,21 @@ def with_timelines(report: Report, step: Callable[[str], None] = lambda text: No
 def _timeline(call: CallInfo, sites: Sequence[SiteInfo], device: str) -> TimelineInfo:
     site, cores = sites[0], MODELLED[device]
     provider = site.kernel.provider if site.kernel else "reference"
-    about = {"kernel": site.kind, "form": site.form, "provider": provider, "sites": tuple(s.id for s in sites)}
-    empty = {"device": device, "cores": cores, "shapes": site.shapes}
+    made = TimelineInfo(
+        kernel=site.kind,
+        form=site.form,
+        provider=provider,
+        sites=tuple(s.id for s in sites),
+        device=device,
+        cores=cores,
+        shapes=site.shapes,
+    )
     try:
         found = profile(provider, _asked(call, site, device, cores))
     except InputError as error:
-        return TimelineInfo(**about, **empty, problem=str(error))
-    return TimelineInfo(
-        **about,
-        **empty,
-        latency_us=_rounded(found.latency_us),
-        roofline_us=_rounded(found.roofline_us),
-        bound=found.bound,
-        engines=tuple(_engines(found)),
-    )
+        return made.model_copy(update={"problem": str(error)})
+    figures = {"latency_us": _rounded(found.latency_us), "roofline_us": _rounded(found.roofline_us)}
+    return made.model_copy(update={**figures, "bound": found.bound, "engines": tuple(_engines(found))})
 
 
 def _asked(call: CallInfo, site: SiteInfo, device: str, cores: int) -> Asked:

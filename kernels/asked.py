@@ -42,7 +42,7 @@ def sizes_of(asked: Asked) -> dict[str, int]:
         return samples.complete(asked.kernel, asked.sizes)
     known = samples.sample(asked.kernel).defaults
     given = {name: size for name, size in asked.sizes.items() if name in known}
-    return samples.complete(asked.kernel, given | _OF_SITE[asked.kernel](asked))
+    return samples.complete(asked.kernel, {**given, **_OF_SITE[asked.kernel](asked)})
 
 
 def _shapes(asked: Asked) -> list[tuple[int, ...]]:
