@@ -6,11 +6,11 @@ import ast
 import hashlib
 import importlib.util
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["folder_digest", "function_digest", "module_digest"]
+__all__ = ["files_digest", "folder_digest", "function_digest", "module_digest"]
 
 NO_SOURCE = "no source"
 
@@ -38,7 +38,12 @@ def module_digest(module: str) -> str:
 
 def folder_digest(folder: Path) -> str:
     """Of all Python files in a folder and below."""
-    return _digest([str(path) for path in sorted(folder.rglob("*.py"))])
+    return files_digest(folder.rglob("*.py"))
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Of some files, in any order."""
+    return _digest(sorted(map(str, paths)))
 
 
 def _digest(paths: list[str | None]) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = [
     "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "BlockInfo", "Boundary", "BreakInfo", "CallInfo", "ChoiceInfo",
     "CollectiveInfo", "CompileInfo", "Effect", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "PartInfo",
-    "ProcessInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo", "Timing",
+    "ProcessInfo", "ProofInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo", "Timing",
     "UserInfo", "Verdict", "schema_text",
 ]  # fmt: skip
 
@@ -50,13 +50,19 @@ class ModelInfo(_Record):
 
 
 class Timing(_Record):
-    """Seconds of each stage and peak resident memory in MB (10^6 bytes); the only part that differs between equal runs."""
+    """Seconds of each stage and peak resident memory in MB (10^6 bytes); the only part that differs between equal runs.
+
+    `proof_s` is a part of `match_s`: distinct sites that were run for their proof (`proofs_new`), and looked up (`proofs_cached`).
+    """
 
     capture_s: float
     match_s: float
     analyse_s: float
     total_s: float
     peak_rss_mb: float
+    proof_s: float = 0.0
+    proofs_new: int = 0
+    proofs_cached: int = 0
 
 
 class ReasonInfo(_Record):
@@ -74,8 +80,21 @@ class KernelInfo(_Record):
     provider: str
 
 
+class ProofInfo(_Record):
+    """What came of running a site and its replacement on the same random inputs.
+
+    "proved" where they agree; `error`, relative to the largest value expected, and `note` are of one that "failed"; one that
+    could not be run is "unproved". `dtype` says in what both ran: "float64", or "traced" for the graph's own dtypes.
+    """
+
+    status: Literal["proved", "failed", "unproved"]
+    error: float | None
+    dtype: str
+    note: str
+
+
 class SiteInfo(_Record):
-    """A site or near miss, and what is done with it."""
+    """A site or near miss, and what is done with it. `proof` is null where none was asked for."""
 
     id: str
     kind: str
@@ -88,6 +107,7 @@ class SiteInfo(_Record):
     choice: Literal["keep", "inline", "kernel"]
     kernel: KernelInfo | None
     details: dict[str, Any] = Field(default_factory=dict)
+    proof: ProofInfo | None = None
 
 
 class TensorInfo(_Record):
