@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .region import hint
+
 __all__ = ["Maker"]
 
 DECADES = 3.0
@@ -38,7 +40,7 @@ class Maker:
             dtype: of the result.
             mask: it is added to scores: zeros, -inf and other numbers, one of them finite in each row.
         """
-        strides = [abs(int(s)) if isinstance(s, int) else 0 for s in like.stride()]
+        strides = [hint(s) for s in like.stride()]
         order = sorted(range(len(sizes)), key=lambda axis: (-strides[axis], axis))
         plain = self._values([sizes[axis] for axis in order], dtype, mask, order)
         return plain.permute([order.index(axis) for axis in range(len(sizes))])

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +172,15 @@ def _apart(sides: Sides, cut: Cut, lift: bool, op: Any) -> Apart:
         given.update({n: torch.cat([given[p] for p in parts]) for n, parts in sides.joined.items()})
         replacement = run(sides.replacement, given)
         pairs = [(replacement[b], original[a]) for a, b in zip(sides.expected, sides.made, strict=True)]
-        if not all(bool(wanted.isfinite().all()) for _, wanted in pairs):
-            raise RewriteError("the original computes NaN or inf on random inputs")
+        _check_numbers(original, [wanted for _, wanted in pairs])
         return apart(pairs)
+
+
+def _check_numbers(original: Mapping[Node, Any], results: Iterable[Tensor]) -> None:
+    """Raise where the original computes no numbers: attention may answer zeros for NaN."""
+    bad = next((n for n, v in original.items() if isinstance(v, Tensor) and bool(v.isnan().any())), None)
+    if bad is not None or not all(bool(r.isfinite().all()) for r in results):
+        raise RewriteError(f"the original computes NaN or inf on random inputs{f' ({bad.name})' if bad else ''}")
 
 
 def _inputs(sides: Sides, cut: Cut, lift: bool) -> dict[Node, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ class Sides:
     Attributes:
         inputs: what enters either.
         joined: for an input of the replacement that is joined weights, these.
-        original, replacement: calls, in order.
+        original, replacement: calls, in order; those of the original that the replacement reads are in both.
         expected, made: the site's outputs in each.
         mask: the input that is added to scores, if there is one.
     """
@@ -77,9 +78,19 @@ def _sides(twins: dict[Node, Node], region: Region, site: Site, builder: Builder
     joined = {n: tuple(by_name[name] for name in n.meta["joined"]) for n in builder.made if n.op == "placeholder"}
     original = tuple(twins[n] for n in region.nodes)
     calls = tuple(n for n in builder.made if n.op != "placeholder")
+    calls = (*_needed(original, calls), *calls)
     read = {i for n in (*original, *calls) for i in n.all_input_nodes} | {p for parts in joined.values() for p in parts}
     entering = tuple(t for t in (twins[n] for n in region.inputs) if t in read)
     mask = site.operands.get("mask")
     expected = tuple(twins[n] for n in site.outputs)
     twin = twins.get(mask) if isinstance(mask, Node) else None
     return Sides(entering, joined, original, calls, expected, tuple(made), twin)
+
+
+def _needed(original: tuple[Node, ...], calls: tuple[Node, ...]) -> Iterator[Node]:
+    """The nodes of the original that calls read, directly or not, in order."""
+    needed = {i for n in calls for i in n.all_input_nodes}
+    for node in reversed(original):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return (n for n in original if n in needed)
