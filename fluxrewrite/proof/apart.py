@@ -15,7 +15,7 @@ TOLERANCE = 1e-6
 """Greatest error over the largest value expected, in float64.
 
 Sums in another order leave 1e-14. An op whose body rounds to float32 inside leaves 1e-7; the epsilon of a norm that is 1e-5 in
-the place of 1e-6 leaves 1e-1 in the small rows that `inputs.Maker` draws.
+the place of 1e-6 leaves 1e-2 in the small rows that `inputs.Maker` draws.
 """
 TRACED = {torch.bfloat16: 2e-2, torch.float16: 2.5e-3}
 """The same for regions that run in the graph's own dtypes, 1e-5 where not named: twice what `fluxrewrite verify` lets pass, for

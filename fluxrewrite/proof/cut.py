@@ -95,22 +95,25 @@ def cuts(site: Site, nodes: Sequence[Node], inputs: Sequence[Node]) -> Iterator[
         inputs: the values that enter.
     """
     relations = _Relations(nodes)
-    present = {hint(n) for node in (*nodes, *inputs) for t in _tensors(node) for n in t.shape}
-    kept = {n for name in _KEPT if isinstance(n := site.shapes.get(name), int)}
+    dims = [n for node in (*nodes, *inputs) for t in _tensors(node) for n in t.shape]
+    present = {hint(n) for n in dims}
+    symbols = {str(n): hint(n) for n in dims if isinstance(n, torch.SymInt)}
+    named = {name: symbols.get(n, 0) if isinstance(n, str) else n for name, n in site.shapes.items()}
+    kept = {named[name] for name in _KEPT if name in named}
     for names in ((*_COUNTED, *_WIDE), _COUNTED, _WIDE):
-        seeds = _seeds(site, names, kept)
+        seeds = _seeds(named, names, kept)
         found = _assigned(_classes(relations, seeds, kept), present)
         if found.sizes:
             yield found
     yield Cut()
 
 
-def _seeds(site: Site, names: Iterable[str], kept: set[int]) -> dict[int, str]:
+def _seeds(named: Mapping[str, int], names: Iterable[str], kept: set[int]) -> dict[int, str]:
     """Sizes that may be cut, and which of them go together."""
     found: dict[int, str] = {}
     for name in names:
-        n = site.shapes.get(name)
-        if isinstance(n, int) and n >= LEAST and n not in kept:
+        n = named.get(name, 0)
+        if n >= LEAST and n not in kept:
             found.setdefault(n, "wide" if name in _WIDE else name)
     return found
 

@@ -12,7 +12,7 @@ from .region import hint
 
 __all__ = ["Maker"]
 
-DECADES = 3.0
+DECADES = 2.0
 """Rows differ in size by up to this power of ten: in small ones the epsilon of a norm counts, and a softmax is not one key."""
 
 
@@ -59,10 +59,10 @@ class Maker:
         return torch.randint(self._index, sizes, generator=self._generator).to(dtype)
 
     def _normal(self, sizes: Sequence[int]) -> Tensor:
-        return torch.randn(sizes, generator=self._generator, dtype=torch.float64)
+        return torch.randn(sizes, generator=self._generator, dtype=torch.float64, device="cpu")
 
     def _uniform(self, sizes: Sequence[int]) -> Tensor:
-        return torch.rand(sizes, generator=self._generator, dtype=torch.float64)
+        return torch.rand(sizes, generator=self._generator, dtype=torch.float64, device="cpu")
 
     def _rows(self, sizes: Sequence[int], last: int) -> Tensor:
         """A factor for each row, the first of which is 1; for vectors and single numbers it is 1."""

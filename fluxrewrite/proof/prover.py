@@ -21,7 +21,7 @@ from ..graph import GraphView
 from ..kernel import Kernel
 from ..rewrite import Pass
 from ..site import Proof, Site
-from ..sources import files_digest, function_digest, module_digest
+from ..sources import files_digest, module_digest
 from ..vocabulary import read
 from .apart import TOLERANCE, TRACED, Apart, apart
 from .cut import Cut, cuts
@@ -80,15 +80,16 @@ class Prover:
 
     def _proof(self, view: GraphView, site: Site, rewriter: Pass, kernel: Kernel | None) -> Proof:
         region = region_of(view, site)
-        key = hashlib.sha256("\n".join((region.digest, _sources(type(rewriter), kernel))).encode()).hexdigest()
+        sources = _sources(type(rewriter), kernel)
+        text = f"{region.digest}\n{sources or (rewriter, kernel and kernel.op)}"
+        key = hashlib.sha256(text.encode()).hexdigest()
         if key not in self._seen:
-            found = self._store.load(key)
+            found = None if sources is None else self._store.load(key)
+            self.cached, self.new = self.cached + (found is not None), self.new + (found is None)
             if found is None:
-                self.new += 1
                 found = _prove(region, site, rewriter, kernel)
-                self._store.save(key, found)
-            else:
-                self.cached += 1
+                if sources is not None:
+                    self._store.save(key, found)
             self._seen[key] = found
         return self._seen[key]
 
@@ -97,10 +98,10 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def _sources(rewriter: type[Pass], kernel: Kernel | None) -> str:
-    """What a proof depends on beside the region: torch, the core, the pass, the body of the op."""
-    parts = [torch.__version__, _core(), f"{rewriter.__module__}.{rewriter.__qualname__}", _pass_digest(rewriter)]
-    return "\n".join([*parts, "inline" if kernel is None else _op_text(kernel.op)])
+def _sources(rewriter: type[Pass], kernel: Kernel | None) -> str | None:
+    """What a proof depends on beside the region: torch, the core, the pass, the body of the op; None where one has no file."""
+    parts = [_core(), _pass_text(rewriter), "inline" if kernel is None else _op_text(kernel.op)]
+    return None if None in parts else "\n".join([torch.__version__, *map(str, parts)])
 
 
 @functools.cache
@@ -110,25 +111,35 @@ def _core() -> str:
 
 
 @functools.cache
-def _pass_digest(rewriter: type[Pass]) -> str:
-    """Of what the class and those that it inherits from are written in."""
-    return " ".join(_digest(c) for c in rewriter.__mro__ if c not in Pass.__mro__)
+def _pass_text(rewriter: type[Pass]) -> str | None:
+    """Its name, and what the class and those that it inherits from are written in."""
+    digests = [_digest(c) for c in rewriter.__mro__ if c not in Pass.__mro__]
+    name = f"{rewriter.__module__}.{rewriter.__qualname__}"
+    return None if None in digests else " ".join([name, *map(str, digests)])
 
 
 @functools.cache
-def _op_text(op: Any) -> str:
+def _op_text(op: Any) -> str | None:
     name = getattr(op, "_name", str(op)).removesuffix(".default")
     definition = torch._library.custom_ops.OPDEFS.get(name)
-    return f"{name} {_digest(op if definition is None else definition._init_fn)}"
+    digest = _digest(op if definition is None else definition._init_fn)
+    return None if digest is None else f"{name} {digest}"
 
 
-def _digest(written: Any) -> str:
-    """Of the file that a class or function is written in, with what it may import: in this package the files beside it."""
-    module = inspect.getmodule(written)
-    name = "" if module is None else module.__name__
-    if module is not None and name.partition(".")[0] == __name__.partition(".")[0] and module.__file__:
-        return _beside(Path(module.__file__).parent)
-    return f"{function_digest(written)} {module_digest(name) if name else ''}"
+def _digest(written: Any) -> str | None:
+    """Of the file that a class or function is written in, with what it may import: in this package the files beside it.
+
+    None where there is no file, as for what is written in a notebook: the same name may be something else the next time.
+    """
+    try:
+        file, module = inspect.getsourcefile(written), inspect.getmodule(written)
+    except (TypeError, OSError):
+        return None
+    if file is None or module is None or not Path(file).is_file():
+        return None
+    if module.__name__.partition(".")[0] == __name__.partition(".")[0]:
+        return _beside(Path(file).parent)
+    return f"{files_digest([Path(file)])} {module_digest(module.__name__)}"
 
 
 @functools.cache
@@ -165,7 +176,7 @@ def _apart(sides: Sides, cut: Cut, lift: bool, op: Any) -> Apart:
     """How far the two sides are apart. Raises where one cannot be run at these sizes, and where that says nothing."""
     if (work := _work(sides, cut)) > WORK:
         raise RewriteError(f"it would take {work:.1e} operations, more than {WORK:.0e}")
-    with tracing(None), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with tracing(None), torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
         given = _inputs(sides, cut, lift)
         run = Run(cut, lift, op)
         original = run(sides.original, given)

@@ -31,7 +31,7 @@ def test_rows_of_additive_masks_have_a_finite_number(shape):
 def test_rows_differ_in_size_and_vectors_do_not():
     rows = made((200, 64)).pow(2).mean(-1).sqrt()
     assert rows.max() > 0.5
-    assert rows.min() < 0.005
+    assert rows.min() < 0.02
     assert made((200,)).abs().mean() > 0.5
 
 

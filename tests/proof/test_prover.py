@@ -182,3 +182,15 @@ def test_distinct_sites_are_run_once(sites):
     sites.prove(ropes[0], prover=again)
     assert (again.new, again.cached) == (0, 1)
     assert set(again.timing()) == {"proof_s", "proofs_new", "proofs_cached"}
+
+
+def test_a_pass_without_a_file_is_proved_each_time(sites):
+    """As one of a notebook, which may be another one the next time."""
+    names = {"Base": type(sites.selection.passes["rope"])}
+    exec("class Typed(Base):\n    pass", names)
+    site = sites.of("rope")[0]
+    for _ in range(2):
+        prover = Prover(Store(sites.folder))
+        assert [sites.prove(site, names["Typed"](), prover).status for _ in range(2)] == ["proved"] * 2
+        assert (prover.new, prover.cached) == (1, 0)
+    assert not sites.folder.exists() or not list(sites.folder.iterdir())
