@@ -23,9 +23,10 @@ from .errors import InputError
 from .graph import GraphView
 from .join import Joinable, parameters
 from .models import ModelSpec, Shapes
-from .plan import Failed, Plan, Policy, Prove, Selection, apply, check_policy, make_plan
+from .plan import Failed, Plan, Policy, Selection, apply, check_policy, make_plan
 from .price import Predicted
 from .proof import Prover, Store, check_verify
+from .proof.asked import Prove
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.model import BreakInfo, ModelInfo, Report, Timing
 from .site import Site

@@ -12,9 +12,10 @@ from .errors import InputError
 from .graph import GraphView
 from .join import Joinable, parameters
 from .kernel import Kernel, load_kernels, load_plugins
+from .proof.asked import Prove, proved
 from .provider import provided
 from .rewrite import Pass, Replacement, needs_grad, rewrite
-from .site import Code, Finding, Miss, Proof, Reason, Site
+from .site import Code, Finding, Miss, Reason, Site
 
 __all__ = [
     "CHOOSING",
@@ -23,7 +24,6 @@ __all__ = [
     "Failed",
     "Plan",
     "Policy",
-    "Prove",
     "Selection",
     "apply",
     "check_policy",
@@ -166,8 +166,6 @@ def _raise(_: str, error: Exception) -> None:
 
 Failed = Callable[[Site, Kernel], object | None]
 """How a kernel failed at a site like this one, or None."""
-Prove = Callable[[GraphView, Site, Pass, Kernel | None], Proof]
-"""What came of running a site and its replacement, by a kernel or inline: `fluxrewrite.proof.Prover`."""
 Chooser = Callable[[GraphView, Sequence[Site]], tuple[Sequence[Site], Sequence[Choice]]]
 """Answers which of the eligible sites kernels take, and why: `choose.choose` with a price."""
 
@@ -211,7 +209,7 @@ def make_plan(
             try:
                 reasons = _checked(view, finding, kernel, failed, selection.provider)
                 if prove is not None and not reasons and isinstance(finding, Site) and selection.has(finding):
-                    finding, reasons = _proved(view, finding, rewriter, kernel, prove)
+                    finding, reasons = proved(view, finding, rewriter, kernel, prove)
                 decision = _decide(view, finding, kernel, reasons, selection, policy, joinable, prove)
             except Exception as error:
                 on_error(f"policy {policy!r}", error)
@@ -223,22 +221,6 @@ def make_plan(
         decisions, choices = _compared(view, decisions, variants, policy, chooser, on_error)
     taken = [d.finding for d in decisions if d.choice != "keep" and isinstance(d.finding, Site)]
     return Plan(tuple(_without_covered(decisions, taken)), selection, tuple(choices))
-
-
-def _proved(
-    view: GraphView, site: Site, rewriter: Pass, kernel: Kernel | None, prove: Prove
-) -> tuple[Site, tuple[Reason, ...]]:
-    """The site with its proof, and why it is left alone where there is none."""
-    proof = prove(view, site, rewriter, kernel)
-    site, where = replace(site, proof=proof), site.outputs[0].name
-    if proof.status == "failed":
-        far = proof.note or f"it is off by {proof.error:.2g} of the largest value"
-        how = "float64" if proof.dtype == "float64" else str(site.dtype).removeprefix("torch.")
-        return site, (Reason(Code.NOT_EQUIVALENT, f"on random inputs the replacement differs: {far} ({how})", where),)
-    if proof.status == "unproved":
-        message = f"it cannot be run for its proof: {proof.note}; verify='structural' goes by its structure alone"
-        return site, (Reason(Code.UNPROVED, message, where),)
-    return site, ()
 
 
 def _variants(
@@ -264,7 +246,7 @@ def _inlined(view: GraphView, site: Site, selection: Selection, joinable: Joinab
     inline = replace(site, inline=form, proof=None)
     if prove is None:
         return inline
-    inline, reasons = _proved(view, inline, rewriter, None, prove)
+    inline, reasons = proved(view, inline, rewriter, None, prove)
     return replace(inline, reasons=reasons) if reasons else inline
 
 

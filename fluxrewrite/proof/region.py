@@ -30,8 +30,8 @@ class Region:
     """A site's operations as a function of the values that enter.
 
     Attributes:
-        nodes: that compute the site's outputs, in graph order, back to values that are neither inner ones of the site nor
-            computed from another value that enters.
+        nodes: that compute the site's outputs or write to memory on the way, in graph order, back to values that are neither
+            inner ones of the site nor computed from another value that enters.
         inputs: what enters, and all other values that the site names, in order of first use.
         digest: equal for sites with the same operations on values of the same shapes, strides and dtypes, for which a pass
             emits the same. Names of nodes, weights and modules do not count.
@@ -46,7 +46,7 @@ def region_of(view: GraphView, site: Site) -> Region:
     """The region of a site."""
     inside = {*site.interior, *site.outputs}
     taken: set[Node] = set()
-    pending = list(site.outputs)
+    pending = [*site.outputs, *(n for n in inside if view.fact(n).writes)]
     while pending:
         node = pending.pop()
         if node in inside and node not in taken:

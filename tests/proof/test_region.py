@@ -1,5 +1,7 @@
 """A digest tells what is computed, not how it is called; a region connects what is seen through views."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -104,3 +106,38 @@ def test_another_pass_and_another_op_are_other_proofs(trace, tmp_path):
     prover = Prover(Store(tmp_path))
     assert prover(view, site, selection.passes["rope"], emulated).status == "proved"
     assert prover.cached == 1, "whose kernel it is does not change the body of the op"
+
+
+def test_what_is_written_in_place_belongs_to_the_region(trace, tmp_path):
+    """The result is made empty, and written by operations that it is not computed from."""
+
+    def fn(x, cos, sin):
+        first, second = x[..., ::2], x[..., 1::2]
+        out = torch.empty_like(x)
+        out[..., ::2] = first * cos - second * sin
+        out[..., 1::2] = second * cos + first * sin
+        return out
+
+    half = T[:, : D // 2]
+    view = GraphView(trace(fn, x=X, cos=half, sin=half.clone()).graph)
+    inside = [n for n in view.nodes if n.op in ("call_function", "call_method")]
+    (out,) = (n for n in inside if view.op(n) == "empty_like")
+    x, cos, sin = (n for n in view.nodes if n.op == "placeholder")
+    site = Site(
+        kind="rope",
+        form="interleaved",
+        path="",
+        operands={"x": x, "cos": cos, "sin": sin},
+        outputs=(out,),
+        interior=tuple(n for n in inside if n is not out),
+        shapes={"batch": 2, "heads": 3, "sequence": S, "head_size": D},
+        dtype=torch.float32,
+        extra={"axis": 2, "turned": False, "out_dtype": None, "squeeze": {"cos": [], "sin": []}},
+    )
+    assert set(region_of(view, site).nodes) == set(inside)
+    selection = Selection.of("rope", "reference")
+    proofs = [
+        Prover(Store(tmp_path))(view, s, selection.passes["rope"], selection.kernels["rope"])
+        for s in (site, replace(site, form="rotate_half"))
+    ]
+    assert [p.status for p in proofs] == ["proved", "failed"]
