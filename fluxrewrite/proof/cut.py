@@ -102,7 +102,7 @@ def cuts(site: Site, nodes: Sequence[Node], inputs: Sequence[Node]) -> Iterator[
     kept = {named[name] for name in _KEPT if name in named}
     for names in ((*_COUNTED, *_WIDE), _COUNTED, _WIDE):
         seeds = _seeds(named, names, kept)
-        found = _assigned(_classes(relations, seeds, kept), present)
+        found = _assigned(relations, _classes(relations, seeds, kept), present)
         if found.sizes:
             yield found
     yield Cut()
@@ -170,41 +170,30 @@ def _sizes(tensor: torch.Tensor) -> Sizes:
     return tuple(hint(n) for n in tensor.shape)
 
 
-def _assigned(classes: Mapping[int, Counter[str]], present: set[int]) -> Cut:
+def _assigned(relations: _Relations, classes: Mapping[int, Counter[str]], present: set[int]) -> Cut:
     """New values for the sizes in `classes`, as `_classes` answers them; none that another size has."""
-    products = {n for n, of in classes.items() if sum(of.values()) > 1}
     groups: dict[str, list[int]] = {}
     for n, of in classes.items():
-        if n not in products and of:
+        if of.total() == 1:
             groups.setdefault(next(iter(of)), []).append(n)
     used = present - set(classes)
     sizes: dict[int, int] = {}
-    unit = 0
-    divisor = 1
-    for name, members in sorted(groups.items(), key=lambda item: item[0]):
+    unit = divisor = 0
+    for name, members in sorted(groups.items()):
         found = _scaled(sorted(members), used)
         if name != "wide" and (found is None or max(found.values()) > MANY):
             found = _summed(sorted(members), used) or found
-        if found is None:
-            continue
-        sizes.update(found)
-        used |= set(found.values())
-        if name == "wide":
-            large = [n for n in members if n >= HEAD * min(members)] or members
-            unit, divisor = math.gcd(*large), min(members) // found[min(members)]
-    for n in products:
-        whole = math.prod(c[0] // c[1] for c in ((k, sizes[k]) for k in _base(classes[n], groups, sizes)))
-        if whole > 1 and n % whole == 0:
-            sizes[n] = n // whole
-    return Cut(sizes, unit if divisor > 1 and unit % divisor == 0 else 0, divisor, frozenset(present - set(sizes)))
-
-
-def _base(of: Counter[str], groups: Mapping[str, list[int]], sizes: Mapping[int, int]) -> Iterator[int]:
-    """For each class in a product a size of it whose new value divides it."""
-    for name in of.elements():
-        found = next((n for n in groups.get(name, []) if n in sizes and n % sizes[n] == 0), None)
         if found is not None:
-            yield found
+            sizes.update(found)
+            used |= set(found.values())
+            if name == "wide":
+                large = [n for n in members if n >= HEAD * min(members)] or members
+                unit, divisor = math.gcd(*large), min(members) // found[min(members)]
+    for whole, factors in sorted(relations.products):
+        if classes.get(whole, Counter()).total() > 1:
+            sizes[whole] = math.prod(sizes.get(n, n) for n in factors)
+    parted = divisor > 1 and unit % divisor == 0
+    return Cut(sizes, unit if parted else 0, divisor if parted else 1, frozenset(present - set(sizes)))
 
 
 def _classes(relations: _Relations, seeds: Mapping[int, str], kept: set[int]) -> dict[int, Counter[str]]:

@@ -136,3 +136,29 @@ def test_a_difference_on_cut_sizes_must_be_there_on_whole_ones(faked, monkeypatc
     errors = [prover._apart(both, cut, True, kernel.op).error for cut in (first, last)]
     assert errors[0] > TOLERANCE > errors[1]
     assert found.prove(site, Scaled()).status == "proved"
+
+
+def test_heads_folded_into_the_batch_are_cut_with_both(faked):
+    """The product of two sizes that change is the product of what they become."""
+
+    def fn(q, k, v):
+        q, k, v = (t.reshape(240, 100, 8) for t in (q, k, v))
+        return ((q @ k.mT) * 0.3).softmax(-1) @ v
+
+    found = faked(fn, **{n: meta(20, 12, 100, 8) for n in "qkv"})
+    (site,) = found.of("attention")
+    folded = [n for n in found.view.nodes if "reshape" in n.name]
+    wide = {"batch": 20, "heads": 12, "sequence": 100, "head_size": 8}
+    operands = dict(zip("qkv", (n.args[0] for n in folded), strict=True))
+
+    class Folded(type(found.selection.passes["attention"])):
+        def emit(self, site, builder, op):
+            q, k, v = (builder.call("flatten", site.operands[n], 0, 1) for n in "qkv")
+            made = super().emit(replace(site, operands={**site.operands, "q": q, "k": k, "v": v}), builder, op)
+            return made
+
+    whole = replace(site, shapes=wide, interior=(*folded, *site.interior), operands={**site.operands, **operands})
+    region = region_of(found.view, whole)
+    first = next(cuts(whole, region.nodes, region.inputs))
+    assert first.size(240) == first.size(20) * first.size(12) < 60
+    assert found.prove(whole, Folded()).status == "proved"
