@@ -12,7 +12,7 @@ from .errors import InputError
 from .graph import GraphView
 from .join import Joinable, parameters
 from .kernel import Kernel, load_kernels, load_plugins
-from .proof.asked import Prove, proved
+from .proof.asked import Prove, proved, refuted
 from .provider import provided
 from .rewrite import Pass, Replacement, needs_grad, rewrite
 from .site import Code, Finding, Miss, Reason, Site
@@ -233,7 +233,7 @@ def _variants(
     for site in sites:
         if selection.has(site):
             inline = _inlined(view, site, selection, joinable, prove)
-            found.update({} if inline is None or inline.reasons else {id(site): inline})
+            found.update({} if inline is None or refuted(inline) else {id(site): inline})
     return found
 
 
@@ -359,7 +359,7 @@ def _decide(
         inline = _inlined(view, finding, selection, joinable, prove)
         if inline is None:
             return _kept(finding, "it has no inline form here")
-        return Decision(inline, "keep", inline.reasons) if inline.reasons else Decision(inline, "inline")
+        return Decision(inline, "keep", inline.reasons) if refuted(inline) else Decision(inline, "inline")
     if not answer:
         name = policy if isinstance(policy, str) else getattr(policy, "__name__", type(policy).__name__)
         return _kept(finding, f"policy {name!r} keeps it")

@@ -10,7 +10,7 @@ from ..kernel import Kernel
 from ..rewrite import Pass
 from ..site import Code, Proof, Reason, Site
 
-__all__ = ["Prove", "proved"]
+__all__ = ["Prove", "proved", "refuted"]
 
 Prove = Callable[[GraphView, Site, Pass, Kernel | None], Proof]
 """What came of running a site and its replacement, by a kernel or inline: `fluxrewrite.proof.Prover`."""
@@ -30,3 +30,8 @@ def proved(
         message = f"it cannot be run for its proof: {proof.note}; verify='structural' goes by its structure alone"
         return site, (Reason(Code.UNPROVED, message, where),)
     return site, ()
+
+
+def refuted(site: Site) -> bool:
+    """Whether a proof was asked for, and there is none."""
+    return site.proof is not None and site.proof.status != "proved"

@@ -26,7 +26,7 @@ from ..vocabulary import read
 from .apart import TOLERANCE, TRACED, Apart, apart
 from .cut import Cut, cuts
 from .inputs import Maker
-from .region import Region, hint, region_of, value_of
+from .region import SYMBOLS, Region, hint, region_of, value_of
 from .run import Run, wide
 from .sides import Sides, sides_of
 from .store import Store
@@ -204,8 +204,9 @@ def _inputs(sides: Sides, cut: Cut, lift: bool) -> dict[Node, Any]:
         if isinstance(value, Tensor):
             dtype = wide(value.dtype) if lift else value.dtype
             given[node] = make(value, cut.shape(value), dtype, mask=node is sides.mask)
-        elif isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-            given[node] = cut.size(hint(value))
+        elif isinstance(value, (int, float, *SYMBOLS)):  # passes go by a float as it was traced, and add a guard
+            number = hint(value)
+            given[node] = cut.size(number) if type(number) is int else number
         else:
             raise RewriteError(f"{node.name} is a {type(value).__name__}, which no proof can make up")
     return given

@@ -17,8 +17,9 @@ from ..graph import GraphView
 from ..site import Site
 from ..steps import size_of
 
-__all__ = ["Region", "hint", "region_of", "value_of"]
+__all__ = ["SYMBOLS", "Region", "hint", "region_of", "value_of"]
 
+SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 CLIMB = 64
 """Nodes that the search for the connection of two values may pass; a table and its broadcast form are one or two apart."""
 _NOT_EMITTED = frozenset({"path", "place", "notes", "reasons", "proof", "interior"})
@@ -67,13 +68,13 @@ def value_of(node: Node) -> Any:
     return node.meta["example_value"] if "example_value" in node.meta else node.meta.get("val")
 
 
-def hint(size: Any) -> int:
-    """A size as it was when the graph was traced. Raises ValueError where it is known only when the model runs."""
-    if isinstance(size, torch.SymInt):
-        if not size.node.has_hint():
-            raise ValueError(f"the size {size} is not known before the model runs")
-        return int(size.node.hint)
-    return int(size)
+def hint(number: Any) -> Any:
+    """A size or number as it was when the graph was traced. Raises ValueError where it is known only when the model runs."""
+    if not isinstance(number, SYMBOLS):
+        return number
+    if not number.node.has_hint():
+        raise ValueError(f"{number} is not known before the model runs")
+    return number.node.hint
 
 
 def _connected(view: GraphView, taken: set[Node], named: Collection[Node]) -> set[Node]:
@@ -130,7 +131,8 @@ def _kind(value: Any) -> str:
             tuple(size_of(n) if isinstance(n, int) else hint(n) for n in ns) for ns in (value.shape, value.stride())
         )
         return f"{value.dtype} {' '.join(map(str, sizes))} {value.device.type}"
-    return str(hint(value)) if isinstance(value, torch.SymInt) else f"{type(value).__name__} {value}"
+    number = hint(value)
+    return f"{type(number).__name__} {number}"
 
 
 def tokens(value: Any) -> list[Any]:
@@ -174,8 +176,8 @@ def _fields(kind: type) -> tuple[str, ...]:
 
 
 def _other(value: Any) -> str:
-    if isinstance(value, torch.SymInt):
-        return str(hint(value))
+    if isinstance(value, SYMBOLS):
+        return repr(hint(value))
     if isinstance(value, slice):
         return f"slice{tuple(map(_other, (value.start, value.stop, value.step)))}"
     return _function(value) if callable(value) else repr(value)

@@ -1,6 +1,7 @@
 """The ways in prove by default: a wrong pass rewrites nothing, the report says so, and the same report comes from a cache."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,15 +88,18 @@ class Projected(nn.Module):
         super().__init__()
         self.q, self.kv = nn.Linear(16, 16), nn.Linear(16, 32)
 
-    def forward(self, x, mask):
+    def forward(self, x, mask, scale=None):
         k, v = self.kv(x).chunk(2, -1)
         q, k, v = (t.unflatten(-1, (2, 8)).transpose(1, 2) for t in (self.q(x), k, v))
-        return F.scaled_dot_product_attention(q, k, v, mask)
+        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
 
 
 def test_sites_of_symbolic_sizes_are_proved_at_a_few_positions(trace, tmp_path):
-    gm = trace(Projected(), dynamic=True, x=torch.randn(2, 40, 16), mask=torch.randn(2, 1, 40, 40))
+    gm = trace(Projected(), dynamic=True, x=torch.randn(2, 40, 16), mask=torch.randn(2, 1, 40, 40), scale=0.3)
     view = GraphView(gm.graph)
+    assert any(isinstance(view.value(n), torch.SymFloat) for n in view.nodes), (
+        "of which the pass takes the traced value"
+    )
     plan = make_plan(view, Selection.of("qkv,attention", "reference"), prove=Prover(Store(tmp_path)))
     sites = [d.finding for d in plan.decisions]
     assert all(isinstance(s.shapes["sequence"], str) for s in sites)
@@ -138,3 +142,24 @@ def test_unknown_names_are_told():
     result = CliRunner().invoke(app, ["inspect", "flux2-klein-mini", "--proof", "maybe"])
     assert result.exit_code == 2
     logging.disable(logging.NOTSET)
+
+
+def test_an_inline_form_that_is_wrong_is_not_taken(trace, tmp_path):
+    """Policies that compare times, and ones that ask for it, go by its own proof."""
+    qkv = Selection.of("qkv", "reference")
+
+    class Turned(type(qkv.passes["qkv"])):
+        def emit_inline(self, site, builder):
+            roles = site.extra["roles"]
+            turned = dict(zip(roles, (roles["key"], roles["query"], roles["value"]), strict=True))
+            return super().emit_inline(replace(site, extra={**site.extra, "roles": turned}), builder)
+
+    gm = trace(Projected(), x=torch.randn(2, 40, 16), mask=torch.randn(2, 1, 40, 40))
+    taken = {}
+    for rewriter in (qkv.passes["qkv"], Turned()):
+        selection = Selection({"qkv": rewriter}, qkv.kernels, qkv.forms)
+        plan = make_plan(GraphView(gm.graph), selection, lambda _: "inline", prove=Prover(Store(tmp_path)))
+        (decision,) = plan.decisions
+        taken[type(rewriter).__name__] = (decision.choice, [r.code for r in decision.reasons])
+        assert decision.finding.inline is not None
+    assert taken == {"Qkv": ("inline", []), "Turned": ("keep", ["not_equivalent"])}
