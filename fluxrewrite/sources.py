@@ -6,7 +6,7 @@ import ast
 import hashlib
 import importlib.util
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def files_digest(paths: Iterable[Path]) -> str:
     return _digest(sorted(map(str, paths)))
 
 
-def _digest(paths: list[str | None]) -> str:
+def _digest(paths: Sequence[str | None]) -> str:
     read = [Path(p).read_bytes() for p in paths if p is not None and Path(p).is_file()]
     if not read:
         return NO_SOURCE

@@ -38,6 +38,8 @@ WORK = 4e9
 ELEMENTS = 2**26
 """Numbers that may enter: half a gigabyte in float64."""
 SEED = 8
+_INNER = {"linear": "input", "matmul": "input", "baddbmm": "batch1", "sdpa": "key"}
+"""Of operations that take long, the operand that has the length of their sums."""
 
 
 class Prover:
@@ -74,7 +76,7 @@ class Prover:
         finally:
             self.seconds += time.perf_counter() - start
 
-    def timing(self) -> dict[str, float]:
+    def timing(self) -> dict[str, Any]:
         """For the report's `Timing`, the part of it that differs between equal runs."""
         return {"proof_s": self.seconds, "proofs_new": self.new, "proofs_cached": self.cached}
 
@@ -111,7 +113,7 @@ def _core() -> str:
 
 
 @functools.cache
-def _pass_text(rewriter: type[Pass]) -> str | None:
+def _pass_text(rewriter: Any) -> str | None:
     """Its name, and what the class and those that it inherits from are written in."""
     digests = [_digest(c) for c in rewriter.__mro__ if c not in Pass.__mro__]
     name = f"{rewriter.__module__}.{rewriter.__qualname__}"
@@ -223,7 +225,7 @@ def _products(nodes: Sequence[Node], cut: Cut) -> Iterator[float]:
         fact, value = read(node), value_of(node)
         if not isinstance(value, Tensor):
             continue
-        inner = {"linear": "input", "matmul": "input", "baddbmm": "batch1", "sdpa": "key"}.get(fact.op)
-        other = value_of(fact.args[inner]) if inner in fact.args and isinstance(fact.args[inner], Node) else None
+        inner = fact.args.get(_INNER.get(fact.op, ""))
+        other = value_of(inner) if isinstance(inner, Node) else None
         length = 1 if not isinstance(other, Tensor) else cut.shape(other)[-2 if fact.op == "sdpa" else -1]
         yield 2.0 * math.prod(cut.shape(value)) * length * (2 if fact.op == "sdpa" else 1)

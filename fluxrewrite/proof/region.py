@@ -20,6 +20,8 @@ from ..steps import size_of
 __all__ = ["SYMBOLS", "Region", "hint", "region_of", "value_of"]
 
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+UNKNOWN = 40
+"""Stands for a size that is the number of some elements of a tensor: a proof is at one size for each symbol."""
 CLIMB = 64
 """Nodes that the search for the connection of two values may pass; a table and its broadcast form are one or two apart."""
 _NOT_EMITTED = frozenset({"path", "place", "notes", "reasons", "proof", "interior"})
@@ -69,28 +71,58 @@ def value_of(node: Node) -> Any:
 
 
 def hint(number: Any) -> Any:
-    """A size or number as it was when the graph was traced. Raises ValueError where it is known only when the model runs."""
+    """A size or number as it was when the graph was traced; `UNKNOWN` where a size counts what only a run can count.
+
+    Raises ValueError for a float or truth value that is known only then.
+    """
     if not isinstance(number, SYMBOLS):
         return number
-    if not number.node.has_hint():
+    if number.node.has_hint():
+        return number.node.hint
+    if not isinstance(number, torch.SymInt):
         raise ValueError(f"{number} is not known before the model runs")
-    return number.node.hint
+    env, size = number.node.shape_env, number.node.expr
+    known = env.backed_var_to_val if hasattr(env, "backed_var_to_val") else env.var_to_val  # its name before torch 2.10
+    return int(size.xreplace({s: known.get(s, UNKNOWN) for s in size.free_symbols}))
 
 
 def _connected(view: GraphView, taken: set[Node], named: Collection[Node]) -> set[Node]:
     """`taken` and what lies between the values that enter it and those that the replacement may read.
 
-    A table may enter the original through a view, and the replacement directly: as two values they would have nothing to do
-    with each other. What cannot be connected stays two values, for which then nothing can be proved that is not so.
+    A table may enter the original through a view, and the replacement directly, or each through a view of its own: as two
+    values they would have nothing to do with each other. What cannot be connected stays two values, for which then nothing
+    can be proved that is not so.
     """
-    outer = {i for n in taken for i in n.all_input_nodes if i not in taken}
+    outer = _entering(taken)
     replaced = set(named)
     found = set(taken)
     for start in outer - replaced:
         found |= _between(view, start, replaced)
     for start in replaced - outer:
         found |= _between(view, start, outer)
+    outer = _entering(found)
+    chains = {n: _chain(view, n) for n in outer | replaced} if outer ^ replaced else {}
+    for node in outer ^ replaced:
+        for other, chain in chains.items():
+            shared = set(chain) & set(chains[node]) if other is not node else ()
+            if shared:
+                found.update(n for n in (*chain, *chains[node]) if n not in shared or view.tensor(n) is None)
     return found
+
+
+def _entering(nodes: set[Node]) -> set[Node]:
+    return {i for n in nodes for i in n.all_input_nodes if i not in nodes}
+
+
+def _chain(view: GraphView, node: Node) -> list[Node]:
+    """A value, what it is a view of, what that is a view of, up to what is no view; at most `CLIMB` of them."""
+    chain = [node]
+    while len(chain) < CLIMB and view.forwards(chain[-1]):
+        source = view.fact(chain[-1]).args.get("input")
+        if not isinstance(source, Node):
+            break
+        chain.append(source)
+    return chain
 
 
 def _between(view: GraphView, start: Node, ends: set[Node]) -> set[Node]:
@@ -171,7 +203,7 @@ _PLAIN = frozenset({type(None), str, int, float, bool, complex, torch.dtype, tor
 
 
 @functools.cache
-def _fields(kind: type) -> tuple[str, ...]:
+def _fields(kind: Any) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(kind) if f.name not in _NOT_EMITTED)
 
 

@@ -67,7 +67,7 @@ def sides_of(region: Region, site: Site, rewriter: Pass, kernel: Kernel | None) 
 
 def _traced(node: Node) -> dict[str, Any]:
     """The value of a node, under the name that it has there; of an attribute of the module, the attribute."""
-    found = {k: node.meta[k] for k in ("example_value", "val") if k in node.meta}
+    found: dict[str, Any] = {k: node.meta[k] for k in ("example_value", "val") if k in node.meta}
     if not found and node.op == "get_attr":
         return {"example_value": getattr(node.graph.owning_module, str(node.target), None)}
     return found

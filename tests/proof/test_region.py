@@ -141,3 +141,40 @@ def test_what_is_written_in_place_belongs_to_the_region(trace, tmp_path):
         for s in (site, replace(site, form="rotate_half"))
     ]
     assert [p.status for p in proofs] == ["proved", "failed"]
+
+
+def test_views_that_are_written_down_twice_are_one_value(trace, tmp_path):
+    """The original reads the halves of a table by views of its own for each product; the site names one of each."""
+
+    def fn(x, table):
+        first, second = x[..., ::2], x[..., 1::2]
+        out = torch.empty_like(x)
+        out[..., ::2] = first * table[:, ::2] - second * table[:, 1::2]
+        out[..., 1::2] = second * table[:, ::2] + first * table[:, 1::2]
+        return out
+
+    view = GraphView(trace(fn, x=X, table=T).graph)
+    inside = [n for n in view.nodes if n.op in ("call_function", "call_method")]
+    x, table = (n for n in view.nodes if n.op == "placeholder")
+    views = [n for n in inside if n.all_input_nodes[:1] == [table]]
+    cos, sin, again, _ = sorted(views, key=lambda n: view.order(n))
+    assert again.args == cos.args
+    (out,) = (n for n in inside if view.op(n) == "empty_like")
+    site = Site(
+        kind="rope",
+        form="interleaved",
+        path="",
+        operands={"x": x, "cos": cos, "sin": sin},
+        outputs=(out,),
+        interior=tuple(n for n in inside if n is not out and n not in views),
+        shapes={"batch": 2, "heads": 3, "sequence": S, "head_size": D},
+        dtype=torch.float32,
+        extra={"axis": 2, "turned": False, "out_dtype": None, "squeeze": {"cos": [], "sin": []}},
+    )
+    assert set(region_of(view, site).inputs) == {x, table}
+    selection = Selection.of("rope", "reference")
+    swapped = replace(site, operands={"x": x, "cos": sin, "sin": cos})
+    proofs = [
+        Prover(Store(tmp_path))(view, s, selection.passes["rope"], selection.kernels["rope"]) for s in (site, swapped)
+    ]
+    assert [p.status for p in proofs] == ["proved", "failed"]

@@ -109,6 +109,19 @@ def test_sites_of_symbolic_sizes_are_proved_at_a_few_positions(trace, tmp_path):
         assert next(cuts(site, region.nodes, region.inputs)).size(40) < 20
 
 
+def test_a_size_that_only_a_run_can_tell_is_proved_at_some_size(trace, tmp_path):
+    def fn(x, picked):
+        chosen = torch.cat((x, x[:, :, picked.nonzero().flatten()]), 2)
+        return F.scaled_dot_product_attention(chosen, chosen, chosen)
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        gm = trace(fn, x=torch.randn(2, 3, 5, 8), picked=torch.ones(5).bool())
+    plan = make_plan(GraphView(gm.graph), Selection.of("attention", "reference"), prove=Prover(Store(tmp_path)))
+    (decision,) = plan.decisions
+    assert "u" in str(decision.finding.shapes["sequence"])
+    assert (decision.finding.proof.status, decision.choice) == ("proved", "kernel")
+
+
 def test_one_report_from_a_cold_and_a_warm_cache(monkeypatch, tmp_path):
     """But for `timing`, byte for byte; and the text says how many were run."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
