@@ -25,6 +25,8 @@ from .join import Joinable, parameters
 from .models import ModelSpec, Shapes
 from .plan import Failed, Plan, Policy, Selection, apply_graph, check_policy, make_plan
 from .price import Predicted
+from .proof import Prover, Store, check_verify
+from .proof.asked import Prove
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.model import BreakInfo, ModelInfo, Report, Timing
 from .rewrite import module_with
@@ -49,6 +51,7 @@ class Options:
         regime: "compile", or "lazy", where every kernel call splits the executable.
         compiler: name or file of fusion rules; by default those of the device's compiler.
         evidence: files of measured runs beside those that ship.
+        verify: "numeric" proves each distinct site on random inputs before it is replaced, "structural" does not.
     """
 
     kernels: str | Iterable[str] | None = None
@@ -60,10 +63,12 @@ class Options:
     regime: str = "compile"
     compiler: str | None = None
     evidence: tuple[str | Path, ...] = ()
+    verify: str = "numeric"
 
     def resolve(self) -> tuple[Selection, Target]:
         """Passes and kernels, and the target. Raises InputError for unknown names and unreadable files."""
         check_policy(self.policy)
+        check_verify(self.verify)
         if self.tp < 1:
             raise InputError(f"tp {self.tp}: the number of ranks is 1 or more")
         if self.policy == "measure":
@@ -92,6 +97,7 @@ def analyse_graph(
     price: Callable[[GraphView], Price] | None = None,
     joinable: Joinable = parameters,
     failed: Failed = lambda site, kernel: None,
+    prove: Prove | None = None,
 ) -> tuple[Analysed, Graph]:
     """View one graph, plan its rewrite, carry it out on a copy, and predict what that does if there is a target.
 
@@ -100,7 +106,7 @@ def analyse_graph(
         selection, policy, on_error: as `make_plan` takes them.
         target, case: what predictions are made for.
         price: compares sets of kernels in the place of the prediction, as the policy "measure" does.
-        joinable, failed: as `make_plan` takes them.
+        joinable, failed, prove: as `make_plan` takes them.
     """
     view = GraphView(gm.graph)
     errors = {} if on_error is None else {"on_error": on_error}
@@ -109,7 +115,7 @@ def analyse_graph(
     if price is None and target is not None and case is not None:
         price = functools.partial(Predicted, target=target, case=case, kernels=selection.kernels)
     chooser = None if price is None else functools.partial(_choose, price)
-    plan = make_plan(view, selection, policy, chooser=chooser, joinable=joinable, failed=failed, **errors)
+    plan = make_plan(view, selection, policy, chooser=chooser, joinable=joinable, failed=failed, prove=prove, **errors)
     rewritten, plan = apply_graph(gm, plan)
     if target is None or case is None:
         return Analysed(view, plan), rewritten
@@ -202,7 +208,8 @@ def _report(
         image_tokens=shapes.image_tokens if shapes else None,
         text_tokens=shapes.text_tokens if shapes else None,
     )
-    analysed = [analyse_graph(gm, selection, options.policy, target, case)[0] for gm in captured.graphs]
+    prover = Prover(Store()) if options.verify == "numeric" else None
+    analysed = [analyse_graph(gm, selection, options.policy, target, case, prove=prover)[0] for gm in captured.graphs]
     matched = time.perf_counter()
     model = ModelInfo(
         name=name,
@@ -221,7 +228,8 @@ def _report(
     foresight = Foresight(target, case, captured.breaks)
     report = build_report(analysed, selection, options.policy, model, zero, foresight)
     end = time.perf_counter()
-    timing = zero.model_copy(update={"match_s": matched - traced, "analyse_s": end - traced, "total_s": end - start})
+    times = {"match_s": matched - traced, "analyse_s": end - traced, "total_s": end - start}
+    timing = zero.model_copy(update={**times, **({} if prover is None else prover.timing())})
     return report.model_copy(update={"timing": timing}), tuple(analysed)
 
 

@@ -12,6 +12,7 @@ from .errors import InputError
 from .graph import GraphView
 from .join import Joinable, parameters
 from .kernel import Kernel, load_kernels, load_plugins
+from .proof.asked import Prove, proved, refuted
 from .provider import provided
 from .rewrite import Pass, Replacement, module_with, needs_grad, rewritten_graph
 from .site import Code, Finding, Miss, Reason, Site
@@ -81,6 +82,11 @@ class Selection:
                 raise InputError(f"unknown form {form!r} of {kind!r}; known: {', '.join(passes[kind].forms)}")
         offered = provided(load_kernels().values(), provider, execution)
         return cls(passes, offered, {k: frozenset(v) for k, v in forms.items()}, provider)
+
+    def has(self, site: Site) -> bool:
+        """Whether the form of a site is among those selected."""
+        forms = self.forms.get(site.kind)
+        return forms is None or site.form in forms
 
     def names(self) -> tuple[str, ...]:
         """The selection as words, in order: what `of` would take."""
@@ -173,13 +179,15 @@ def make_plan(
     chooser: Chooser | None = None,
     joinable: Joinable = parameters,
     failed: Failed = lambda site, kernel: None,
+    prove: Prove | None = None,
 ) -> Plan:
     """Find all sites of the selected passes and decide on each.
 
     `policy`: "all" rewrites every eligible site, "none" keeps them all, a callable answers True for each site that its kernel
     is to take and "inline" for one to be written as plain operations, and "auto" and "measure" take what `chooser` answers.
     `chooser` is asked whatever the policy, if there is one; `joinable` tells whether weights can be joined for an inline form,
-    `failed` whether a kernel has failed at a site like this one.
+    `failed` whether a kernel has failed at a site like this one. `prove` is asked of each site that a kernel may take, and of
+    each that may be written inline; without it nothing is proved. Policy "none" asks for no proof.
     `on_error` is told of a pass or policy that raised, and what it was doing; by default the error goes on up. If it
     returns, that pass finds nothing, or that site is kept.
 
@@ -188,6 +196,8 @@ def make_plan(
     check_policy(policy)
     if policy in CHOOSING and chooser is None:
         raise InputError(f"policy {policy!r} compares times; it needs a device profile (device=)")
+    if policy == "none":
+        prove = None
     decisions = []
     for kind, rewriter in selection.passes.items():
         kernel = selection.kernels.get(rewriter.kernel)
@@ -198,41 +208,47 @@ def make_plan(
             on_error(f"pass {kind!r}", error)
         for finding in findings:
             try:
-                kernel_reasons = _checked(view, finding, kernel, failed, selection.provider)
-                decision = _decide(view, finding, kernel, kernel_reasons, selection, policy, joinable)
+                reasons = _checked(view, finding, kernel, failed, selection.provider)
+                if prove is not None and not reasons and isinstance(finding, Site) and selection.has(finding):
+                    finding, reasons = proved(view, finding, rewriter, kernel, prove)
+                decision = _decide(view, finding, kernel, reasons, selection, policy, joinable, prove)
             except Exception as error:
                 on_error(f"policy {policy!r}", error)
                 decision = Decision(finding, "keep", (Reason(Code.POLICY, f"the policy raised {error!r}", ""),))
             decisions.append(decision)
     choices: Sequence[Choice] = ()
     if chooser is not None:
-        variants = _variants(view, decisions, selection, joinable)
+        variants = _variants(view, decisions, selection, joinable, prove if policy in CHOOSING else None)
         decisions, choices = _compared(view, decisions, variants, policy, chooser, on_error)
     taken = [d.finding for d in decisions if d.choice != "keep" and isinstance(d.finding, Site)]
     return Plan(tuple(_without_covered(decisions, taken)), selection, tuple(choices))
 
 
 def _variants(
-    view: GraphView, decisions: Sequence[Decision], selection: Selection, joinable: Joinable
+    view: GraphView, decisions: Sequence[Decision], selection: Selection, joinable: Joinable, prove: Prove | None
 ) -> dict[int, Site]:
     """The inline form of each site that has one and that nothing but its kernel's limits or the policy stands against."""
     allowed = {Code.POLICY, Code.LIMIT, Code.NO_KERNEL, Code.FAILED}
     sites = [d.finding for d in decisions if isinstance(d.finding, Site) and {r.code for r in d.reasons} <= allowed]
     found = {}
     for site in sites:
-        forms = selection.forms.get(site.kind)
-        if forms is None or site.form in forms:
-            inline = _inlined(view, site, selection, joinable)
-            found.update({} if inline is None else {id(site): inline})
+        if selection.has(site):
+            inline = _inlined(view, site, selection, joinable, prove)
+            found.update({} if inline is None or refuted(inline) else {id(site): inline})
     return found
 
 
-def _inlined(view: GraphView, site: Site, selection: Selection, joinable: Joinable) -> Site | None:
-    """The site as plain operations, or None."""
-    form = selection.passes[site.kind].inline(view, site)
+def _inlined(view: GraphView, site: Site, selection: Selection, joinable: Joinable, prove: Prove | None) -> Site | None:
+    """The site as plain operations, with the reason if that is not proved; None where it has no such form."""
+    rewriter = selection.passes[site.kind]
+    form = rewriter.inline(view, site)
     if form is None or not all(joinable(group) for group in form.joined):
         return None
-    return replace(site, inline=form)
+    inline = replace(site, inline=form, proof=None)
+    if prove is None:
+        return inline
+    inline, reasons = proved(view, inline, rewriter, None, prove)
+    return replace(inline, reasons=reasons) if reasons else inline
 
 
 def _compared(
@@ -328,22 +344,23 @@ def _decide(
     selection: Selection,
     policy: Policy,
     joinable: Joinable,
+    prove: Prove | None = None,
 ) -> Decision:
     if isinstance(finding, Miss):
         return Decision(finding, "keep", reasons)
     if reasons:
         return Decision(replace(finding, reasons=reasons), "keep", reasons)
     where = finding.outputs[0].name
-    forms = selection.forms.get(finding.kind)
-    if forms is not None and finding.form not in forms:
-        why = Reason(
-            Code.NOT_SELECTED, f"form {finding.form!r} is not among the selected {', '.join(sorted(forms))}", where
-        )
+    if not selection.has(finding):
+        forms = ", ".join(sorted(selection.forms[finding.kind]))
+        why = Reason(Code.NOT_SELECTED, f"form {finding.form!r} is not among the selected {forms}", where)
         return Decision(finding, "keep", (why,))
     answer = policy(finding) if callable(policy) else policy != "none"
     if answer == "inline":
-        inline = _inlined(view, finding, selection, joinable)
-        return Decision(inline, "inline") if inline else _kept(finding, "it has no inline form here")
+        inline = _inlined(view, finding, selection, joinable, prove)
+        if inline is None:
+            return _kept(finding, "it has no inline form here")
+        return Decision(inline, "keep", inline.reasons) if refuted(inline) else Decision(inline, "inline")
     if not answer:
         name = policy if isinstance(policy, str) else getattr(policy, "__name__", type(policy).__name__)
         return _kept(finding, f"policy {name!r} keeps it")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.fx import Node
 
 from .steps import Lanes
 
-__all__ = ["Code", "Finding", "Inline", "Miss", "Reason", "Site"]
+__all__ = ["Code", "Finding", "Inline", "Miss", "Proof", "Reason", "Site"]
 
 
 class Code(StrEnum):
@@ -68,6 +68,10 @@ class Code(StrEnum):
     """The kernel failed earlier in this process, when it was compiled or run for the first time."""
     REPLACEMENT = "replacement_differs"
     """The replacement would have another shape, dtype or device."""
+    NOT_EQUIVALENT = "not_equivalent"
+    """The replacement computes something else than the site on random inputs; the message says how far apart they are."""
+    UNPROVED = "unproved"
+    """The site cannot be run for its proof; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,23 @@ class Miss:
     path: str
     reason: Reason
     form: str = ""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What came of running a site and its replacement on the same random inputs.
+
+    Attributes:
+        status: "proved" where they agree, "failed" where not, "unproved" where they could not be run.
+        error: the greatest error over the largest value expected, of one that failed and has figures.
+        dtype: that both ran in: "float64", or "traced" for the dtypes of the graph.
+        note: of a proof that failed or could not be had: why.
+    """
+
+    status: Literal["proved", "failed", "unproved"]
+    error: float | None = None
+    dtype: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +138,8 @@ class Site:
         interior: nodes that have no use once the outputs are replaced.
         place: node that the call is inserted in front of; the first output when None.
         inline: plain torch operations stand in for the kernel, in this form, as `Pass.emit_inline` writes them.
+        notes: what else a report tells of the site; nothing else reads it.
+        proof: what came of its proof; None where none was asked for.
         shapes: sizes by name (batch, sequence, heads, head_size, ...), ints or the text of a symbolic size.
         dtype: dtype of the region's input.
         facts: what else limits speak of: mask, scale, eps, dtype of tables.
@@ -137,6 +160,8 @@ class Site:
     reasons: tuple[Reason, ...] = ()
     place: Node | None = None
     inline: Inline | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    proof: Proof | None = None
 
     @property
     def before(self) -> Node:

@@ -6,12 +6,12 @@ import ast
 import hashlib
 import importlib.util
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["folder_digest", "function_digest", "module_digest"]
+__all__ = ["files_digest", "folder_digest", "function_digest", "module_digest"]
 
 NO_SOURCE = "no source"
 
@@ -40,10 +40,15 @@ def module_digest(module: str) -> str:
 
 def folder_digest(folder: Path) -> str:
     """Of all Python files in a folder and below."""
-    return _digest([str(path) for path in sorted(folder.rglob("*.py"))])
+    return files_digest(folder.rglob("*.py"))
 
 
-def _digest(paths: list[str | None]) -> str:
+def files_digest(paths: Iterable[Path]) -> str:
+    """Of some files, in any order."""
+    return _digest(sorted(map(str, paths)))
+
+
+def _digest(paths: Sequence[str | None]) -> str:
     read = [Path(p).read_bytes() for p in paths if p is not None and Path(p).is_file()]
     if not read:
         return NO_SOURCE

@@ -27,6 +27,7 @@ from .join import Joinable
 from .local import Local, mesh_of
 from .measure import Measured
 from .plan import CHOOSING, Plan, Policy, Selection, check_policy
+from .proof import Prover, Store, check_verify
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.merged import merge
 from .report.model import ModelInfo, Report, Timing
@@ -57,6 +58,7 @@ def backend(
     evidence: Iterable[str | Path] = (),
     cache_dir: str | Path | None = None,
     lnc: int | None = None,
+    verify: str = "numeric",
 ) -> Backend:
     """A backend for `torch.compile(model, backend=fluxrewrite.backend(...))`.
 
@@ -78,22 +80,28 @@ def backend(
         device: name or file of the device profile that times are predicted for, and with which the report tells of boundaries.
             By default "trn2" when the inner backend is "neuron", else "cpu"; `fluxrewrite calibrate` measures the machine at hand.
         evidence: files of measured runs beside those that ship.
-        cache_dir: folder of the times that policy "measure" found; by default `fluxrewrite` in the folder of Inductor's cache.
+        cache_dir: folder of the times that policy "measure" found and of proofs; by default `fluxrewrite` in the folder of
+            Inductor's cache.
         lnc: with inner "neuron", physical NeuronCores that a kernel call takes, 1 or 2; by default those of a logical core in
             this process (NEURON_LOGICAL_NC_CONFIG, else the platform's).
+        verify: "numeric" runs each distinct site and what would replace it on the same random inputs before it is replaced,
+            once for all compiles; one that differs is left alone. "structural" goes by the structure of the graph alone.
 
     Raises:
-        InputError: an unknown inner backend, kernel, form, policy, provider or execution, or one that cannot be had here.
+        InputError: an unknown inner backend, kernel, form, policy, provider, execution or verify, or one that cannot be had
+            here.
     """
     inner = inner or default_inner()
     execution = execution or (default_execution(inner) if isinstance(inner, str) else "reference")
     check_policy(policy)
+    check_verify(verify)
     selection = Selection.of(kernels, provider, execution)
     around = prepare(inner if isinstance(inner, str) else "", execution, lnc)
     target = None
     if device is not None or report is not None or policy in CHOOSING:
         target = Target.of(device or ("trn2" if inner == "neuron" else "cpu"), evidence=evidence)
-    return Backend(inner, selection, policy, report, strict, options, target, Times(cache_dir), around)
+    store = Store(cache_dir) if verify == "numeric" else None
+    return Backend(inner, selection, policy, report, strict, options, target, Times(cache_dir), around, store)
 
 
 class Backend:
@@ -115,12 +123,13 @@ class Backend:
         target: Target | None,
         times: Times,
         around: Around,
+        proofs: Store | None = None,
         failures: Failures = FAILURES,
     ) -> None:
         self.failures = failures
         self.target = target
         self._around = around
-        self._times = times
+        self._times, self._proofs = times, proofs
         self.inner_name, self._inner = _resolve(inner)
         self.selection = selection
         self.policy = policy
@@ -191,6 +200,7 @@ class Backend:
         gm, target = local.gm, self.target
         case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
         price = (lambda _: self._measured(gm)) if self.policy == "measure" else None
+        prover = None if self._proofs is None else Prover(self._proofs)
         analysed, rewritten = analyse(
             gm,
             self.selection,
@@ -201,6 +211,7 @@ class Backend:
             price=price,
             joinable=joinable,
             failed=self.failures.of,
+            prove=prover,
         )
         self._check_carried_out(analysed.plan)
         matched = time.perf_counter()
@@ -212,6 +223,7 @@ class Backend:
             analyse_s=end - start,
             total_s=end - start,
             peak_rss_mb=peak_rss_mb(),
+            **({} if prover is None else prover.timing()),
         )
         return rewritten, analysed.plan.replacements(), report.model_copy(update={"timing": timing})
 
@@ -229,6 +241,11 @@ class Backend:
 
     def _check_carried_out(self, plan: Plan) -> None:
         """Sites whose replacement turned out to differ: raise if strict, else say so once."""
+        for code in (Code.NOT_EQUIVALENT, Code.UNPROVED):
+            found = [(d.finding, r) for d in plan.decisions for r in d.reasons if r.code == code]
+            for finding, reason in found[:1]:
+                what = f"{len(found)} sites are left alone; the first, {finding.kind} at {finding.path or reason.node}"
+                self.warn_once(f"{code} {finding.kind}", f"{what}: {reason.message}")
         failed = [r for d in plan.decisions for r in d.reasons if r.code == Code.REPLACEMENT]
         if failed and self.strict:
             raise RewriteError(

@@ -214,8 +214,9 @@ class Qkv(Pass):
             interior=interior,
             shapes={k: size_of(v) for k, v in ({**sizes, "rest": rest} if rest else sizes).items()},
             dtype=view.dtype(x) or torch.float32,
-            extra={"parts": tuple(parts), "roles": roles, "projections": [_name(view, n, path) for n in linears]},
+            extra={"parts": tuple(parts), "roles": roles},
             place=place,
+            notes={"projections": [_name(view, n, path) for n in linears]},
         )
 
     def _dtypes(self, view: GraphView, linears: Sequence[Node], operands: Iterable[Any], path: str) -> Miss | None:

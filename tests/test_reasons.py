@@ -9,6 +9,7 @@ import fluxrewrite
 from fluxrewrite.analysis import analyse
 from fluxrewrite.graph import GraphView
 from fluxrewrite.plan import Selection, apply, make_plan
+from fluxrewrite.proof import Prover, Store
 from fluxrewrite.site import Code, Miss
 from fluxrewrite.target import Target
 
@@ -212,6 +213,43 @@ def check_failed(trace):
     assert [(r.code, r.message) for d in plan.decisions for r in d.reasons] == [(Code.FAILED, "qkv is broken")]
 
 
+class Doubled(type(Selection.of("rope").passes["rope"])):
+    def emit(self, site, builder, op):
+        return [builder.call("mul", node, 1.01) for node in super().emit(site, builder, op)]
+
+
+class Raising(Doubled):
+    def emit(self, site, builder, op):
+        raise RuntimeError("no kernel today")
+
+
+def proved_with(rewriter, trace, tmp_path):
+    selection = Selection.of("rope", "reference")
+    selection = Selection({"rope": rewriter}, selection.kernels, selection.forms)
+    gm = trace(lambda x, cos, sin: rotate(x, cos, sin), x=HEADS, **TABLE)
+    plan = make_plan(GraphView(gm.graph), selection, prove=Prover(Store(tmp_path)))
+    assert apply(gm, plan)[0] is gm
+    (decision,) = plan.decisions
+    return decision.reasons
+
+
+def check_not_equivalent(trace, tmp_path):
+    (reason,) = proved_with(Doubled(), trace, tmp_path)
+    assert reason.code == Code.NOT_EQUIVALENT
+    assert (
+        reason.message == "on random inputs the replacement differs: it is off by 0.01 of the largest value (float64)"
+    )
+    assert reason.node
+
+
+def check_unproved(trace, tmp_path):
+    (reason,) = proved_with(Raising(), trace, tmp_path)
+    assert reason.code == Code.UNPROVED
+    assert "no kernel today" in reason.message
+    assert "verify='structural'" in reason.message
+
+
+PROOFS = {Code.NOT_EQUIVALENT: check_not_equivalent, Code.UNPROVED: check_unproved}
 OTHERS = {
     Code.NO_SHAPE: check_no_shape,
     Code.REWRITTEN: check_rewritten,
@@ -230,5 +268,10 @@ def test_code_of_plan_and_rewrite_fires(trace, code):
     OTHERS[code](trace)
 
 
+@pytest.mark.parametrize("code", PROOFS)
+def test_code_of_proof_fires(trace, tmp_path, code):
+    PROOFS[code](trace, tmp_path)
+
+
 def test_every_code_has_a_case():
-    assert set(CASES) | set(OTHERS) == set(Code)
+    assert set(CASES) | set(OTHERS) | set(PROOFS) == set(Code)

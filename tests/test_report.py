@@ -27,8 +27,13 @@ def test_json_has_the_keys_of_the_contract_and_reads_back(flux2):
     assert {"name", "parameters", "dtype", "tp", "image_tokens", "text_tokens", "graphs", "graph_nodes"} <= set(
         data["model"]
     )
-    assert set(data["timing"]) == {"capture_s", "match_s", "analyse_s", "total_s", "peak_rss_mb"}
-    assert {"id", "kind", "form", "path", "status", "reasons", "shapes", "choice", "kernel"} <= set(data["sites"][0])
+    assert set(data["timing"]) == {
+        "capture_s", "match_s", "analyse_s", "total_s", "peak_rss_mb", "proof_s", "proofs_new", "proofs_cached",
+    }  # fmt: skip
+    assert {"id", "kind", "form", "path", "status", "reasons", "shapes", "choice", "kernel", "proof"} <= set(
+        data["sites"][0]
+    )
+    assert {s["proof"]["status"] for s in data["sites"] if s["status"] == "eligible"} == {"proved"}
     assert data["inventory"]["attention"] == 4
     assert data["inventory"]["linear"] == sum(1 for m in net.modules() if type(m).__name__ == "Linear")
     assert model.Report.model_validate_json(report.to_json()) == report

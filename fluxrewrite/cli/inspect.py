@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .forms import InspectFormat, check_forms, emit, emit_graphs, read_runs, timed
-from .shared import Dtype, PolicyName, Regime, progress, torch_dtype, writable
+from .shared import Dtype, PolicyName, ProofName, Regime, progress, torch_dtype, writable
 
 __all__ = ["inspect"]
 
@@ -32,6 +32,8 @@ def inspect(
                                                  "Default: the device's.")] = None,
     evidence: Annotated[list[Path] | None, typer.Option(help="File of measured runs (fluxrewrite calibrate --from) beside those "
                                                         "that ship; may be repeated.")] = None,
+    proof: Annotated[ProofName, typer.Option(help="numeric: each distinct site and its replacement run on random inputs first, and "
+                                             "one that differs is left alone; structural: not.")] = ProofName.NUMERIC,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Trace with symbolic sizes; they break limits on them.")] = False,
     provider: Annotated[str, typer.Option(help="Whose kernels: builtin, nkilib, nkilib@2.27 (its limits in that SDK version), or "
                                           "reference (the ops' own bodies, every shape).")] = "builtin",
@@ -61,7 +63,7 @@ def inspect(
     check_forms(format, site, runs, timelines)
     shapes = Shapes(image_tokens, text_tokens, batch)
     options = Options(
-        kernels, policy.value, dynamic, provider, tp, device, regime.value, compiler, tuple(evidence or ())
+        kernels, policy.value, dynamic, provider, tp, device, regime.value, compiler, tuple(evidence or ()), proof.value
     )
     selection, _ = options.resolve()  # a wrong name is told before the model is traced
     limits = [parse_limit(text, kinds=selection.passes) for text in fail_on or ()]

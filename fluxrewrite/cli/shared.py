@@ -20,7 +20,19 @@ if TYPE_CHECKING:  # torch takes a second to import: not for --help
     import torch
     from rich.console import RenderableType
 
-__all__ = ["Dtype", "Format", "PolicyName", "Regime", "counted", "progress", "show", "torch_dtype", "writable", "write"]
+__all__ = [
+    "Dtype",
+    "Format",
+    "PolicyName",
+    "ProofName",
+    "Regime",
+    "counted",
+    "progress",
+    "show",
+    "torch_dtype",
+    "writable",
+    "write",
+]
 
 
 class Format(StrEnum):
@@ -44,6 +56,13 @@ class PolicyName(StrEnum):
     AUTO = "auto"
     ALL = "all"
     NONE = "none"
+
+
+class ProofName(StrEnum):
+    """What a site is asked before it is replaced (`fluxrewrite.backend(verify=...)`)."""
+
+    NUMERIC = "numeric"
+    STRUCTURAL = "structural"
 
 
 class Regime(StrEnum):

@@ -15,10 +15,10 @@ from ..cost import Case
 from ..effect import Effect as Change
 from ..graph import GraphView
 from ..plan import Decision, Plan, Policy, Selection
-from ..site import Code, Miss, Reason
+from ..site import Code, Miss, Proof, Reason
 from ..steps import size_of
 from ..target import Target
-from .model import KernelInfo, KindSummary, ModelInfo, ReasonInfo, Report, SiteInfo, Summary, Timing
+from .model import KernelInfo, KindSummary, ModelInfo, ProofInfo, ReasonInfo, Report, SiteInfo, Summary, Timing
 from .predicted import Forecast, boundaries_of, breaks_of, collectives_of, effect_info, segments_of, verdicts_of
 from .strips import blocks_of, calls_of
 
@@ -95,7 +95,9 @@ def _site(decision: Decision, graph: int, numbers: Counter[tuple[str, str]]) -> 
     number = numbers[finding.path, finding.kind]
     numbers[finding.path, finding.kind] += 1
     missed = isinstance(finding, Miss)
-    details = {} if isinstance(finding, Miss) else {k: v for k, v in finding.extra.items() if _plain(v)}
+    details = (
+        {} if isinstance(finding, Miss) else {k: v for k, v in {**finding.extra, **finding.notes}.items() if _plain(v)}
+    )
     return SiteInfo(
         id=f"{finding.path or 'model'}.{finding.kind}.{number}",
         kind=finding.kind,
@@ -110,7 +112,12 @@ def _site(decision: Decision, graph: int, numbers: Counter[tuple[str, str]]) -> 
         if missed or decision.kernel is None
         else KernelInfo(name=decision.kernel.name, provider=decision.kernel.provider),
         details=details,
+        proof=None if isinstance(finding, Miss) else _proof(finding.proof),
     )
+
+
+def _proof(proof: Proof | None) -> ProofInfo | None:
+    return None if proof is None else ProofInfo(**vars(proof))
 
 
 def _plain(value: Any) -> bool:

@@ -97,7 +97,8 @@ def _model(models: Sequence[ModelInfo]) -> ModelInfo:
 
 def _timing(timings: Sequence[Timing]) -> Timing:
     seconds = {n: sum(getattr(t, n) for t in timings) for n in ("capture_s", "match_s", "analyse_s", "total_s")}
-    return Timing(**seconds, peak_rss_mb=max(t.peak_rss_mb for t in timings))
+    proofs = {n: sum(getattr(t, n) for t in timings) for n in ("proof_s", "proofs_new", "proofs_cached")}
+    return Timing(**seconds, **proofs, peak_rss_mb=max(t.peak_rss_mb for t in timings))
 
 
 def _add(kinds: Sequence[KindSummary]) -> KindSummary:

@@ -13,8 +13,8 @@ from .timeline import EngineInfo, TimelineInfo
 __all__ = [
     "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "BlockInfo", "Boundary", "BreakInfo", "CallInfo", "ChoiceInfo",
     "CollectiveInfo", "CompileInfo", "Effect", "EngineInfo", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "PartInfo",
-    "ProcessInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo", "TimelineInfo",
-    "Timing", "UserInfo", "Verdict", "schema_text",
+    "ProcessInfo", "ProofInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo",
+    "TimelineInfo", "Timing", "UserInfo", "Verdict", "schema_text",
 ]  # fmt: skip
 
 SCHEMA = "fluxrewrite.report/1"
@@ -49,13 +49,19 @@ class ModelInfo(Record):
 
 
 class Timing(Record):
-    """Seconds of each stage and peak resident memory in MB (10^6 bytes); the only part that differs between equal runs."""
+    """Seconds of each stage and peak resident memory in MB (10^6 bytes); the only part that differs between equal runs.
+
+    `proof_s` is a part of `match_s`: distinct sites that were run for their proof (`proofs_new`), and looked up (`proofs_cached`).
+    """
 
     capture_s: float
     match_s: float
     analyse_s: float
     total_s: float
     peak_rss_mb: float
+    proof_s: float = 0.0
+    proofs_new: int = 0
+    proofs_cached: int = 0
 
 
 class ReasonInfo(Record):
@@ -73,8 +79,21 @@ class KernelInfo(Record):
     provider: str
 
 
+class ProofInfo(Record):
+    """What came of running a site and its replacement on the same random inputs.
+
+    "proved" where they agree; `error`, relative to the largest value expected, and `note` are of one that "failed"; one that
+    could not be run is "unproved". `dtype` says in what both ran: "float64", or "traced" for the graph's own dtypes.
+    """
+
+    status: Literal["proved", "failed", "unproved"]
+    error: float | None
+    dtype: str
+    note: str
+
+
 class SiteInfo(Record):
-    """A site or near miss, and what is done with it."""
+    """A site or near miss, and what is done with it. `proof` is null where none was asked for."""
 
     id: str
     kind: str
@@ -87,6 +106,7 @@ class SiteInfo(Record):
     choice: Literal["keep", "inline", "kernel"]
     kernel: KernelInfo | None
     details: dict[str, Any] = Field(default_factory=dict)
+    proof: ProofInfo | None = None
 
 
 class TensorInfo(Record):

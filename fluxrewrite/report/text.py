@@ -52,6 +52,7 @@ def _parts(report: Report, runs: Runs | None) -> Iterable[RenderableType]:
     yield _kinds(report)
     if any(s.covered for s in report.summary.kinds.values()):
         yield Text("covered: part of a larger site that a kernel takes", style="dim")
+    yield from _proofs(report)
     rewritten = [s for s in report.sites if s.choice == "kernel"]
     if rewritten:
         yield Text("\nSites taken by kernels", style="bold")
@@ -105,6 +106,19 @@ def _kinds(report: Report) -> Table:
         counts = (s.eligible, s.rewritten, *([s.inline] if inline else []), s.covered, s.missed)
         table.add_row(kind, f"{s.found}{of}", *map(str, counts), forms)
     return table
+
+
+def _proofs(report: Report) -> Iterable[RenderableType]:
+    """What was proved of the sites that are rewritten; of others the reasons say it."""
+    taken = [s for s in report.sites if s.choice != "keep"]
+    if not taken:
+        return
+    proved, t = [s for s in taken if s.proof and s.proof.status == "proved"], report.timing
+    if not proved:
+        yield Text("No site was proved: only its structure stands for each.", style="yellow")
+        return
+    distinct = f"{t.proofs_new} run, {t.proofs_cached} known before"
+    yield Text(f"{len(proved)} of {len(taken)} rewritten sites are proved on random inputs ({distinct}).")
 
 
 def _sites(sites: Sequence[SiteInfo]) -> Iterable[RenderableType]:
