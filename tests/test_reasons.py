@@ -102,7 +102,12 @@ CASES = {
     ),
     Code.PRECISION: ("rope", wide_rope, {"x": HEADS, **TABLE}, "float64"),
     Code.NO_PROJECTION: ("qkv", lambda m, x: attend(x.sin(), m.b(x), m.c(x)), {"x": X}, "sin"),
-    Code.DIFFERENT_INPUTS: ("qkv", lambda m, x, y: attend(m.a(x), m.b(y), m.c(y)), {"x": X, "y": X.clone()}, "query"),
+    Code.DIFFERENT_INPUTS: (
+        "qkv",
+        lambda m, x, y: attend(m.a(x), m.b(y), m.c(x + y)),
+        {"x": X, "y": X.clone()},
+        "query",
+    ),
     Code.SHARED_ROWS: ("qkv", lambda m, x: attend(m.a(x), *[m.b(x)] * 2), {"x": X}, "key"),
     Code.PACKED_LAYOUT: (
         "qkv",

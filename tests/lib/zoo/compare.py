@@ -58,7 +58,7 @@ class Row:
         return min(self.there[kind], self.found[kind])
 
 
-def compare(case: Case, inner: str = "eager") -> Row:
+def compare(case: Case) -> Row:
     """Build the model, watch it, compile it with every kernel (policy "all", the ops' bodies), and compare."""
     library = case.module
     if case.why:
@@ -68,22 +68,16 @@ def compare(case: Case, inner: str = "eager") -> Row:
         torch.manual_seed(1)
         inputs = dict(case.inputs())
         truth, _ = observe(case, model, copy.deepcopy(inputs))
-        reports, error = _rewritten(model, inputs, inner)
+        sites, graphs, error = _rewritten(model, inputs)
     except Exception as failure:  # a class that fails is a row of the table, not the end of the run
         return Row(case.name, library, problem=f"{type(failure).__name__}: {str(failure).splitlines()[0][:300]}")
     if case.rotary and not truth.rope:
         return Row(case.name, library, problem=f"nothing called {', '.join(case.rotary)} returned a tensor")
-    sites = [site for report in reports for site in report.sites]
     found = {kind: sum(_found(s) for s in sites if s.kind == kind) for kind in KINDS}
     return Row(
-        case.name, library, _there(truth), found, _misses(sites), error, len(reports),
+        case.name, library, _there(truth), found, _misses(sites), error, graphs,
         sum(s.choice == "kernel" for s in sites),
     )  # fmt: skip
-
-
-def stale(case: Case, row: Row, names: Sequence[str]) -> bool:
-    """Whether a row says something else than `case` gives now."""
-    return compare(case) != row and bool(names)
 
 
 def _there(truth: Truth) -> dict[str, int]:
@@ -103,14 +97,28 @@ def _misses(sites: Sequence[SiteInfo]) -> tuple[tuple[str, str, str, int], ...]:
     return tuple((*key, count) for key, count in counts.items())
 
 
-def _rewritten(model: torch.nn.Module, inputs: Mapping[str, Any], inner: str) -> tuple[list[Report], float]:
+def _rewritten(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[list[SiteInfo], int, float]:
+    """Sites as often as the graph that holds them ran, the number of graphs, and the largest difference from eager."""
     reports: list[Report] = []
+    runs: list[int] = []
+
+    def inner(gm: torch.fx.GraphModule, _: Any) -> Any:
+        mine = len(runs)
+        runs.append(0)
+
+        def run(*args: Any) -> Any:
+            runs[mine] += 1
+            return gm(*args)
+
+        return run
+
     torch._dynamo.reset()
     backend = fluxrewrite.backend(inner, policy="all", provider="reference", strict=True, report=reports.append)
     with torch.no_grad():
         expected = model(**copy.deepcopy(inputs))
         given = torch.compile(model, backend=backend)(**copy.deepcopy(inputs))
-    return reports, _difference(expected, given)
+    sites = [site for report, times in zip(reports, runs, strict=True) for site in report.sites * times]
+    return sites, len(reports), _difference(expected, given)
 
 
 def _difference(expected: Any, given: Any) -> float:

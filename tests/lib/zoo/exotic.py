@@ -55,7 +55,14 @@ _LTX2 = {
     "audio_in_channels": 4, "audio_out_channels": 4, "audio_num_attention_heads": 2, "audio_attention_head_dim": 4,
     "audio_cross_attention_dim": 8, "num_layers": 2, "caption_channels": 16, "rope_double_precision": False,
 }  # fmt: skip
-_KANDINSKY = {"in_visual_dim": 4, "out_visual_dim": 4, "time_dim": 16, "model_dim": 24, "ff_dim": 32, "axes_dims": (4, 4, 4)}
+_KANDINSKY = {
+    "in_visual_dim": 4,
+    "out_visual_dim": 4,
+    "time_dim": 16,
+    "model_dim": 24,
+    "ff_dim": 32,
+    "axes_dims": (4, 4, 4),
+}
 
 CASES = (
     Case("StableAudio3DiTModel",

@@ -29,12 +29,21 @@ _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 _PRODUCTS = {
     torch.matmul, torch.bmm, torch.baddbmm, torch.einsum, Tensor.matmul, Tensor.bmm, Tensor.baddbmm, Tensor.__matmul__,
 }  # fmt: skip
-_PASSING = {F.dropout, torch.dropout, Tensor.to, Tensor.type_as, Tensor.float, Tensor.contiguous, Tensor.view, Tensor.reshape}
+_PASSING = {
+    F.dropout,
+    torch.dropout,
+    Tensor.to,
+    Tensor.type_as,
+    Tensor.float,
+    Tensor.contiguous,
+    Tensor.view,
+    Tensor.reshape,
+}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Linear layers on one input that make query, key and value of one attention ("qkv"), or its key and value ("kv")."""
+    """Linear layers on one input that make query, key and value of one attention (kind "qkv"), or two of them ("kv")."""
 
     kind: str
     path: str
@@ -118,7 +127,7 @@ class _Watch(TorchFunctionMode):
             self.softmaxes[out.data_ptr()] = (scores, out)
         elif func in _PRODUCTS:
             self.product([a for a in args if isinstance(a, Tensor)][-2:], out)
-        elif func in _PASSING and isinstance(args[0], Tensor) and args[0].data_ptr() in self.softmaxes:
+        elif func in _PASSING and args and isinstance(args[0], Tensor) and args[0].data_ptr() in self.softmaxes:
             self.softmaxes[out.data_ptr()] = (self.softmaxes[args[0].data_ptr()][0], out)
         return out
 
@@ -145,10 +154,10 @@ class _Watch(TorchFunctionMode):
                 if frame in linear.frames:
                     inputs.setdefault(linear.key, {}).setdefault(role, set()).add(linear.frames)
         for by_role in inputs.values():
-            kind = {("key", "value"): "kv", ("key", "query", "value"): "qkv"}.get(tuple(sorted(by_role)))
+            kind = "".join(role[0] for role in ROLES if role in by_role)
             layers = tuple(sorted({frames[-1] for found in by_role.values() for frames in found}))
-            group = Group(kind or "", frame[1], tuple(f"{path}#{call}" for call, path in layers))
-            if kind is not None and group not in self.truth.groups:
+            group = Group(kind, frame[1], tuple(f"{path}#{call}" for call, path in layers))
+            if len(kind) > 1 and group not in self.truth.groups:
                 self.truth.groups.append(group)
 
     def _frame(self, reached: Sequence[Sequence[_Linear]]) -> tuple[int, str] | None:

@@ -49,7 +49,12 @@ def _frames(count: int) -> torch.Tensor:
 
 def _hunyuan(size: int = 4, frames: int = 1, **more: Any) -> dict[str, Any]:
     return _video(
-        frames=frames, size=size, pooled_projections=rand(2, 8), encoder_attention_mask=ones(2, 7), guidance=const(5.0), **more
+        frames=frames,
+        size=size,
+        pooled_projections=rand(2, 8),
+        encoder_attention_mask=ones(2, 7),
+        guidance=const(5.0),
+        **more,
     )
 
 
