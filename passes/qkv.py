@@ -51,36 +51,34 @@ class Qkv(Pass):
     def find(self, view: GraphView) -> list[Finding]:
         """For each attention, one site for every input whose projections it uses; a group is reported once."""
         findings: list[Finding] = []
-        seen: set[tuple[Node, ...]] = set()
+        seen: list[set[Node]] = []
         claimed: set[Node] = set()
         for call in attention_calls(view):
             if isinstance(call, Miss):
                 message = f"its attention is no known form: {call.reason.message}"
                 findings.append(Miss(self.kind, call.path, replace(call.reason, message=message)))
                 continue
-            reaches = {
-                role: walk(view, node) for role, node in zip(ROLES, (call.query, call.key, call.value), strict=True)
-            }
-            path = view.path(call.node)
-            problem = self._unreached(view, reaches, path)
+            operands = zip(ROLES, (call.query, call.key, call.value), strict=True)
+            reaches = {role: walk(view, node) for role, node in operands}
+            problem = self._unreached(view, reaches, view.path(call.node))
             if problem is not None:
                 findings.append(problem)
                 continue
             groups = _groups(view, reaches)
             if groups and all(len(by_role) == 1 for by_role in groups.values()):
-                findings.append(self._apart(view, groups, path))
+                findings.append(self._apart(view, groups, view.path(call.node)))
             for x, by_role in groups.items():
-                if len(by_role) == 1:  # one projection of a tensor, as the query of a cross-attention, is no group
+                key = {n for nodes in by_role.values() for n in nodes}
+                # One projection of a tensor is no group, nor is a part of one: key and value that a second attention reads.
+                if len(by_role) == 1 or any(key <= other for other in seen):
                     continue
-                key = tuple(sorted({n for nodes in by_role.values() for n in nodes}))
-                if key not in seen:
-                    seen.add(key)
-                    found = self._group(view, call, x, by_role, reaches)
-                    if isinstance(found, Site) and claimed.intersection(key):
-                        message = "a projection of this group belongs to another site already"
-                        found = self.miss(Code.SHARED_ROWS, message, found.path, key[0])
-                    claimed.update(key if isinstance(found, Site) else ())
-                    findings.append(found)
+                seen.append(key)
+                found = self._group(view, call, x, by_role, reaches)
+                if isinstance(found, Site) and claimed & key:
+                    message = "a projection of this group belongs to another site already"
+                    found = self.miss(Code.SHARED_ROWS, message, found.path, min(key, key=view.order))
+                claimed.update(key if isinstance(found, Site) else ())
+                findings.append(found)
         return findings
 
     def _unreached(self, view: GraphView, reaches: Mapping[str, Reach], path: str) -> Miss | None:

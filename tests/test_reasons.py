@@ -74,7 +74,7 @@ def wide_rope(m, x, cos, sin):
 X = torch.randn(B, S, W)
 HEADS = torch.randn(B, H, S, D)
 TABLE = {"cos": torch.randn(S, D), "sin": torch.randn(S, D)}
-PER_HEAD = {"cos": torch.randn(H, S, D), "sin": torch.randn(H, S, D)}
+ONE_ROW = {"cos": torch.randn(D), "sin": torch.randn(D)}
 
 CASES = {
     Code.PATTERN: ("rope", less, {"x": HEADS, **TABLE}, "sub"),
@@ -93,7 +93,7 @@ CASES = {
         "-5.0",
     ),
     Code.AXES: ("attention", lambda m, x: F.scaled_dot_product_attention(x[None], x[None], x[None]), {"x": HEADS}, "5"),
-    Code.TABLE: ("rope", lambda m, x, cos, sin: rotate(x, cos, sin), {"x": HEADS, **PER_HEAD}, f"({H}, {S}, {D})"),
+    Code.TABLE: ("rope", lambda m, x, cos, sin: rotate(x, cos, sin), {"x": HEADS, **ONE_ROW}, f"({D},)"),
     Code.MIXED_DTYPE: (
         "attention",
         lambda m, x: torch.softmax(x @ x.mT, -1).double() @ x.double(),

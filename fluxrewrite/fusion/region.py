@@ -64,6 +64,8 @@ class Region:
 
     def apply(self, step: st.Step) -> Region:
         """The view of this view that `step` makes."""
+        if _axes(step) > len(self.sizes):  # distinct elements as one run: which of them the view takes is not known
+            return self
         match step:
             case st.Permute(dims):
                 return replace(
@@ -111,6 +113,16 @@ class Region:
     def _broadcast_as(self, shape: tuple[int, ...]) -> Region:
         repeats = max(1, math.prod(shape) // max(1, self.sizes[0]))
         return replace(self, sizes=(repeats, self.sizes[0]), strides=(0, 1))
+
+
+def _axes(step: st.Step) -> int:
+    """How many axes a tensor must have for `step`."""
+    match step:
+        case st.Permute(dims):
+            return len(dims)
+        case st.Slice(dim) | st.Select(dim):
+            return dim + 1
+    return 0
 
 
 def _view_strides(sizes: Sequence[int], strides: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:

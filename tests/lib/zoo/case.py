@@ -23,6 +23,7 @@ class Case:
         rotary: names of the functions that rotate queries and keys, as the model's source has them; each tensor that such a
             function returns is one rotation.
         module: where the class is.
+        dynamo: settings of Dynamo that the model needs to be traced as a whole.
         why: why the class is left out; such a case has neither config nor inputs.
     """
 
@@ -31,6 +32,7 @@ class Case:
     inputs: Callable[[], Mapping[str, Any]] = dict
     rotary: tuple[str, ...] = ()
     module: str = "diffusers"
+    dynamo: Mapping[str, Any] = field(default_factory=dict)
     why: str = ""
 
 

@@ -18,7 +18,7 @@ from fluxrewrite.site import Code
 from .case import Case, build
 from .truth import Truth, observe
 
-__all__ = ["GOALS", "KINDS", "TOLERANCE", "Row", "compare", "stale"]
+__all__ = ["GOALS", "KINDS", "TOLERANCE", "Row", "compare"]
 
 KINDS = ("attention", "rope", "qkv")
 GOALS = {"attention": 0.98, "rope": 0.95, "qkv": 0.95}
@@ -68,14 +68,17 @@ def compare(case: Case) -> Row:
         torch.manual_seed(1)
         inputs = dict(case.inputs())
         truth, _ = observe(case, model, copy.deepcopy(inputs))
-        sites, graphs, error = _rewritten(model, inputs)
+        with torch._dynamo.config.patch(dict(case.dynamo)):
+            sites, graphs, error = _rewritten(model, inputs)
     except Exception as failure:  # a class that fails is a row of the table, not the end of the run
         return Row(case.name, library, problem=f"{type(failure).__name__}: {str(failure).splitlines()[0][:300]}")
     if case.rotary and not truth.rope:
         return Row(case.name, library, problem=f"nothing called {', '.join(case.rotary)} returned a tensor")
     found = {kind: sum(_found(s) for s in sites if s.kind == kind) for kind in KINDS}
+    there = _there(truth)
+    misses = (*_misses(sites), *_outside(there, found, sites))
     return Row(
-        case.name, library, _there(truth), found, _misses(sites), error, graphs,
+        case.name, library, there, found, misses, error, graphs,
         sum(s.choice == "kernel" for s in sites),
     )  # fmt: skip
 
@@ -95,6 +98,16 @@ def _misses(sites: Sequence[SiteInfo]) -> tuple[tuple[str, str, str, int], ...]:
         if site.kind in KINDS and not _found(site):
             counts.update([(site.kind, site.reasons[0].code, site.reasons[0].message)])
     return tuple((*key, count) for key, count in counts.items())
+
+
+def _outside(
+    there: Mapping[str, int], found: Mapping[str, int], sites: Sequence[SiteInfo]
+) -> list[tuple[str, str, str, int]]:
+    """What is neither found nor a near miss: it ran outside of all graphs, or looks like nothing that is looked for."""
+    told = Counter(s.kind for s in sites if not _found(s))
+    left = {kind: there[kind] - found[kind] - told[kind] for kind in KINDS}
+    message = "in no graph that Dynamo made, or like nothing that is looked for"
+    return [(kind, "not_seen", message, n) for kind, n in left.items() if n > 0]
 
 
 def _rewritten(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[list[SiteInfo], int, float]:

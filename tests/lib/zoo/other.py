@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .case import Case, const, ints, ones, rand
+from .case import Case, const, ones, rand
 
 __all__ = ["CASES"]
 

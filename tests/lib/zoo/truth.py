@@ -12,13 +12,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.attention.flex_attention import flex_attention
-from torch.overrides import TorchFunctionMode
+from torch.nn.attention import flex_attention
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 
 from .case import Case
 
@@ -55,7 +56,6 @@ class Truth:
     """What one call of a model did: paths of the modules that hold attention, rotations and groups."""
 
     attention: list[str] = field(default_factory=list)
-    flex: int = 0
     rope: list[str] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
 
@@ -199,14 +199,28 @@ def _rotations(names: Sequence[str], frames: _Frames, truth: Truth) -> Any:
     source = re.compile(r"(diffusers|transformers)[/\\]models[/\\]")
 
     def profile(frame: Any, event: str, value: Any) -> None:
-        if event == "call" and frame.f_code is flex_attention.__code__:
-            truth.attention.append(frames.path)
-            truth.flex += 1
         if event == "return" and frame.f_code.co_name in names and source.search(frame.f_code.co_filename):
             tensors = value if isinstance(value, (tuple, list)) else [value]
             truth.rope.extend(frames.path for t in tensors if isinstance(t, Tensor))
 
     return profile
+
+
+def _flex(watch: _Watch) -> Any:
+    """Flex attention that is counted; it has no gradient on the CPU, so autograd's record ends there."""
+    original = flex_attention.flex_attention
+
+    def call(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        watch.attention(query, key, value)
+        with _pop_mode_temporarily():  # it traces itself, and cannot trace what watches
+            return original(query.detach(), key.detach(), value.detach(), *args, **kwargs)
+
+    return mock.patch.object(flex_attention, "flex_attention", call)
+
+
+def _whole_groups(groups: Sequence[Group]) -> list[Group]:
+    """Groups without those that are part of another: key and value that two attentions share, the query of only one of them."""
+    return [g for g in groups if not any(set(g.layers) < set(other.layers) for other in groups)]
 
 
 def observe(case: Case, model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[Truth, Any]:
@@ -215,10 +229,12 @@ def observe(case: Case, model: torch.nn.Module, inputs: Mapping[str, Any]) -> tu
     frames = _Frames(model)
     before = sys.getprofile()
     try:
-        with torch.enable_grad(), _Watch(frames, truth):
+        watch = _Watch(frames, truth)
+        with torch.enable_grad(), watch, _flex(watch):
             sys.setprofile(_rotations(case.rotary, frames, truth))
             result = model(**inputs)
     finally:
         sys.setprofile(before)
         frames.remove()
+    truth.groups = _whole_groups(truth.groups)
     return truth, result
