@@ -20,7 +20,8 @@ QUICK = {
     "Kandinsky5Transformer3DModel": "",
 }
 SLOW = (
-    "SD3Transformer2DModel", "HunyuanDiT2DModel", "LuminaNextDiT2DModel", "CogView4Transformer2DModel", "QwenImageTransformer2DModel",
+    "SD3Transformer2DModel", "HunyuanDiT2DModel", "LuminaNextDiT2DModel", "CogView4Transformer2DModel",
+    "QwenImageTransformer2DModel",
     "ZImageTransformer2DModel", "PRXTransformer2DModel", "Cosmos3OmniTransformer", "LTXVideoTransformer3DModel",
     "CogVideoXTransformer3DModel", "MochiTransformer3DModel", "AllegroTransformer3DModel", "StableAudioDiTModel", "T5FilmDecoder",
     "Gemma2Model", "PhiModel",
@@ -86,5 +87,5 @@ def test_goals():
     short = below(
         [Row("A", "", there, few, error=0.0), Row("B", "", there, there, error=1e-3), Row("C", "", problem="no")]
     )
-    assert short == ["attention: 98 of 100 found, goal 98%"][1:] + ["B: outputs differ by 1.0e-03"]
+    assert short == ["B: outputs differ by 1.0e-03"]
     assert below([Row("A", "", there, few, error=0.0)])[0].startswith("attention: 48 of 50")

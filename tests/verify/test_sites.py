@@ -228,4 +228,4 @@ def test_a_result_that_is_written_piece_by_piece_is_compared_when_it_is_whole():
 
     gm, values = graph(Written(), x=torch.randn(2, 5, 3, 8), cos=torch.randn(5, 1, 4), sin=torch.randn(5, 1, 4))
     results, _ = checked(gm, values, planned(gm, values, "rope"))
-    assert [(r.kind, r.ok) for r in results] == [("rope", True)]
+    assert [(r.kind, r.passed) for r in results] == [("rope", True)]

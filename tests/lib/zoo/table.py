@@ -18,10 +18,10 @@ provider "reference", inner backend "eager", float32).
 
 What is there is counted while the model runs in eager mode, without looking at a graph: calls of `scaled_dot_product_attention`,
 of `flex_attention`, and softmaxes whose result goes into a matrix product; tensors that the model's own rotary functions
-return; linear layers that read one tensor and are, by autograd's record, where two or three of query, key and value of one
-attention come from. Linear attention has no softmax and is not counted. What is found are sites that a kernel may take, or that a
-larger site holds, as often as their graph runs. Outputs are equal when the largest difference from eager is at most {tolerance:g} of
-the largest value.
+return; linear layers that read one tensor and are, by autograd's record, where two or three of query, key and value of
+one attention come from. Linear attention has no softmax and is not counted. What is found are sites that a kernel may take, or
+that a larger site holds, as often as their graph runs. Outputs are equal when the largest difference from eager is at most
+{tolerance:g} of the largest value.
 
 """
 
