@@ -74,7 +74,12 @@ def region(fn):
 
 def test_a_region_takes_matrices(check):
     heads = {name: torch.randn(B, S, H, D) for name in "qkv"}
-    report = check(region(by_matrix), gain=torch.randn(D), **heads, **table(S, 1, D // 2))
+
+    def fn(x, r, _):
+        return (r * x.unflatten(-1, (-1, 1, 2))).sum(-1).flatten(-2)
+
+    r = torch.randn(S, 1, D // 2, 2, 2)
+    report = check(region(fn), gain=torch.randn(D), **heads, cos=r, sin=r)
     assert [s.kind for s in report.sites if s.choice == "kernel"] == ["norm_rope_attention"]
 
 

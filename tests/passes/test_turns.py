@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fluxrewrite
 from fluxrewrite.graph import GraphView
 from fluxrewrite.plan import Selection, apply, make_plan
 
@@ -220,6 +221,17 @@ def test_halves_written_into_an_empty_tensor(check, fn, form):
 def test_other_writes_stay(check, fn):
     report = check(fn, "rope", x=torch.randn(B, S, H, D), **HALF)
     assert all(s.choice == "keep" for s in report.sites)
+
+
+def test_written_rotation_that_needs_a_gradient_stays():
+    x = torch.randn(B, S, H, D, requires_grad=True)
+    with torch.enable_grad():
+        expected = into_interleaved(x, **HALF).sum()
+        found = torch.compile(into_interleaved, backend=fluxrewrite.backend("eager", "rope", provider="reference"))(
+            x, **HALF
+        )
+    (first,), (second,) = (torch.autograd.grad(y, x) for y in (expected, found.sum()))
+    torch.testing.assert_close(first, second)
 
 
 def test_no_write_is_left_of_a_written_rotation(trace):
