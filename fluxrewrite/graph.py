@@ -205,6 +205,15 @@ class GraphView:
         self._bared.update(dict.fromkeys(passed, node))
         return node
 
+    def alike(self, a: Any, b: Any) -> bool:
+        """Whether two nodes are one value: the same node, or the same views and casts of one, however often written down."""
+        while a is not b:
+            above, beside = self.source(a), self.source(b)
+            if above is None or beside is None or not st.same_steps(above[1], beside[1]):
+                return False
+            a, b = self.bare(above[0]), self.bare(beside[0])
+        return True
+
     def permuted(self, node: Any) -> tuple[Node, tuple[int, ...]] | None:
         """(source, axes) when `node` is one permutation of a source, and nothing else."""
         node = self.bare(node)
@@ -282,6 +291,10 @@ class GraphView:
             if at < len(positions) and positions[at] <= last:
                 return self.nodes[positions[at]]
         return None
+
+    def writers(self, node: Node) -> list[Node]:
+        """All nodes that modify the memory of `node`, in order."""
+        return [self.nodes[at] for at in self._writes.get(self._memory(node), ())]
 
     def _memory(self, node: Node) -> Any:
         """What stands for the memory of `node`: the storage of its fake value, which views share and copies do not."""

@@ -110,7 +110,8 @@ class Value(Pattern):
         bare = attempt.view.bare(value) if self.exact else attempt.view.strip(value)
         known = attempt.captures.setdefault(self.name, bare)
         attempt.take_between(value, bare)
-        return known is bare or attempt.fail(value, f"expected {self.name} to be {known}, found {bare}")
+        same = known is bare or attempt.view.alike(known, bare)
+        return same or attempt.fail(value, f"expected {self.name} to be {known}, found {bare}")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ __all__ = [
     "Step",
     "same_dim",
     "same_shape",
+    "same_steps",
     "size_of",
 ]
 
@@ -97,6 +98,18 @@ def size_of(dim: Dim) -> int | str:
 def same_shape(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
     """True when two shapes are equal for certain."""
     return len(a) == len(b) and all(same_dim(x, y) for x, y in zip(a, b, strict=True))
+
+
+def same_steps(a: Sequence[Step], b: Sequence[Step]) -> bool:
+    """True when two chains of views do the same for certain."""
+    return len(a) == len(b) and all(_same_step(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _same_step(a: Step, b: Step) -> bool:
+    if type(a) is not type(b):
+        return False
+    pairs = zip(vars(a).values(), vars(b).values(), strict=True)
+    return all(same_shape(x, y) if isinstance(x, tuple) else same_dim(x, y) for x, y in pairs)
 
 
 @dataclass(frozen=True)

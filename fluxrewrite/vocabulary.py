@@ -127,6 +127,10 @@ def _define_layers() -> None:
     _define("dropout", "input p training", torch.dropout, aten.dropout)
     _define("silu", "input inplace=False", F.silu, aten.silu)
     _define("gelu", "input approximate=None", F.gelu, aten.gelu)
+    _define("sum", "input dim=None keepdim=False dtype=None", torch.sum, aten.sum, methods="sum")
+    _define("repeat", "input *repeats", torch.tile, aten.repeat, methods="repeat tile")
+    _define("repeat_interleave", "input repeats dim=None output_size=None", torch.repeat_interleave, aten.repeat_interleave,
+            methods="repeat_interleave")  # fmt: skip
     _define("embedding", "weight indices", torch.embedding, aten.embedding)
     _define("embedding", "indices weight", F.embedding)
     for name in ("tanh", "sigmoid", "exp", "sqrt", "rsqrt", "sin", "cos", "abs", "relu"):

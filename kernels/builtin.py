@@ -51,10 +51,15 @@ def _qkv(
     """`fluxrewrite::qkv` by `kernels/nki/qkv.py`, which takes tokens in one axis and at most four pieces at once.
 
     Query, key, value and the first piece of other rows are one call, which picks its rows; each further piece is one more.
+    Two pieces, as key and value of a cross-attention, are one call.
     """
     run = toolchain(execution).run
     tokens = x.reshape(-1, x.shape[-1]).contiguous()
     found = pieces_of(x, [w.contiguous() for w in weights], biases, pieces)
+    if len(found) == 2:
+        (first, bias_first, *rows_first), (second, bias_second, *rows_second) = found
+        two = run(f"{_NKI}.qkv:pair", tokens, first, second, bias_first, bias_second, *rows_first, *rows_second)
+        return [t.reshape(*x.shape[:-1], -1) for t in two]
     three, rest = found[:3], found[3:]
     weight, bias, *last = rest[0] if rest else (None, None, 0, 0)
     ranges = [n for _, _, start, rows in three for n in (start, rows)] + last

@@ -32,8 +32,8 @@ def qkv(
         x: [..., H], any strides.
         weights: [N, H] each, whole, as in `torch.nn.Linear`; each once, however many results come from it.
         biases: [N] or None for each weight.
-        pieces: three numbers for each result: index of the weight, first row, rows. Query, key and value come first, then
-            whatever else the weights hold; the widths may all differ.
+        pieces: three numbers for each result: index of the weight, first row, rows. Query, key and value come first, or two of
+            them, then whatever else the weights hold; the widths may all differ.
         execution, provider: what runs, as `fluxrewrite.provider.launch` takes them.
 
     Returns:
@@ -72,8 +72,8 @@ def pieces_of(
             raise ValueError(f"weight {tuple(weight.shape)} for x {tuple(x.shape)}")
         if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
             raise ValueError(f"bias {tuple(bias.shape)} for weight {tuple(weight.shape)}")
-    if len(pieces) % 3 or len(pieces) < 9:
-        raise ValueError(f"{len(pieces)} numbers in pieces; give weight, first row and rows of query, key, value, ...")
+    if len(pieces) % 3 or len(pieces) < 6:
+        raise ValueError(f"{len(pieces)} numbers in pieces; give weight, first row and rows of two results or more")
     return list(_pieces(weights, biases, pieces))
 
 

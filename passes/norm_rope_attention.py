@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fluxrewrite.passes.attention import Attention, Call
-from fluxrewrite.passes.rope import Rope, emit_tables
+from fluxrewrite.passes.rope import Rope
+from fluxrewrite.passes.tables import emit_tables
 from torch.fx import Node
 
 from fluxrewrite.graph import GraphView

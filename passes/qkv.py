@@ -6,6 +6,7 @@ views and casts to the linear layers, never from names, argument order or sizes.
     triple    three linear layers on one input
     packed    one linear layer whose rows are query, key, value and perhaps more (`to_qkv`, `to_qkv_mlp_proj`)
     mixed     two linear layers on one input, one of them packed (query beside key+value)
+    pair      two of the three on one input, in one linear layer or two: key and value of a cross-attention
 
     before                                                    after
     q, k, v = to_q(x), to_k(x), to_v(x)                       q, k, v = fluxrewrite.qkv(x, [wq, wk, wv], [bq, bk, bv],
@@ -19,43 +20,24 @@ Weights are passed whole: a compiler without strided views would copy a slice at
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from fluxrewrite.passes.attention import Call, attention_calls
 from fluxrewrite.passes.roles import ROLES, WALK_LIMIT, Reach, walk
+from fluxrewrite.passes.rows import Part, Refusal, parts_of, seen_as
 from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
 from fluxrewrite.rewrite import Builder, Pass, blocked
 from fluxrewrite.site import Code, Finding, Inline, Miss, Site
-from fluxrewrite.steps import Lanes, same_shape, size_of
+from fluxrewrite.steps import same_shape, size_of
 
 __all__ = ["Qkv"]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A value that exposes one contiguous block of a linear layer's `height` rows; role "rest" for rows that are no projection."""
-
-    role: str
-    linear: Node
-    weight: Node
-    bias: Node | None
-    node: Node
-    lanes: Lanes
-    height: int | str
-
-    @property
-    def rows(self) -> tuple[int, int]:
-        block = self.lanes.block
-        assert block is not None
-        return block
 
 
 class Qkv(Pass):
@@ -63,37 +45,40 @@ class Qkv(Pass):
 
     kind = "qkv"
     kernel = "qkv"
-    forms = ("triple", "packed", "mixed")
-    looks_for = "linear layers on one input that feed the query, key and value of one attention"
+    forms = ("triple", "packed", "mixed", "pair")
+    looks_for = "linear layers on one input that feed the query, key and value of one attention, or two of them"
 
     def find(self, view: GraphView) -> list[Finding]:
         """For each attention, one site for every input whose projections it uses; a group is reported once."""
         findings: list[Finding] = []
-        seen: set[tuple[Node, ...]] = set()
+        seen: list[set[Node]] = []
         claimed: set[Node] = set()
         for call in attention_calls(view):
             if isinstance(call, Miss):
                 message = f"its attention is no known form: {call.reason.message}"
                 findings.append(Miss(self.kind, call.path, replace(call.reason, message=message)))
                 continue
-            reaches = {
-                role: walk(view, node) for role, node in zip(ROLES, (call.query, call.key, call.value), strict=True)
-            }
-            path = view.path(call.node)
-            problem = self._unreached(view, reaches, path)
+            operands = zip(ROLES, (call.query, call.key, call.value), strict=True)
+            reaches = {role: walk(view, node) for role, node in operands}
+            problem = self._unreached(view, reaches, view.path(call.node))
             if problem is not None:
                 findings.append(problem)
                 continue
-            for x, by_role in _groups(view, reaches).items():
-                key = tuple(sorted({n for nodes in by_role.values() for n in nodes}))
-                if key not in seen:
-                    seen.add(key)
-                    found = self._group(view, call, x, by_role, reaches)
-                    if isinstance(found, Site) and claimed.intersection(key):
-                        message = "a projection of this group belongs to another site already"
-                        found = self.miss(Code.SHARED_ROWS, message, found.path, key[0])
-                    claimed.update(key if isinstance(found, Site) else ())
-                    findings.append(found)
+            groups = _groups(view, reaches)
+            if groups and all(len(by_role) == 1 for by_role in groups.values()):
+                findings.append(self._apart(view, groups, view.path(call.node)))
+            for x, by_role in groups.items():
+                key = {n for nodes in by_role.values() for n in nodes}
+                # One projection of a tensor is no group, nor is a part of one: key and value that a second attention reads.
+                if len(by_role) == 1 or any(key <= other for other in seen):
+                    continue
+                seen.append(key)
+                found = self._group(view, call, x, by_role, reaches)
+                if isinstance(found, Site) and claimed & key:
+                    message = "a projection of this group belongs to another site already"
+                    found = self.miss(Code.SHARED_ROWS, message, found.path, min(key, key=view.order))
+                claimed.update(key if isinstance(found, Site) else ())
+                findings.append(found)
         return findings
 
     def _unreached(self, view: GraphView, reaches: Mapping[str, Reach], path: str) -> Miss | None:
@@ -124,23 +109,25 @@ class Qkv(Pass):
     ) -> Finding:
         linears = sorted({n for nodes in by_role.values() for n in nodes}, key=view.order)
         path = view.path(*linears, call.node)
-        missing = [role for role in ROLES if role not in by_role]
-        if missing:
-            message = f"{x.name} is projected to {', '.join(by_role)} only; {', '.join(missing)} read another tensor"
-            return self.miss(Code.DIFFERENT_INPUTS, message, path, linears[0])
-        parts: list[_Part] = []
+        parts: list[Part] = []
         for linear in linears:
-            found = self._parts(view, linear, reaches, path)
-            if isinstance(found, Miss):
-                return found
+            found = parts_of(view, linear, reaches)
+            if isinstance(found, Refusal):
+                return self.miss(found.code, found.message, path, found.node)
             parts.extend(found)
-        problem = self._blocks(parts, linears, path)
-        return problem if problem is not None else self._site(view, x, linears, parts, path)
+        roles = [role for role in ROLES if role in by_role]
+        problem = self._blocks(parts, roles, linears, path)
+        return problem if problem is not None else self._site(view, x, linears, parts, roles, path)
 
-    def _blocks(self, parts: Sequence[_Part], linears: Sequence[Node], path: str) -> Miss | None:
+    def _apart(self, view: GraphView, groups: Mapping[Node, Mapping[str, Sequence[Node]]], path: str) -> Miss:
+        read = ", ".join(f"{x.name} to {role}" for x, by_role in groups.items() for role in by_role)
+        at = next(iter(next(iter(groups.values())).values()))[0]
+        return self.miss(Code.DIFFERENT_INPUTS, f"each is projected from a tensor of its own: {read}", path, at)
+
+    def _blocks(self, parts: Sequence[Part], roles: Sequence[str], linears: Sequence[Node], path: str) -> Miss | None:
         """Each role must be one block of rows, and no two roles the same."""
         owners: dict[tuple[Node, tuple[int, int]], str] = {}
-        for role in ROLES:
+        for role in roles:
             blocks = {(p.linear, p.rows): None for p in parts if p.role == role}
             shown = ", ".join(f"{linear.name}[{rows[0]}:{sum(rows)}]" for linear, rows in blocks) or "nothing"
             if len(blocks) != 1:
@@ -151,41 +138,17 @@ class Qkv(Pass):
                 return self.miss(Code.SHARED_ROWS, f"{shown} is both the {other} and the {role}", path, linears[0])
         return None
 
-    def _parts(self, view: GraphView, linear: Node, reaches: Mapping[str, Reach], path: str) -> list[_Part] | Miss:
-        """Down from a linear layer through its views to the first values that serve one role, or none."""
-        shape = view.shape(linear) or ()
-        parts: list[_Part] = []
-        pending: list[tuple[Node, Lanes]] = [(linear, Lanes.of(shape))]
-        while pending:
-            node, lanes = pending.pop()
-            roles = [role for role, reach in reaches.items() if node in reach.passed]
-            if len(roles) <= 1 and node.users:
-                weight, bias = view.arg(linear, "weight"), view.arg(linear, "bias")
-                role = roles[0] if roles else "rest"
-                parts.append(_Part(role, linear, weight, bias, node, lanes, size_of((shape or (0,))[-1])))
-            for user in node.users if len(roles) > 1 else ():
-                below = _below(view, node, user, lanes)
-                if below is None:
-                    code = Code.SHARED_ROWS if any(user in reaches[r].passed for r in roles) else Code.INNER_USE
-                    code = Code.PACKED_LAYOUT if view.source(user) is not None else code
-                    verb = {Code.SHARED_ROWS: "shares", Code.PACKED_LAYOUT: "mixes with other axes"}.get(code, "uses")
-                    message = f"{user.name} ({view.op(user)}) {verb} rows of the {' and '.join(roles)} in {linear.name}"
-                    return self.miss(code, message, path, user)
-                pending.extend(below)
-        parts = _refined(view, parts)
-        for part in parts:
-            if part.lanes.block is None:
-                message = f"the rows of the {part.role} in {linear.name} are not contiguous: {_rows(part.lanes)}"
-                return self.miss(Code.PACKED_LAYOUT, message, path, part.node)
-            others = sorted(a for a in part.lanes.axes if a >= 0 and a != part.lanes.tracked)
-            if others != list(range(part.lanes.tracked)):
-                message = f"{part.node.name} drops an axis of size 1 of {linear.name}"
-                return self.miss(Code.PACKED_LAYOUT, message, path, part.node)
-        return parts
-
-    def _site(self, view: GraphView, x: Node, linears: Sequence[Node], parts: Sequence[_Part], path: str) -> Finding:
-        roles = {role: next(p for p in parts if p.role == role) for role in ROLES}
-        form = {1: "packed", 2: "mixed", 3: "triple"}[len(linears)]
+    def _site(
+        self,
+        view: GraphView,
+        x: Node,
+        linears: Sequence[Node],
+        parts: Sequence[Part],
+        names: Sequence[str],
+        path: str,
+    ) -> Finding:
+        roles = {role: next(p for p in parts if p.role == role) for role in names}
+        form = {1: "packed", 2: "mixed", 3: "triple"}[len(linears)] if len(roles) == len(ROLES) else "pair"
         parts = sorted(parts, key=lambda p: view.order(p.node))
         outputs = tuple(p.node for p in parts)
         interior = _between(view, linears, outputs)
@@ -202,8 +165,8 @@ class Qkv(Pass):
             )
         shape, weight = view.shape(x) or (), view.shape(view.arg(linears[0], "weight")) or ()
         tokens = dict(zip(("batch", "sequence"), shape, strict=False)) if len(shape) == 3 else {"sequence": shape[0]}
-        sizes = {**tokens, "hidden": weight[-1], **{role: roles[role].rows[1] for role in ROLES}}
-        sizes["columns"] = sum(roles[role].rows[1] for role in ROLES)
+        sizes = {**tokens, "hidden": weight[-1], **{role: part.rows[1] for role, part in roles.items()}}
+        sizes["columns"] = sum(part.rows[1] for part in roles.values())
         rest = sum(p.rows[1] for p in {(p.linear, p.rows): p for p in parts if p.role == "rest"}.values())
         return Site(
             kind=self.kind,
@@ -243,7 +206,7 @@ class Qkv(Pass):
             [n for part in blocks.values() for n in (numbers[part.linear], *part.rows)],
         )
         made = {block: builder.call(operator.getitem, results, i) for i, block in enumerate(blocks)}
-        return [_seen_as(builder, made[_block(part)], part) for part in site.extra["parts"]]
+        return [seen_as(builder, made[_block(part)], part) for part in site.extra["parts"]]
 
     def inline(self, view: GraphView, site: Site) -> Inline | None:
         """Several layers become one on joined weights, whose rows the compiler reads where they lie."""
@@ -254,7 +217,7 @@ class Qkv(Pass):
         unlike = len(biases) not in (0, len(weights)) or len({*weights, *biases}) < len(weights) + len(biases)
         if len(linears) < 2 or unlike or starts is None:
             return None
-        parts: Sequence[_Part] = site.extra["parts"]
+        parts: Sequence[Part] = site.extra["parts"]
         lanes = tuple(replace(p.lanes, offset=p.lanes.offset + starts[p.linear]) for p in parts)
         return Inline((weights, biases) if biases else (weights,), starts[None], lanes)
 
@@ -269,10 +232,10 @@ class Qkv(Pass):
             block: builder.call("narrow", y, -1, starts[part.linear] + part.rows[0], part.rows[1])
             for block, part in blocks.items()
         }
-        return [_seen_as(builder, made[_block(part)], part) for part in site.extra["parts"]]
+        return [seen_as(builder, made[_block(part)], part) for part in site.extra["parts"]]
 
 
-def _starts(parts: Sequence[_Part]) -> dict[Node | None, int] | None:
+def _starts(parts: Sequence[Part]) -> dict[Node | None, int] | None:
     """First row of each layer in the joined weight, and under None the number of all rows; None for symbolic sizes."""
     starts: dict[Node | None, int] = {}
     rows = 0
@@ -284,15 +247,15 @@ def _starts(parts: Sequence[_Part]) -> dict[Node | None, int] | None:
     return {**starts, None: rows}
 
 
-def _blocks(site: Site) -> tuple[dict[Any, _Part], dict[Node, _Part]]:
+def _blocks(site: Site) -> tuple[dict[Any, Part], dict[Node, Part]]:
     """A part for each result of a call, and one for each linear layer, in the order in which calls have them."""
-    blocks: dict[Any, _Part] = dict(site.extra["roles"])
+    blocks: dict[Any, Part] = dict(site.extra["roles"])
     for part in site.extra["parts"]:
         blocks.setdefault(_block(part), part)
     return blocks, {part.linear: part for part in blocks.values()}
 
 
-def _block(part: _Part) -> Any:
+def _block(part: Part) -> Any:
     """What tells the results of a call apart: the role, or which rows of which layer."""
     return (part.linear, part.rows) if part.role == "rest" else part.role
 
@@ -305,55 +268,6 @@ def _groups(view: GraphView, reaches: Mapping[str, Reach]) -> dict[Node, dict[st
             x = view.bare(view.arg(linear, "input"))
             groups.setdefault(x, {}).setdefault(role, []).append(linear)
     return groups
-
-
-def _below(view: GraphView, node: Node, user: Node, lanes: Lanes) -> list[tuple[Node, Lanes]] | None:
-    """The values that `user` makes of `node` by views alone, with the rows that each exposes."""
-    if view.op(user) in ("split", "chunk", "unbind"):
-        pieces = [(u, view.source(u)) for u in user.users]
-    else:
-        pieces = [(user, view.source(user))]
-    result: list[tuple[Node, Lanes]] = []
-    for piece, found in pieces:
-        after: Lanes | None = lanes
-        for step in found[1] if found is not None and found[0] is node else (None,):
-            after = after.apply(step) if after is not None and step is not None else None
-        if after is None or view.dtype(piece) != view.dtype(node):
-            return None
-        result.append((piece, after))
-    return result
-
-
-def _refined(view: GraphView, parts: Sequence[_Part]) -> list[_Part]:
-    """Parts whose rows overlap another role's, followed down the views that pick their own rows from them."""
-    done: list[_Part] = []
-    pending = list(parts)
-    while pending:
-        part = pending.pop()
-        if any(_overlap(part, other) for other in (*done, *pending) if other.role != part.role):
-            below = [_below(view, part.node, user, part.lanes) for user in part.node.users]
-            pieces = [piece for found in below for piece in found or ()]
-            if None not in below and all(_rows_seen(p) < _rows_seen(part.lanes) for _, p in pieces):
-                pending.extend(replace(part, node=node, lanes=lanes) for node, lanes in pieces)
-                continue
-        done.append(part)
-    return done
-
-
-def _rows_seen(lanes: Lanes) -> int:
-    return math.prod(n for n, axis in zip(lanes.sizes, lanes.axes, strict=True) if axis == lanes.tracked)
-
-
-def _overlap(a: _Part, b: _Part) -> bool:
-    first, second = a.lanes.block, b.lanes.block
-    if first is None or second is None or a.linear is not b.linear:
-        return a.linear is b.linear
-    return first[0] < sum(second) and second[0] < sum(first)
-
-
-def _rows(lanes: Lanes) -> str:
-    tracked = sorted(((s, n) for s, n in zip(lanes.strides, lanes.sizes, strict=True) if s), reverse=True)
-    return f"from row {lanes.offset}, " + " of ".join(f"{n} every {s}" for s, n in tracked)
 
 
 def _between(view: GraphView, linears: Sequence[Node], outputs: Sequence[Node]) -> tuple[Node, ...]:
@@ -381,20 +295,3 @@ def _place(view: GraphView, operands: Iterable[Any], linears: Sequence[Node], ou
 
 def _name(view: GraphView, linear: Node, path: str) -> str:
     return view.path(linear).removeprefix(path).strip(".")
-
-
-def _seen_as(builder: Builder, result: Node, part: _Part) -> Node:
-    """`result` [..., I] with the axes of the value that it replaces: the last one split, then all put in order."""
-    lanes = part.lanes
-    split = sorted(
-        (d for d in range(len(lanes.axes)) if lanes.axes[d] == lanes.tracked), key=lambda d: -lanes.strides[d]
-    )
-    if len(split) > 1:
-        result = builder.call("unflatten", result, -1, tuple(lanes.sizes[d] for d in split))
-    kept = [d for d in range(len(lanes.axes)) if lanes.axes[d] >= 0]
-    order = [lanes.tracked + split.index(d) if d in split else lanes.axes[d] for d in kept]
-    if order != list(range(len(order))):
-        result = builder.call("permute", result, *order)
-    for dim in (d for d in range(len(lanes.axes)) if lanes.axes[d] < 0):
-        result = builder.call("unsqueeze", result, dim)
-    return result

@@ -3,6 +3,8 @@
     direct      x * cos + join(-second(x), first(x)) * sin                 tables of one value an element
     pairwise    join(first*cos - second*sin, second*cos + first*sin)       tables of one value a pair
     complex     view_as_real(view_as_complex(x) * freqs)                   one complex number a pair
+    matrix      a sum of products with 2x2 matrices                        one matrix a pair
+    written     the halves of a pairwise one, written into an empty tensor
 
 `first` and `second` are the members of each pair: neighbours (`interleaved`) or half a head apart (`rotate_half`). Any casts
 in between, either order of sums and products, any views that pick or rejoin the halves.
@@ -15,23 +17,25 @@ in between, either order of sums and products, any views that pick or rejoin the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fluxrewrite.passes.tables import FOLDED, Tables, emit_tables, read_tables
+from fluxrewrite.passes.turns import by_matrix, written
 from torch.fx import Node
 
-from fluxrewrite import steps as st
 from fluxrewrite.graph import GraphView
 from fluxrewrite.pattern import Attempt, Join, Lanes, Op, Value, joined, match
-from fluxrewrite.rewrite import Builder, Pass, blocked, dense_as, odd_dtype
+from fluxrewrite.rewrite import Builder, Pass, blocked, dense_as, needs_grad, odd_dtype
 from fluxrewrite.site import Code, Finding, Miss, Site
-from fluxrewrite.steps import same_dim, same_shape, size_of
+from fluxrewrite.steps import Shape, same_shape, size_of
 
-__all__ = ["Rope", "emit_tables"]
+__all__ = ["Rope"]
 
 _TURN = (0, 2, 1, 3)
+_STYLES = {"half": "rotate_half", "interleaved": "interleaved"}
 _x, _cos, _sin = Value("x"), Value("cos"), Value("sin")
 _first, _second = Lanes(_x, 0), Lanes(_x, 1)
 DIRECT = Op("add", Op("mul", Join("style", Op("neg", _second), _first), _sin), Op("mul", _x, _cos))
@@ -53,6 +57,7 @@ class _Found:
     x: Node
     out: Node
     interior: tuple[Node, ...]
+    place: Node | None = None
 
 
 class Rope(Pass):
@@ -60,8 +65,10 @@ class Rope(Pass):
 
     kind = "rope"
     kernel = "rope"
-    forms = ("interleaved", "rotate_half", "complex")
-    looks_for = "x*cos + rotate(x)*sin with interleaved or half pairs, pairwise products, or a complex product"
+    forms = ("interleaved", "rotate_half", "complex", "matrix")
+    looks_for = (
+        "x*cos + rotate(x)*sin with interleaved or half pairs, pairwise products, a complex product, or 2x2 matrices"
+    )
 
     def find(self, view: GraphView) -> list[Finding]:
         """All rotations, found once per view."""
@@ -92,8 +99,14 @@ class Rope(Pass):
 
     def _attempts(self, view: GraphView, node: Node) -> Sequence[tuple[Attempt, str]]:
         op = view.op(node)
-        if op == "add":
-            return [(match(DIRECT, view, node), "direct")]
+        if op in ("add", "sum"):
+            matrix = by_matrix(view, node)
+            if matrix is not None:
+                return [(matrix, "matrix")]
+            return [(match(DIRECT, view, node), "direct")] if op == "add" else []
+        if op == "setitem":
+            found = written(view, node, PAIRWISE)
+            return [(found[0], "written")] if found is not None else []
         if op == "view_as_real":
             return [(match(COMPLEX, view, node), "complex")]
         if op in ("cat", "reshape") and (found := joined(view, node)) is not None:
@@ -123,10 +136,12 @@ class Rope(Pass):
         if isinstance(found, Miss):
             return found
         path = view.path(found.out)
-        tables = self._tables(view, found, path)
-        if isinstance(tables, Miss):
-            return tables
-        operands, axis = tables
+        names = {"cos": "freqs", "sin": "freqs"} if form == "complex" else {"cos": "cos", "sin": "sin"}
+        given = {name: attempt.captures[captured] for name, captured in names.items()}
+        tables = read_tables(view, found.x, given, 3 if form == "matrix" else 1)
+        if not isinstance(tables, Tables):
+            return self.miss(tables.code, tables.message, path, tables.node)
+        operands, axis = tables.nodes, tables.axis
         shape = view.shape(found.x) or ()
         problem = blocked(self, view, path, found.interior, [found.out], [found.x, *operands.values()])
         if problem is not None:
@@ -142,34 +157,42 @@ class Rope(Pass):
         if odd is not None:
             message = f"{odd.name} computes in {view.dtype(odd)}, the kernel in float32"
             return self.miss(Code.PRECISION, message, path, odd)
-        turned = len(shape) == 4 and dense_as(view, found.out, _TURN)
-        heads = 1 if len(shape) == 3 else shape[3 - axis]
-        sizes = {"batch": shape[0], "sequence": shape[axis], "heads": heads, "head_size": shape[-1]}
+        turned = len(shape) == 4 and axis != FOLDED and dense_as(view, found.out, _TURN)
         return Site(
             kind=self.kind,
-            form="complex" if form == "complex" else {"half": "rotate_half"}.get(attempt.tags["style"], "interleaved"),
+            form=form if form in ("complex", "matrix") else _STYLES[attempt.tags["style"]],
             path=path,
             operands={"x": found.x, **operands},
             outputs=(found.out,),
             interior=found.interior,
-            shapes={k: size_of(v) for k, v in sizes.items()},
+            shapes={k: size_of(v) for k, v in _sizes(shape, axis).items()},
             dtype=dtype or torch.float32,
-            facts=_facts(view, operands, axis, len(shape)),
+            facts=tables.facts,
             extra={
                 "axis": axis,
                 "turned": turned,
+                "folded": tuple(shape[1:3]),
                 "out_dtype": None if out_dtype == dtype else out_dtype,
-                "squeeze": {name: _excess(view, table, axis, len(shape)) for name, table in operands.items()},
+                "squeeze": tables.squeeze,
             },
+            place=found.place,
         )
 
     def _real(self, view: GraphView, attempt: Attempt, root: Node, form: str) -> _Found | Miss:
+        place = root if form == "written" else None
+        if form == "matrix":
+            root = next(iter(root.users))
+        if place is not None:
+            root = root.args[0]  # type: ignore[assignment]
+            grad = needs_grad(view, [write.args[2] for write in view.writers(root)])  # type: ignore[misc]
+            if grad is not None:  # the tensor itself was traced before anything was written to it
+                return self.miss(grad.code, grad.message, view.path(root), root)
         x, out, casts = attempt.captures["x"], *_last_cast(view, root)
         interior = tuple(n for n in dict.fromkeys([*attempt.nodes, root, *casts]) if n is not out)
         if not same_shape(view.shape(x) or (), view.shape(out) or ()):
             message = f"the result is {view.shape(out)}, x is {view.shape(x)}: the tables broadcast x"
             return self.miss(Code.TABLE, message, view.path(root), root)
-        return _Found(form, attempt, x, out, interior)
+        return _Found(form, attempt, x, out, interior, place)
 
     def _complex(self, view: GraphView, attempt: Attempt, root: Node) -> _Found | Miss:
         """Pairs must be x with its last axis split in (D/2, 2), and be flattened back at the end."""
@@ -194,59 +217,37 @@ class Rope(Pass):
         attempt.tags["style"] = "interleaved"
         return _Found("complex", attempt, x, out, tuple(n for n in dict.fromkeys(nodes) if n is not out and n is not x))
 
-    def _tables(self, view: GraphView, found: _Found, path: str) -> tuple[dict[str, Node], int] | Miss:
-        """The tables as [S, W] or [B, S, W], and the axis of x that holds the positions."""
-        captures = found.attempt.captures
-        names = ("freqs", "freqs") if found.form == "complex" else ("cos", "sin")
-        shape = view.shape(found.x) or ()
-        if len(shape) not in (3, 4):
-            return self.miss(Code.AXES, f"x has {len(shape)} axes, the kernel takes 3 or 4", path, found.x)
-        tables: list[Node] = []
-        axes: set[int] = set()
-        for name in names:
-            table = captures[name]
-            axis = _position_axis(shape, view.shape(table) or ())
-            if axis is None:
-                message = f"{name} is {tuple(view.shape(table) or ())} for x {tuple(shape)}: not one row a position for all heads"
-                return self.miss(Code.TABLE, message, path, table)
-            rows = len(view.shape(table) or ()) - len(_excess(view, table, axis, len(shape)))
-            if rows not in (2, 3):
-                message = f"{name} of {tuple(view.shape(table) or ())} has no axis of positions for x {tuple(shape)}"
-                return self.miss(Code.TABLE, message, path, table)
-            tables.append(_unbroadcast(view, table, axis, len(shape)))
-            axes.add(axis)
-        if len(axes) > 1:
-            return self.miss(
-                Code.TABLE, f"cos and sin disagree on the axis of positions: {sorted(axes)}", path, found.x
-            )
-        return {"cos": tables[0], "sin": tables[1]}, axes.pop()
-
     def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
         """One call; tables without their broadcast axes, a complex table as its two parts.
 
-        Where the result is [B, H, S, D] in shape but [B, S, H, D] in memory, the call works on the latter.
+        Rows for each head become rows for each position: heads and positions are one axis of the call. Where the result is
+        [B, H, S, D] in shape but [B, S, H, D] in memory, the call works on the latter.
         """
         tables = emit_tables(site, builder)
         interleaved = site.form != "rotate_half"
         x, axis, out_dtype = site.operands["x"], site.extra["axis"], site.extra["out_dtype"]
+        if axis == FOLDED:
+            out = builder.call(op, builder.call("flatten", x, 1, 2), *tables, interleaved, 1, out_dtype)
+            return [builder.call("unflatten", out, 1, site.extra["folded"])]
+        if axis == 0:
+            out = builder.call(op, builder.call("unsqueeze", x, 0), *tables, interleaved, 1, out_dtype)
+            return [builder.call("squeeze", out, 0)]
         if not site.extra["turned"]:
             return [builder.call(op, x, *tables, interleaved, axis, out_dtype)]
         out = builder.call(op, builder.call("permute", x, *_TURN), *tables, interleaved, 3 - axis, out_dtype)
         return [builder.call("permute", out, *_TURN)]
 
 
-def emit_tables(site: Site, builder: Builder) -> list[Node]:
-    """The tables of a rope site as [S, W] or [B, S, W]; of a complex one its real and imaginary parts."""
-    tables: list[Node] = []
-    for name in ("cos", "sin"):
-        table = site.operands[name]
-        for excess in site.extra["squeeze"][name]:
-            table = builder.call("squeeze", table, excess)
-        tables.append(table)
-    if site.form != "complex":
-        return tables
-    real = builder.call(torch.view_as_real, builder.call(torch.resolve_conj, tables[0]))
-    return [builder.call("select", real, -1, part) for part in (0, 1)]
+def _sizes(shape: Shape, axis: int) -> dict[str, Any]:
+    """Sizes of the call that stands for a rotation of x [shape] with positions on `axis`."""
+    batch, heads, positions = shape[0], 1, shape[axis]
+    if axis == 0:
+        batch, heads = 1, shape[1]
+    elif axis == FOLDED:
+        positions = shape[1] * shape[2]
+    elif len(shape) == 4:
+        heads = shape[3 - axis]
+    return {"batch": batch, "sequence": positions, "heads": heads, "head_size": shape[-1]}
 
 
 def _fate(view: GraphView, node: Node) -> str:
@@ -272,53 +273,3 @@ def _last_cast(view: GraphView, root: Node) -> tuple[Node, list[Node]]:
         if rounds:  # a cast further on would start from the rounded value
             break
     return node, passed
-
-
-def _position_axis(shape: st.Shape, table: st.Shape) -> int | None:
-    """The axis of x along which a table that broadcasts to it changes, if that is the only one but batch."""
-    table = (*[1] * (len(shape) - len(table)), *table)
-    if len(table) != len(shape):
-        return None
-    width, whole = table[-1], shape[-1]
-    per_pair = isinstance(whole, int) and same_dim(width, whole // 2)
-    if not (same_dim(width, whole) or per_pair):
-        return None
-    varies = [a for a in range(1, len(shape) - 1) if not same_dim(table[a], 1)]
-    if len(varies) > 1 or not (same_dim(table[0], 1) or same_dim(table[0], shape[0])):
-        return None
-    if varies:
-        return varies[0] if same_dim(table[varies[0]], shape[varies[0]]) else None
-    single = [a for a in range(1, len(shape) - 1) if same_dim(shape[a], 1)]
-    return single[0] if single else None
-
-
-def _excess(view: GraphView, table: Node, axis: int, rank: int) -> list[int]:
-    """Axes of size 1, last first, to squeeze from a table so that [S, W] or [B, S, W] is left."""
-    shape = view.shape(table) or ()
-    missing = rank - len(shape)
-    return [a for a in range(len(shape) - 2, -1, -1) if a + missing != axis and same_dim(shape[a], 1)]
-
-
-def _unbroadcast(view: GraphView, table: Node, axis: int, rank: int) -> Node:
-    """The table above the views that only gave it axes of size 1, so that all sites share one value."""
-    shape = list(view.shape(table) or ())
-    for dim in _excess(view, table, axis, rank):
-        del shape[dim]
-    for source, chain_steps in view.chain(table):
-        if not all(isinstance(s, st.Reshape) or (isinstance(s, st.Cast) and s.lossless) for s in chain_steps):
-            break
-        if same_shape(view.shape(source) or (), shape):
-            return view.strip(source) if same_shape(view.shape(view.strip(source)) or (), shape) else source
-    return table
-
-
-def _facts(view: GraphView, tables: Mapping[str, Node], axis: int, rank: int) -> dict[str, int | float | str | None]:
-    """The widest dtype of the tables, and how many batches they have rows for."""
-    dtype = torch.float16
-    batch: int | str = 1
-    for table in tables.values():
-        kind, shape = view.dtype(table) or torch.float32, view.shape(table) or ()
-        dtype = torch.promote_types(dtype, kind.to_real())
-        if len(shape) - len(_excess(view, table, axis, rank)) == 3:
-            batch = size_of(shape[0]) if batch == 1 else batch
-    return {"table_dtype": str(dtype).removeprefix("torch."), "table_batch": batch}

@@ -75,7 +75,7 @@ def wide_rope(m, x, cos, sin):
 X = torch.randn(B, S, W)
 HEADS = torch.randn(B, H, S, D)
 TABLE = {"cos": torch.randn(S, D), "sin": torch.randn(S, D)}
-PER_HEAD = {"cos": torch.randn(H, S, D), "sin": torch.randn(H, S, D)}
+ONE_ROW = {"cos": torch.randn(D), "sin": torch.randn(D)}
 
 CASES = {
     Code.PATTERN: ("rope", less, {"x": HEADS, **TABLE}, "sub"),
@@ -94,7 +94,7 @@ CASES = {
         "-5.0",
     ),
     Code.AXES: ("attention", lambda m, x: F.scaled_dot_product_attention(x[None], x[None], x[None]), {"x": HEADS}, "5"),
-    Code.TABLE: ("rope", lambda m, x, cos, sin: rotate(x, cos, sin), {"x": HEADS, **PER_HEAD}, f"({H}, {S}, {D})"),
+    Code.TABLE: ("rope", lambda m, x, cos, sin: rotate(x, cos, sin), {"x": HEADS, **ONE_ROW}, f"({D},)"),
     Code.MIXED_DTYPE: (
         "attention",
         lambda m, x: torch.softmax(x @ x.mT, -1).double() @ x.double(),
@@ -103,7 +103,12 @@ CASES = {
     ),
     Code.PRECISION: ("rope", wide_rope, {"x": HEADS, **TABLE}, "float64"),
     Code.NO_PROJECTION: ("qkv", lambda m, x: attend(x.sin(), m.b(x), m.c(x)), {"x": X}, "sin"),
-    Code.DIFFERENT_INPUTS: ("qkv", lambda m, x, y: attend(m.a(x), m.b(y), m.c(y)), {"x": X, "y": X.clone()}, "query"),
+    Code.DIFFERENT_INPUTS: (
+        "qkv",
+        lambda m, x, y: attend(m.a(x), m.b(y), m.c(x + y)),
+        {"x": X, "y": X.clone()},
+        "query",
+    ),
     Code.SHARED_ROWS: ("qkv", lambda m, x: attend(m.a(x), *[m.b(x)] * 2), {"x": X}, "key"),
     Code.PACKED_LAYOUT: (
         "qkv",

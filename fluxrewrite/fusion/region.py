@@ -70,6 +70,8 @@ class Region:
 
     def apply(self, step: st.Step) -> Region:
         """The view of this view that `step` makes."""
+        if _axes(step) > len(self.sizes):  # distinct elements as one run: which of them the view takes is not known
+            return self
         match step:
             case st.Permute(dims):
                 sizes, strides = (tuple(axes[d] for d in dims) for axes in (self.sizes, self.strides))
@@ -117,6 +119,16 @@ class Region:
 @lru_cache(maxsize=4096)  # what is worked out of a region once serves all tensors of its sizes
 def _whole(sizes: tuple[int, ...]) -> Region:
     return Region(0, sizes, dense(sizes))
+
+
+def _axes(step: st.Step) -> int:
+    """How many axes a tensor must have for `step`."""
+    match step:
+        case st.Permute(dims):
+            return len(dims)
+        case st.Slice(dim) | st.Select(dim):
+            return dim + 1
+    return 0
 
 
 def _view_strides(sizes: Sequence[int], strides: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:

@@ -16,6 +16,7 @@ from ..extract import Part, extract
 from ..plan import Plan
 from ..rewrite import Replacement, rewrite
 from ..site import Site
+from ..vocabulary import read
 from .compare import NORM, Difference, difference, least_cosine, tolerance_of, worst
 from .records import SiteResult
 
@@ -34,6 +35,7 @@ class Check:
         expected: what the original computed, by the same names: a call may stand behind the first of them.
         found: what the comparisons said so far.
         waiting: names of the site's outputs that are not compared yet.
+        ends: for an output that nodes of the site write to, the last of them: only then it is what the original computed.
     """
 
     site: Site
@@ -44,6 +46,7 @@ class Check:
     expected: dict[str, Tensor] = field(default_factory=dict)
     found: list[Difference] = field(default_factory=list)
     waiting: set[str] = field(default_factory=set)
+    ends: dict[str, str] = field(default_factory=dict)
 
     def sources(self) -> Iterator[str]:
         """Names of the nodes whose values the part takes, once for each operand."""
@@ -66,7 +69,11 @@ def _check(gm: GraphModule, replacement: Replacement) -> Check:
     joined = {n.name: n.meta["joined"] for n in new if n.op == "placeholder"}
     part = extract(rewritten, [n for n in new if n.op != "placeholder"])
     waiting = {name for node in _results(part) for name in node.meta["replaces"]}
-    return Check(replacement.site, part, "" if waiting else "nothing uses its results", joined, waiting=waiting)
+    inside = {n.name for n in replacement.site.interior}
+    ends = {w.name: n.name for n in gm.graph.nodes if n.name in inside for w in read(n).writes if w.name in waiting}
+    return Check(
+        replacement.site, part, "" if waiting else "nothing uses its results", joined, waiting=waiting, ends=ends
+    )
 
 
 def _results(part: Part) -> list[Node]:
@@ -101,11 +108,12 @@ class Checking(Interpreter):
         self.extra_traceback = False
         self._graph, self._tolerance, self._done = graph, tolerance, done
         self._starts: dict[str, list[Check]] = {}
-        self._ends: dict[str, list[Check]] = {}
+        self._ends: dict[str, list[tuple[Check, str]]] = {}
+        self._late: dict[str, Any] = {name: None for check in checks for name in check.ends}
         for check in checks:
             self._starts.setdefault(check.site.before.name, []).append(check)
             for name in check.waiting:
-                self._ends.setdefault(name, []).append(check)
+                self._ends.setdefault(check.ends.get(name, name), []).append((check, name))
         self._uses = Counter(name for check in checks for name in check.sources())
         self._kept: dict[str, Any] = {}
 
@@ -116,9 +124,11 @@ class Checking(Interpreter):
         value = super().run_node(n)
         if n.name in self._uses:
             self._kept[n.name] = value
-        for check in self._ends.get(n.name, ()):
-            if n.name in check.waiting:
-                check.expected[n.name] = value
+        if n.name in self._late:
+            self._late[n.name] = value
+        for check, name in self._ends.get(n.name, ()):
+            if name in check.waiting:
+                check.expected[name] = self._late.get(name, value)
                 self._compare(check)
         return value
 

@@ -64,6 +64,26 @@ def qkv(
 
 
 @nki.jit
+def pair(
+    x: nl.ndarray,
+    weight_a: nl.ndarray,
+    weight_b: nl.ndarray,
+    bias_a=None,
+    bias_b=None,
+    start_a: int = 0,
+    rows_a: int = 0,
+    start_b: int = 0,
+    rows_b: int = 0,
+) -> tuple:
+    """Return two projections of ``x`` by rows of weights [N, H], as key and value of a cross-attention; 0 rows are all."""
+    work = _Projections(x, False)
+    a = work.add(weight_a, bias_a, start_a, rows_a)
+    b = work.add(weight_b, bias_b, start_b, rows_b)
+    work.run()
+    return (a, b)
+
+
+@nki.jit
 def linear(x: nl.ndarray, weight: nl.ndarray, bias=None, start: int = 0, rows: int = 0) -> nl.ndarray:
     """Return the projection of ``x`` by rows of one weight [N, H]; 0 rows are all."""
     work = _Projections(x, False)

@@ -113,3 +113,12 @@ def test_symbolic_sizes_count_as_traced(trace):
     shape = next(iter(gm.graph.find_nodes(op="call_method"))).meta["example_value"].shape
     assert not isinstance(shape[0], int)
     assert Region.whole((30,)).apply(steps.Reshape(tuple(shape))).sizes == (6, 5)
+
+
+def test_views_of_broadcast_elements_without_strides():
+    """Key heads that are repeated, then transposed: the elements stay as many as they are."""
+    heads = Region.whole((2, 5, 3, 4)).apply(steps.Permute((0, 2, 1, 3))).apply(steps.Reshape((2, 3, 1, 20)))
+    repeated = heads.apply(steps.Expand((2, 3, 2, 20))).apply(steps.Reshape((2, 6, 5, 4)))
+    assert (repeated.strided, repeated.elements) == (False, 120)
+    for step in (steps.Permute((0, 1, 3, 2)), steps.Slice(3, 1, 2), steps.Select(2, 0)):
+        assert repeated.apply(step).elements == 120

@@ -85,6 +85,8 @@ CASES = {
     "qkv-some-biases": lambda: ("qkv", (rand(B, S, 96), *triple(96, 64, 32, 32, biases=(None, rand(32), None)))),
     "qkv-strided-bias": lambda: ("qkv", (rand(B, S, 96), *packed(96, 64, 32, 32, bias=rand(136, 2)[:, 1]))),
     "qkv-strides": lambda: ("qkv", (rand(S, B, 96).transpose(0, 1), *packed(96, 64, 32, 32))),
+    "qkv-pair": lambda: ("qkv", (rand(B, S, 96), *triple(96, 64, 32, biases=(None, rand(32))))),
+    "qkv-packed-pair": lambda: ("qkv", (rand(B, S, 96), *packed(96, 64, 32, bias=rand(104)))),
     "qkv-tokens-only": lambda: ("qkv", (rand(S, 96), *packed(96, 64, 32, 32))),
     "qkv-four-axes": lambda: ("qkv", (rand(B, 3, 5, 96), *packed(96, 64, 32, 32))),
     "attention": lambda: ("attention", (rand(B, H, S, D), rand(B, H, S, D), rand(B, H, S, D))),

@@ -126,7 +126,7 @@ REFUSED = {
     "weight (16,) for x": ([W[0]], [None], WHOLE),
     "bias (16,) for weight (24, 16)": ([W], [W[0]], WHOLE),
     "bias (24, 16) for weight (24, 16)": ([W], [W], WHOLE),
-    "6 numbers in pieces": ([W], [None], WHOLE[:6]),
+    "3 numbers in pieces": ([W], [None], WHOLE[:3]),
     "10 numbers in pieces": ([W], [None], [*WHOLE, 0]),
     "piece 3 is of weight 1; there are 1": ([W], [None], [*WHOLE, 1, 0, 8]),
     "piece 0 is of weight -1": ([W], [None], [-1, 0, 8, *WHOLE]),

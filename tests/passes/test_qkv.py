@@ -180,6 +180,68 @@ class Cross(Siblings):
         return attend(self.to_q(x), self.to_k(y), self.to_v(y))
 
 
+class PackedCross(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.to_q, self.to_kv = nn.Linear(I, I), nn.Linear(I, 2 * I)
+
+    def forward(self, x, y):
+        return attend(self.to_q(x), *self.to_kv(y).chunk(2, dim=-1))
+
+
+class Apart(Siblings):
+    def forward(self, x, y):
+        return attend(self.to_q(x), self.to_k(y), self.to_v(y + x))
+
+
+@pytest.mark.parametrize("model", [Cross(), PackedCross()])
+def test_key_and_value_of_another_input_are_a_pair(check, model):
+    report = run(check, model, x=torch.randn(B, S, I), y=torch.randn(B, S, I))
+    assert [(s.form, s.choice) for s in report.sites] == [("pair", "kernel")]
+    assert report.sites[0].shapes["columns"] == 2 * I
+    assert "query" not in report.sites[0].shapes
+
+
+def test_pair_of_query_and_value(check):
+    class Odd(Siblings):
+        def forward(self, x, y):
+            return attend(self.to_q(x), self.to_k(y), self.to_v(x))
+
+    report = run(check, Odd(), x=torch.randn(B, S, I), y=torch.randn(B, S, I))
+    assert [(s.form, s.choice) for s in report.sites] == [("pair", "kernel")]
+
+
+def test_pair_whose_input_is_written_between_its_layers_stays(check):
+    class Written(Siblings):
+        def forward(self, x, y):
+            y = y + 1
+            k = self.to_k(y)
+            y.mul_(2.0)
+            return attend(self.to_q(x), k, self.to_v(y))
+
+    report = run(check, Written(), x=torch.randn(B, S, I), y=torch.randn(B, S, I))
+    assert [r.code for s in report.sites for r in s.reasons] == [Code.MUTATION]
+
+
+REPEATS = {
+    "repeat_interleave": lambda t: t.repeat_interleave(2, dim=1),
+    "repeat": lambda t: t.unsqueeze(2).repeat(1, 1, 2, 1, 1).flatten(1, 2),
+    "expand": lambda t: t[:, :, None].expand(-1, -1, 2, -1, -1).reshape(B, H, S, D),
+}
+
+
+@pytest.mark.parametrize("name", REPEATS)
+def test_grouped_heads_that_are_repeated_by_hand(check, name):
+    class Grouped(Siblings):
+        def forward(self, x):
+            made = (t.unflatten(-1, (-1, D)).transpose(1, 2) for t in (self.to_q(x), self.to_k(x), self.to_v(x)))
+            q, k, v = made
+            return F.scaled_dot_product_attention(q, REPEATS[name](k), REPEATS[name](v))
+
+    report = run(check, Grouped(widths=(I, I // 2, I // 2)))
+    assert [(s.form, s.choice) for s in report.sites] == [("triple", "kernel")]
+
+
 class SharedKeyValue(Siblings):
     def forward(self, x):
         k = self.to_k(x)
@@ -205,7 +267,7 @@ class WholeUsed(Packed):
 
 X = {"x": torch.randn(B, S, I)}
 REFUSED = {
-    "cross-attention": (Cross(), {**X, "y": torch.randn(B, S, I)}, Code.DIFFERENT_INPUTS),
+    "three inputs": (Apart(), {**X, "y": torch.randn(B, S, I)}, Code.DIFFERENT_INPUTS),
     "shared key and value": (SharedKeyValue(), X, Code.SHARED_ROWS),
     "no projection": (NoProjection(), X, Code.NO_PROJECTION),
     "whole result used": (WholeUsed(None), X, Code.INNER_USE),
@@ -309,7 +371,7 @@ def test_copies_are_no_siblings_once_written_to(check):
             y.add_(1.0)
             return attend(self.to_q(x), self.to_k(y), self.to_v(y))
 
-    assert all(s.choice == "keep" for s in run(check, Copied()).sites)
+    assert [(s.form, s.choice) for s in run(check, Copied()).sites] == [("pair", "kernel")]  # of y, without x's query
 
 
 def test_golden_graphs(trace, golden):

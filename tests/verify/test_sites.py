@@ -215,3 +215,17 @@ def test_memory_is_let_go_after_the_last_site():
     Watched(gm, checks, 0, None, results.append).run(*values)
     assert len(results) == 4
     assert max(held) <= 2
+
+
+def test_a_result_that_is_written_piece_by_piece_is_compared_when_it_is_whole():
+    class Written(nn.Module):
+        def forward(self, x, cos, sin):
+            first, second = x[..., 0::2], x[..., 1::2]
+            out = torch.empty_like(x)
+            out[..., 0::2] = first * cos - second * sin
+            out[..., 1::2] = first * sin + second * cos
+            return out * 2
+
+    gm, values = graph(Written(), x=torch.randn(2, 5, 3, 8), cos=torch.randn(5, 1, 4), sin=torch.randn(5, 1, 4))
+    results, _ = checked(gm, values, planned(gm, values, "rope"))
+    assert [(r.kind, r.passed) for r in results] == [("rope", True)]

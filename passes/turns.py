@@ -1,0 +1,191 @@
+"""Rotations that are no one expression: by matrices, and written into the halves of an empty tensor.
+
+    matrix     sum(R * x[..., None, :], -1), or R[..., 0] * x[..., 0] + R[..., 1] * x[..., 1]     x as pairs [D/2, 1, 2]
+    written    out = empty; out[..., 0::2] = first*cos - second*sin; out[..., 1::2] = first*sin + second*cos
+
+R is [D/2, 2, 2] for each position. Any R can be expressed, whether it turns or not: the op has a factor for each element.
+
+Not a pass: the pass of rotations tries these beside its patterns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.fx import Node
+
+from fluxrewrite import steps as st
+from fluxrewrite.graph import GraphView
+from fluxrewrite.pattern import Attempt, Join
+from fluxrewrite.steps import same_dim, same_shape
+
+__all__ = ["by_matrix", "written"]
+
+_FRESH = frozenset({"empty_like", "empty", "new_empty", "zeros_like", "zeros", "new_zeros"})
+
+
+def by_matrix(view: GraphView, node: Node) -> Attempt | None:
+    """A sum that multiplies each pair of x by a matrix of its position; None for all other sums.
+
+    The attempt captures x, and the matrices as "cos" and "sin".
+    """
+    shape = view.shape(node) or ()
+    if len(shape) < 3 or not same_dim(shape[-1], 2):
+        return None
+    attempt = Attempt(view)
+    found = _summed(view, node, attempt) if view.op(node) == "sum" else _products(view, node, attempt)
+    flat = next(iter(node.users), None)
+    if found is None or len(node.users) != 1 or view.op(flat) != "reshape" or flat is None:
+        return None
+    matrices, pairs = found
+    whole = (*shape[:-2], shape[-2] * 2)
+    x = _whole(view, pairs, whole)
+    kinds = view.shape(matrices) or ()
+    fits = len(kinds) >= 3 and same_dim(kinds[-3], shape[-2]) and all(same_dim(n, 2) for n in kinds[-2:])
+    if x is None or not fits or not same_shape(view.shape(flat) or (), whole):
+        return None
+    attempt.take_between(pairs, x)
+    attempt.take(node, flat)
+    attempt.captures.update(x=x, cos=matrices, sin=matrices)
+    attempt.tags["style"] = "interleaved"
+    attempt.matched = True
+    return attempt
+
+
+def _summed(view: GraphView, node: Node, attempt: Attempt) -> tuple[Node, Node] | None:
+    """(matrices, pairs) of sum(matrices * pairs, -1)."""
+    dim = view.arg(node, "dim")
+    dim = dim[0] if isinstance(dim, (tuple, list)) and len(dim) == 1 else dim
+    product = attempt.look_through(view.arg(node, "input"))
+    rank = len(view.shape(product) or ())
+    plain = not view.arg(node, "keepdim") and view.arg(node, "dtype") is None
+    if view.op(product) != "mul" or not plain or dim not in (-1, rank - 1):
+        return None
+    attempt.take(product)
+    a, b = view.arg(product, "input"), view.arg(product, "other")
+    for matrices, pairs in ((a, b), (b, a)):
+        if _ends(view, matrices, 2, 2) and _ends(view, pairs, 1, 2):
+            return _stripped(attempt, matrices), pairs
+    return None
+
+
+def _products(view: GraphView, node: Node, attempt: Attempt) -> tuple[Node, Node] | None:
+    """(matrices, pairs) of matrices[..., 0] * pairs[..., 0] + matrices[..., 1] * pairs[..., 1]."""
+    if view.arg(node, "alpha", 1) != 1:
+        return None
+    terms = [_term(view, view.arg(node, name), attempt) for name in ("input", "other")]
+    if terms[0] is None or terms[1] is None:
+        return None
+    (first, x_first, i), (second, x_second, j) = terms
+    same = view.alike(first, second) and view.alike(x_first, x_second)
+    if not same or {i, j} != {0, 1} or not _ends(view, first, 2, 2) or not _ends(view, x_first, 1, 2):
+        return None
+    return _stripped(attempt, first), x_first
+
+
+def _term(view: GraphView, value: Any, attempt: Attempt) -> tuple[Node, Node, int] | None:
+    """(matrices, pairs, column) of one product of columns."""
+    product = attempt.look_through(value)
+    if view.op(product) != "mul":
+        return None
+    attempt.take(product)
+    picked = [_column(view, view.arg(product, name), attempt) for name in ("input", "other")]
+    if picked[0] is None or picked[1] is None or picked[0][1] != picked[1][1]:
+        return None
+    (a, column), (b, _) = picked
+    return (a, b, column) if _ends(view, a, 2, 2) else (b, a, column)
+
+
+def _column(view: GraphView, value: Any, attempt: Attempt) -> tuple[Node, int] | None:
+    """(source, index) of source[..., index]."""
+    bare = attempt.look_through(value)
+    found = view.source(bare)
+    if found is None or len(found[1]) != 1 or not isinstance(found[1][0], st.Select):
+        return None
+    source, (step,) = found
+    if step.dim != len(view.shape(source) or ()) - 1:
+        return None
+    attempt.take(bare)
+    return source, step.index
+
+
+def _stripped(attempt: Attempt, value: Node) -> Node:
+    """`value` without casts that lose nothing, which are recorded."""
+    bare: Node = attempt.view.strip(value)
+    attempt.take_between(value, bare)
+    return bare
+
+
+def _ends(view: GraphView, value: Any, *sizes: int) -> bool:
+    shape = view.shape(value) or ()
+    return len(shape) > len(sizes) and all(same_dim(a, b) for a, b in zip(shape[-len(sizes) :], sizes, strict=True))
+
+
+def _whole(view: GraphView, pairs: Node, whole: st.Shape) -> Node | None:
+    """x [..., D] that `pairs` [..., D/2, 1, 2] is another shape of."""
+    for source, taken in view.chain(pairs):
+        if not all(isinstance(s, st.Reshape) or (isinstance(s, st.Cast) and s.lossless) for s in taken):
+            return None
+        if same_shape(view.shape(source) or (), whole):
+            bare: Node = view.strip(source)
+            return bare
+    return None
+
+
+def written(view: GraphView, node: Node, pairwise: Join) -> tuple[Attempt, Node] | None:
+    """The rotation whose second half the setitem `node` writes, and the tensor that is written; None for all other writes.
+
+    The tensor must be fresh, be written by these two only, and be read after both.
+    """
+    if view.op(node) != "setitem" or not isinstance(node.args[0], Node):
+        return None
+    buffer = node.args[0]
+    writes = view.writers(buffer)
+    if (
+        view.op(buffer) not in _FRESH
+        or len(writes) != 2
+        or writes[1] is not node
+        or not _only_written(view, buffer, writes)
+    ):
+        return None
+    halves = dict(_halves(view, buffer, writes))
+    styles = {style for style, _ in halves}
+    if len(styles) != 1 or len(halves) != 2:
+        return None
+    attempt = Attempt(view)
+    attempt.tags["style"] = style = styles.pop()
+    attempt.matched = pairwise.first.match(attempt, halves[style, 0]) and pairwise.second.match(
+        attempt, halves[style, 1]
+    )
+    attempt.take(*writes)
+    return attempt, buffer
+
+
+def _only_written(view: GraphView, buffer: Node, writes: list[Node]) -> bool:
+    """Whether each use of `buffer` before the last write is one of the writes to it."""
+    last = view.order(writes[-1])
+    early = [u for u in buffer.users if view.order(u) <= last]
+    return len(early) == 2 and all(u in writes and u.args[0] is buffer and u.args[2] is not buffer for u in early)
+
+
+def _halves(view: GraphView, buffer: Node, writes: list[Node]) -> Iterator[tuple[tuple[str, int], Any]]:
+    """((style, which half), value) of each write that is to one half of the last axis."""
+    shape = view.shape(buffer) or ()
+    size = shape[-1] if shape and isinstance(shape[-1], int) else 1
+    spots = {
+        (0, size, 2): ("interleaved", 0), (1, size, 2): ("interleaved", 1),
+        (0, size // 2, 1): ("half", 0), (size // 2, size, 1): ("half", 1),
+    }  # fmt: skip
+    for write in writes:
+        index = write.args[1] if isinstance(write.args[1], tuple) else (write.args[1],)
+        *front, last = index
+        plain = all(i is Ellipsis or i == slice(None) for i in front) and len(index) <= len(shape)
+        full = Ellipsis in front or len(index) == len(shape)
+        if not (isinstance(last, slice) and plain and full and size % 2 == 0):
+            continue
+        if any(isinstance(n, Node) for n in (last.start, last.stop, last.step)):
+            continue
+        spot = spots.get(last.indices(size))
+        if spot is not None and same_shape(view.shape(write.args[2]) or (), (*shape[:-1], size // 2)):
+            yield spot, write.args[2]
