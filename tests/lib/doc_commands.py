@@ -124,10 +124,8 @@ _ROWS: tuple[tuple[str, How], ...] = (
     (r"fluxrewrite calibrate (--quick )?-o here.json", Run("fluxrewrite calibrate --quick --threads 1 -o here.json", slow=True)),
     (r"fluxrewrite calibrate --for MODEL -o me.json", _CALIBRATE),
     # targets
-    (r"make (test|test-slow|lint|docs|lint docs test)", Target()),
+    (r"make (test|test-slow|test-browser|test-xla|test-torch29|lint|docs|lint docs test)", Target()),
     (r"make (inspect|map|verify|bench|bench-kernels|bench-plans|docs-reference|sessions)", Recipe()),
-    (r"make (test-xla|test-torch29)", NotHere("an environment of its own with torch 2.9 and torch-xla: 7.2 GB")),
-    (r"make test-browser", NotHere("installs Chromium and npm packages; the tests of tests/browser are its recipe")),
     # scripts
     (r"python tools/bench_matching.py", Tool("flux2-klein-mini as both models, 1,000 nodes, 1 round")),
     (r"python tools/bench_analysis.py", Tool("flux2-klein-mini as both models, 1,000 nodes, 1 round")),
@@ -139,6 +137,7 @@ _ROWS: tuple[tuple[str, How], ...] = (
     (r"python tools/docs_sessions.py", ByTest("tests/docs/test_sessions.py::test_a_session_is_taken_anew")),
     (r"python examples/flux2_pipeline.py", ByTest("tests/test_examples.py::test_the_pipeline_of_diffusers")),
     (r"torchrun --nproc-per-node 4 script.py", ByTest("tests/test_parallel.py")),
+    (r"torchrun --nproc-per-node 4 -m fluxrewrite (bench|verify) .*", ByTest("tests/test_torchrun.py")),
     (r"model-explorer graphs.json .*", ByTest("tests/browser/test_model_explorer.py")),
     # pytest and pip
     (r"pytest tests/test_parallel.py -m slow", ByTest("make test-slow")),
