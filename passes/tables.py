@@ -76,7 +76,8 @@ def read_tables(view: GraphView, x: Node, given: Mapping[str, Node], tail: int =
     if len(axes) > 1:
         return Unfit(Code.TABLE, f"cos and sin disagree on the axis of positions: {sorted(axes)}", x)
     axis = axes.pop()
-    nodes, squeeze = {}, {}
+    nodes: dict[str, Node] = {}
+    squeeze: dict[str, list[int]] = {}
     for name, table in given.items():
         nodes[name], squeeze[name] = _unbroadcast(view, table, axis, len(shape), tail)
     return Tables(nodes, axis, squeeze, _facts(view, nodes, squeeze, tail + (axis == FOLDED)))

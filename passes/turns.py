@@ -101,10 +101,10 @@ def _column(view: GraphView, value: Any, attempt: Attempt) -> tuple[Node, int] |
     """(source, index) of source[..., index]."""
     bare = attempt.look_through(value)
     found = view.source(bare)
-    if found is None or len(found[1]) != 1 or not isinstance(found[1][0], st.Select):
+    if found is None or len(found[1]) != 1:
         return None
-    source, (step,) = found
-    if step.dim != len(view.shape(source) or ()) - 1:
+    source, step = found[0], found[1][0]
+    if not isinstance(step, st.Select) or step.dim != len(view.shape(source) or ()) - 1:
         return None
     attempt.take(bare)
     return source, step.index
@@ -178,7 +178,8 @@ def _halves(view: GraphView, buffer: Node, writes: list[Node]) -> Iterator[tuple
         (0, size // 2, 1): ("half", 0), (size // 2, size, 1): ("half", 1),
     }  # fmt: skip
     for write in writes:
-        index = write.args[1] if isinstance(write.args[1], tuple) else (write.args[1],)
+        given: Any = write.args[1]
+        index: tuple[Any, ...] = given if isinstance(given, tuple) else (given,)
         *front, last = index
         plain = all(i is Ellipsis or i == slice(None) for i in front) and len(index) <= len(shape)
         full = Ellipsis in front or len(index) == len(shape)

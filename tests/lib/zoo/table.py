@@ -62,7 +62,10 @@ def markdown(rows: Sequence[Row], versions: dict[str, str]) -> str:
 def _misses(rows: Sequence[Row]) -> list[str]:
     lines = ["## What is not found", "", "| class | kind | reason | | times |", "|---|---|---|---|---|"]
     for row in rows:
-        lines += [f"| {row.name} | {kind} | {code} | {message} | {n} |" for kind, code, message, n in row.misses]
+        lines += [
+            f"| {row.name} | {kind} | {code} | {message.replace('|', '/')} | {n} |"
+            for kind, code, message, n in row.misses
+        ]
     reasons = Counter(code for row in rows for _, code, _, n in row.misses for _ in range(n))
     told = ", ".join(f"{n} {code}" for code, n in reasons.most_common()) or "none"
     return [*lines, "", f"By reason: {told}.", ""]
