@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TypeVar
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from .cost.files import Record
 from .errors import FluxrewriteError, InputError, RankError
@@ -49,9 +49,9 @@ class Meeting(Record):
     world: int
     wait_s: float
 
-    def store(self) -> dist.Store:
+    def store(self) -> Store:
         """The part. Raises RankError when the store does not answer."""
-        return dist.PrefixStore(self.name, _connected(self.host, self.port, False, self.wait_s))
+        return PrefixStore(self.name, _connected(self.host, self.port, False, self.wait_s))
 
 
 def meet(environment: Mapping[str, str] | None = None, wait_s: float = RANK_TIMEOUT_S) -> Crew | None:
@@ -77,11 +77,11 @@ def meet(environment: Mapping[str, str] | None = None, wait_s: float = RANK_TIME
     return Crew(here, store, wait_s, (host, int(port)), f"fluxrewrite/{attempt}")
 
 
-def _connected(host: str, port: int, hosts: bool, wait_s: float) -> dist.Store:
+def _connected(host: str, port: int, hosts: bool, wait_s: float) -> Store:
     """The store at an address, which this process holds itself if it `hosts`."""
     wait = timedelta(seconds=min(wait_s, _CONNECT_S))
     try:
-        return dist.TCPStore(host, port, is_master=hosts, timeout=wait, wait_for_workers=False)
+        return TCPStore(host, port, is_master=hosts, timeout=wait, wait_for_workers=False)
     except RuntimeError as error:
         raise _gone(f"{host}:{port}", error) from error
 
@@ -105,7 +105,7 @@ class Crew:
     def __init__(
         self,
         here: Ranks,
-        store: dist.Store,
+        store: Store,
         wait_s: float,
         address: tuple[str, int] = ("", 0),
         name: str = "fluxrewrite",
@@ -113,7 +113,7 @@ class Crew:
         self.here, self.wait_s = here, wait_s
         self._address, self._name = address, name
         self._given = store
-        self._store = dist.PrefixStore(name, store)
+        self._store = PrefixStore(name, store)
 
     def twin(self) -> Crew:
         """The same with a connection of its own, for another thread. Raises RankError when the store does not answer."""
@@ -121,9 +121,9 @@ class Crew:
         store = _connected(host, port, False, self.wait_s) if host else self._given
         return Crew(self.here, store, self.wait_s, self._address, self._name)
 
-    def part(self, name: str) -> dist.Store:
+    def part(self, name: str) -> Store:
         """A part of the store, for a process group."""
-        return dist.PrefixStore(name, self._store)
+        return PrefixStore(name, self._store)
 
     def meeting(self, name: str) -> Meeting:
         """The same for a process that this rank starts."""

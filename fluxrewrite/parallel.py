@@ -27,7 +27,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import nn
-from torch._C._distributed_c10d import _resolve_process_group
+from torch._C._distributed_c10d import Store, _resolve_process_group
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -91,7 +91,7 @@ def ranks(environment: Mapping[str, str] | None = None) -> Ranks | None:
 def process_group(
     rank: int | None = None,
     world: int | None = None,
-    store: str | Path | dist.Store | None = None,
+    store: str | Path | Store | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Iterator[Ranks]:
     """A gloo group of processes on CPU for the time of a `with` block.
@@ -110,7 +110,7 @@ def process_group(
     if here is None:
         raise InputError("no ranks: run under torchrun --nproc-per-node N, or give rank, world and store")
     _none_yet("process_group")
-    place: dict[str, Any] = {"store": store} if isinstance(store, dist.Store) else {"init_method": _meeting(store)}
+    place: dict[str, Any] = {"store": store} if isinstance(store, Store) else {"init_method": _meeting(store)}
     wait = datetime.timedelta(seconds=timeout_s)
     try:
         dist.init_process_group("gloo", rank=here.rank, world_size=here.world, timeout=wait, **place)
@@ -215,7 +215,7 @@ def shard(model: nn.Module, world: int, mesh: DeviceMesh | None = None) -> nn.Mo
     from torch.distributed.tensor.parallel import parallelize_module
 
     mesh = cpu_mesh(world) if mesh is None else mesh
-    for module, styles in _resolve_tp_plan(model, plan):
+    for module, styles in _resolve_tp_plan(model, dict(plan)):
         parallelize_module(module, mesh, _styles(styles), src_data_rank=None)
     _let_go(model)
     return model
