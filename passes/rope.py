@@ -109,8 +109,8 @@ class Rope(Pass):
             return [(found[0], "written")] if found is not None else []
         if op == "view_as_real":
             return [(match(COMPLEX, view, node), "complex")]
-        if op in ("cat", "reshape") and (found := joined(view, node)) is not None:
-            first = view.strip(view.arg(found[1], "tensors")[0], lossy=True)
+        if op in ("cat", "reshape") and (halves := joined(view, node)) is not None:
+            first = view.strip(view.arg(halves[1], "tensors")[0], lossy=True)
             return [(match(PAIRWISE, view, node), "pairwise")] if view.op(first) == "sub" else []
         return []
 

@@ -74,10 +74,10 @@ def _products(view: GraphView, node: Node, attempt: Attempt) -> tuple[Node, Node
     """(matrices, pairs) of matrices[..., 0] * pairs[..., 0] + matrices[..., 1] * pairs[..., 1]."""
     if view.arg(node, "alpha", 1) != 1:
         return None
-    terms = [_term(view, view.arg(node, name), attempt) for name in ("input", "other")]
-    if terms[0] is None or terms[1] is None:
+    one, two = (_term(view, view.arg(node, name), attempt) for name in ("input", "other"))
+    if one is None or two is None:
         return None
-    (first, x_first, i), (second, x_second, j) = terms
+    (first, x_first, i), (second, x_second, j) = one, two
     same = view.alike(first, second) and view.alike(x_first, x_second)
     if not same or {i, j} != {0, 1} or not _ends(view, first, 2, 2) or not _ends(view, x_first, 1, 2):
         return None
@@ -90,10 +90,10 @@ def _term(view: GraphView, value: Any, attempt: Attempt) -> tuple[Node, Node, in
     if view.op(product) != "mul":
         return None
     attempt.take(product)
-    picked = [_column(view, view.arg(product, name), attempt) for name in ("input", "other")]
-    if picked[0] is None or picked[1] is None or picked[0][1] != picked[1][1]:
+    left, right = (_column(view, view.arg(product, name), attempt) for name in ("input", "other"))
+    if left is None or right is None or left[1] != right[1]:
         return None
-    (a, column), (b, _) = picked
+    (a, column), (b, _) = left, right
     return (a, b, column) if _ends(view, a, 2, 2) else (b, a, column)
 
 

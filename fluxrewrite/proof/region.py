@@ -192,7 +192,7 @@ def _tokens(value: Any, found: list[Any]) -> None:
         found.append(";")
     elif dataclasses.is_dataclass(value) and kind is not type:
         found.append(f"{kind.__qualname__}(")
-        for name in _fields(kind):
+        for name in _fields(kind):  # type: ignore[arg-type]
             _tokens(getattr(value, name), found)
         found.append(")")
     else:
