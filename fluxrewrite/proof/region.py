@@ -175,7 +175,7 @@ def tokens(value: Any) -> list[Any]:
 
 
 def _tokens(value: Any, found: list[Any]) -> None:
-    kind = type(value)
+    kind: Any = type(value)
     if kind is Node:
         found.append(value)
     elif kind in _PLAIN:
