@@ -100,7 +100,7 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def _sources(rewriter: type[Pass], kernel: Kernel | None) -> str | None:
+def _sources(rewriter: Any, kernel: Kernel | None) -> str | None:
     """What a proof depends on beside the region: torch, the core, the pass, the body of the op; None where one has no file."""
     parts = [_core(), _pass_text(rewriter), "inline" if kernel is None else _op_text(kernel.op)]  # type: ignore[arg-type]
     return None if None in parts else "\n".join([torch.__version__, *map(str, parts)])

@@ -22,7 +22,7 @@ __all__ = ["SYMBOLS", "Region", "hint", "region_of", "value_of"]
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 UNKNOWN = 40
 """Stands for a size that is the number of some elements of a tensor: a proof is at one size for each symbol."""
-CLIMB = 64
+CLIMB = 24
 """Nodes that the search for the connection of two values may pass; a table and its broadcast form are one or two apart."""
 _NOT_EMITTED = frozenset({"path", "place", "notes", "reasons", "proof", "interior"})
 """Fields of a site that say nothing of what is emitted for it."""
@@ -175,7 +175,7 @@ def tokens(value: Any) -> list[Any]:
 
 
 def _tokens(value: Any, found: list[Any]) -> None:
-    kind = type(value)
+    kind: Any = type(value)
     if kind is Node:
         found.append(value)
     elif kind in _PLAIN:
