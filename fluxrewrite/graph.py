@@ -50,12 +50,8 @@ def _plain_path(source: str) -> str:
 class GraphView:
     """Questions about a `torch.fx.Graph`.
 
-    Built in one pass, linear in the graph. The graph must not change while the view is in use.
-
-    Attributes:
-        graph: the graph.
-        nodes: its nodes, in order.
-        named: its nodes by name.
+    Built in one pass, linear in the graph. The graph must not change while the view is in use. `nodes` are its nodes in
+    order, `named` the same by name.
     """
 
     def __init__(self, graph: Graph) -> None:

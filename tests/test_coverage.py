@@ -17,7 +17,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 QUICK = {
     "WanTransformer3DModel": "num_layers",
     "PixArtTransformer2DModel": "num_layers",
-    "Kandinsky5Transformer3DModel": "",
 }
 SLOW = (
     "SD3Transformer2DModel", "HunyuanDiT2DModel", "LuminaNextDiT2DModel", "CogView4Transformer2DModel",

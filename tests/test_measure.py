@@ -72,7 +72,9 @@ class Inner:
 def measured(inner, tmp_path, model=None, kernels="attention", dynamic=None, size=5, **options):
     """The backend after one compile; the results are checked."""
     torch._dynamo.reset()
-    backend = fluxrewrite.backend(inner=inner, kernels=kernels, policy="measure", cache_dir=tmp_path, **options)
+    backend = fluxrewrite.backend(
+        inner=inner, kernels=kernels, policy="measure", cache_dir=tmp_path, **{"verify": "structural", **options}
+    )
     model, x = model or Stack(), torch.randn(2, size, 16)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, backend=backend, dynamic=dynamic)(x), model(x))

@@ -80,11 +80,7 @@ def bench(
     on the slowest, and the first rank prints and saves.
     """
     with ranked(tp, rank_timeout) as crew:
-        for name, value, least in (("steps", steps, 1), ("runs", runs, 1), ("seed", seed, 0), ("threads", threads, 1)):
-            if value is not None and value < least:
-                raise InputError(f"--{name} {value}: {least} or more")
-        if timeout is not None and not timeout > 0:
-            raise InputError(f"--timeout {timeout:g}: more than 0 seconds")
+        _check_numbers((("steps", steps, 1), ("runs", runs, 1), ("seed", seed, 0), ("threads", threads, 1)), timeout)
         if leads(crew):
             writable(save)
             writable(output)
@@ -104,6 +100,15 @@ def bench(
             chosen = parse_variants(variants)
             _check(setup, chosen, crew)
         _run(setup, chosen, timeout, _Kept(save if leads(crew) else None), format, output, crew)
+
+
+def _check_numbers(counts: tuple[tuple[str, int | None, int], ...], timeout: float | None) -> None:
+    """Raise InputError for an option below its least value."""
+    for name, value, least in counts:
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value}: {least} or more")
+    if timeout is not None and not timeout > 0:
+        raise InputError(f"--timeout {timeout:g}: more than 0 seconds")
 
 
 def _check(setup: Setup, chosen: tuple[Chosen, ...], crew: Crew | None) -> None:

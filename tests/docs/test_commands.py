@@ -1,5 +1,6 @@
 """Every command that README.md, CONTRIBUTING.md and docs/ show."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from documented import LANGUAGES, PAGES, PROGRAMS, ROOT, Command, commands, fenc
 from fluxrewrite.cli import app
 
 COMMANDS = list({c.text: c for c in reversed(commands())}.values())[::-1]
+_OWN = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}  # pytest may run under make
 CI = (ROOT / ".ci" / "run").read_text()
 
 
@@ -126,7 +128,7 @@ def test_ci_calls_the_target(command, row):
 @pytest.mark.parametrize(("command", "row"), of(Recipe))
 def test_the_recipe_is_a_command_that_is_run(command, row):
     dry = ["make", "--dry-run", "--assume-old=.venv/.installed", *command.words[1:]]
-    lines = subprocess.run(dry, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    lines = subprocess.run(dry, cwd=ROOT, check=True, capture_output=True, text=True, env=_OWN).stdout.splitlines()
     typed = [re.sub(r"^\w+=\S+ |\.venv/bin/", "", line).strip() for line in lines]
     found = [how(Command(command.where, re.sub(r"^\w+=\S+ ", "", line))) for line in typed]
     assert found

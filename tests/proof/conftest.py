@@ -111,6 +111,27 @@ def everything():
     return gm
 
 
+class Later(nn.Module):
+    """Keys and values of another input than the queries; a rotation by matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(24, W), nn.Linear(24, W), nn.Linear(24, W)
+
+    def forward(self, x, y, r):
+        q, k, v = (f(t).unflatten(-1, (H, D)).transpose(1, 2) for f, t in ((self.q, x), (self.k, y), (self.v, y)))
+        turned = (r * q.reshape(*q.shape[:-1], -1, 1, 2)).sum(dim=-1).reshape(*q.shape)
+        return F.scaled_dot_product_attention(q, k, v), turned
+
+
+@pytest.fixture
+def later(tmp_path):
+    """The sites of `Later`."""
+    given = {"x": torch.randn(B, S, 24), "y": torch.randn(B, S, 24), "r": torch.randn(S, D // 2, 2, 2)}
+    (gm,) = capture(Later(), given).graphs
+    return Sites(gm, tmp_path / "later")
+
+
 class Sites:
     """The sites of a graph, and their proofs with a store of their own."""
 

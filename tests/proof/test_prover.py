@@ -11,12 +11,13 @@ from fluxrewrite.proof import prover as module
 from fluxrewrite.proof.apart import TOLERANCE
 
 
-def test_every_form_of_every_pass_is_proved_in_float64(sites):
-    forms = {(s.kind, s.form) for s in sites.all}
+def test_every_form_of_every_pass_is_proved_in_float64(sites, later):
+    forms = {(s.kind, s.form) for s in (*sites.all, *later.all)}
     assert forms == {(p.kind, form) for p in sites.selection.passes.values() for form in p.forms}
-    for site in sites.all:
-        proof = sites.prove(site)
-        assert (proof.status, proof.dtype) == ("proved", "float64"), (site.kind, site.form, proof)
+    for of in (sites, later):
+        for site in of.all:
+            proof = of.prove(site)
+            assert (proof.status, proof.dtype) == ("proved", "float64"), (site.kind, site.form, proof)
 
 
 def test_inline_forms_are_proved(sites):
