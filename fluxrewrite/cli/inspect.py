@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .forms import InspectFormat, check_forms, emit, emit_graphs, read_runs, timed
 from .shared import Dtype, PolicyName, ProofName, Regime, progress, torch_dtype, writable
+
+if TYPE_CHECKING:
+    from ..budget import Limit
+    from ..plan import Selection
 
 __all__ = ["inspect"]
 
@@ -57,27 +63,43 @@ def inspect(
     """Trace MODEL without weights and report which parts of it kernels can replace, and why not more."""
     from ..analysis import Options, inspect_graphs
     from ..artifacts import compared, read_artifacts
-    from ..budget import check, parse_limit, read_budget
+    from ..budget import check
     from ..models import Shapes, find_model
 
     check_forms(format, site, runs, timelines)
     shapes = Shapes(image_tokens, text_tokens, batch)
-    options = Options(
-        kernels, policy.value, dynamic, provider, tp, device, regime.value, compiler, tuple(evidence or ()), proof.value
-    )
+    known, how = tuple(evidence or ()), proof.value
+    options = Options(kernels, policy.value, dynamic, provider, tp, device, regime.value, compiler, known, how)
     selection, _ = options.resolve()  # a wrong name is told before the model is traced
-    limits = [parse_limit(text, kinds=selection.passes) for text in fail_on or ()]
-    limits += read_budget(budget, selection.passes) if budget else []
+    limits = _limits(fail_on or (), budget, selection)
     spec = find_model(model)
     writable(output)
     kept, measured = read_artifacts(artifacts) if artifacts else None, read_runs(runs)
-    gc.disable()  # a traced model is millions of objects: a collection takes as long as the whole analysis
-    with progress(f"tracing {model}"):
+    with progress(f"tracing {model}"), _uncollected():
         report, graphs = inspect_graphs(spec, shapes, torch_dtype(dtype), options)
     report = report if kept is None else compared(report, kept)
     report = timed(report) if timelines else report
-    if format is InspectFormat.MODEL_EXPLORER:
-        emit_graphs(report, graphs, output)
-    else:
-        emit(report, format, output, site, measured)
+    emit_graphs(report, graphs, output) if format is _EXPLORER else emit(report, format, output, site, measured)
     check(report, limits)
+
+
+def _limits(fail_on: Sequence[str], budget: Path | None, selection: Selection) -> list[Limit]:
+    from ..budget import parse_limit, read_budget
+
+    limits = [parse_limit(text, kinds=selection.passes) for text in fail_on]
+    return limits + (read_budget(budget, selection.passes) if budget else [])
+
+
+_EXPLORER = InspectFormat.MODEL_EXPLORER
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector: a traced model is millions of objects, which one collection after another would visit."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
