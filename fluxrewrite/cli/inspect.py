@@ -67,7 +67,6 @@ def inspect(
     from ..models import Shapes, find_model
 
     check_forms(format, site, runs, timelines)
-    shapes = Shapes(image_tokens, text_tokens, batch)
     known, how = tuple(evidence or ()), proof.value
     options = Options(kernels, policy.value, dynamic, provider, tp, device, regime.value, compiler, known, how)
     selection, _ = options.resolve()  # a wrong name is told before the model is traced
@@ -76,7 +75,7 @@ def inspect(
     writable(output)
     kept, measured = read_artifacts(artifacts) if artifacts else None, read_runs(runs)
     with progress(f"tracing {model}"), _uncollected():
-        report, graphs = inspect_graphs(spec, shapes, torch_dtype(dtype), options)
+        report, graphs = inspect_graphs(spec, Shapes(image_tokens, text_tokens, batch), torch_dtype(dtype), options)
     report = report if kept is None else compared(report, kept)
     report = timed(report) if timelines else report
     emit_graphs(report, graphs, output) if format is _EXPLORER else emit(report, format, output, site, measured)
