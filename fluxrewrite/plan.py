@@ -12,8 +12,9 @@ from .errors import InputError
 from .graph import GraphView
 from .join import Joinable, parameters
 from .kernel import Kernel, load_kernels, load_plugins
+from .nested import misses_within
 from .provider import provided
-from .rewrite import Pass, Replacement, module_with, needs_grad, rewritten_graph
+from .rewrite import Pass, Replacement, module_with, needs_grad, of_other_class, rewritten_graph
 from .site import Code, Finding, Miss, Reason, Site
 
 __all__ = [
@@ -193,7 +194,7 @@ def make_plan(
         kernel = selection.kernels.get(rewriter.kernel)
         findings: list[Finding] = []
         try:
-            findings = rewriter.find(view)
+            findings = [*rewriter.find(view), *misses_within(rewriter, view)]
         except Exception as error:
             on_error(f"pass {kind!r}", error)
         for finding in findings:
@@ -232,6 +233,8 @@ def _inlined(view: GraphView, site: Site, selection: Selection, joinable: Joinab
     form = selection.passes[site.kind].inline(view, site)
     if form is None or not all(joinable(group) for group in form.joined):
         return None
+    if view.written([n for group in form.joined for n in group], 0, len(view.nodes)) is not None:
+        return None  # the joined tensor is an input of its own: compilers would read it as it was before the write
     return replace(site, inline=form)
 
 
@@ -312,11 +315,11 @@ def _checked(
     if kernel is None:
         missing = f"provider {provider!r} has no kernel named {finding.kind!r}"
         return (Reason(Code.NO_KERNEL, missing, where),)
-    grad = needs_grad(view, finding.outputs)
+    grad, other = needs_grad(view, finding.outputs), of_other_class(view, finding)
     symbolic = kernel.symbolic(finding.shapes)
     limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype) + ((symbolic,) if symbolic else ())
     failure = failed(finding, kernel)
-    reasons = tuple(replace(r, node=where) for r in limits) + ((grad,) if grad else ())
+    reasons = tuple(replace(r, node=where) for r in limits) + tuple(r for r in (grad, other) if r is not None)
     return reasons + ((Reason(Code.FAILED, str(failure), where),) if failure is not None else ())
 
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
+from quantised import quantise
 from torch import nn
 
 import fluxrewrite
@@ -212,6 +214,23 @@ def check_failed(trace):
     assert [(r.code, r.message) for d in plan.decisions for r in d.reasons] == [(Code.FAILED, "qkv is broken")]
 
 
+def check_subclass(trace):
+    model = Layers(triple)
+    assert quantise(model, ("b",)) == 1
+    assert codes(trace(model, x=X), "qkv") == {Code.SUBCLASS}
+
+
+def check_subgraph(trace):
+    def fn(m, x):
+        return torch.utils.checkpoint.checkpoint(lambda y: triple(m, y), x, use_reentrant=False)
+
+    gm = trace(Layers(fn), x=X)
+    plan = make_plan(GraphView(gm.graph), Selection.of(("qkv", "attention")))
+    reasons = [r for d in plan.decisions for r in d.reasons]
+    assert [r.code for r in reasons] == [Code.SUBGRAPH, Code.SUBGRAPH]
+    assert all("checkpoint" in r.message and r.node for r in reasons)
+
+
 OTHERS = {
     Code.NO_SHAPE: check_no_shape,
     Code.REWRITTEN: check_rewritten,
@@ -221,6 +240,8 @@ OTHERS = {
     Code.COVERED: check_covered,
     Code.POLICY: check_policy,
     Code.FAILED: check_failed,
+    Code.SUBCLASS: check_subclass,
+    Code.SUBGRAPH: check_subgraph,
     Code.REPLACEMENT: check_replacement,
 }
 
