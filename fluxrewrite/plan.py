@@ -10,11 +10,12 @@ from torch.fx import Graph, GraphModule, Node
 from .choose import Choice
 from .errors import InputError
 from .graph import GraphView
+from .guards import across_autocast, of_other_class
 from .join import Joinable, parameters
 from .kernel import Kernel, load_kernels, load_plugins
 from .nested import misses_within
 from .provider import provided
-from .rewrite import Pass, Replacement, module_with, needs_grad, of_other_class, rewritten_graph
+from .rewrite import Pass, Replacement, module_with, needs_grad, rewritten_graph
 from .site import Code, Finding, Miss, Reason, Site
 
 __all__ = [
@@ -315,11 +316,11 @@ def _checked(
     if kernel is None:
         missing = f"provider {provider!r} has no kernel named {finding.kind!r}"
         return (Reason(Code.NO_KERNEL, missing, where),)
-    grad, other = needs_grad(view, finding.outputs), of_other_class(view, finding)
+    guards = (needs_grad(view, finding.outputs), of_other_class(view, finding), across_autocast(view, finding))
     symbolic = kernel.symbolic(finding.shapes)
     limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype) + ((symbolic,) if symbolic else ())
     failure = failed(finding, kernel)
-    reasons = tuple(replace(r, node=where) for r in limits) + tuple(r for r in (grad, other) if r is not None)
+    reasons = tuple(replace(r, node=where) for r in limits) + tuple(r for r in guards if r is not None)
     return reasons + ((Reason(Code.FAILED, str(failure), where),) if failure is not None else ())
 
 

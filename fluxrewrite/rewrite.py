@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,10 +12,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.traceback import NodeSource, NodeSourceAction
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .errors import RewriteError
 from .graph import GraphView
+from .guards import shared_and_written
 from .kernel import Kernel
 from .site import Code, Finding, Inline, Miss, Reason, Site
 from .steps import same_dim, same_shape
@@ -31,7 +30,6 @@ __all__ = [
     "module_with",
     "needs_grad",
     "odd_dtype",
-    "of_other_class",
     "rewrite",
     "rewritten_graph",
 ]
@@ -323,20 +321,8 @@ def blocked(
     if writer is not None:
         message = f"{writer.name} modifies memory that the region reads, between {min(positions)} and {max(positions)}"
         return rewriter.miss(Code.MUTATION, message, path, writer)
-    return _shared_and_written(rewriter, view, path, outputs)
-
-
-def _shared_and_written(rewriter: Pass, view: GraphView, path: str, outputs: Sequence[Node]) -> Miss | None:
-    """Views of one value see each other's writes; the results of a call lie apart."""
-    held = Counter(view.memory(n) for n in outputs)
-    shared = [n for n in outputs if held[view.memory(n)] > 1]
-    writer = view.written(shared, 0, len(view.nodes))
-    if writer is None:
-        return None
-    message = (
-        f"{writer.name} modifies memory that {len(shared)} results share; those of a call have memory of their own"
-    )
-    return rewriter.miss(Code.MUTATION, message, path, writer)
+    reason = shared_and_written(view, outputs)
+    return None if reason is None else Miss(rewriter.kind, path, reason)
 
 
 def odd_dtype(view: GraphView, nodes: Iterable[Node], allowed: Iterable[torch.dtype | None]) -> Node | None:
@@ -371,15 +357,4 @@ def needs_grad(view: GraphView, outputs: Iterable[Node]) -> Reason | None:
         if value is not None and value.requires_grad:
             message = "the result requires grad; kernels have no backward: trace under torch.no_grad() to rewrite"
             return Reason(Code.REQUIRES_GRAD, message, node.name)
-    return None
-
-
-def of_other_class(view: GraphView, site: Site) -> Reason | None:
-    """Why a site with a tensor that answers operations itself is left alone."""
-    inside = (*site.interior, *site.outputs)
-    for node in dict.fromkeys(n for member in inside for n in (*member.all_input_nodes, member)):
-        value = view.value(node)
-        if is_traceable_wrapper_subclass(value):
-            message = f"{node.name} is a {type(value).__name__}, which answers operations itself and knows no kernel"
-            return Reason(Code.SUBCLASS, message, node.name)
     return None

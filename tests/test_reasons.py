@@ -56,6 +56,13 @@ def mutated(m, x):
     return attend(q, k, m.c(x))
 
 
+def half_autocast(m, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        y = torch.softmax(x @ x.mT, -1) @ x  # bfloat16
+        scores = y @ y.mT
+    return torch.softmax(scores, -1) @ y
+
+
 def late_bias(m, x):
     q = m.a(x)
     bias = q.mean((0, 1))
@@ -81,6 +88,7 @@ PER_HEAD = {"cos": torch.randn(H, S, D), "sin": torch.randn(H, S, D)}
 CASES = {
     Code.PATTERN: ("rope", less, {"x": HEADS, **TABLE}, "sub"),
     Code.INNER_USE: ("qkv", used_inside, {"x": X}, "add"),
+    Code.AUTOCAST: ("attention", half_autocast, {"x": HEADS}, "other settings of torch.autocast"),
     Code.MUTATION: ("qkv", mutated, {"x": X}, "mul_"),
     Code.DROPOUT: (
         "attention",

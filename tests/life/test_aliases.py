@@ -120,7 +120,7 @@ def test_triple(spoil, policy, inner, plugin):
     model = Three(spoil)
     x = torch.randn(2, 5, 16)
     a, b = x.clone(), x.clone()
-    run = torch.compile(model, backend=plugin(policy, inner))
+    run = torch.compile(model, backend=plugin(policy, inner, strict=False))  # a slice of a row cannot be viewed flat
     with torch.no_grad():
         for found, expected in zip(run(a), model(b), strict=True):
             torch.testing.assert_close(found, expected)
