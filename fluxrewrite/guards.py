@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .graph import GraphView
 from .site import Code, Reason, Site
+from .vocabulary import read
 
-__all__ = ["across_autocast", "of_other_class", "shared_and_written"]
+__all__ = ["across_autocast", "of_other_class", "regime", "shared_and_written"]
 
 
 def across_autocast(view: GraphView, site: Site) -> Reason | None:
@@ -21,8 +24,7 @@ def across_autocast(view: GraphView, site: Site) -> Reason | None:
     value = view.tensor(site.outputs[0])
     if value is None or not any(view.with_op("_enter_autocast")):
         return None
-    device = value.device.type
-    regimes = view.memo(("autocast", device), lambda v: _regimes(v, device))
+    regimes = view.memo(("autocast", value.device), lambda v: _regimes(v.nodes, value.device.type))
     nodes = (*site.interior, *site.outputs, site.before)
     first = next((n for n in nodes if regimes[view.order(n)] != regimes[view.order(nodes[0])]), None)
     if first is None:
@@ -31,18 +33,29 @@ def across_autocast(view: GraphView, site: Site) -> Reason | None:
     return Reason(Code.AUTOCAST, message, first.name)
 
 
-def _regimes(view: GraphView, device: str) -> list[torch.dtype | None]:
+def regime(graph: Graph, at: Node, device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """What puts torch.autocast of a type of device as it is in front of the node `at` of the graph."""
+    if not graph.find_nodes(op="call_function", target=torch.amp.autocast_mode._enter_autocast):
+        return nullcontext
+    nodes = tuple(graph.nodes)
+    dtype = _regimes(nodes, device)[nodes.index(at)]
+    return partial(torch.autocast, device, dtype=dtype, enabled=dtype is not None)
+
+
+def _regimes(nodes: Sequence[Node], device: str) -> list[torch.dtype | None]:
     """The dtype to which autocast of this type of device casts in front of each node; None where it is off."""
-    around = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    known = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    around = torch.get_autocast_dtype(device) if known else None
     entered: list[tuple[Any, torch.dtype | None]] = [(None, around)]
     found = []
-    for node in view.nodes:
+    for node in nodes:
         found.append(entered[-1][1])
-        if view.op(node) == "_enter_autocast" and node.args[0] == device:
+        op = read(node).op
+        if op == "_enter_autocast" and node.args[0] == device:
             _, dtype, enabled, *_ = node.args
             given = dtype if isinstance(dtype, torch.dtype) else torch.get_autocast_dtype(device)
             entered.append((node, given if enabled else None))
-        elif view.op(node) == "_exit_autocast" and entered[-1][0] is node.args[0]:
+        elif op == "_exit_autocast" and entered[-1][0] is node.args[0]:
             entered.pop()
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from torch.fx.traceback import NodeSource, NodeSourceAction
 
 from .errors import RewriteError
 from .graph import GraphView
-from .guards import shared_and_written
+from .guards import regime, shared_and_written
 from .kernel import Kernel
 from .site import Code, Finding, Inline, Miss, Reason, Site
 from .steps import same_dim, same_shape
@@ -87,6 +88,8 @@ class Builder:
         self, graph: Graph, at: Node, site: Site, current: Callable[[Any], Any], kernel: Kernel | None = None
     ) -> None:
         self._graph, self._at, self._site, self._current, self._kernel = graph, at, site, current, kernel
+        value = _value(site.outputs[0])
+        self._regime = regime(graph, at, value.device.type) if isinstance(value, torch.Tensor) else nullcontext
         self.made: list[Node] = []
 
     def call(self, target: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Node:
@@ -104,7 +107,8 @@ class Builder:
         origin = self._site.outputs[0]
         node.meta.update({k: origin.meta[k] for k in ("nn_module_stack", "stack_trace") if k in origin.meta})
         node.meta["from_node"] = [NodeSource(origin, f"fluxrewrite.{self._site.kind}", [NodeSourceAction.REPLACE])]
-        node.meta["example_value" if "example_value" in origin.meta else "val"] = _fake_run(node)
+        with self._regime():
+            node.meta["example_value" if "example_value" in origin.meta else "val"] = _fake_run(node)
         return node
 
     def joined(self, weights: Sequence[Node]) -> Node:
