@@ -9,11 +9,11 @@ def low():
     return torch.autocast("cpu", torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["eager", "aot_eager"])
-@pytest.mark.parametrize("policy", ["all", "inline"])
-def test_around(inner, policy, small, plugin, same, reasons):
+def test_around(inner, small, plugin, same, reasons):
     model, inputs = small()
-    backend = plugin(policy, inner)
+    backend = plugin("inline", inner)
     run = torch.compile(model, backend=backend)
     with low():
         same(run, model, inputs, 2e-2)
@@ -21,6 +21,7 @@ def test_around(inner, policy, small, plugin, same, reasons):
     same(run, model, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["eager", "aot_eager"])
 def test_around_a_model_of_low_precision(inner, small, plugin, same, taken):
     model, inputs = small(torch.bfloat16)
@@ -48,15 +49,22 @@ class Parts(nn.Module):
             return (y,)
 
 
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
-@pytest.mark.parametrize("policy", ["all", "inline"])
-@pytest.mark.parametrize("around", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("outer", "inner"), [(True, True), (True, False), (False, True), (False, False)])
-def test_inside(compiler, policy, around, dtype, outer, inner, plugin, same):
+LOW, FULL = torch.bfloat16, torch.float32
+CASES = [  # dtype of the model, autocast around it, around all inside, around the value and the product
+    (FULL, False, True, True),
+    (FULL, True, False, False),
+    (FULL, False, False, True),
+    (FULL, True, True, True),
+    (LOW, False, True, False),
+    (LOW, True, False, True),
+]
+
+
+@pytest.mark.parametrize("compiler", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("dtype", "around", "outer", "inner"), CASES)
+def test_inside(compiler, dtype, around, outer, inner, plugin, same):
     model = Parts(dtype, outer, inner)
-    if dtype is torch.bfloat16 or not (outer and not inner):
-        x = torch.randn(2, 6, 32, dtype=dtype)
-        with torch.autocast("cpu", torch.bfloat16, enabled=around):
-            exact = dtype is torch.float32 and not (outer or inner)
-            same(torch.compile(model, backend=plugin(policy, compiler)), model, {"x": x}, 1e-5 if exact else 2e-2)
+    x = torch.randn(2, 6, 32, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=around):
+        exact = dtype is FULL and not (outer or inner)
+        same(torch.compile(model, backend=plugin("inline", compiler)), model, {"x": x}, 1e-5 if exact else 2e-2)

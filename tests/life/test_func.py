@@ -5,12 +5,12 @@ import torch
 from torch.func import functional_call, stack_module_state, vmap
 
 
-@pytest.mark.parametrize("policy", ["all", "inline"])
-def test_functional_call(policy, small, plugin, taken):
+@pytest.mark.slow
+def test_functional_call(small, plugin, taken):
     model, inputs = small()
     sets = [{k: v * f for k, v in model.named_parameters()} for f in (1.0, 1.3)]
     sets.append({k: torch.nn.Parameter(v * 0.8) for k, v in model.named_parameters()})
-    backend = plugin(policy)
+    backend = plugin("inline")
     run = torch.compile(lambda p: functional_call(model, p, kwargs=inputs)[0], backend=backend)
     with torch.no_grad():
         for parameters in sets:
@@ -20,6 +20,7 @@ def test_functional_call(policy, small, plugin, taken):
     assert taken(backend)["qkv"] >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["eager", "aot_eager"])
 def test_vmap_over_inputs(inner, small, plugin, taken):
     """Values that torch.func batches have other shapes than the graph says: no site is among them."""
@@ -35,6 +36,7 @@ def test_vmap_over_inputs(inner, small, plugin, taken):
         torch.testing.assert_close(torch.compile(f, backend=backend)(x), f(x), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["eager", "aot_eager"])
 def test_vmap_over_weights(inner, small, plugin):
     models = [small()[0] for _ in range(2)]
@@ -50,10 +52,10 @@ def test_vmap_over_weights(inner, small, plugin):
             torch.testing.assert_close(one, model(**inputs)[0], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("policy", ["all", "inline"])
-def test_inference_mode(policy, small, plugin, same, taken):
+@pytest.mark.slow
+def test_inference_mode(small, plugin, same, taken):
     model, inputs = small()
-    backend = plugin(policy)
+    backend = plugin("inline")
     run = torch.compile(model, backend=backend)
     for _ in range(2):
         with torch.inference_mode():

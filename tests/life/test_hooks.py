@@ -11,11 +11,11 @@ def attention(model):
 
 def pre_hook(model):
     """Key and value read another tensor than the query."""
-    return attention(model).to_q.register_forward_pre_hook(lambda m, args: (args[0] * 1.5,))
+    return attention(model).to_q.register_forward_pre_hook(lambda m, args: (args[0] + 1.5,))
 
 
 def hook(model):
-    return attention(model).to_q.register_forward_hook(lambda m, args, y: y * 2)
+    return attention(model).to_q.register_forward_hook(lambda m, args, y: y + 2)
 
 
 def replacing_hook(model):
@@ -30,10 +30,10 @@ def in_place(model):
     return attention(model).to_v.register_forward_hook(lambda m, args, y: y.mul_(2))
 
 
-@pytest.mark.parametrize("policy", ["all", "inline"])
-def test_hooks_that_change_values(policy, small, plugin, same, taken):
+@pytest.mark.slow
+def test_hooks_that_change_values(small, plugin, same, taken):
     model, inputs = small()
-    backend = plugin(policy)
+    backend = plugin("inline")
     run = torch.compile(model, backend=backend)
     last = same(run, model, inputs)
     for add in (pre_hook, hook, replacing_hook, around, in_place):
@@ -45,6 +45,7 @@ def test_hooks_that_change_values(policy, small, plugin, same, taken):
     assert taken(backend)["norm_rope_attention"] == 12
 
 
+@pytest.mark.slow
 def test_a_hook_that_keeps_a_value(small, plugin, same, reasons):
     """What a hook keeps must be made: the region that would not make it is left alone."""
     model, inputs = small()
@@ -57,19 +58,20 @@ def test_a_hook_that_keeps_a_value(small, plugin, same, reasons):
     assert "inner_value_used" in reasons(backend)
 
 
-@pytest.mark.parametrize("policy", ["all", "inline"])
-def test_weight_norm(policy, small, plugin, same):
+@pytest.mark.slow
+def test_weight_norm(small, plugin, same):
     model, inputs = small()
     a = attention(model)
     for layer in (a.to_q, a.to_k, a.add_v_proj):
         nn.utils.parametrizations.weight_norm(layer)
-    run = torch.compile(model, backend=plugin(policy))
+    run = torch.compile(model, backend=plugin("inline"))
     last = same(run, model, inputs)
     with torch.no_grad():
-        a.to_q.parametrizations.weight.original0.mul_(2)
+        a.to_q.parametrizations.weight.original0[:8].mul_(2)
     assert not torch.allclose(same(run, model, inputs), last, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_submodule_out_of_dynamos_sight(small, plugin, same, taken):
     model, inputs = small()
     attention(model).to_k.forward = torch.compiler.disable(attention(model).to_k.forward)
@@ -80,6 +82,7 @@ def test_a_submodule_out_of_dynamos_sight(small, plugin, same, taken):
     assert len(backend.reports) > 1
 
 
+@pytest.mark.slow
 def test_a_block_out_of_dynamos_sight(small, plugin, same, taken):
     model, inputs = small()
     block = model.transformer_blocks[0]

@@ -11,6 +11,7 @@ def adapter(rank=2):
     return peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, init_lora_weights=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["all", "inline"])
 def test_a_life_with_adapters(policy, small, plugin, same, taken):
     model, inputs = small()
@@ -35,13 +36,13 @@ def test_a_life_with_adapters(policy, small, plugin, same, taken):
     assert taken(backend)["norm_rope_attention"] == 2 * len(backend.reports)
 
 
-@pytest.mark.parametrize("policy", ["all", "inline"])
-def test_fused_and_unfused_in_the_same_graph(policy, small, plugin, same, taken):
+@pytest.mark.slow
+def test_fused_and_unfused_in_the_same_graph(small, plugin, same, taken):
     """Fusing writes the base weights, in place or into new memory, behind a graph that is not traced again."""
     model, inputs = small()
     model.add_adapter(adapter())
     model.fuse_lora()
-    backend = plugin(policy, "aot_eager")
+    backend = plugin("inline", "aot_eager")
     run = torch.compile(model, backend=backend)
     fused = same(run, model, inputs)
     model.unfuse_lora()

@@ -1,5 +1,6 @@
 """Graphs in ATen: of torch.export, and as AOTAutograd hands them on."""
 
+import pytest
 import torch
 from torch._dynamo.backends.common import aot_autograd
 
@@ -7,6 +8,7 @@ from fluxrewrite.graph import GraphView
 from fluxrewrite.plan import Selection, apply, make_plan
 
 
+@pytest.mark.slow
 def test_an_exported_program(small, same):
     model, inputs = small()
     program = torch.export.export(model, (), inputs)
@@ -27,6 +29,7 @@ def test_an_exported_program(small, same):
         torch.testing.assert_close(found, model(**inputs)[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_module_of_an_exported_program(small, plugin, same, taken):
     model, inputs = small()
     backend = plugin("inline")
@@ -36,6 +39,7 @@ def test_the_module_of_an_exported_program(small, plugin, same, taken):
     assert taken(backend) == {"qkv": 3, "norm_rope_attention": 2}
 
 
+@pytest.mark.slow
 def test_a_program_decomposed_to_core_aten_is_left_alone(small, plugin, same, taken, reasons):
     model, inputs = small()
     backend = plugin("inline")
@@ -43,6 +47,7 @@ def test_a_program_decomposed_to_core_aten_is_left_alone(small, plugin, same, ta
     same(torch.compile(program.module(), backend=backend), model, inputs)
 
 
+@pytest.mark.slow
 def test_behind_aot_autograd(small, plugin, same, taken):
     """The graph is functional and decomposed, its inputs are fake while it compiles."""
     model, inputs = small()

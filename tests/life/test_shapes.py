@@ -13,10 +13,10 @@ def longer(inputs, tokens):
     }
 
 
-@pytest.mark.parametrize("policy", ["all", "inline"])
-def test_recompiles(policy, small, plugin, same, taken):
+@pytest.mark.slow
+def test_recompiles(small, plugin, same, taken):
     model, inputs = small()
-    backend = plugin(policy)
+    backend = plugin("inline")
     run = torch.compile(model, backend=backend)
     for tokens in (24, 20, 28, 24):
         same(run, model, longer(inputs, tokens))
@@ -24,6 +24,7 @@ def test_recompiles(policy, small, plugin, same, taken):
     assert taken(backend) == {"qkv": 6, "norm_rope_attention": 4}
 
 
+@pytest.mark.slow
 def test_marked_sizes(small, plugin, taken):
     model, inputs = small()
     backend = plugin("inline", "aot_eager")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["all", "inline"])
 def test_threads_share_a_backend(policy, small, plugin, taken):
     models = [small() for _ in range(3)]

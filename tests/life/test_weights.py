@@ -37,26 +37,21 @@ def exchange(model, other):
     a.to_q.weight.data, a.to_k.weight.data = a.to_k.weight.data, a.to_q.weight.data
 
 
-def swap(model, other):
-    torch.utils.swap_tensors(attention(model).to_q.weight, attention(model).add_q_proj.weight)
-
-
 def scale(model, other):
-    attention(model).to_q.weight.mul_(2)
+    attention(model).to_v.weight.mul_(2)  # queries and keys are normed
 
 
 def there_and_back(model, other):
     model.double().float()
-    attention(model).to_q.weight.mul_(2)
+    attention(model).to_v.weight.mul_(2)  # queries and keys are normed
 
 
-CHANGES = [load, scale, transpose, exchange, swap, set_data, replace, there_and_back, assign]
+CHANGES = [load, scale, transpose, exchange, set_data, replace, there_and_back, assign]
 
 
-@pytest.mark.parametrize("policy", ["all", "inline"])
-def test_each_change_counts(policy, small, plugin, same, taken):
+def test_each_change_counts(small, plugin, same, taken):
     model, inputs = small()
-    backend = plugin(policy)
+    backend = plugin("inline")
     run = torch.compile(model, backend=backend)
     other = {k: v * 1.1 for k, v in copy.deepcopy(model).state_dict().items()}
     last = same(run, model, inputs)
@@ -69,7 +64,7 @@ def test_each_change_counts(policy, small, plugin, same, taken):
         last = now
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("change", [load, exchange, assign], ids=lambda c: c.__name__)
 @pytest.mark.slow
 def test_the_first_change_counts_where_weights_are_joined(change, small, plugin, same):
     model, inputs = small()
@@ -82,6 +77,7 @@ def test_the_first_change_counts_where_weights_are_joined(change, small, plugin,
     same(run, model, inputs)
 
 
+@pytest.mark.slow
 def test_another_dtype_is_another_graph(small, plugin, same, taken):
     model, inputs = small()
     backend = plugin("inline")
@@ -134,6 +130,7 @@ def test_weights_joined_under_inference_mode_can_be_trained(small, plugin, same,
     same(run, model, inputs)
 
 
+@pytest.mark.slow
 def test_joined_weights_are_saved_whole(small, plugin, same, tmp_path):
     model, inputs = small()
     same(torch.compile(model, backend=plugin("inline")), model, inputs)
@@ -142,6 +139,7 @@ def test_joined_weights_are_saved_whole(small, plugin, same, tmp_path):
     same(again, model, inputs)
 
 
+@pytest.mark.slow
 def test_tied_weights(small, plugin, same, taken):
     """One parameter cannot lie in two joined tensors."""
     model, inputs = small(num_layers=2)
@@ -152,6 +150,6 @@ def test_tied_weights(small, plugin, same, taken):
     run = torch.compile(model, backend=backend)
     same(run, model, inputs)
     with torch.no_grad():
-        first.to_q.weight.mul_(2)
+        first.to_q.weight[:4].mul_(2)
     same(run, model, inputs)
     assert second.to_q.weight is first.to_q.weight
