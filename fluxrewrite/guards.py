@@ -16,7 +16,7 @@ from .graph import GraphView
 from .site import Code, Reason, Site
 from .vocabulary import read
 
-__all__ = ["across_autocast", "of_other_class", "regime", "shared_and_written"]
+__all__ = ["across_autocast", "of_other_class", "only_checks", "regime", "shared_and_written"]
 
 
 def across_autocast(view: GraphView, site: Site) -> Reason | None:
@@ -58,6 +58,11 @@ def _regimes(nodes: Sequence[Node], device: str) -> list[torch.dtype | None]:
         elif op == "_exit_autocast" and entered[-1][0] is node.args[0]:
             entered.pop()
     return found
+
+
+def only_checks(node: Node) -> bool:
+    """Whether a node only checks the dtype and device of a value, as torch.export does in front of casts: no use of the value."""
+    return node.target is torch.ops.aten._assert_tensor_metadata.default
 
 
 def shared_and_written(view: GraphView, outputs: Sequence[Node]) -> Reason | None:

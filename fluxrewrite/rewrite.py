@@ -16,7 +16,7 @@ from torch.fx.traceback import NodeSource, NodeSourceAction
 
 from .errors import RewriteError
 from .graph import GraphView
-from .guards import regime, shared_and_written
+from .guards import only_checks, regime, shared_and_written
 from .kernel import Kernel
 from .site import Code, Finding, Inline, Miss, Reason, Site
 from .steps import same_dim, same_shape
@@ -175,6 +175,7 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
         try:
             replaced.update(_replace(item, builder, current, known))
             doomed.update(twins[n] for n in (*item.site.interior, *item.site.outputs))
+            doomed.update(twins[u] for n in item.site.interior for u in n.users if only_checks(u))
         except RewriteError as error:
             builder.undo()
             left.append((item.site, Reason(Code.REPLACEMENT, str(error), item.site.outputs[0].name)))
@@ -315,7 +316,7 @@ def blocked(
     """
     inside = {*interior, *outputs}
     for node in interior:
-        escaped = next((u for u in node.users if u not in inside), None)
+        escaped = next((u for u in node.users if u not in inside and not only_checks(u)), None)
         if node not in outputs and escaped is not None and not _input_side(view, node, inside):
             return rewriter.miss(
                 Code.INNER_USE, f"{node.name} is also used by {escaped.name}, outside the region", path, node

@@ -79,7 +79,7 @@ def test_the_graph_has_one_product_and_one_more_input():
 
 @pytest.mark.parametrize("change", ["load", "scale", "replace", "parameter", "held"])
 def test_weights_that_change_after_the_compile_count(change, caplog):
-    """In place they change the joined tensor; where they are replaced, the new ones are joined, if no other tensor holds them."""
+    """In place they change the joined tensor; where all are replaced, the new ones are joined, if no other tensor holds them."""
     model = Block()
     run, _ = compiled(model, "inductor")
     other = torch.randn(16, 16)
@@ -90,9 +90,11 @@ def test_weights_that_change_after_the_compile_count(change, caplog):
         elif change == "scale":
             model.k.weight.mul_(2)
         elif change == "replace":
-            model.k.weight.data = torch.randn(16, 16)
+            for layer in (model.q, model.k, model.v):
+                layer.weight.data = torch.randn(16, 16)
         elif change == "parameter":
-            model.k.weight = nn.Parameter(torch.randn(16, 16))
+            for layer in (model.q, model.k, model.v):
+                layer.weight = nn.Parameter(torch.randn(16, 16))
         else:
             model.k.weight.data = other
         for _ in range(2):
@@ -109,8 +111,9 @@ def test_weights_are_not_joined_anew_for_ever(monkeypatch, caplog):
     with torch.no_grad(), caplog.at_level(logging.WARNING, "fluxrewrite"):
         for n in range(4):
             torch.testing.assert_close(run(X), model(X))
-            assert len(storages(model)) == (2 if n < 3 else 3)
-            model.k.weight.data = torch.randn(16, 16)
+            assert len(storages(model)) == (2 if n < 3 else 4)
+            for layer in (model.q, model.k, model.v):
+                layer.weight.data = torch.randn(16, 16)
     assert caplog.text.count("cannot be joined again") == 1
 
 

@@ -23,7 +23,7 @@ def test_projections_with_such_weights_are_left_alone(inner, small, plugin, same
 @pytest.mark.parametrize("inner", ["eager", "aot_eager"])
 @pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
 def test_torchao(config, inner, small, plugin, same, taken, reasons):
-    quantization = pytest.importorskip("torchao.quantization", reason="needs torchao, of the extra test")
+    quantization = pytest.importorskip("torchao.quantization", reason="needs torchao, of the extra quantised")
     model, inputs = small()
     quantization.quantize_(model.transformer_blocks, getattr(quantization, config)())
     backend = plugin("inline", inner)
