@@ -139,8 +139,8 @@ def with_joined(
     """A call of the compiled rewritten graph with its joined weights.
 
     Calls may bring other weights: one graph serves all blocks of a kind, and parameters are replaced (`param.data = ...`),
-    moved and fused with adapters. All of them replaced, they are joined in their turn; where they cannot be, or were often enough, what
-    `apart(inputs)` answers runs, the graph compiled as it was.
+    moved and fused with adapters. Where nothing else holds them they are joined in their turn. Where they cannot be, or were
+    often enough, what `apart(inputs)` answers runs, the graph compiled as it was.
 
     Args:
         compiled: takes the inputs of the graph before it was rewritten, and after these the joined tensors.
