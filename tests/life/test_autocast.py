@@ -10,10 +10,9 @@ def low():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
-def test_around(inner, small, plugin, same, reasons):
+def test_around(small, plugin, same, reasons):
     model, inputs = small()
-    backend = plugin("inline", inner)
+    backend = plugin("inline")
     run = torch.compile(model, backend=backend)
     with low():
         same(run, model, inputs, 2e-2)
@@ -22,10 +21,9 @@ def test_around(inner, small, plugin, same, reasons):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
-def test_around_a_model_of_low_precision(inner, small, plugin, same, taken):
+def test_around_a_model_of_low_precision(small, plugin, same, taken):
     model, inputs = small(torch.bfloat16)
-    backend = plugin("all", inner)
+    backend = plugin()
     run = torch.compile(model, backend=backend)
     with low():
         same(run, model, inputs, 5e-2)

@@ -49,7 +49,7 @@ def test_projections_fused_after_the_compile(small, plugin, same, taken):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["native", "_native_math"])
+@pytest.mark.parametrize("name", ["_native_math"])
 def test_attention_backends(name, small, plugin, same, taken):
     model, inputs = small()
     backend = plugin()

@@ -20,13 +20,12 @@ def test_projections_with_such_weights_are_left_alone(inner, small, plugin, same
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
 @pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
-def test_torchao(config, inner, small, plugin, same, taken, reasons):
+def test_torchao(config, small, plugin, same, taken, reasons):
     quantization = pytest.importorskip("torchao.quantization", reason="needs torchao, of the extra quantised")
     model, inputs = small()
     quantization.quantize_(model.transformer_blocks, getattr(quantization, config)())
-    backend = plugin("inline", inner)
+    backend = plugin("inline", "aot_eager")
     same(torch.compile(model, backend=backend), model, inputs)
     assert taken(backend) == {"qkv": 1, "norm_rope_attention": 2}, "the single block's weights are plain"
     assert "tensor_subclass" in reasons(backend)

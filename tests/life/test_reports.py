@@ -20,14 +20,13 @@ def test_a_report_outlives_its_process(small, plugin, same):
 @pytest.mark.slow
 def test_a_copy_of_a_compiled_model_has_its_own_weights(small, plugin, same):
     model, inputs = small()
-    for policy in ("all", "inline"):
-        run = torch.compile(model, backend=plugin(policy))
-        same(run, model, inputs)
-        twin = copy.deepcopy(run)
-        with torch.no_grad():
-            twin.transformer_blocks[0].attn.to_v.weight.mul_(2)
-        a, b = same(run, model, inputs), same(twin, twin._orig_mod, inputs)
-        assert not torch.allclose(a, b, atol=1e-4)
+    run = torch.compile(model, backend=plugin("inline"))
+    same(run, model, inputs)
+    twin = copy.deepcopy(run)
+    with torch.no_grad():
+        twin.transformer_blocks[0].attn.to_v.weight.mul_(2)
+    a, b = same(run, model, inputs), same(twin, twin._orig_mod, inputs)
+    assert not torch.allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.slow

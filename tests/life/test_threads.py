@@ -8,10 +8,9 @@ import torch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["all", "inline"])
-def test_threads_share_a_backend(policy, small, plugin, taken):
+def test_threads_share_a_backend(small, plugin, taken):
     models = [small() for _ in range(3)]
-    backend = plugin(policy)
+    backend = plugin("inline")
     tag = torch.compiler.config.cache_key_tag
     barrier = threading.Barrier(4)
     shared = torch.compile(models[0][0], backend=backend)
