@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,22 +118,25 @@ def first_run(
 ) -> Callable[..., Any]:
     """`compiled`, and where its first run fails what `after(error, inputs)` answers, from then on.
 
-    The first run is waited for: a device says only then what went wrong.
+    The first run is waited for: a device says only then what went wrong. Other threads wait for it too.
     """
-    proven, current = False, compiled
+    proven, current, first = False, compiled, threading.RLock()
 
     def run(*inputs: Any) -> Any:
         nonlocal proven, current
         if proven:
             return current(*inputs)
-        try:
-            result = current(*inputs)
-            _wait({t.device.type for t in inputs if isinstance(t, torch.Tensor)})
-        except Exception as error:
-            current = after(error, inputs)
-            result = current(*inputs)
-        proven = True
-        return result
+        with first:
+            if proven:
+                return current(*inputs)
+            try:
+                result = current(*inputs)
+                _wait({t.device.type for t in inputs if isinstance(t, torch.Tensor)})
+            except Exception as error:
+                current = after(error, inputs)
+                result = current(*inputs)
+            proven = True
+            return result
 
     return run
 

@@ -259,7 +259,7 @@ class GraphView:
         """Whether `node` is a copy of `source` and one of the two is written to: then they may differ."""
         if not self._writes:
             return False
-        memory = {self._memory(source), self._memory(node)}
+        memory = {self.memory(source), self.memory(node)}
         return len(memory) > 1 and any(m in self._writes for m in memory)
 
     def _element(self, pieces: Node, index: Any, shape: st.Shape) -> tuple[Node, tuple[st.Step, ...]] | None:
@@ -282,7 +282,7 @@ class GraphView:
         if not self._writes:
             return None
         for node in nodes:
-            positions = self._writes.get(self._memory(node), []) if isinstance(node, Node) else []
+            positions = self._writes.get(self.memory(node), []) if isinstance(node, Node) else []
             at = bisect.bisect_left(positions, first)
             if at < len(positions) and positions[at] <= last:
                 return self.nodes[positions[at]]
@@ -290,9 +290,9 @@ class GraphView:
 
     def writers(self, node: Node) -> list[Node]:
         """All nodes that modify the memory of `node`, in order."""
-        return [self.nodes[at] for at in self._writes.get(self._memory(node), ())]
+        return [self.nodes[at] for at in self._writes.get(self.memory(node), ())]
 
-    def _memory(self, node: Node) -> Any:
+    def memory(self, node: Node) -> Any:
         """What stands for the memory of `node`: the storage of its fake value, which views share and copies do not."""
         value = self.value(node)
         return value.untyped_storage()._cdata if isinstance(value, FakeTensor) else node
@@ -302,7 +302,7 @@ class GraphView:
         found: dict[Any, list[int]] = {}
         for node in self.nodes:
             for written in self._facts[node].writes:
-                found.setdefault(self._memory(written), []).append(self._order[node])
+                found.setdefault(self.memory(written), []).append(self._order[node])
         return found
 
 

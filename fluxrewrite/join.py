@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ __all__ = ["Joinable", "join", "owned", "parameters", "settle", "with_joined"]
 log = logging.getLogger("fluxrewrite")
 _ALIGNED = 16
 """Bytes: Inductor compiles kernels for operands that begin at a multiple of this (`torch._inductor.utils.ALIGNMENT`)."""
+_JOINS = 256
+"""How often the weights of one compiled graph are joined anew; a model has fewer blocks, offloading moves weights at each call."""
 Joinable = Callable[[Sequence[Node]], bool]
 """Whether the tensors of these inputs of the graph can be joined."""
 
@@ -35,18 +38,34 @@ def _traced(node: Node) -> Any:
 
 
 def owned(gm: GraphModule, inputs: Sequence[Any]) -> Joinable:
-    """As `parameters`, for the tensors at hand: nothing else may use their memory, for it moves."""
+    """As `parameters`, for the tensors at hand: nothing else may use their memory, for it moves.
+
+    A parameter that two groups share, as tied weights are, is of the first that asks.
+    """
     held = dict(zip((n.name for n in gm.graph.find_nodes(op="placeholder")), inputs, strict=True))
+    groups: dict[Node, tuple[Node, ...]] = {}
 
     def joinable(nodes: Sequence[Node]) -> bool:
         tensors = [held.get(n.name) for n in nodes]
-        if not parameters(nodes) or not all(type(t) is Parameter for t in tensors):
+        if (
+            not parameters(nodes)
+            or not _movable(tensors)
+            or any(groups.get(n, tuple(nodes)) != tuple(nodes) for n in nodes)
+        ):
             return False
-        found = [t for t in tensors if isinstance(t, Tensor)]
-        aligned = all(t.numel() * t.element_size() % _ALIGNED == 0 for t in found)
-        return _adjacent(found) or (aligned and all(map(_alone, found)))
+        groups.update(dict.fromkeys(nodes, tuple(nodes)))
+        return True
 
     return joinable
+
+
+def _movable(tensors: Sequence[Any]) -> bool:
+    """Whether all are parameters that lie side by side, or could be moved there."""
+    found = [t for t in tensors if type(t) is Parameter and not t.is_inference()]
+    if len(found) < len(tensors):
+        return False
+    aligned = all(t.numel() * t.element_size() % _ALIGNED == 0 for t in found)
+    return _adjacent(found) or (aligned and all(map(_alone, found)))
 
 
 def _alone(tensor: Tensor) -> bool:
@@ -93,7 +112,8 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
     first = tensors[0].detach()
     if _adjacent(tensors):
         return first.as_strided((sum(t.shape[0] for t in tensors), *first.shape[1:]), first.stride())
-    with torch.no_grad():
+    # A tensor made under inference mode could never be trained again.
+    with torch.inference_mode(False), torch.no_grad():
         return torch.cat([t.detach() for t in tensors])
 
 
@@ -103,7 +123,12 @@ def settle(gm: GraphModule, inputs: Sequence[Tensor], joined: Sequence[Tensor]) 
     To be called after the compile: compilers go by where in its memory a parameter lay when it was traced.
     """
     for parts, whole in zip(_parts(gm, inputs), joined, strict=True):
-        if not _adjacent(parts):
+        _settle(parts, whole)
+
+
+def _settle(parts: Sequence[Tensor], whole: Tensor) -> None:
+    if not _adjacent(parts):
+        with torch.inference_mode(False):
             for tensor, part in zip(parts, whole.split([t.shape[0] for t in parts]), strict=True):
                 tensor.data = part
 
@@ -113,39 +138,62 @@ def with_joined(
 ) -> Callable[..., Any]:
     """A call of the compiled rewritten graph with its joined weights.
 
-    Where a parameter has other memory than these (`param.data = ...`), they are not the model's any more: from then on what
-    `apart(inputs)` answers runs, the graph compiled as it was.
+    Calls may bring other weights: one graph serves all blocks of a kind, and parameters are replaced (`param.data = ...`),
+    moved and fused with adapters. Where nothing else holds them they are joined in their turn. Where they cannot be, or were
+    often enough, what `apart(inputs)` answers runs, the graph compiled as it was.
 
     Args:
         compiled: takes the inputs of the graph before it was rewritten, and after these the joined tensors.
         gm: the rewritten graph.
         joined: as `join` answers them, settled.
     """
-    places = _places(gm, joined)
+    groups = _groups(gm)
     other: list[Callable[..., Any]] = []
+    left, lock = _JOINS, threading.RLock()
+    latest = (list(joined), _places(groups, gm, joined))
+
+    def joined_anew(inputs: Sequence[Any]) -> list[Tensor] | None:
+        nonlocal latest, left
+        parts = [[inputs[i] for i in group] for group in groups]
+        if not all(map(_adjacent, parts)) and left and all(map(_movable, parts)):
+            left -= 1
+            for group in parts:
+                _settle(group, _joined(group))
+        if not all(map(_adjacent, parts)):
+            return None
+        latest = ([_joined(group) for group in parts], [(i, inputs[i].data_ptr()) for group in groups for i in group])
+        return latest[0]
 
     def run(*inputs: Any) -> Any:
-        if not other and all(inputs[i].data_ptr() == at for i, at in places):
-            return compiled(*inputs, *joined)
-        if not other:
-            log.warning(
-                "fluxrewrite: weights that were joined have been replaced; the graph runs as it was from now on"
-            )
-            other.append(apart(inputs))
-        return other[0](*inputs)
+        whole, places = latest
+        if all(inputs[i].data_ptr() == at for i, at in places):
+            return compiled(*inputs, *whole)
+        with lock:
+            found = joined_anew(inputs)
+            if found is None and not other:
+                log.warning("fluxrewrite: weights that were joined have been replaced and cannot be joined again; "
+                            "where that is so the graph runs as it was")  # fmt: skip
+                other.append(apart(inputs))
+        return other[0](*inputs) if found is None else compiled(*inputs, *found)
 
     return run
 
 
-def _places(gm: GraphModule, joined: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """For each parameter that is joined, which input it is and where it lies."""
+def _groups(gm: GraphModule) -> list[list[int]]:
+    """For each joined tensor, which inputs of the graph are its parts."""
     nodes = gm.graph.find_nodes(op="placeholder")
     index = {n.name: i for i, n in enumerate(nodes)}
+    return [[index[name] for name in n.meta["joined"]] for n in nodes if "joined" in n.meta]
+
+
+def _places(groups: Sequence[Sequence[int]], gm: GraphModule, joined: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """For each parameter that is joined, which input it is and where it lies."""
+    nodes = gm.graph.find_nodes(op="placeholder")
     places = []
-    for node, whole in zip((n for n in nodes if "joined" in n.meta), joined, strict=True):
+    for group, whole in zip(groups, joined, strict=True):
         at = whole.data_ptr()
-        for name in node.meta["joined"]:
-            places.append((index[name], at))
-            value = _traced(nodes[index[name]])
+        for i in group:
+            places.append((i, at))
+            value = _traced(nodes[i])
             at += value.numel() * value.element_size()
     return places

@@ -10,8 +10,10 @@ from torch.fx import Graph, GraphModule, Node
 from .choose import Choice
 from .errors import InputError
 from .graph import GraphView
+from .guards import across_autocast, of_other_class
 from .join import Joinable, parameters
 from .kernel import Kernel, load_kernels, load_plugins
+from .nested import misses_within
 from .proof.asked import Prove, proved, refuted
 from .provider import provided
 from .rewrite import Pass, Replacement, module_with, needs_grad, rewritten_graph
@@ -203,7 +205,7 @@ def make_plan(
         kernel = selection.kernels.get(rewriter.kernel)
         findings: list[Finding] = []
         try:
-            findings = rewriter.find(view)
+            findings = [*rewriter.find(view), *misses_within(rewriter, view)]
         except Exception as error:
             on_error(f"pass {kind!r}", error)
         for finding in findings:
@@ -244,6 +246,8 @@ def _inlined(view: GraphView, site: Site, selection: Selection, joinable: Joinab
     form = rewriter.inline(view, site)
     if form is None or not all(joinable(group) for group in form.joined):
         return None
+    if view.written([n for group in form.joined for n in group], 0, len(view.nodes)) is not None:
+        return None  # the joined tensor is an input of its own: compilers would read it as it was before the write
     inline = replace(site, inline=form, proof=None)
     if prove is None:
         return inline
@@ -328,11 +332,11 @@ def _checked(
     if kernel is None:
         missing = f"provider {provider!r} has no kernel named {finding.kind!r}"
         return (Reason(Code.NO_KERNEL, missing, where),)
-    grad = needs_grad(view, finding.outputs)
+    guards = (needs_grad(view, finding.outputs), of_other_class(view, finding), across_autocast(view, finding))
     symbolic = kernel.symbolic(finding.shapes)
     limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype) + ((symbolic,) if symbolic else ())
     failure = failed(finding, kernel)
-    reasons = tuple(replace(r, node=where) for r in limits) + ((grad,) if grad else ())
+    reasons = tuple(replace(r, node=where) for r in limits) + tuple(r for r in guards if r is not None)
     return reasons + ((Reason(Code.FAILED, str(failure), where),) if failure is not None else ())
 
 

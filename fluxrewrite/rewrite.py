@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from torch.fx.traceback import NodeSource, NodeSourceAction
 
 from .errors import RewriteError
 from .graph import GraphView
+from .guards import only_checks, regime, shared_and_written
 from .kernel import Kernel
 from .site import Code, Finding, Inline, Miss, Reason, Site
 from .steps import same_dim, same_shape
@@ -86,6 +88,8 @@ class Builder:
         self, graph: Graph, at: Node, site: Site, current: Callable[[Any], Any], kernel: Kernel | None = None
     ) -> None:
         self._graph, self._at, self._site, self._current, self._kernel = graph, at, site, current, kernel
+        value = _value(site.outputs[0])
+        self._regime = regime(graph, at, value.device.type) if isinstance(value, torch.Tensor) else nullcontext
         self.made: list[Node] = []
 
     def call(self, target: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Node:
@@ -103,7 +107,8 @@ class Builder:
         origin = self._site.outputs[0]
         node.meta.update({k: origin.meta[k] for k in ("nn_module_stack", "stack_trace") if k in origin.meta})
         node.meta["from_node"] = [NodeSource(origin, f"fluxrewrite.{self._site.kind}", [NodeSourceAction.REPLACE])]
-        node.meta["example_value" if "example_value" in origin.meta else "val"] = _fake_run(node)
+        with self._regime():
+            node.meta["example_value" if "example_value" in origin.meta else "val"] = _fake_run(node)
         return node
 
     def joined(self, weights: Sequence[Node]) -> Node:
@@ -170,6 +175,7 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
         try:
             replaced.update(_replace(item, builder, current, known))
             doomed.update(twins[n] for n in (*item.site.interior, *item.site.outputs))
+            doomed.update(twins[u] for n in item.site.interior for u in n.users if only_checks(u))
         except RewriteError as error:
             builder.undo()
             left.append((item.site, Reason(Code.REPLACEMENT, str(error), item.site.outputs[0].name)))
@@ -261,7 +267,7 @@ def _seen_by(user: Node, node: Node, value: Any, known: _Known) -> Any:
         return known[key]
     try:
         found = _fake_run(user, {node: value})
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise RewriteError(f"{user.name} cannot view strides {value.stride()}: {error}") from error
     if key is not None:
         known[key] = found
@@ -310,7 +316,7 @@ def blocked(
     """
     inside = {*interior, *outputs}
     for node in interior:
-        escaped = next((u for u in node.users if u not in inside), None)
+        escaped = next((u for u in node.users if u not in inside and not only_checks(u)), None)
         if node not in outputs and escaped is not None and not _input_side(view, node, inside):
             return rewriter.miss(
                 Code.INNER_USE, f"{node.name} is also used by {escaped.name}, outside the region", path, node
@@ -320,7 +326,8 @@ def blocked(
     if writer is not None:
         message = f"{writer.name} modifies memory that the region reads, between {min(positions)} and {max(positions)}"
         return rewriter.miss(Code.MUTATION, message, path, writer)
-    return None
+    reason = shared_and_written(view, outputs)
+    return None if reason is None else Miss(rewriter.kind, path, reason)
 
 
 def odd_dtype(view: GraphView, nodes: Iterable[Node], allowed: Iterable[torch.dtype | None]) -> Node | None:

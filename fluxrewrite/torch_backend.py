@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo.convert_frame import compile_lock
 from torch._logging._internal import trace_structured
 from torch.fx import GraphModule
 
@@ -175,7 +176,8 @@ class Backend:
         extra = {} if self._options is None else {"options": dict(self._options)}
         tags = [t for t in (torch.compiler.config.cache_key_tag, f"fluxrewrite {self.cache_key}") if t]
         config: Any = torch.compiler.config
-        with config.patch(cache_key_tag=" ".join(tags)):
+        # Dynamo holds this lock where it compiles; a compile while a graph runs has to take it.
+        with compile_lock, config.patch(cache_key_tag=" ".join(tags)):
             result: Callable[..., Any] = self._inner(self._around.ready(gm), inputs, **extra)
         return result
 

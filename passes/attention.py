@@ -20,6 +20,7 @@ import torch
 from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
+from fluxrewrite.guards import only_checks
 from fluxrewrite.pattern import Attempt, Const, Either, Maybe, Op, Value, match
 from fluxrewrite.rewrite import Builder, Pass, blocked, dense_as, odd_dtype
 from fluxrewrite.site import Code, Finding, Miss, Site
@@ -302,7 +303,7 @@ def _without_permutes(view: GraphView, call: Call) -> _Operands:
 
 def _result(view: GraphView, call: Call) -> tuple[Node, str]:
     """The result, below a permute back to [B, S, H, D] if that is all that happens to it."""
-    users = list(call.node.users)
+    users = [u for u in call.node.users if not only_checks(u)]
     if len(users) == 1 and (found := view.permuted(users[0])) is not None and found == (call.node, _TURN):
         return users[0], "bshd"
     return call.node, "bhsd"

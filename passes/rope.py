@@ -27,6 +27,7 @@ from fluxrewrite.passes.turns import by_matrix, written
 from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
+from fluxrewrite.guards import only_checks
 from fluxrewrite.pattern import Attempt, Join, Lanes, Op, Value, joined, match
 from fluxrewrite.rewrite import Builder, Pass, blocked, dense_as, needs_grad, odd_dtype
 from fluxrewrite.site import Code, Finding, Miss, Site
@@ -263,8 +264,8 @@ def _last_cast(view: GraphView, root: Node) -> tuple[Node, list[Node]]:
     """Down from `root` while its only use is a cast or a view that changes nothing: the last one, and those before it."""
     passed: list[Node] = []
     node = root
-    while len(node.users) == 1:
-        user = next(iter(node.users))
+    while len(uses := [u for u in node.users if not only_checks(u)]) == 1:
+        (user,) = uses
         if view.strip(user, lossy=True) is not view.strip(node, lossy=True) or view.source(user) is None:
             break
         passed.append(node)

@@ -77,11 +77,12 @@ def test_the_graph_has_one_product_and_one_more_input():
     assert inputs[-1].data_ptr() == model.q.weight.data_ptr()
 
 
-@pytest.mark.parametrize("change", ["load", "scale", "replace", "parameter"])
+@pytest.mark.parametrize("change", ["load", "scale", "replace", "parameter", "held"])
 def test_weights_that_change_after_the_compile_count(change, caplog):
-    """In place they change the joined tensor; where they are replaced, the joined one is not theirs any more."""
+    """In place they change the joined tensor; where all are replaced, the new ones are joined, if no other tensor holds them."""
     model = Block()
     run, _ = compiled(model, "inductor")
+    other = torch.randn(16, 16)
     with torch.no_grad(), caplog.at_level(logging.WARNING, "fluxrewrite"):
         run(X)
         if change == "load":
@@ -89,13 +90,44 @@ def test_weights_that_change_after_the_compile_count(change, caplog):
         elif change == "scale":
             model.k.weight.mul_(2)
         elif change == "replace":
-            model.k.weight.data = torch.randn(16, 16)
+            for layer in (model.q, model.k, model.v):
+                layer.weight.data = torch.randn(16, 16)
+        elif change == "parameter":
+            for layer in (model.q, model.k, model.v):
+                layer.weight = nn.Parameter(torch.randn(16, 16))
         else:
-            model.k.weight = nn.Parameter(torch.randn(16, 16))
+            model.k.weight.data = other
         for _ in range(2):
             torch.testing.assert_close(run(X), model(X))
-    assert ("have been replaced" in caplog.text) == (change == "replace" or "replaced" in caplog.text)
-    assert caplog.text.count("have been replaced") == (change in ("replace", "parameter"))
+    assert len(storages(model)) == (3 if change == "held" else 2)
+    assert caplog.text.count("cannot be joined again") == (change == "held")
+    assert change != "held" or other.data_ptr() == model.k.weight.data_ptr()
+
+
+def test_weights_are_not_joined_anew_for_ever(monkeypatch, caplog):
+    monkeypatch.setattr("fluxrewrite.join._JOINS", 2)
+    model = Block()
+    run, _ = compiled(model)
+    with torch.no_grad(), caplog.at_level(logging.WARNING, "fluxrewrite"):
+        for n in range(4):
+            torch.testing.assert_close(run(X), model(X))
+            assert len(storages(model)) == (2 if n < 3 else 4)
+            for layer in (model.q, model.k, model.v):
+                layer.weight.data = torch.randn(16, 16)
+    assert caplog.text.count("cannot be joined again") == 1
+
+
+def test_one_graph_joins_the_weights_of_several_blocks():
+    blocks = [Block() for _ in range(3)]
+    backend = fluxrewrite.backend(inner="eager", policy=inlined, strict=True, provider="reference")
+    for block in blocks:
+        block.compile(backend=backend)
+    with torch.no_grad():
+        for _ in range(2):
+            for block in blocks:
+                torch.testing.assert_close(block(X), block.forward(X))
+    assert len(backend.reports) == 1
+    assert [len(storages(b)) for b in blocks] == [2, 2, 2]
 
 
 def test_a_second_compile_finds_the_weights_joined():

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
+from quantised import quantise
 from torch import nn
 
 import fluxrewrite
@@ -55,6 +57,13 @@ def mutated(m, x):
     return attend(q, k, m.c(x))
 
 
+def half_autocast(m, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        y = torch.softmax(x @ x.mT, -1) @ x  # bfloat16
+        scores = y @ y.mT
+    return torch.softmax(scores, -1) @ y
+
+
 def late_bias(m, x):
     q = m.a(x)
     bias = q.mean((0, 1))
@@ -80,6 +89,7 @@ ONE_ROW = {"cos": torch.randn(D), "sin": torch.randn(D)}
 CASES = {
     Code.PATTERN: ("rope", less, {"x": HEADS, **TABLE}, "sub"),
     Code.INNER_USE: ("qkv", used_inside, {"x": X}, "add"),
+    Code.AUTOCAST: ("attention", half_autocast, {"x": HEADS}, "other settings of torch.autocast"),
     Code.MUTATION: ("qkv", mutated, {"x": X}, "mul_"),
     Code.DROPOUT: (
         "attention",
@@ -255,6 +265,25 @@ def check_unproved(trace, tmp_path):
 
 
 PROOFS = {Code.NOT_EQUIVALENT: check_not_equivalent, Code.UNPROVED: check_unproved}
+
+
+def check_subclass(trace):
+    model = Layers(triple)
+    assert quantise(model, ("b",)) == 1
+    assert codes(trace(model, x=X), "qkv") == {Code.SUBCLASS}
+
+
+def check_subgraph(trace):
+    def fn(m, x):
+        return torch.utils.checkpoint.checkpoint(lambda y: triple(m, y), x, use_reentrant=False)
+
+    gm = trace(Layers(fn), x=X)
+    plan = make_plan(GraphView(gm.graph), Selection.of(("qkv", "attention")))
+    reasons = [r for d in plan.decisions for r in d.reasons]
+    assert [r.code for r in reasons] == [Code.SUBGRAPH, Code.SUBGRAPH]
+    assert all("checkpoint" in r.message and r.node for r in reasons)
+
+
 OTHERS = {
     Code.NO_SHAPE: check_no_shape,
     Code.REWRITTEN: check_rewritten,
@@ -264,6 +293,8 @@ OTHERS = {
     Code.COVERED: check_covered,
     Code.POLICY: check_policy,
     Code.FAILED: check_failed,
+    Code.SUBCLASS: check_subclass,
+    Code.SUBGRAPH: check_subgraph,
     Code.REPLACEMENT: check_replacement,
 }
 
