@@ -20,6 +20,7 @@ from .guards import only_checks, regime, shared_and_written
 from .kernel import Kernel
 from .site import Code, Finding, Inline, Miss, Reason, Site
 from .steps import same_dim, same_shape
+from .vocabulary import read
 
 __all__ = [
     "Builder",
@@ -247,6 +248,10 @@ def _check_strides(old: Node, new: Node, known: _Known) -> None:
             continue
         for user in node.users:
             name = str(user.target if isinstance(user.target, str) else getattr(user.target, "__name__", ""))
+            if name in _COPIES and _either_written(node, user, known):
+                raise RewriteError(
+                    f"{user.name} may copy {node.name} or view it by its strides, and one of the two is written to"
+                )
             if name in _VIEWS:
                 pending.append((user, _seen_by(user, node, value, known)))
             elif name in _STRIDE_SENSITIVE or (user.op == "output" and not value.is_contiguous()):
@@ -254,6 +259,19 @@ def _check_strides(old: Node, new: Node, known: _Known) -> None:
                 raise RewriteError(
                     f"{user.name} {verb} strides {_value(node).stride()}, the call gives {value.stride()}"
                 )
+
+
+_COPIES = frozenset({"reshape", "flatten", "contiguous", "reshape_as", "ravel", "to"})
+
+
+def _either_written(node: Node, user: Node, known: _Known) -> bool:
+    """Whether the memory of a value, or of what may be a copy of it, is modified in place anywhere in the graph."""
+    if ("written",) not in known:
+        values = [_value(w) for n in node.graph.nodes for w in read(n).writes]
+        known["written",] = {v.untyped_storage()._cdata for v in values if isinstance(v, torch.Tensor)}
+    values = [_value(n) for n in (node, user)]
+    memory = {v.untyped_storage()._cdata for v in values if isinstance(v, torch.Tensor)}
+    return not memory.isdisjoint(known["written",])
 
 
 def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:

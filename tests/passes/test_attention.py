@@ -225,3 +225,22 @@ def test_head_size_limit_has_its_numbers(find):
     assert [r.code for r in site.reasons] == [Code.LIMIT]
     assert "head_size 160" in site.reasons[0].message
     assert "128" in site.reasons[0].message
+
+
+def test_a_copy_of_the_result_does_not_become_a_view_of_what_is_written_to():
+    """Flattened, the permuted result is a copy; after a call that gives it with other strides it would be a view."""
+
+    def fn(q, k, v):
+        scores = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).softmax(-1)
+        result = (scores @ v.transpose(1, 2)).transpose(1, 2)
+        flat = result.flatten(2)
+        result[0].mul_(2.0)
+        return flat
+
+    given = torch.randn(3, 2, 5, 3, 8).unbind()
+    backend = fluxrewrite.backend("eager", "attention", provider="reference")
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(fn, backend=backend)(*given), fn(*given))
+    (site,) = backend.reports[0].sites
+    assert [r.code for r in site.reasons] == ["replacement_differs"]
+    assert "may copy" in site.reasons[0].message
