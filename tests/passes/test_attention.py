@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import fluxrewrite
 from fluxrewrite.site import Code
 
 B, H, S, L, D = 2, 3, 5, 7, 8
