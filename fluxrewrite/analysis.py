@@ -29,11 +29,10 @@ from .proof import Prover, Store, check_verify
 from .proof.asked import Prove
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.model import BreakInfo, ModelInfo, Report, Timing
-from .rewrite import module_with
 from .site import Site
 from .target import Target
 
-__all__ = ["Options", "analyse", "analyse_graph", "inspect", "inspect_graphs", "inspect_spec", "peak_rss_mb"]
+__all__ = ["Options", "analyse", "inspect", "inspect_graphs", "inspect_spec", "peak_rss_mb"]
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,6 @@ class Options:
 
 
 def analyse(
-    gm: GraphModule, selection: Selection, policy: Policy, *args: Any, **kwargs: Any
-) -> tuple[Analysed, GraphModule]:
-    """As `analyse_graph`, with the rewritten graph as a module: `gm` itself where nothing is rewritten."""
-    analysed, graph = analyse_graph(gm, selection, policy, *args, **kwargs)
-    return analysed, gm if graph is gm.graph else module_with(gm, graph)
-
-
-def analyse_graph(
     gm: GraphModule,
     selection: Selection,
     policy: Policy,
@@ -107,6 +98,10 @@ def analyse_graph(
         target, case: what predictions are made for.
         price: compares sets of kernels in the place of the prediction, as the policy "measure" does.
         joinable, failed, prove: as `make_plan` takes them.
+
+    Returns:
+        What there is to say of the graph, and the rewritten one: that of `gm` itself where nothing is rewritten. To run it, see
+        `rewrite.as_module`.
     """
     view = GraphView(gm.graph)
     errors = {} if on_error is None else {"on_error": on_error}
@@ -209,7 +204,7 @@ def _report(
         text_tokens=shapes.text_tokens if shapes else None,
     )
     prover = Prover(Store()) if options.verify == "numeric" else None
-    analysed = [analyse_graph(gm, selection, options.policy, target, case, prove=prover)[0] for gm in captured.graphs]
+    analysed = [analyse(gm, selection, options.policy, target, case, prove=prover)[0] for gm in captured.graphs]
     matched = time.perf_counter()
     model = ModelInfo(
         name=name,

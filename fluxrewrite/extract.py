@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -15,6 +15,7 @@ from torch.fx.node import map_aggregate, map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .errors import RewriteError
+from .traced import name_of, value_of
 
 __all__ = ["Operand", "Part", "extract"]
 
@@ -77,7 +78,7 @@ def extract(gm: GraphModule, nodes: Collection[Node]) -> Part:
     for node in outside:
         if node.op == "get_attr":
             made[node] = graph.node_copy(node)
-    symbolic = any(isinstance(v, torch.SymInt) for n in inside for v in _numbers(_value(n)))
+    symbolic = any(isinstance(v, torch.SymInt) for n in inside for v in _numbers(value_of(n)))
     for node in inside:
         made[node] = graph.node_copy(node, made.__getitem__)
         if symbolic:
@@ -86,10 +87,6 @@ def extract(gm: GraphModule, nodes: Collection[Node]) -> Part:
     graph.output(tuple(_leave(graph, inside, made)))
     graph.lint()
     return Part(GraphModule(gm, graph, class_name="Part"), tuple(operands))
-
-
-def _value(node: Node) -> Any:
-    return node.meta["example_value"] if "example_value" in node.meta else node.meta.get("val")
 
 
 def _numbers(value: Any) -> Iterator[Any]:
@@ -125,7 +122,7 @@ def _enter(graph: Graph, node: Node, operands: list[Operand]) -> Any:
         raise RewriteError(f"{node.name} is a {type(value).__name__}, which a part of a graph cannot take")
 
     made: list[Node] = []
-    value = _value(node)
+    value = value_of(node)
     if value is None:
         raise RewriteError(f"{node.name} has no value: the graph was not traced with shapes")
     return tree_map(leaf, tuple(value) if isinstance(value, torch.Size) else value)
@@ -137,7 +134,7 @@ def _leave(graph: Graph, inside: Collection[Node], made: dict[Node, Any]) -> Ite
     for node in inside:
         if all(user in known for user in node.users):
             continue
-        value = _value(node)
+        value = value_of(node)
         if isinstance(value, torch.Tensor):
             yield made[node]
         elif isinstance(value, (tuple, list)):
@@ -160,19 +157,12 @@ def _lines(part: Part) -> Iterator[str]:
 
 def _target(part: Part, node: Node) -> str:
     if node.op != "get_attr":
-        return node.target if isinstance(node.target, str) else _function(node.target)
+        return name_of(node.target)
     held = attrgetter(str(node.target))(part.module)
     if isinstance(held, torch.Tensor):
         return str(Operand.like("", held))
     return held.code if isinstance(held, GraphModule) else str(held)
 
 
-def _function(target: Callable[..., Any]) -> str:
-    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return str(target)
-    name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None) or type(target).__qualname__
-    return f"{getattr(target, '__module__', '')}.{name}"
-
-
 def _constant(value: Any) -> Any:
-    return _function(value) if callable(value) and not isinstance(value, (type, torch.dtype)) else value
+    return name_of(value) if callable(value) and not isinstance(value, (type, torch.dtype)) else value

@@ -16,6 +16,7 @@ from .graph import GraphView
 from .kernel import Kernel
 from .rewrite import Replacement
 from .site import Site
+from .traced import value_of
 
 __all__ = ["Failure", "Failures", "Key", "blamed", "first_run", "writes_inputs"]
 
@@ -103,7 +104,7 @@ def blamed(
 
 
 def _given(node: Node) -> Any:
-    args = torch.fx.node.map_arg(node.args, lambda n: n.meta.get("example_value", n.meta.get("val")))
+    args = torch.fx.node.map_arg(node.args, value_of)
     return signature(args)
 
 

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.fx import Graph, Node
 
 from . import steps as st
+from .traced import value_of
 from .vocabulary import CASTS, RESHAPES, Fact, read
 
 __all__ = ["GraphView", "module_path"]
@@ -118,10 +119,8 @@ class GraphView:
     # *** what a value is
 
     def value(self, node: Any) -> Any:
-        """The traced fake value: Dynamo keeps it as `example_value`, torch.export and AOTAutograd as `val`."""
-        if not isinstance(node, Node):
-            return None
-        return node.meta["example_value"] if "example_value" in node.meta else node.meta.get("val")
+        """The traced fake value of a node, `traced.value_of`; None for what is no node."""
+        return value_of(node) if isinstance(node, Node) else None
 
     def tensor(self, node: Any) -> torch.Tensor | None:
         """The traced value if it is one tensor.

@@ -13,6 +13,8 @@ from torch.distributed.tensor import DTensor
 from torch.fx import GraphModule, Node
 from torch.nn import Parameter
 
+from .traced import value_of
+
 __all__ = ["Joinable", "join", "owned", "parameters", "settle", "with_joined"]
 
 log = logging.getLogger("fluxrewrite")
@@ -26,15 +28,11 @@ Joinable = Callable[[Sequence[Node]], bool]
 
 def parameters(nodes: Sequence[Node]) -> bool:
     """Whether all are parameters of the model that fit together, by what was traced."""
-    values = [_traced(n) if n.op == "placeholder" else None for n in nodes]
+    values = [value_of(n) if n.op == "placeholder" else None for n in nodes]
     known = [
         v for v in values if isinstance(v, Parameter) and not isinstance(v, DTensor)
     ]  # a part is not the model's memory
     return len(known) == len(nodes) and len({(v.dtype, v.device, v.shape[1:]) for v in known}) == 1
-
-
-def _traced(node: Node) -> Any:
-    return node.meta.get("example_value", node.meta.get("val"))
 
 
 def owned(gm: GraphModule, inputs: Sequence[Any]) -> Joinable:
@@ -194,6 +192,6 @@ def _places(groups: Sequence[Sequence[int]], gm: GraphModule, joined: Sequence[T
         at = whole.data_ptr()
         for i in group:
             places.append((i, at))
-            value = _traced(nodes[i])
+            value = value_of(nodes[i])
             at += value.numel() * value.element_size()
     return places

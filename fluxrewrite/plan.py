@@ -16,7 +16,7 @@ from .kernel import Kernel, load_kernels, load_plugins
 from .nested import misses_within
 from .proof.asked import Prove, proved, refuted
 from .provider import provided
-from .rewrite import Pass, Replacement, module_with, needs_grad, rewritten_graph
+from .rewrite import Pass, Replacement, as_module, needs_grad, rewritten_graph
 from .site import Code, Finding, Miss, Reason, Site
 
 __all__ = [
@@ -374,7 +374,7 @@ def _decide(
 def apply(gm: GraphModule, plan: Plan) -> tuple[GraphModule, Plan]:
     """The rewritten module, `gm` itself when there is nothing to rewrite; and the plan as it was carried out."""
     graph, carried_out = apply_graph(gm, plan)
-    return (gm if graph is gm.graph else module_with(gm, graph)), carried_out
+    return as_module(gm, graph), carried_out
 
 
 def apply_graph(gm: GraphModule, plan: Plan) -> tuple[Graph, Plan]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
@@ -19,13 +17,15 @@ from .graph import GraphView
 from .guards import only_checks, regime, shared_and_written
 from .kernel import Kernel
 from .site import Code, Finding, Inline, Miss, Reason, Site
-from .steps import same_dim, same_shape
-from .vocabulary import read
+from .steps import same_shape
+from .strides import Strides
+from .traced import fake_run, value_of
 
 __all__ = [
     "Builder",
     "Pass",
     "Replacement",
+    "as_module",
     "blocked",
     "copied",
     "dense_as",
@@ -89,7 +89,7 @@ class Builder:
         self, graph: Graph, at: Node, site: Site, current: Callable[[Any], Any], kernel: Kernel | None = None
     ) -> None:
         self._graph, self._at, self._site, self._current, self._kernel = graph, at, site, current, kernel
-        value = _value(site.outputs[0])
+        value = value_of(site.outputs[0])
         self._regime = regime(graph, at, value.device.type) if isinstance(value, torch.Tensor) else nullcontext
         self.made: list[Node] = []
 
@@ -109,7 +109,7 @@ class Builder:
         node.meta.update({k: origin.meta[k] for k in ("nn_module_stack", "stack_trace") if k in origin.meta})
         node.meta["from_node"] = [NodeSource(origin, f"fluxrewrite.{self._site.kind}", [NodeSourceAction.REPLACE])]
         with self._regime():
-            node.meta["example_value" if "example_value" in origin.meta else "val"] = _fake_run(node)
+            node.meta["example_value" if "example_value" in origin.meta else "val"] = fake_run(node)
         return node
 
     def joined(self, weights: Sequence[Node]) -> Node:
@@ -121,7 +121,7 @@ class Builder:
         self.made.append(node)
         node.meta.update(joined=tuple(n.name for n in parts), tensor_dict={"_dynamo_static_input_type": "unguarded"})
         node._dynamo_source = None  # type: ignore[attr-defined]  # AOTAutograd asks Dynamo's placeholders for it
-        values = [_value(n) for n in parts]
+        values = [value_of(n) for n in parts]
         with values[0].fake_mode, torch.no_grad():
             node.meta["example_value" if "example_value" in parts[0].meta else "val"] = torch.cat(values)
         return node
@@ -130,24 +130,6 @@ class Builder:
         """Take back everything that was inserted."""
         while self.made:
             self._graph.erase_node(self.made.pop())
-
-
-def _value(node: Node) -> Any:
-    return node.meta["example_value"] if "example_value" in node.meta else node.meta.get("val")
-
-
-def _fake_run(node: Node, other: Mapping[Node, Any] = MappingProxyType({})) -> Any:
-    """The result of a node on the traced values of its arguments, or on `other` ones."""
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: other[n] if n in other else _value(n))
-    # Not detect_fake_mode: while a backend runs, the tracing context holds another mode than the one that Dynamo traced with.
-    fakes = (v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, FakeTensor))
-    fake = next(fakes, None)
-    if fake is None:
-        raise RewriteError(f"no fake tensors reach {node.target}: the graph was not traced with shapes")
-    with fake.fake_mode, torch.no_grad():
-        if isinstance(node.target, str):
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def rewrite(gm: GraphModule, replacements: Iterable[Replacement]) -> tuple[GraphModule, list[tuple[Site, Reason]]]:
@@ -170,11 +152,11 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
             value = replaced[value]
         return value
 
-    known: _Known = {}
+    strides = Strides(gm.graph)
     for item in replacements:
         builder = Builder(graph, twins[item.site.before], item.site, current, item.kernel)
         try:
-            replaced.update(_replace(item, builder, current, known))
+            replaced.update(_replace(item, builder, current, strides))
             doomed.update(twins[n] for n in (*item.site.interior, *item.site.outputs))
             doomed.update(twins[u] for n in item.site.interior for u in n.users if only_checks(u))
         except RewriteError as error:
@@ -187,7 +169,7 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
     return graph, left
 
 
-def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any], known: _Known) -> dict[Node, Node]:
+def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any], strides: Strides) -> dict[Node, Node]:
     outputs = [current(n) for n in item.site.outputs]
     try:
         if item.kernel is None:
@@ -201,7 +183,7 @@ def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any],
     except Exception as error:
         raise RewriteError(f"{type(error).__name__}: {error}") from error
     for node, new in zip(item.site.outputs, made, strict=True):
-        _check_strides(node, new, known)
+        strides.check(node, new)
         new.meta["replaces"] = (*new.meta.get("replaces", ()), node.name)
     for old, new in zip(outputs, made, strict=True):
         old.replace_all_uses_with(new)
@@ -209,97 +191,11 @@ def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any],
 
 
 def _check_same(old: Node, new: Node) -> None:
-    a, b = _value(old), _value(new)
+    a, b = value_of(old), value_of(new)
     if not same_shape(a.shape, b.shape) or a.dtype != b.dtype or a.device != b.device:
         raise RewriteError(
             f"the call would give {b.dtype} {tuple(b.shape)} on {b.device} in place of {a.dtype} {tuple(a.shape)} on {a.device}"
         )
-
-
-_STRIDE_SENSITIVE = frozenset({"as_strided", "stride", "data_ptr"})
-_VIEWS = frozenset(
-    {
-        "permute",
-        "transpose",
-        "swapaxes",
-        "swapdims",
-        "t",
-        "movedim",
-        "expand",
-        "getitem",
-        "unsqueeze",
-        "squeeze",
-        "chunk",
-    }
-    | {"split", "unbind", "narrow", "select", "detach", "to", "unflatten", "clone", "view", "view_as"}
-)
-
-
-_Known = dict[tuple[object, ...], Any]
-"""What views were seen to make of strided tensors: blocks that repeat ask the same again."""
-
-
-def _check_strides(old: Node, new: Node, known: _Known) -> None:
-    """Other strides are as good, unless a use of the value depends on them."""
-    pending = [(old, _value(new))]
-    while pending:
-        node, value = pending.pop()
-        if isinstance(value, torch.Tensor) and _same_strides(_value(node), value):
-            continue
-        for user in node.users:
-            name = str(user.target if isinstance(user.target, str) else getattr(user.target, "__name__", ""))
-            if name in _COPIES and _either_written(node, user, known):
-                raise RewriteError(
-                    f"{user.name} may copy {node.name} or view it by its strides, and one of the two is written to"
-                )
-            if name in _VIEWS:
-                pending.append((user, _seen_by(user, node, value, known)))
-            elif name in _STRIDE_SENSITIVE or (user.op == "output" and not value.is_contiguous()):
-                verb = "returns" if user.op == "output" else "reads"
-                raise RewriteError(
-                    f"{user.name} {verb} strides {_value(node).stride()}, the call gives {value.stride()}"
-                )
-
-
-_COPIES = frozenset({"reshape", "flatten", "contiguous", "reshape_as", "ravel", "to"})
-
-
-def _either_written(node: Node, user: Node, known: _Known) -> bool:
-    """Whether the memory of a value, or of what may be a copy of it, is modified in place anywhere in the graph."""
-    if ("written",) not in known:
-        values = [_value(w) for n in node.graph.nodes for w in read(n).writes]
-        known["written",] = {v.untyped_storage()._cdata for v in values if isinstance(v, torch.Tensor)}
-    values = [_value(n) for n in (node, user)]
-    memory = {v.untyped_storage()._cdata for v in values if isinstance(v, torch.Tensor)}
-    return not memory.isdisjoint(known["written",])
-
-
-def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return all(same_dim(n, 1) or same_dim(s, t) for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True))
-
-
-def _seen_by(user: Node, node: Node, value: Any, known: _Known) -> Any:
-    """What a view makes of the new value of one of its arguments."""
-    key = _as_asked(user, node, value)
-    if key is not None and key in known:
-        return known[key]
-    try:
-        found = _fake_run(user, {node: value})
-    except (RuntimeError, ValueError) as error:
-        raise RewriteError(f"{user.name} cannot view strides {value.stride()}: {error}") from error
-    if key is not None:
-        known[key] = found
-    return found
-
-
-def _as_asked(user: Node, node: Node, value: Any) -> tuple[object, ...] | None:
-    """Equal for views of tensors of the same sizes and strides; None where sizes are symbolic or other values take part."""
-    if not isinstance(value, torch.Tensor) or user.kwargs or user.all_input_nodes != [node]:
-        return None
-    sizes = (*value.shape, *value.stride())
-    if not all(type(n) is int for n in sizes) or user.args[:1] != (node,):
-        return None
-    return (user.op, user.target, repr(user.args[1:]), value.dim(), sizes, value.dtype, value.device)
 
 
 def copied(gm: GraphModule) -> Graph:
@@ -309,6 +205,11 @@ def copied(gm: GraphModule) -> Graph:
         if node.op == "placeholder":
             twin.__dict__.update({k: v for k, v in node.__dict__.items() if k not in twin.__dict__})
     return graph
+
+
+def as_module(gm: GraphModule, graph: Graph) -> GraphModule:
+    """`gm` itself where `graph` is its own, else a module like it that runs `graph`."""
+    return gm if graph is gm.graph else module_with(gm, graph)
 
 
 def module_with(gm: GraphModule, graph: Graph) -> GraphModule:

@@ -32,7 +32,7 @@ from .proof import Prover, Store, check_verify
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.merged import merge
 from .report.model import ModelInfo, Report, Timing
-from .rewrite import Replacement
+from .rewrite import Replacement, as_module
 from .site import Code
 from .target import Target
 from .times import Times, machine_text
@@ -227,7 +227,7 @@ class Backend:
             peak_rss_mb=peak_rss_mb(),
             **({} if prover is None else prover.timing()),
         )
-        return rewritten, analysed.plan.replacements(), report.model_copy(update={"timing": timing})
+        return as_module(gm, rewritten), analysed.plan.replacements(), report.model_copy(update={"timing": timing})
 
     def _report(self, local: Local, analysed: Analysed, foresight: Foresight | None) -> Report:
         """The report; without predictions where making them fails, for the rewrite does not hang on them."""

@@ -29,6 +29,7 @@ from fluxrewrite.graph import GraphView
 from fluxrewrite.models import Shapes, find_model
 from fluxrewrite.oracle.compare import agreement, lost_fusions, rank_agreement
 from fluxrewrite.plan import Selection
+from fluxrewrite.rewrite import as_module
 from fluxrewrite.site import Site
 
 VARIANTS = {
@@ -104,7 +105,8 @@ def compare(gm: GraphModule, compiler: str) -> list[dict[str, object]]:
     rows = [_row("no kernel", predicted.bytes, actual.bytes, *fused)]
     rows[0]["by"] = actual.by
     for name, kernels in VARIANTS.items():
-        analysed, rewritten = analyse(gm, Selection.of(kernels, "reference"), "all")
+        analysed, graph = analyse(gm, Selection.of(kernels, "reference"), "all")
+        rewritten = as_module(gm, graph)
         after, real = fuse(GraphView(rewritten.graph), rules).fusion, ask(rewritten)
         sites = [d.finding for d in analysed.plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
         outside = _outside(pairs, sites)

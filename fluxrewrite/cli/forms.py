@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..report.build import Analysed
     from ..report.model import Report
 
-__all__ = ["InspectFormat", "ReportFormat", "check_forms", "emit", "emit_graphs", "read_runs", "timed"]
+__all__ = ["InspectFormat", "ReportFormat", "check_forms", "emit", "read_runs", "timed"]
 
 
 class ReportFormat(StrEnum):
@@ -67,13 +67,22 @@ def timed(report: Report) -> Report:
 
 
 def emit(
-    report: Report, format: StrEnum, output: Path | None, site: str | None = None, runs: Runs | None = None
+    report: Report,
+    format: StrEnum,
+    output: Path | None,
+    site: str | None = None,
+    runs: Runs | None = None,
+    graphs: Sequence[Analysed] = (),
 ) -> None:
     """Write a report in a format, to a file or the terminal; with `site`, the neighbourhood of that site, with `runs`, them too.
 
+    `graphs` are those that the report is about: Model Explorer shows them.
+
     Raises InputError for an unknown site, and for a picture of a report that has no blocks.
     """
-    if format == ReportFormat.TEXT:
+    if format == InspectFormat.MODEL_EXPLORER:
+        _emit_graphs(report, graphs, output)
+    elif format == ReportFormat.TEXT:
         from ..report.text import rendered
 
         show(rendered(report, runs), output)
@@ -94,7 +103,7 @@ def _text(report: Report, format: ReportFormat, site: str | None, runs: Runs | N
     return svg.map_svg(report) if format is ReportFormat.SVG else dot.map_dot(report)
 
 
-def emit_graphs(report: Report, graphs: Sequence[Analysed], output: Path | None) -> None:
+def _emit_graphs(report: Report, graphs: Sequence[Analysed], output: Path | None) -> None:
     """Write the graphs for Model Explorer; to a file with files of node data beside it, "x.bytes.json" and "x.us.json"."""
     from ..draw.explorer import collection, node_data
 

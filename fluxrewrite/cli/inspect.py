@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .forms import InspectFormat, check_forms, emit, emit_graphs, read_runs, timed
+from .forms import InspectFormat, check_forms, emit, read_runs, timed
 from .shared import Dtype, PolicyName, ProofName, Regime, progress, torch_dtype, writable
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def inspect(
         report, graphs = inspect_graphs(spec, Shapes(image_tokens, text_tokens, batch), torch_dtype(dtype), options)
     report = report if kept is None else compared(report, kept)
     report = timed(report) if timelines else report
-    emit_graphs(report, graphs, output) if format is _EXPLORER else emit(report, format, output, site, measured)
+    emit(report, format, output, site, measured, graphs)
     check(report, limits)
 
 
@@ -87,9 +87,6 @@ def _limits(fail_on: Sequence[str], budget: Path | None, selection: Selection) -
 
     limits = [parse_limit(text, kinds=selection.passes) for text in fail_on]
     return limits + (read_budget(budget, selection.passes) if budget else [])
-
-
-_EXPLORER = InspectFormat.MODEL_EXPLORER
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from ..custom_call import custom_call
 from ..errors import InputError
 from ..fusion.groups import Fusion
 from ..kernel import load_kernels
+from ..traced import value_of
 from .hlo import parse
 from .hlo_kernels import fusion_of
 
@@ -115,7 +116,7 @@ def _compile(tensors: list[torch.Tensor]) -> str:
 
 
 def _on_device(node: Node, device: torch.device) -> Any:
-    value = node.meta.get("example_value", node.meta.get("val"))
+    value = value_of(node)
     if not isinstance(value, torch.Tensor):
         return value
     if not all(isinstance(n, int) for n in value.shape):
@@ -156,4 +157,4 @@ class _OnXla(Interpreter):
 
     def _custom_call(self, n: Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        return custom_call((args, kwargs), n.meta.get("example_value", n.meta.get("val")), str(n.target))
+        return custom_call((args, kwargs), value_of(n), str(n.target))

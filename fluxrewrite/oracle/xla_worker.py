@@ -15,6 +15,7 @@ from ..capture import capture_spec
 from ..errors import InputError
 from ..models import Shapes, find_model
 from ..plan import Selection
+from ..rewrite import as_module
 from .records import fusion_to_json
 from .xla_graph import dump_folder, xla_fusion_of
 
@@ -32,7 +33,8 @@ def traced(model: str, shapes: Shapes, kernels: str | None, dtype: torch.dtype) 
         raise InputError(f"{model}: {len(captured.graphs)} graphs, the oracle takes one{where}")
     if kernels is None:
         return captured.graphs[0]
-    return analyse(captured.graphs[0], Selection.of(kernels), "all")[1]
+    gm = captured.graphs[0]
+    return as_module(gm, analyse(gm, Selection.of(kernels), "all")[1])
 
 
 def main(request: Path, answer: Path) -> int:

@@ -16,8 +16,9 @@ import torch
 from torch.fx import Node
 
 from ..site import Site
+from ..traced import value_of
 from ..vocabulary import RESHAPES, read
-from .region import hint, value_of
+from .region import hint
 
 __all__ = ["Cut", "cuts"]
 

@@ -22,11 +22,12 @@ from ..kernel import Kernel
 from ..rewrite import Pass
 from ..site import Proof, Site
 from ..sources import files_digest, module_digest
+from ..traced import value_of
 from ..vocabulary import read
 from .apart import TOLERANCE, TRACED, Apart, apart
 from .cut import Cut, cuts
 from .inputs import Maker
-from .region import SYMBOLS, Region, hint, region_of, value_of
+from .region import SYMBOLS, Region, hint, region_of
 from .run import Run, wide
 from .sides import Sides, sides_of
 from .store import Store

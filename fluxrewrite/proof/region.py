@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves
 from ..graph import GraphView
 from ..site import Site
 from ..steps import size_of
+from ..traced import name_of, value_of
 
-__all__ = ["SYMBOLS", "Region", "hint", "region_of", "value_of"]
+__all__ = ["SYMBOLS", "Region", "hint", "region_of"]
 
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 UNKNOWN = 40
@@ -63,11 +64,6 @@ def region_of(view: GraphView, site: Site) -> Region:
     entering.update(dict.fromkeys(n for n in named if n not in taken))
     text = _text(view, words, nodes, list(entering))
     return Region(tuple(nodes), tuple(entering), hashlib.sha256(text.encode()).hexdigest())
-
-
-def value_of(node: Node) -> Any:
-    """The traced value of a node."""
-    return node.meta["example_value"] if "example_value" in node.meta else node.meta.get("val")
 
 
 def hint(number: Any) -> Any:
@@ -153,7 +149,7 @@ def _text(view: GraphView, words: list[Any], nodes: list[Node], inputs: list[Nod
         if node not in known:
             known[node] = [node.op, *tokens((node.target, node.args, node.kwargs)), "\n"]
         found += [w if type(w) is str else number[w] for w in known[node]]
-    found += [w if type(w) is str else number.get(w) or f"%? {w.op} {_function(w.target)}" for w in words]
+    found += [w if type(w) is str else number.get(w) or f"%? {w.op} {name_of(w.target)}" for w in words]
     return " ".join(found)
 
 
@@ -212,13 +208,4 @@ def _other(value: Any) -> str:
         return repr(hint(value))
     if isinstance(value, slice):
         return f"slice{tuple(map(_other, (value.start, value.stop, value.step)))}"
-    return _function(value) if callable(value) else repr(value)
-
-
-def _function(target: Callable[..., Any] | str) -> str:
-    if isinstance(target, str):
-        return target
-    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return str(target)
-    name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None) or type(target).__qualname__
-    return f"{getattr(target, '__module__', '')}.{name}"
+    return name_of(value) if callable(value) else repr(value)

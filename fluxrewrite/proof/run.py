@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 
+from ..traced import value_of
 from ..vocabulary import read
 from .cut import Cut
-from .region import value_of
 
 __all__ = ["Differs", "Run", "wide"]
 

@@ -18,6 +18,7 @@ from ..plan import Decision, Plan, Policy, Selection
 from ..site import Code, Miss, Proof, Reason
 from ..steps import size_of
 from ..target import Target
+from ..traced import value_of
 from .model import KernelInfo, KindSummary, ModelInfo, ProofInfo, ReasonInfo, Report, SiteInfo, Summary, Timing
 from .predicted import Forecast, boundaries_of, breaks_of, collectives_of, effect_info, segments_of, verdicts_of
 from .strips import blocks_of, calls_of
@@ -177,7 +178,7 @@ def dynamic_sizes(graphs: Iterable[torch.fx.GraphModule]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for gm in graphs:
         for node in gm.graph.find_nodes(op="placeholder"):
-            value = node.meta.get("example_value", node.meta.get("val"))
+            value = value_of(node)
             if isinstance(value, torch.Tensor):
                 sizes = [size_of(n) for n in value.shape]
                 found.update({f"{node.name}[{a}] = {n}": None for a, n in enumerate(sizes) if isinstance(n, str)})

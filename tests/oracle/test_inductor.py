@@ -18,6 +18,7 @@ from fluxrewrite.oracle.compare import lost_fusions
 from fluxrewrite.oracle.inductor import inductor_fusion
 from fluxrewrite.oracle.names import Names
 from fluxrewrite.plan import Selection
+from fluxrewrite.rewrite import as_module
 
 pytestmark = pytest.mark.skipif(
     TorchVersion(torch.__version__) < "2.13", reason="Inductor's internals are those of torch 2.13"
@@ -186,7 +187,7 @@ def test_real_inputs_do_as_well(trace: Any) -> None:
 
 
 def _rewritten(gm: GraphModule, kernels: str) -> GraphModule:
-    return analyse(gm, Selection.of(kernels), "all")[1]
+    return as_module(gm, analyse(gm, Selection.of(kernels), "all")[1])
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from fluxrewrite.oracle.hlo import parse
 from fluxrewrite.oracle.xla_graph import _on_device, _OnXla, dump_folder
 from fluxrewrite.oracle.xla_worker import traced
 from fluxrewrite.plan import Selection
+from fluxrewrite.rewrite import as_module
 from fluxrewrite.workload import realise
 
 torch_xla = pytest.importorskip("torch_xla", reason="torch-xla is not installed here: make test-xla")
@@ -100,7 +101,7 @@ def test_one_custom_call_a_rewritten_site(workload, kernels):
 def test_the_parser_counts_as_torch_xlas_text_does(small, kernels):
     """The HLO that torch_xla says it would hand over, before any optimisation."""
     gm = traced(small, SHAPES, None, torch.float32)
-    rewritten = analyse(gm, Selection.of(kernels, execution="custom_call"), "all")[1]
+    rewritten = as_module(gm, analyse(gm, Selection.of(kernels, execution="custom_call"), "all")[1])
     device = torch_xla.device()
     inputs = [_on_device(n, device) for n in rewritten.graph.find_nodes(op="placeholder")]
     with torch.no_grad():
