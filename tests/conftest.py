@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -28,6 +29,11 @@ from fluxrewrite.plan import Selection, apply, make_plan
 from fluxrewrite.provider import Implementation, Provider, implementations
 from fluxrewrite.site import Miss, Site
 from fluxrewrite.target import Target
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as of a job in the background: then what is started would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

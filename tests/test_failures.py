@@ -176,6 +176,9 @@ def test_a_kernel_that_fails_at_trace(failures, monkeypatch, kind):
     backend = run(failures, kernels=kind)
     assert {s.reasons[0].code for s in choices(backend, kind)} == {Code.REPLACEMENT}
     assert "the front end says no" in choices(backend, kind)[0].reasons[0].message
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="the front end says no"):
+        run(failures, kernels=kind, strict=True)
 
 
 def test_what_failed_once_is_not_tried_again(failures):

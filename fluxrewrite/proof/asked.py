@@ -9,6 +9,7 @@ from ..graph import GraphView
 from ..kernel import Kernel
 from ..rewrite import Pass
 from ..site import Code, Proof, Reason, Site
+from .sides import NoReplacement
 
 __all__ = ["Prove", "proved", "refuted"]
 
@@ -20,8 +21,12 @@ def proved(
     view: GraphView, site: Site, rewriter: Pass, kernel: Kernel | None, prove: Prove
 ) -> tuple[Site, tuple[Reason, ...]]:
     """The site with its proof, and why it is left alone where there is none."""
-    proof = prove(view, site, rewriter, kernel)
-    site, where = replace(site, proof=proof), site.outputs[0].name
+    where = site.outputs[0].name
+    try:
+        proof = prove(view, site, rewriter, kernel)
+    except NoReplacement as error:
+        return replace(site, proof=Proof("unproved", note=str(error))), (Reason(Code.REPLACEMENT, str(error), where),)
+    site = replace(site, proof=proof)
     if proof.status == "failed":
         far = proof.note or f"it is off by {proof.error:.2g} of the largest value"
         how = "float64" if proof.dtype == "float64" else str(site.dtype).removeprefix("torch.")

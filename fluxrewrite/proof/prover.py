@@ -29,7 +29,7 @@ from .cut import Cut, cuts
 from .inputs import Maker
 from .region import SYMBOLS, Region, hint, region_of
 from .run import Run, wide
-from .sides import Sides, sides_of
+from .sides import NoReplacement, Sides, sides_of
 from .store import Store
 
 __all__ = ["Prover"]
@@ -61,17 +61,21 @@ class Prover:
         self.seconds = 0.0
 
     def __call__(self, view: GraphView, site: Site, rewriter: Pass, kernel: Kernel | None) -> Proof:
-        """What comes of running a site and its replacement on the same random inputs; never raises.
+        """What comes of running a site and its replacement on the same random inputs.
 
         Args:
             view: of the graph that holds the site.
             site: as `rewriter` found it.
             rewriter: emits the replacement.
             kernel: that takes it, for which the body of its op stands; None for a site that is written inline.
+
+        Raises NoReplacement where the pass fails to write it; nothing else.
         """
         start = time.perf_counter()
         try:
             return self._proof(view, site, rewriter, kernel)
+        except NoReplacement:
+            raise
         except Exception as error:
             return Proof("unproved", note=_line(error))
         finally:
@@ -98,7 +102,8 @@ class Prover:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    first = (str(error).splitlines() or [""])[0]
+    return first if isinstance(error, RewriteError) else f"{type(error).__name__}: {first}"
 
 
 def _sources(rewriter: Any, kernel: Kernel | None) -> str | None:
@@ -152,10 +157,7 @@ def _beside(folder: Path) -> str:
 
 def _prove(region: Region, site: Site, rewriter: Pass, kernel: Kernel | None) -> Proof:
     """Run both sides, at the smallest sizes that can be had; a difference must be there at all sizes that can be run."""
-    try:
-        sides = sides_of(region, site, rewriter, kernel)
-    except Exception as error:
-        return Proof("unproved", note=f"no replacement: {_line(error)}")
+    sides = sides_of(region, site, rewriter, kernel)
     op = None if kernel is None else kernel.op
     problem, failed = "there is nothing to run", None
     for lift in (True, False):

@@ -14,7 +14,15 @@ from ..rewrite import Builder, Pass
 from ..site import Site
 from .region import Region
 
-__all__ = ["Sides", "sides_of"]
+__all__ = ["NoReplacement", "Sides", "sides_of"]
+
+
+class NoReplacement(RewriteError):
+    """The pass itself fails to write the replacement: then there is none to prove, here or in the graph."""
+
+
+class _Unnamed(RewriteError):
+    """The replacement reads what its site does not name: no proof can give it a value."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,9 @@ class Sides:
 def sides_of(region: Region, site: Site, rewriter: Pass, kernel: Kernel | None) -> Sides:
     """Both sides of a site; the replacement by the body of the canonical op, or by `emit_inline` where there is no kernel.
 
-    Raises RewriteError where the replacement reads a value that the site does not name, and whatever `emit` raises.
+    Raises:
+        NoReplacement: the pass raises.
+        RewriteError: the replacement reads a value that the site does not name.
     """
     graph = Graph()
     twins: dict[Node, Node] = {}
@@ -56,12 +66,17 @@ def sides_of(region: Region, site: Site, rewriter: Pass, kernel: Kernel | None) 
         if not isinstance(value, Node) or value.graph is graph:
             return value
         if value not in twins:
-            raise RewriteError(f"the replacement reads {value.name}, which its site does not name")
+            raise _Unnamed(f"the replacement reads {value.name}, which its site does not name")
         return twins[value]
 
     body = None if kernel is None else replace(kernel, provider="reference", execution="reference")
     builder = Builder(graph, graph.output_node(), site, current, body)
-    emitted = rewriter.emit_inline(site, builder) if body is None else rewriter.emit(site, builder, body.op)
+    try:
+        emitted = rewriter.emit_inline(site, builder) if body is None else rewriter.emit(site, builder, body.op)
+    except _Unnamed:
+        raise
+    except Exception as error:
+        raise NoReplacement(f"{type(error).__name__}: {error}") from error
     return _sides(twins, region, site, builder, [current(n) for n in emitted])
 
 
