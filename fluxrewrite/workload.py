@@ -38,6 +38,7 @@ class Workload:
     inputs: Mapping[str, Any]
     denoises: bool
 
+    @torch.no_grad()  # for each step alone: a `with` in a generator would last for as long as nobody takes the next one
     def steps(self, count: int, call: Call | None = None) -> Iterator[Tensor]:
         """The latents after each of `count` steps of a denoising loop, flow matching with Euler steps as in diffusers.
 
@@ -48,8 +49,7 @@ class Workload:
             call: what runs in the place of the model.
         """
         call = self.model if call is None else call  # a compiled module answers no question of its truth
-        with torch.no_grad():
-            yield from self._denoised(count, call) if self.denoises else self._repeated(count, call)
+        yield from self._denoised(count, call) if self.denoises else self._repeated(count, call)
 
     def _repeated(self, count: int, call: Call) -> Iterator[Tensor]:
         for _ in range(count):

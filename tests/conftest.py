@@ -75,9 +75,13 @@ def _presets_are_traced_once(capture_preset: Any) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> Any:
+def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
     torch.manual_seed(0)
+    yield
+    left = not torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu")
+    torch.set_grad_enabled(True)
+    assert not left, "the test, or what it ran, left a mode of torch switched: no_grad, inference mode or autocast"
 
 
 @pytest.fixture

@@ -53,6 +53,15 @@ def test_a_model_that_can_run(spec, dtype):
     assert workload.inputs["txt_ids"][0, :, 3].tolist() == [0, 1, 2]
 
 
+def test_between_steps_gradients_are_as_the_caller_has_them(spec):
+    """A loop that is never finished would leave them switched off for the rest of the process."""
+    grad = []
+    workload = realise(spec, SHAPES, torch.float32)
+    steps = workload.steps(2, lambda hidden_states, **inputs: grad.append(torch.is_grad_enabled()) or (hidden_states,))
+    next(steps)
+    assert (grad, torch.is_grad_enabled()) == ([False], True)
+
+
 def test_steps_are_euler_steps_of_the_velocity(spec):
     """With a constant velocity the latents move along it by the whole of the noise level."""
     workload = realise(spec, SHAPES, torch.float32)

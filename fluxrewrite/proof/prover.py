@@ -56,7 +56,7 @@ class Prover:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._seen: dict[str, Proof] = {}
+        self._seen: dict[tuple[object, ...], Proof] = {}
         self.new = self.cached = 0
         self.seconds = 0.0
 
@@ -88,17 +88,17 @@ class Prover:
     def _proof(self, view: GraphView, site: Site, rewriter: Pass, kernel: Kernel | None) -> Proof:
         region = region_of(view, site)
         sources = _sources(type(rewriter), kernel)
-        text = f"{region.digest}\n{sources or (rewriter, kernel and kernel.op)}"
-        key = hashlib.sha256(text.encode()).hexdigest()
-        if key not in self._seen:
-            found = None if sources is None else self._store.load(key)
+        known = (region.digest, sources or (type(rewriter), None if kernel is None else kernel.op))
+        if known not in self._seen:
+            key = None if sources is None else hashlib.sha256("\n".join((region.digest, sources)).encode()).hexdigest()
+            found = None if key is None else self._store.load(key)
             self.cached, self.new = self.cached + (found is not None), self.new + (found is None)
             if found is None:
                 found = _prove(region, site, rewriter, kernel)
-                if sources is not None:
+                if key is not None:
                     self._store.save(key, found)
-            self._seen[key] = found
-        return self._seen[key]
+            self._seen[known] = found
+        return self._seen[known]
 
 
 def _line(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-import torch
 from torch import Tensor
 
 from ..errors import InputError, RankError, RewriteError
@@ -34,20 +33,19 @@ def run_loop(workload: Workload, call: Call, steps: int, least: float, done: Don
             that another rank has ended.
     """
     found: list[StepResult] = []
-    with torch.no_grad():  # each of the two generators sets it and would put back what the other one had set
-        original = _model_steps(workload, steps)
-        try:
-            for step in compared(original, workload.steps(steps, call), least):
-                found.append(step)
-                done(step)
-        except InputError:
-            raise
-        except Exception as error:
-            _raise_if_lost(error)
-            note = f"step {len(found) + 1} of the rewritten model fails: {one_line(origin(error))}"
-            if degree(workload.model) > 1:
-                raise RewriteError(note) from error
-            return Loop(steps=tuple(found), note=note)
+    original = _model_steps(workload, steps)
+    try:
+        for step in compared(original, workload.steps(steps, call), least):
+            found.append(step)
+            done(step)
+    except InputError:
+        raise
+    except Exception as error:
+        _raise_if_lost(error)
+        note = f"step {len(found) + 1} of the rewritten model fails: {one_line(origin(error))}"
+        if degree(workload.model) > 1:
+            raise RewriteError(note) from error
+        return Loop(steps=tuple(found), note=note)
     return Loop(steps=tuple(found))
 
 
