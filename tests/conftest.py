@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -71,6 +72,16 @@ def capture_preset() -> Callable[..., Capture]:
 def _presets_are_traced_once(capture_preset: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fluxrewrite.analysis.capture_spec", capture_preset)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Inductor's artifacts, measured times and proofs of earlier runs are not seen; the processes of one run share theirs."""
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(shared / "caches"))
         yield
 
 

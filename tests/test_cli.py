@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from fluxrewrite.capture import capture_spec
 from fluxrewrite.cli import main
 
 MODULE = """
@@ -187,6 +188,7 @@ def test_missing_diffusers(capsys, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.setattr("fluxrewrite.analysis.capture_spec", capture_spec)  # not what an earlier test traced
     code, _, err = run(capsys, "inspect", "flux2-klein-4b")
     assert code == 2
     assert "fluxrewrite[diffusers]" in err
