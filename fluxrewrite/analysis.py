@@ -182,6 +182,22 @@ def inspect_graphs(
     return _report(captured, spec.name, resolved, options, start, shapes)
 
 
+def _model_info(name: str, captured: Capture, case: Case, nodes: int) -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        parameters=captured.parameters,
+        dtype=str(captured.dtype).removeprefix("torch."),
+        tp=captured.tp,
+        batch=case.batch,
+        image_tokens=case.image_tokens,
+        text_tokens=case.text_tokens,
+        graphs=len(captured.graphs),
+        graph_nodes=nodes,
+        graph_breaks=tuple(BreakInfo(reason=b.reason, location=b.location) for b in captured.breaks),
+        dynamic_sizes=dynamic_sizes(captured.graphs),
+    )
+
+
 def _report(
     captured: Capture,
     name: str,
@@ -192,12 +208,11 @@ def _report(
 ) -> tuple[Report, tuple[Analysed, ...]]:
     traced = time.perf_counter()
     selection, target = resolved
-    dtype = str(captured.dtype).removeprefix("torch.")
     case = Case(
         device=target.device.name,
         regime=target.regime,  # type: ignore[arg-type]
         model=name,
-        dtype=dtype,
+        dtype=str(captured.dtype).removeprefix("torch."),
         tp=captured.tp,
         batch=shapes.batch if shapes else None,
         image_tokens=shapes.image_tokens if shapes else None,
@@ -206,19 +221,7 @@ def _report(
     prover = Prover(Store()) if options.verify == "numeric" else None
     analysed = [analyse(gm, selection, options.policy, target, case, prove=prover)[0] for gm in captured.graphs]
     matched = time.perf_counter()
-    model = ModelInfo(
-        name=name,
-        parameters=captured.parameters,
-        dtype=dtype,
-        tp=captured.tp,
-        batch=case.batch,
-        image_tokens=case.image_tokens,
-        text_tokens=case.text_tokens,
-        graphs=len(captured.graphs),
-        graph_nodes=sum(len(a.view.nodes) for a in analysed),
-        graph_breaks=tuple(BreakInfo(reason=b.reason, location=b.location) for b in captured.breaks),
-        dynamic_sizes=dynamic_sizes(captured.graphs),
-    )
+    model = _model_info(name, captured, case, sum(len(a.view.nodes) for a in analysed))
     zero = Timing(capture_s=traced - start, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=peak_rss_mb())
     foresight = Foresight(target, case, captured.breaks)
     report = build_report(analysed, selection, options.policy, model, zero, foresight)
