@@ -61,15 +61,21 @@ def watched(crew: Crew, leave: Leave) -> Iterator[None]:
 def _watch(crew: Crew, signals: socket.socket, done: threading.Event, leaving: threading.Lock, leave: Leave) -> None:
     told = False
     while not done.is_set():
-        heard, _, _ = select.select([signals], [], [], _LOOK_S)
-        told = bool(heard) and any(number in _SIGNALS for number in signals.recv(64))
+        told = _told(signals, _LOOK_S)
         if told or _failed(crew):
             break
     if done.wait(GRACE_S):
         return
+    told = told or _told(signals, 0)  # all ranks get the signal; another one may have ended of it before this one did
     with leaving:
         if not done.is_set():
             leave(crew, told)
+
+
+def _told(signals: socket.socket, wait: float) -> bool:
+    """Whether a signal to end comes within `wait` seconds."""
+    heard, _, _ = select.select([signals], [], [], wait)
+    return bool(heard) and any(number in _SIGNALS for number in signals.recv(64))
 
 
 def _failed(crew: Crew) -> bool:
