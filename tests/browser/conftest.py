@@ -46,8 +46,9 @@ def look(chromium):
         chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        chromium.get("about:blank")  # an earlier page may still call a server that has ended
         for log in ("browser", "performance"):
-            chromium.get_log(log)  # what an earlier page left there
+            chromium.get_log(log)
         chromium.get(path.as_uri())
         return chromium
 

@@ -124,8 +124,7 @@ _ROWS: tuple[tuple[str, How], ...] = (
     (r"fluxrewrite calibrate (--quick )?-o here.json", Run("fluxrewrite calibrate --quick --threads 1 -o here.json", slow=True)),
     (r"fluxrewrite calibrate --for MODEL -o me.json", _CALIBRATE),
     # targets
-    (r"make (test|test-slow|test-browser|lint|docs|lint docs test)", Target()),
-    (r"make (test-xla|test-torch29)", NotHere("an environment of its own with torch 2.9 and torch-xla: 7.2 GB")),
+    (r"make (test|test-slow|test-browser|test-xla|test-torch29|lint|docs|lint docs test)", Target()),
     (r"make (inspect|map|verify|bench|bench-kernels|bench-plans|docs-reference|sessions)", Recipe()),
     # scripts
     (r"python tools/bench_matching.py", Tool("flux2-klein-mini as both models, 1,000 nodes, 1 round")),
