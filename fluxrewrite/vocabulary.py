@@ -151,6 +151,8 @@ def _define_views() -> None:
     _define("t", "input", torch.t, aten.t, methods="t")
     _define("expand", "input *shape", aten.expand, methods="expand expand_as")
     _define("getattr", "input name", getattr)
+    for name, overload in (("T", aten.numpy_T), ("mT", aten.mT)):  # how Dynamo of torch 2.15 writes the attribute
+        _define("getattr", "input", overload, name=name)
     _define("getitem", "input index", operator.getitem, methods="__getitem__")
     _define("slice", "input dim=0 start=None end=None step=1", aten.slice)
     _define("narrow", "input dim start length", torch.narrow, aten.narrow, methods="narrow")

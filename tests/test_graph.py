@@ -34,6 +34,7 @@ VIEWS = {
     "permute": (lambda x: x.permute(2, 0, -2), (st.Permute((2, 0, 1)),)),
     "transpose": (lambda x: x.transpose(-1, 0), (st.Permute((2, 1, 0)),)),
     "mT": (lambda x: x.mT, (st.Permute((0, 2, 1)),)),
+    "aten.mT": (lambda x: torch.ops.aten.mT(x), (st.Permute((0, 2, 1)),)),
     "slice": (lambda x: x[:, 1:, ::2], (st.Slice(1, 1, 2), st.Slice(2, 0, 2, 2))),
     "negative slice": (lambda x: x[..., -2:], (st.Slice(2, 2, 2),)),
     "select": (lambda x: x[1, ..., -1], (st.Select(0, 1), st.Select(1, 3))),
