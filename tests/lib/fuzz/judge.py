@@ -1,0 +1,138 @@
+"""What the passes make of a graph, and whether the rewritten graph computes what it did."""
+
+from __future__ import annotations
+
+import functools
+import math
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_leaves
+
+from fluxrewrite.graph import GraphView
+from fluxrewrite.plan import Plan, Selection, apply_graph, make_plan
+from fluxrewrite.proof import Prover, Store
+from fluxrewrite.site import Code, Site
+
+__all__ = ["Found", "Judge", "apart", "outcome"]
+
+TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 6e-2}
+"""Greatest difference over the largest value expected: both sides round."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of one graph.
+
+    Attributes:
+        sites: how many sites a kernel may take, by kind.
+        rewritten: how many calls stand in the rewritten graph.
+        misses: what was refused, in words.
+        difference: of the rewritten graph's results, over the largest value; NaN where the graph has no such figure.
+        crash: of the product, a traceback; empty where there was none.
+    """
+
+    sites: Counter[str] = field(default_factory=Counter)
+    rewritten: int = 0
+    misses: tuple[str, ...] = ()
+    difference: float = 0.0
+    crash: str = ""
+
+
+class Judge:
+    """Plans, rewrites and runs graphs.
+
+    Args:
+        verify: "numeric" proves each site first, "structural" goes by the passes' guards alone.
+    """
+
+    def __init__(self, verify: str = "structural") -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="fuzz") if verify == "numeric" else None
+        self._prove = Prover(Store(self._folder.name)) if self._folder is not None else None
+
+    def __call__(self, graph: Graph, given: Mapping[str, Any], dtype: torch.dtype, whole: bool) -> Found:
+        """What is found in a graph, and how far the rewritten one is from it; `whole` looks for whole regions too."""
+        expected = outcome(graph, given)
+        try:
+            plan, rewritten = self._rewritten(graph, whole)
+        except Exception:
+            return Found(crash=traceback.format_exc())
+        sites, misses = _counted(plan)
+        if rewritten is graph:
+            return Found(sites, 0, misses)
+        try:
+            found = outcome(rewritten, given)
+        except Exception:
+            return Found(sites, len(plan.replacements()), misses, crash=traceback.format_exc())
+        return Found(sites, len(plan.replacements()), misses, apart(found, expected) / TOLERANCE[dtype])
+
+    def _rewritten(self, graph: Graph, whole: bool) -> tuple[Plan, Graph]:
+        module = GraphModule.__new__(GraphModule)  # the code of a real one takes longer to write than all else here
+        torch.nn.Module.__init__(module)
+        module._graph = graph
+        plan = make_plan(GraphView(graph), selection(whole), "all", prove=self._prove)
+        new, carried_out = apply_graph(module, plan)
+        return carried_out, new
+
+
+@functools.cache
+def selection(whole: bool) -> Selection:
+    return Selection.of(None if whole else ("qkv", "rope", "attention"), "reference")
+
+
+def _counted(plan: Plan) -> tuple[Counter[str], tuple[str, ...]]:
+    """The sites that a kernel takes, or that are part of one that it takes; and why the others are left."""
+    sites: Counter[str] = Counter()
+    misses = []
+    for d in plan.decisions:
+        if isinstance(d.finding, Site) and (d.choice == "kernel" or [r.code for r in d.reasons] == [Code.COVERED]):
+            sites[d.finding.kind] += 1
+        else:
+            misses += [f"{d.finding.kind}: {r.code}: {r.message}" for r in d.reasons]
+    return sites, tuple(misses)
+
+
+def outcome(graph: Graph, given: Mapping[str, Any]) -> list[Any]:
+    """The results of a graph, then its inputs as it leaves them."""
+    values: dict[Node, Any] = {}
+    inputs = {name: value.clone() for name, value in given.items()}
+    with torch.no_grad():
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                values[node] = inputs[str(node.target)]
+                continue
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            if node.op == "output":
+                return [t.clone() if isinstance(t, torch.Tensor) else t for t in (*tree_leaves(args), *inputs.values())]
+            run: Callable[..., Any] = node.target if callable(node.target) else functools.partial(_method, node.target)
+            values[node] = run(*args, **kwargs)
+    raise AssertionError("a graph without output")
+
+
+def _method(name: str, this: Any, *args: Any, **kwargs: Any) -> Any:
+    return getattr(this, name)(*args, **kwargs)
+
+
+def apart(found: Sequence[Any], expected: Sequence[Any]) -> float:
+    """The greatest difference over the largest value expected; inf where shape, dtype, NaN or infinity differ."""
+    worst = 0.0
+    for a, b in zip(found, expected, strict=True):
+        if not isinstance(b, torch.Tensor):
+            worst = worst if a == b else math.inf
+            continue
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return math.inf
+        a, b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (a, b))
+        a, b = a.double(), b.double()
+        if not torch.equal(a.isfinite(), b.isfinite()):
+            return math.inf
+        a, b = a[a.isfinite()], b[b.isfinite()]
+        if b.numel():
+            worst = max(worst, float((a - b).abs().max()) / max(float(b.abs().max()), 1e-6))
+    return worst
