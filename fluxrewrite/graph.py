@@ -19,14 +19,14 @@ from torch.distributed.tensor import DTensor
 from torch.fx import Graph, Node
 
 from . import steps as st
+from .elements import pure_reshape, viewed
 from .traced import value_of
-from .vocabulary import CASTS, RESHAPES, Fact, read
+from .viewing import cast_steps, holds, unchanged, view_steps
+from .vocabulary import CASTS, Fact, read
 
 __all__ = ["GraphView", "module_path"]
 
 T = TypeVar("T")
-_FLOATS = {torch.float16: 1, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-_COMPLEX = {torch.complex32: 1, torch.complex64: 2, torch.complex128: 3}
 _PATH_PART = re.compile(r"\['([^']+)'\]|\.([A-Za-z_0-9]+)|\[(\d+)\]")
 
 
@@ -170,52 +170,45 @@ class GraphView:
         return self._steps[node]
 
     def strip(self, node: Any, lossy: bool = False) -> Any:
-        """Look through casts and views that change nothing; through rounding casts too if `lossy`."""
-        known, passed = self._stripped[lossy], []
-        while isinstance(node, Node):
-            if node in known:
-                node = known[node]
-                break
-            found = self.source(node)
-            if found is None or not all(self._neutral(s, found[0], lossy) for s in found[1]):
-                break
-            passed.append(node)
-            node = found[0]
-        known.update(dict.fromkeys(passed, node))
-        return node
+        """Look through casts and views that together change nothing; through rounding casts too if `lossy`."""
+        return self._looked_through(node, self._stripped[lossy], lambda way: lossy or self._exact(way))
 
     def bare(self, node: Any) -> Any:
-        """Look through views that change nothing, but not through casts."""
-        passed: list[Node] = []
-        while isinstance(node, Node):
-            if node in self._bared:
-                node = self._bared[node]
-                break
-            found = self.source(node)
-            shape = self.shape(found[0]) or () if found is not None else ()
-            if found is None or not all(isinstance(s, st.Reshape) and st.same_shape(s.shape, shape) for s in found[1]):
-                break
-            passed.append(node)
-            node = found[0]
-        self._bared.update(dict.fromkeys(passed, node))
-        return node
+        """Look through views that together change nothing, but not to another dtype."""
+        return self._looked_through(
+            node, self._bared, lambda way: self.dtype(way[0]) == self.dtype(way[-1]) and self._exact(way)
+        )
 
     def alike(self, a: Any, b: Any) -> bool:
         """Whether two nodes are one value: the same node, or the same views and casts of one, however often written down."""
-        while a is not b:
-            above, beside = self.source(a), self.source(b)
-            if above is None or beside is None or not st.same_steps(above[1], beside[1]):
-                return False
-            a, b = self.bare(above[0]), self.bare(beside[0])
-        return True
+        if a is b or not isinstance(a, Node) or not isinstance(b, Node):
+            return a is b
+        above = {source: taken for source, taken in self.chain(a)}
+        above[a] = ()
+        for source, taken in ((b, ()), *self.chain(b)):
+            if source in above:
+                one, two = (viewed(self.shape(source) or (), steps) for steps in (above[source], taken))
+                same = st.same_steps(above[source], taken) or (one is not None and two is not None and one.same(two))
+                return same and self._casts(a, source) == self._casts(b, source)
+        return False
 
-    def permuted(self, node: Any) -> tuple[Node, tuple[int, ...]] | None:
-        """(source, axes) when `node` is one permutation of a source, and nothing else."""
-        node = self.bare(node)
-        found = self.source(node)
-        if found is None or len(found[1]) != 1 or not isinstance(found[1][0], st.Permute):
-            return None
-        return self.bare(found[0]), found[1][0].dims
+    def permuted(self, node: Any, dims: tuple[int, ...]) -> Node | None:
+        """The nearest value that `node` is this permutation of, and nothing else."""
+        for source, taken in self.chain(node):
+            seen = viewed(self.shape(source) or (), taken) if not any(isinstance(s, st.Cast) for s in taken) else None
+            if seen is not None and seen.permutation == dims:
+                return self.bare(source)  # type: ignore[no-any-return]
+        return None
+
+    def between(self, node: Any, end: Any) -> list[Node]:
+        """The views and casts from `node` up to `end`, without `end`."""
+        found: list[Node] = []
+        while isinstance(node, Node) and node is not end:
+            pieces = self._facts[node].args.get("input") if self.op(node) == "getitem" else None
+            found += [node, pieces] if isinstance(pieces, Node) and self.tensor(pieces) is None else [node]
+            above = self.source(node)
+            node = end if above is None else above[0]
+        return found
 
     def chain(self, node: Node) -> Iterator[tuple[Node, tuple[st.Step, ...]]]:
         """`node`'s views, nearest first: each source with all steps from it down to `node`; at most 16 of them."""
@@ -231,14 +224,42 @@ class GraphView:
         """Whether `node` only views, casts or splits another value."""
         return self.source(node) is not None or self.op(node) in ("split", "chunk", "unbind")
 
-    def _neutral(self, step: st.Step, source: Node, lossy: bool) -> bool:
-        if isinstance(step, st.Cast):
-            return step.lossless or lossy
-        return isinstance(step, st.Reshape) and st.same_shape(step.shape, self.shape(source) or ())
+    def _looked_through(self, node: Any, known: dict[Node, Node], fits: Callable[[list[Node]], bool]) -> Any:
+        """The furthest value above that `node` is; `fits` is asked of the nodes from there down to it, the lowest first."""
+        passed: list[Node] = []
+        while isinstance(node, Node):
+            if node in known:
+                node = known[node]
+                break
+            passed.append(node)
+            above = self._whole_above(node, fits)
+            if above is None:
+                break
+            node = above
+        known.update(dict.fromkeys(passed, node))
+        return node
+
+    def _whole_above(self, node: Node, fits: Callable[[list[Node]], bool]) -> Node | None:
+        way, shape = [node], self.shape(node) or ()
+        for source, taken in self.chain(node):
+            way.append(source)
+            if st.same_shape(self.shape(source) or (), shape) and pure_reshape(shape, taken, shape) and fits(way):
+                return source
+        return None
+
+    def _exact(self, way: list[Node]) -> bool:
+        """Whether no cast on the way down from the last node rounds what that node holds."""
+        return all(holds(self.dtype(n), self.dtype(way[-1])) for n in way)
+
+    def _casts(self, node: Node, source: Node) -> list[torch.dtype | None]:
+        """The dtypes that a value goes through, from `node` up to `source`."""
+        way = [n for n in (*self.between(node, source), source) if self.tensor(n) is not None]
+        return [dtype for dtype, _ in itertools.groupby(map(self.dtype, way))]
 
     def _read_steps(self, node: Node) -> tuple[Node, tuple[st.Step, ...]] | None:
         fact, shape = self._facts[node], self.shape(node)
-        source = fact.args.get("input")
+        same = unchanged(fact)
+        source = fact.args.get("input") if same is None else same
         if shape is None or not isinstance(source, Node):
             return None
         if fact.op == "getitem" and self.forwards(source) and self.tensor(source) is None:
@@ -247,11 +268,13 @@ class GraphView:
         if before is None or before.device != (self.value(node)).device:
             return None
         if fact.op in CASTS:
-            steps = _cast(before.dtype, self.dtype(node), tuple(before.shape), shape)
+            steps = cast_steps(before.dtype, self.dtype(node), tuple(before.shape), shape)
         elif before.dtype != self.dtype(node):
             return None
+        elif same is not None:
+            steps = (st.Reshape(shape),) if st.same_shape(before.shape, shape) else None
         else:
-            steps = _view_steps(fact, tuple(before.shape), shape)
+            steps = view_steps(fact, tuple(before.shape), shape)
         return None if steps is None or self._torn(source, node) else (source, steps)
 
     def _torn(self, source: Node, node: Node) -> bool:
@@ -303,96 +326,3 @@ class GraphView:
             for written in self._facts[node].writes:
                 found.setdefault(self.memory(written), []).append(self._order[node])
         return found
-
-
-def _cast(before: torch.dtype, after: torch.dtype | None, old: st.Shape, new: st.Shape) -> tuple[st.Step, ...] | None:
-    if not st.same_shape(old, new):
-        return None
-    for ranks in (_FLOATS, _COMPLEX):
-        if before in ranks and after in ranks:
-            return (st.Cast(before == after or ranks[after] > ranks[before]),)
-    return (st.Cast(True),) if before == after else None
-
-
-def _view_steps(fact: Fact, before: st.Shape, after: st.Shape) -> tuple[st.Step, ...] | None:
-    """Steps of a node that keeps dtype and device, from its name and the shapes on both sides."""
-    rank = len(before)
-    match fact.op:
-        case op if op in RESHAPES:
-            return (st.Reshape(after),)
-        case "permute":
-            dims = fact.args.get("dims", ())
-            return (st.Permute(tuple(d % rank for d in dims)),) if all(isinstance(d, int) for d in dims) else None
-        case "transpose":
-            return _swap(rank, fact.args.get("dim0"), fact.args.get("dim1"))
-        case "t":
-            return _swap(2, 0, 1) if rank == 2 else (st.Reshape(after),)
-        case "getattr" if fact.args.get("name") == "T" or fact.args.get("name") == "mT":
-            return _swap(rank, -2, -1) if rank == 2 or fact.args["name"] == "mT" else None
-        case "expand":
-            return (st.Expand(after),)
-        case "slice" | "narrow" | "select":
-            return _axis_steps(fact, before, after)
-        case "getitem":
-            return _index_steps(fact.args.get("index"), before, after)
-    return None
-
-
-def _swap(rank: int, a: Any, b: Any) -> tuple[st.Step, ...] | None:
-    if not isinstance(a, int) or not isinstance(b, int):
-        return None
-    dims = list(range(rank))
-    dims[a], dims[b] = dims[b], dims[a]
-    return (st.Permute(tuple(dims)),)
-
-
-def _axis_steps(fact: Fact, before: st.Shape, after: st.Shape) -> tuple[st.Step, ...] | None:
-    dim = fact.args.get("dim", 0) % len(before)
-    if fact.op == "select":
-        return _index_steps((*[slice(None)] * dim, fact.args.get("index")), before, after)
-    start, step = fact.args.get("start", 0), fact.args.get("step", 1)
-    return _index_steps((*[slice(None)] * dim, slice(start, None, step)), before, after)
-
-
-def _index_steps(index: Any, before: st.Shape, after: st.Shape) -> tuple[st.Step, ...] | None:
-    """Basic indexing (ints, slices, None, Ellipsis) as selects and slices, then one reshape for the new axes."""
-    items = list(index) if isinstance(index, tuple) else [index]
-    if not all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items) or any(
-        i is True or i is False for i in items
-    ):
-        return None
-    real = sum(1 for i in items if i is not None and i is not Ellipsis)
-    fill: list[Any] = [slice(None)] * (len(before) - real)
-    at = next((n for n, i in enumerate(items) if i is Ellipsis), len(items))
-    items = [*items[:at], *fill, *items[at + 1 :]]
-    steps: list[st.Step] = []
-    dim, out = 0, 0  # axis of the running value, axis of the result
-    for item in items:
-        if item is None:
-            out += 1
-            continue
-        size = before[dim + sum(isinstance(s, st.Select) for s in steps)]
-        if isinstance(item, int):
-            if item < 0 and not isinstance(size, int):
-                return None
-            steps.append(st.Select(dim, item % size if item < 0 else item))
-            continue
-        step = _slice_step(dim, item, size, after[out])
-        if step is None:
-            return None
-        steps.extend(step)
-        dim, out = dim + 1, out + 1
-    return (*steps, st.Reshape(after)) if None in items else tuple(steps)
-
-
-def _slice_step(dim: int, item: slice, size: st.Dim, result: st.Dim) -> tuple[st.Step, ...] | None:
-    start, by = item.start or 0, item.step or 1
-    if not isinstance(start, int) or not isinstance(by, int):
-        return None
-    if start == 0 and by == 1 and st.same_dim(size, result):
-        return ()
-    if start < 0:
-        if not isinstance(size, int):
-            return None
-        start = max(0, start + size)
-    return (st.Slice(dim, start, result, by),)

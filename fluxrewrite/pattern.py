@@ -17,8 +17,8 @@ from typing import Any
 
 from torch.fx import Node
 
+from .elements import pure_reshape, viewed
 from .graph import GraphView
-from .steps import Lanes as LaneMap
 from .steps import same_dim, same_shape
 from .vocabulary import COMMUTATIVE, OPERANDS
 
@@ -243,9 +243,8 @@ class Lanes(Pattern):
             or not same_shape(shape, (*whole[:-1], whole[-1] // 2))
         ):
             return None
-        lanes: LaneMap | None = LaneMap.of(whole)
-        for step in chain_steps:
-            lanes = lanes and lanes.apply(step)
+        seen = viewed(whole, chain_steps)
+        lanes = seen and seen.lanes()
         if lanes is None or lanes.axes != tuple(range(len(whole))):
             return None
         found = (lanes.offset, lanes.strides[-1])
@@ -266,33 +265,55 @@ class Join(Pattern):
         found = joined(attempt.view, node)
         if found is None:
             return attempt.fail(node, f"expected two halves put together, found {attempt.view.op(node)}")
-        style, maker = found
+        style, maker, (first, second) = found
         if attempt.tags.setdefault(self.style, style) != style:
             return attempt.fail(node, f"expected {attempt.tags[self.style]} pairs, found {style}")
-        attempt.take(node, *([maker] if maker is not node else []))
-        first, second = attempt.view.arg(maker, "tensors")
+        attempt.take_between(node, maker)
+        attempt.take(maker)
+        for piece, given in zip((first, second), attempt.view.arg(maker, "tensors"), strict=True):
+            attempt.take_between(given, piece)
         return self.first.match(attempt, first) and self.second.match(attempt, second)
 
 
-def joined(view: GraphView, node: Any) -> tuple[str, Node] | None:
-    """(style, the cat or stack) when `node` puts two equal tensors together as in `Join`."""
-    if view.op(node) == "cat":
-        return ("half", node) if _pair_on(view, node, -1) else None
-    found = view.source(node)
-    if found is None or view.op(found[0]) != "stack":
+def joined(view: GraphView, node: Any) -> tuple[str, Node, tuple[Any, Any]] | None:
+    """(style, the cat or stack, what it joins) when `node` puts two equal tensors together as in `Join`."""
+    out = view.shape(node)
+    if out is None:
         return None
-    shape, out = view.shape(found[0]), view.shape(node)
-    if (
-        shape is None
-        or out is None
-        or not same_shape(out[:-1], shape[:-2])
-        or not same_dim(out[-1], shape[-1] * shape[-2])
-    ):
+    if view.op(node) == "cat" and _pair_on(view, node, -1):
+        first, second = view.arg(node, "tensors")
+        if not same_dim(out[-1], 2):
+            return "half", node, (first, second)
+    for source, taken in view.chain(node):
+        if view.op(source) not in ("stack", "cat"):
+            continue
+        shape = view.shape(source) or (1,)
+        fits = same_shape(out[:-1], shape[:-2]) and same_dim(out[-1], shape[-1] * shape[-2])
+        for axis, style in ((-1, "interleaved"), (-2, "half")):
+            if fits and _pair_on(view, source, axis) and pure_reshape(shape, taken, out):
+                pieces = _stacked(view, source, axis)
+                return None if pieces is None else (style, source, pieces)
         return None
-    for axis, style in ((-1, "interleaved"), (-2, "half")):
-        if _pair_on(view, found[0], axis):
-            return style, found[0]
     return None
+
+
+def _stacked(view: GraphView, node: Node, axis: int) -> tuple[Any, Any] | None:
+    """What a stack joins, and what a cat joins that was given a new axis first."""
+    first, second = view.arg(node, "tensors")
+    if view.op(node) == "stack":
+        return first, second
+    found = []
+    for piece in (first, second):
+        shape = list(view.shape(piece) or ())
+        if not same_dim(shape.pop(axis), 1):
+            return None
+        above = (
+            s
+            for s, steps in view.chain(piece)
+            if same_shape(view.shape(s) or (), shape) and pure_reshape(shape, steps, view.shape(piece) or ())
+        )
+        found.append(next(above, None))
+    return None if None in found else (found[0], found[1])
 
 
 def _pair_on(view: GraphView, node: Node, axis: int) -> bool:

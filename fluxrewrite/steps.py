@@ -7,7 +7,7 @@ A step is read off the shapes of the traced values, not off the spelling: `x.vie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -130,52 +130,6 @@ class Lanes:
     tracked: int
     offset: int = 0
 
-    @classmethod
-    def of(cls, shape: Sequence[Dim]) -> Lanes:
-        """Track the last axis of a tensor of `shape`."""
-        last = len(shape) - 1
-        return cls(tuple(shape), tuple(int(a == last) for a in range(last + 1)), tuple(range(last + 1)), last)
-
-    def apply(self, step: Step) -> Lanes | None:
-        """After one more view; None when the tracked elements, or where the other axes went, can no longer be told."""
-        match step:
-            case Cast():
-                return self
-            case Permute(dims):
-                return self._keep(dims)
-            case Select(dim, index) if self.axes[dim] == self.tracked or same_dim(self.sizes[dim], 1):
-                kept = self._keep([d for d in range(len(self.sizes)) if d != dim])
-                return replace(kept, offset=self.offset + index * self.strides[dim])
-            case Slice(dim, start, size, by) if self.axes[dim] == self.tracked:
-                sizes, strides = list(self.sizes), list(self.strides)
-                sizes[dim], strides[dim] = size, strides[dim] * by
-                offset = self.offset + start * self.strides[dim]
-                return replace(self, sizes=tuple(sizes), strides=tuple(strides), offset=offset)
-            case Reshape(shape):
-                return self._reshaped(shape)
-        return None
-
-    def _keep(self, dims: Sequence[int]) -> Lanes:
-        sizes, strides, axes = (tuple(values[d] for d in dims) for values in (self.sizes, self.strides, self.axes))
-        return replace(self, sizes=sizes, strides=strides, axes=axes)
-
-    def _reshaped(self, shape: Shape) -> Lanes | None:
-        """Leading axes stay; behind them only the tracked axis may be split or merged."""
-        head = 0
-        while head < min(len(self.sizes), len(shape)) and same_dim(self.sizes[head], shape[head]):
-            head += 1
-        tail = [d for d in range(head, len(self.sizes)) if not same_dim(self.sizes[d], 1)]
-        sizes = [*(self.sizes[d] for d in tail), *shape[head:]]
-        if any(self.axes[d] != self.tracked for d in tail) or not all(isinstance(n, int) for n in sizes):
-            return None
-        strides = _restride([(self.sizes[d], self.strides[d]) for d in tail], list(shape[head:]))
-        if strides is None:
-            return None
-        axes = (self.tracked if s else -1 for s in strides)
-        return replace(
-            self, sizes=tuple(shape), strides=(*self.strides[:head], *strides), axes=(*self.axes[:head], *axes)
-        )
-
     @property
     def block(self) -> tuple[int, int] | None:
         """(start, length) when the exposed elements are one contiguous run, in any order of axes; else None."""
@@ -186,26 +140,3 @@ class Lanes:
                 return None
             length *= size
         return self.offset, length
-
-
-def _restride(old: list[tuple[int, int]], new: list[int]) -> list[int] | None:
-    """Strides of the same elements seen in another shape, or None where that would need a copy."""
-    merged: list[list[int]] = []  # runs of axes that move as one: [size, stride of the innermost]
-    for size, stride in old:
-        if merged and merged[-1][1] == size * stride:
-            merged[-1] = [merged[-1][0] * size, stride]
-        else:
-            merged.append([size, stride])
-    result = [0] * len(new)
-    position = len(new) - 1
-    for size, stride in reversed(merged):
-        while size > 1:
-            while position >= 0 and new[position] == 1:
-                position -= 1
-            if position < 0 or size % new[position]:
-                return None
-            result[position] = stride
-            stride *= new[position]
-            size //= new[position]
-            position -= 1
-    return result

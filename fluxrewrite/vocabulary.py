@@ -148,6 +148,9 @@ def _define_views() -> None:
     _define("permute", "input *dims", torch.permute, aten.permute, methods="permute")
     _define("transpose", "input dim0 dim1", torch.transpose, torch.swapaxes, torch.swapdims, aten.transpose,
             methods="transpose swapaxes swapdims")  # fmt: skip
+    _define(
+        "movedim", "input source destination", torch.movedim, torch.moveaxis, aten.movedim, methods="movedim moveaxis"
+    )
     _define("t", "input", torch.t, aten.t, methods="t")
     _define("expand", "input *shape", aten.expand, methods="expand expand_as")
     _define("getattr", "input name", getattr)

@@ -181,8 +181,10 @@ class Attention(Pass):
         if problem is not None:
             return problem
         found = _without_permutes(view, call)
-        out, out_layout = _result(view, call)
-        interior = tuple(n for n in dict.fromkeys([*found.interior, *call.interior, call.node]) if n is not out)
+        out, out_layout, passed = _result(view, call)
+        interior = tuple(
+            n for n in dict.fromkeys([*found.interior, *call.interior, call.node, *passed]) if n is not out
+        )
         operands = [found.query, found.key, found.value, call.mask]
         problem = blocked(self, view, path, interior, [out], operands)
         if problem is not None:
@@ -286,27 +288,31 @@ class Attention(Pass):
 
 
 def _without_permutes(view: GraphView, call: Call) -> _Operands:
-    query, key, value = (view.bare(t) for t in (call.query, call.key, call.value))
-    turned: list[Node] = []
-    for node in (query, key, value):
-        source, dims = view.permuted(node) or (node, ())
-        if node is key and call.transposed:
-            dims = (*dims[:-2], *reversed(dims[-2:]))
-            if dims and dims == tuple(range(len(dims))):  # a swap of the last two axes and nothing else
-                return _Operands(query, source, value, "bhsd", False, (key,))
-        if dims == _TURN:
-            turned.append(source)
-    if len(turned) == 3:
-        return _Operands(turned[0], turned[1], turned[2], "bshd", False, (query, key, value))
-    return _Operands(query, key, value, "bhsd", call.transposed, ())
+    given = (call.query, call.key, call.value)
+    query, key, value = (view.bare(t) for t in given)
+    turns = (_TURN, (0, 2, 3, 1) if call.transposed else _TURN, _TURN)
+    turned = [view.permuted(t, dims) for t, dims in zip((query, key, value), turns, strict=True)]
+    rank = len(view.shape(key) or ())
+    source = view.permuted(key, (*range(rank - 2), rank - 1, rank - 2)) if call.transposed else None
+    if None not in turned:
+        operands, layout, transposed = turned, "bshd", False
+    elif source is not None:
+        operands, layout, transposed = [query, source, value], "bhsd", False
+    else:
+        operands, layout, transposed = [query, key, value], "bhsd", call.transposed
+    passed = (n for t, end in zip(given, operands, strict=True) for n in view.between(t, end))
+    return _Operands(*operands, layout, transposed, tuple(passed))  # type: ignore[arg-type]
 
 
-def _result(view: GraphView, call: Call) -> tuple[Node, str]:
-    """The result, below a permute back to [B, S, H, D] if that is all that happens to it."""
-    users = [u for u in call.node.users if not only_checks(u)]
-    if len(users) == 1 and (found := view.permuted(users[0])) is not None and found == (call.node, _TURN):
-        return users[0], "bshd"
-    return call.node, "bhsd"
+def _result(view: GraphView, call: Call) -> tuple[Node, str, list[Node]]:
+    """The result, below a permute back to [B, S, H, D] if that is all that happens to it; and what is passed on the way."""
+    node, passed = call.node, []
+    while len(users := [u for u in node.users if not only_checks(u)]) == 1 and view.source(users[0]) is not None:
+        passed.append(node)
+        (node,) = users
+        if view.permuted(node, _TURN) is call.node:
+            return node, "bshd", passed
+    return call.node, "bhsd", []
 
 
 def _mask_for(builder: Builder, call: Call, dtype: torch.dtype) -> Any:

@@ -32,12 +32,13 @@ __all__ = ["NormRopeAttention"]
 
 @dataclass(frozen=True)
 class _Stream:
-    """The raw value of one stream, and its norm where it has one."""
+    """The raw value of one stream, and its norm where it has one; `passed` only views what the norm answers."""
 
     raw: Node
     norm: Node | None
     gamma: Node | None
     eps: float
+    passed: tuple[Node, ...] = ()
 
 
 class NormRopeAttention(Pass):
@@ -101,7 +102,8 @@ class NormRopeAttention(Pass):
             size, gamma, eps = (view.arg(bare, name) for name in ("normalized_shape", "weight", "eps"))
             if len(size) != 1 or not isinstance(gamma, Node) or view.number(eps) is None:
                 return f"{bare.name} norms over {tuple(size)} with gain {gamma} and eps {eps}"
-            streams.append(_Stream(view.bare(view.arg(bare, "input")), bare, gamma, float(view.number(eps) or 0.0)))
+            raw, passed = view.bare(view.arg(bare, "input")), tuple(view.between(part, bare))
+            streams.append(_Stream(raw, bare, gamma, float(view.number(eps) or 0.0), passed))
         return streams
 
     def _site(
@@ -156,8 +158,9 @@ class NormRopeAttention(Pass):
         """Everything from the norms to the result; what only views a raw value is left to its other uses."""
         nodes = [*site.interior]
         for rope in ropes:
-            nodes += [*rope.interior, *rope.outputs, view.bare(rope.operands["x"])]
-        nodes += [s.norm for s in streams if s.norm is not None]
+            x = rope.operands["x"]
+            nodes += [*rope.interior, *rope.outputs, *view.between(x, view.bare(x)), view.bare(x)]
+        nodes += [n for s in streams if s.norm is not None for n in (*s.passed, s.norm)]
         joined = view.bare(site.operands["v"])
         nodes += [joined] if view.op(joined) == "cat" and len(streams) > 3 else []
         return tuple(n for n in dict.fromkeys(nodes) if n not in site.outputs)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fluxrewrite.passes.pairs import together, whole
 from fluxrewrite.passes.tables import FOLDED, Tables, emit_tables, read_tables
 from fluxrewrite.passes.turns import by_matrix, written
 from torch.fx import Node
@@ -36,6 +37,8 @@ from fluxrewrite.steps import Shape, same_shape, size_of
 __all__ = ["Rope"]
 
 _TURN = (0, 2, 1, 3)
+_JOINS = ("cat", "reshape", "permute", "transpose", "movedim")
+"""What the last operation of two halves put together may be: of a stack the views of it."""
 _STYLES = {"half": "rotate_half", "interleaved": "interleaved"}
 _x, _cos, _sin = Value("x"), Value("cos"), Value("sin")
 _first, _second = Lanes(_x, 0), Lanes(_x, 1)
@@ -110,8 +113,8 @@ class Rope(Pass):
             return [(found[0], "written")] if found is not None else []
         if op == "view_as_real":
             return [(match(COMPLEX, view, node), "complex")]
-        if op in ("cat", "reshape") and (halves := joined(view, node)) is not None:
-            first = view.strip(view.arg(halves[1], "tensors")[0], lossy=True)
+        if op in _JOINS and view.strip(node, lossy=True) is node and (halves := joined(view, node)) is not None:
+            first = view.strip(halves[2][0], lossy=True)
             return [(match(PAIRWISE, view, node), "pairwise")] if view.op(first) == "sub" else []
         return []
 
@@ -119,7 +122,11 @@ class Rope(Pass):
         """Pairs that are turned, or complex products, that no full match used."""
         misses: list[Finding] = []
         for node in view.nodes:
-            if node in used or view.op(node) not in ("cat", "reshape", "view_as_complex"):
+            if (
+                node in used
+                or view.op(node) not in (*_JOINS, "view_as_complex")
+                or view.strip(node, lossy=True) is not node
+            ):
                 continue
             if view.op(node) != "view_as_complex" and not (joined(view, node) and match(ROTATED, view, node).matched):
                 continue
@@ -182,7 +189,7 @@ class Rope(Pass):
     def _real(self, view: GraphView, attempt: Attempt, root: Node, form: str) -> _Found | Miss:
         place = root if form == "written" else None
         if form == "matrix":
-            root = next(iter(root.users))
+            root = attempt.captures["flat"]
         if place is not None:
             root = root.args[0]  # type: ignore[assignment]
             grad = needs_grad(view, [write.args[2] for write in view.writers(root)])  # type: ignore[misc]
@@ -199,22 +206,15 @@ class Rope(Pass):
         """Pairs must be x with its last axis split in (D/2, 2), and be flattened back at the end."""
         pairs, path = attempt.captures["pairs"], view.path(root)
         shape = view.shape(pairs) or ()
-        found = view.source(pairs)
-        flat = next((u for u in root.users if view.op(u) == "reshape"), None)
-        if found is None or view.op(pairs) != "reshape" or flat is None or len(root.users) != 1:
-            return self.miss(
-                Code.PATTERN, "complex pairs are not split from and flattened back to one axis", path, root
-            )
+        axis = (*shape[:-2], shape[-2] * 2) if len(shape) > 1 else ()
+        x, flat = whole(view, pairs, axis), together(view, root, axis)
+        if x is None or flat is None:
+            message = f"complex pairs {shape} are not split from one axis and flattened back to it"
+            return self.miss(Code.PATTERN, message, path, root)
         if not (view.dtype(attempt.captures["freqs"]) or torch.float32).is_complex:
             return self.miss(Code.TABLE, "complex pairs are multiplied by a real tensor", path, root)
-        x, whole = view.strip(found[0]), (*shape[:-2], shape[-2] * 2)
-        if not same_shape(view.shape(x) or (), whole) or not same_shape(view.shape(flat) or (), whole):
-            message = (
-                f"pairs {shape} do not come from one axis of {view.shape(x)} and go back to it in {view.shape(flat)}"
-            )
-            return self.miss(Code.PATTERN, message, path, root)
-        out, casts = _last_cast(view, flat)
-        nodes = [*attempt.nodes, pairs, found[0], root, flat, *casts]
+        out, casts = _last_cast(view, flat[-1])
+        nodes = [*attempt.nodes, *view.between(pairs, x), root, *flat, *casts]
         attempt.tags["style"] = "interleaved"
         return _Found("complex", attempt, x, out, tuple(n for n in dict.fromkeys(nodes) if n is not out and n is not x))
 

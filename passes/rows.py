@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from fluxrewrite.passes.roles import Reach
 from torch.fx import Node
 
+from fluxrewrite.elements import Elements
 from fluxrewrite.graph import GraphView
 from fluxrewrite.rewrite import Builder
 from fluxrewrite.site import Code
@@ -29,8 +30,15 @@ class Part:
     weight: Node
     bias: Node | None
     node: Node
-    lanes: Lanes
+    seen: Elements
     height: int | str
+
+    @property
+    def lanes(self) -> Lanes:
+        """What the value exposes of the rows."""
+        lanes = self.seen.lanes()
+        assert lanes is not None
+        return lanes
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -53,16 +61,19 @@ def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> lis
     """Down from a linear layer through its views to the first values that serve one role, or none."""
     shape = view.shape(linear) or ()
     parts: list[Part] = []
-    pending: list[tuple[Node, Lanes]] = [(linear, Lanes.of(shape))]
+    pending: list[tuple[Node, Elements]] = [(linear, Elements.of(shape))]
     while pending:
-        node, lanes = pending.pop()
+        node, seen = pending.pop()
         roles = [role for role, reach in reaches.items() if node in reach.passed]
         if len(roles) <= 1 and node.users:
             weight, bias = view.arg(linear, "weight"), view.arg(linear, "bias")
             role = roles[0] if roles else "rest"
-            parts.append(Part(role, linear, weight, bias, node, lanes, size_of((shape or (0,))[-1])))
+            if seen.lanes() is None:
+                message = f"{node.name} mixes the rows of {linear.name} with other axes, or leaves some of these out"
+                return Refusal(Code.PACKED_LAYOUT, message, node)
+            parts.append(Part(role, linear, weight, bias, node, seen, size_of((shape or (0,))[-1])))
         for user in node.users if len(roles) > 1 else ():
-            below = _below(view, node, user, lanes)
+            below = _below(view, node, user, seen)
             if below is None:
                 code = Code.SHARED_ROWS if any(user in reaches[r].passed for r in roles) else Code.INNER_USE
                 code = Code.PACKED_LAYOUT if view.source(user) is not None else code
@@ -82,15 +93,15 @@ def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> lis
     return parts
 
 
-def _below(view: GraphView, node: Node, user: Node, lanes: Lanes) -> list[tuple[Node, Lanes]] | None:
-    """The values that `user` makes of `node` by views alone, with the rows that each exposes."""
+def _below(view: GraphView, node: Node, user: Node, seen: Elements) -> list[tuple[Node, Elements]] | None:
+    """The values that `user` makes of `node` by views alone, with what each exposes."""
     if view.op(user) in ("split", "chunk", "unbind"):
         pieces = [(u, view.source(u)) for u in user.users]
     else:
         pieces = [(user, view.source(user))]
-    result: list[tuple[Node, Lanes]] = []
+    result: list[tuple[Node, Elements]] = []
     for piece, found in pieces:
-        after: Lanes | None = lanes
+        after: Elements | None = seen
         for step in found[1] if found is not None and found[0] is node else (None,):
             after = after.apply(step) if after is not None and step is not None else None
         if after is None or view.dtype(piece) != view.dtype(node):
@@ -106,16 +117,18 @@ def _refined(view: GraphView, parts: Sequence[Part]) -> list[Part]:
     while pending:
         part = pending.pop()
         if any(_overlap(part, other) for other in (*done, *pending) if other.role != part.role):
-            below = [_below(view, part.node, user, part.lanes) for user in part.node.users]
+            below = [_below(view, part.node, user, part.seen) for user in part.node.users]
             pieces = [piece for found in below for piece in found or ()]
-            if None not in below and all(_rows_seen(p) < _rows_seen(part.lanes) for _, p in pieces):
-                pending.extend(replace(part, node=node, lanes=lanes) for node, lanes in pieces)
+            if None not in below and all(_rows_seen(p.lanes()) < _rows_seen(part.lanes) for _, p in pieces):
+                pending.extend(replace(part, node=node, seen=seen) for node, seen in pieces)
                 continue
         done.append(part)
     return done
 
 
-def _rows_seen(lanes: Lanes) -> int:
+def _rows_seen(lanes: Lanes | None) -> float:
+    if lanes is None:
+        return math.inf
     return math.prod(n for n, axis in zip(lanes.sizes, lanes.axes, strict=True) if axis == lanes.tracked)
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from fluxrewrite.passes.pairs import column, together, whole
 from torch.fx import Node
 
-from fluxrewrite import steps as st
 from fluxrewrite.graph import GraphView
 from fluxrewrite.pattern import Attempt, Join
 from fluxrewrite.steps import same_dim, same_shape
@@ -28,26 +28,26 @@ _FRESH = frozenset({"empty_like", "empty", "new_empty", "zeros_like", "zeros", "
 def by_matrix(view: GraphView, node: Node) -> Attempt | None:
     """A sum that multiplies each pair of x by a matrix of its position; None for all other sums.
 
-    The attempt captures x, and the matrices as "cos" and "sin".
+    The attempt captures x, the matrices as "cos" and "sin", and the result as "flat".
     """
     shape = view.shape(node) or ()
     if len(shape) < 3 or not same_dim(shape[-1], 2):
         return None
     attempt = Attempt(view)
     found = _summed(view, node, attempt) if view.op(node) == "sum" else _products(view, node, attempt)
-    flat = next(iter(node.users), None)
-    if found is None or len(node.users) != 1 or view.op(flat) != "reshape" or flat is None:
+    axis = (*shape[:-2], shape[-2] * 2)
+    flat = together(view, node, axis)
+    if found is None or flat is None:
         return None
     matrices, pairs = found
-    whole = (*shape[:-2], shape[-2] * 2)
-    x = _whole(view, pairs, whole)
+    x = whole(view, pairs, axis)
     kinds = view.shape(matrices) or ()
     fits = len(kinds) >= 3 and same_dim(kinds[-3], shape[-2]) and all(same_dim(n, 2) for n in kinds[-2:])
-    if x is None or not fits or not same_shape(view.shape(flat) or (), whole):
+    if x is None or not fits:
         return None
     attempt.take_between(pairs, x)
-    attempt.take(node, flat)
-    attempt.captures.update(x=x, cos=matrices, sin=matrices)
+    attempt.take(node, *flat)
+    attempt.captures.update(x=x, cos=matrices, sin=matrices, flat=flat[-1])
     attempt.tags["style"] = "interleaved"
     attempt.matched = True
     return attempt
@@ -100,14 +100,10 @@ def _term(view: GraphView, value: Any, attempt: Attempt) -> tuple[Node, Node, in
 def _column(view: GraphView, value: Any, attempt: Attempt) -> tuple[Node, int] | None:
     """(source, index) of source[..., index]."""
     bare = attempt.look_through(value)
-    found = view.source(bare)
-    if found is None or len(found[1]) != 1:
-        return None
-    source, step = found[0], found[1][0]
-    if not isinstance(step, st.Select) or step.dim != len(view.shape(source) or ()) - 1:
-        return None
-    attempt.take(bare)
-    return source, step.index
+    found = column(view, bare) if isinstance(bare, Node) else None
+    if found is not None:
+        attempt.take_between(bare, found[0])
+    return found
 
 
 def _stripped(attempt: Attempt, value: Node) -> Node:
@@ -120,17 +116,6 @@ def _stripped(attempt: Attempt, value: Node) -> Node:
 def _ends(view: GraphView, value: Any, *sizes: int) -> bool:
     shape = view.shape(value) or ()
     return len(shape) > len(sizes) and all(same_dim(a, b) for a, b in zip(shape[-len(sizes) :], sizes, strict=True))
-
-
-def _whole(view: GraphView, pairs: Node, whole: st.Shape) -> Node | None:
-    """x [..., D] that `pairs` [..., D/2, 1, 2] is another shape of."""
-    for source, taken in view.chain(pairs):
-        if not all(isinstance(s, st.Reshape) or (isinstance(s, st.Cast) and s.lossless) for s in taken):
-            return None
-        if same_shape(view.shape(source) or (), whole):
-            bare: Node = view.strip(source)
-            return bare
-    return None
 
 
 def written(view: GraphView, node: Node, pairwise: Join) -> tuple[Attempt, Node] | None:

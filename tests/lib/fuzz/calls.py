@@ -183,7 +183,10 @@ _TABLE: Mapping[str, tuple[Callable[..., Iterator[Call]], tuple[str, ...]]] = {
     "view_as_complex": (_plain(torch.view_as_complex, aten.view_as_complex.default), ("input",)),
     "view_as_real": (_plain(torch.view_as_real, aten.view_as_real.default), ("input",)),
     "silu": (_plain(F.silu, aten.silu.default), ("input",)),
-    "logical_not": (_plain(torch.logical_not, operator.invert, torch.bitwise_not, "logical_not", "__invert__"), ("input",)),
+    "logical_not": (
+        _plain(torch.logical_not, operator.invert, torch.bitwise_not, "logical_not", "__invert__"),
+        ("input",),
+    ),
 }
 
 

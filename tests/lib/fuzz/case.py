@@ -16,14 +16,15 @@ from .noops import NOOPS
 from .programs import PROGRAMS, Program, program
 from .structure import INPLACE, STRUCTURE
 from .views import VIEWS
-from .wrong import WRONG
+from .wrong import NEVER, WRONG
 
 __all__ = ["RESPELLINGS", "Case", "Verdict", "drawn", "judged", "made"]
 
 RESPELLINGS: Mapping[str, Callable[[Draft, Draw], None]] = {**CALLS, **VIEWS, **NOOPS, **STRUCTURE, **INPLACE}
 LEFT = frozenset(INPLACE)
 """Respellings after which a site may be left alone, as its guards have it."""
-MOST = 6
+MOST = 8
+TRIES = 8
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,16 @@ class Case:
 
     Attributes:
         program: a name of `PROGRAMS`.
-        wrong: a name of `WRONG` with its number, or None.
-        respellings: names of `RESPELLINGS` with their numbers, in the order in which they are made.
+        respellings: names of `RESPELLINGS` with their numbers, in the order in which they are made; those that do not fit are left out.
+        wrong: names of `WRONG` with their numbers, of which the first that fits is made; none for a program that stays what it is.
+        before: how many of the respellings are made before that.
         whole: whole regions are looked for too.
     """
 
     program: str
     respellings: tuple[tuple[str, int], ...] = ()
-    wrong: tuple[str, int] | None = None
+    wrong: tuple[tuple[str, int], ...] = ()
+    before: int = 0
     whole: bool = True
 
 
@@ -48,45 +51,55 @@ class Verdict:
     """What came of a case.
 
     Attributes:
-        status: "found" (as in the program), "left" (fewer sites, same numbers), "wrong", "crash"; "void" where nothing of the case
-            could be made, or a wrong program computes the same as before.
+        status: "found" (all that the program has), "left" (fewer sites, the same numbers), "wrong", "crash"; "mistaken" where a change
+            of `NEVER` is found all the same; "void" where nothing of the case could be made.
         made: the respellings that could be made.
+        wrong: what made it wrong, or nothing.
         found: what the passes made of it.
         base: the sites of the program.
-        text: the graph.
+        text: the case and its graph.
     """
 
     status: str
-    made: tuple[str, ...]
-    found: Found
+    made: tuple[str, ...] = ()
+    wrong: str = ""
+    found: Found = field(default_factory=Found)
     base: Counter[str] = field(default_factory=Counter)
     text: str = ""
 
     @property
     def expected(self) -> bool:
         """Whether all sites of the program must be found."""
-        return not LEFT & set(self.made)
+        return not self.wrong and not LEFT & set(self.made)
+
+    @property
+    def bad(self) -> bool:
+        """Whether a person must look at it."""
+        return self.status in ("wrong", "crash", "mistaken")
 
 
 def drawn(number: int, wrong: bool) -> Case:
     """The case of that number."""
     draw = random.Random(number)
-    steps = [(draw.choice(list(RESPELLINGS)), draw.randrange(2**20)) for _ in range(draw.randint(1, MOST))]
-    change = (draw.choice(list(WRONG)), draw.randrange(2**20)) if wrong else None
-    return Case(draw.choice(PROGRAMS), tuple(steps[: draw.randint(0, 2)] if wrong else steps), change, draw.random() < 0.7)
+    names, changes = list(RESPELLINGS), list(WRONG)
+    steps = tuple(
+        (draw.choice(names), draw.randrange(2**20))
+        for _ in range(draw.randint(0 if wrong else 2, 4 if wrong else MOST))
+    )
+    tries = tuple((draw.choice(changes), draw.randrange(2**20)) for _ in range(TRIES if wrong else 0))
+    return Case(draw.choice(PROGRAMS), steps, tries, draw.randint(0, len(steps)), draw.random() < 0.7)
 
 
-def made(case: Case) -> tuple[Draft, tuple[str, ...]]:
-    """The graph of a case, and which of its edits could be made."""
+def made(case: Case) -> tuple[Draft, tuple[str, ...], str]:
+    """The graph of a case, which respellings of it could be made, and what makes it wrong."""
     draft = Draft(program(case.program).graph)
     names: list[str] = []
-    if case.wrong is not None:
-        draft = _edited(draft, case.wrong, WRONG, names)
-        if not names:
-            return draft, ()
-    for step in case.respellings:
-        draft = _edited(draft, step, RESPELLINGS, names)
-    return draft, tuple(names)
+    wrong: list[str] = []
+    for at, step in enumerate((*case.respellings, None)):
+        for change in case.wrong if at == case.before else ():
+            draft = draft if wrong else _edited(draft, change, WRONG, wrong)
+        draft = draft if step is None else _edited(draft, step, RESPELLINGS, names)
+    return draft, tuple(names), "".join(wrong)
 
 
 def _edited(
@@ -122,26 +135,32 @@ def _outcome(name: str) -> list[object]:
 def judged(case: Case, judge: Judge) -> Verdict:
     """Make the graph of a case and say what comes of it."""
     base = program(case.program)
-    draft, names = made(case)
-    if not names:
-        return Verdict("void", (), Found())
-    text = f"{case}\n{draft.graph}"
+    draft, names, wrong = made(case)
+    if (case.wrong and not wrong) or (not case.wrong and not names):
+        return Verdict("void")
+    text = f"{case}\nmade: {', '.join((*names, wrong))}\n{draft.graph}"
     try:
         changed = _changed(base, draft)
     except Exception:
-        if case.wrong is not None:  # it only has to be something else, and may be nothing at all
-            return Verdict("void", names, Found())
+        if wrong:  # it only has to be something else, and may be nothing at all
+            return Verdict("void")
         raise AssertionError(f"the harness made a graph that does not run\n{text}\n{traceback.format_exc()}") from None
-    if case.wrong is None and changed > 1:
+    if not wrong and changed > 1:
         raise AssertionError(f"the harness made another program, off by {changed} of the tolerance\n{text}")
-    if case.wrong is not None and changed < 1:
-        return Verdict("void", names, Found())
     found = judge(draft.graph, base.given, base.dtype, case.whole)
     sites = base_sites(case.program, case.whole)
-    status = "crash" if found.crash else "wrong" if not found.difference <= 1 else "found"
-    if status == "found" and any(found.sites[kind] < count for kind, count in sites.items()):
-        status = "left"
-    return Verdict(status, names, found, sites, text)
+    return Verdict(_status(found, sites, wrong if changed > 1 else ""), names, wrong, found, sites, text)
+
+
+def _status(found: Found, sites: Counter[str], wrong: str) -> str:
+    if found.crash:
+        return "crash"
+    if not found.difference <= 1:
+        return "wrong"
+    kind = NEVER.get(wrong)
+    if kind is not None and sites[kind] and found.sites[kind] >= sites[kind]:
+        return "mistaken"
+    return "left" if any(found.sites[kind] < count for kind, count in sites.items()) else "found"
 
 
 def _changed(base: Program, draft: Draft) -> float:

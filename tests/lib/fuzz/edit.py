@@ -149,7 +149,9 @@ class Draft:
             if not source.users and source.op.startswith("call_") and not read(source).writes:
                 self.erase(source)
 
-    def change(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, target: Any = None) -> None:
+    def change(
+        self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, target: Any = None
+    ) -> None:
         """Other arguments, and another target where one is given. Raises Unfit, with the node as it was, if it cannot run."""
         old = (node.op, node.target, node.args, node.kwargs)
         if target is not None:

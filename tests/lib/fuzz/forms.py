@@ -247,9 +247,7 @@ def attention_grouped(z, qg, k, v):
 
 @form
 def attention_repeated(z, qg, k, v):
-    k, v = (
-        t[:, :, None].expand(z.b, z.h, 2, z.s, z.d).reshape(z.b, 2 * z.h, z.s, z.d) for t in (k, v)
-    )
+    k, v = (t[:, :, None].expand(z.b, z.h, 2, z.s, z.d).reshape(z.b, 2 * z.h, z.s, z.d) for t in (k, v))
     return F.scaled_dot_product_attention(qg, k, v)
 
 

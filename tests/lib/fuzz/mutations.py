@@ -20,7 +20,9 @@ def _like(draft: Draft, node: Node) -> list[Node]:
     """Other values of the same shape and dtype."""
     this = draft.tensor(node)
     found = [n for n in draft.tensors() if n is not node]
-    return [n for n in found if (n.meta["example_value"].shape, n.meta["example_value"].dtype) == (this.shape, this.dtype)]  # type: ignore[union-attr]
+    return [
+        n for n in found if (n.meta["example_value"].shape, n.meta["example_value"].dtype) == (this.shape, this.dtype)
+    ]  # type: ignore[union-attr]
 
 
 def rewired(draft: Draft, draw: Draw) -> None:
@@ -105,23 +107,20 @@ def left_out(draft: Draft, draw: Draw) -> None:
 def put_in(draft: Draft, draw: Draw) -> None:
     """One more operation behind a value, for one of its users or for all."""
     floats = [n for n in draft.tensors() if n.users and n.meta["example_value"].dtype.is_floating_point]
-    node = draw.one(floats)
+    node, order = draw.one(floats), draft.order()
     users, call, rank = list(node.users), draft.after(node), len(draft.shape(node))
     dim = draw.one(range(rank)) if rank else 0
+    earlier = [n for n in _like(draft, node) if order[n] < order[node]] or [node]
     options: list[Callable[[], Node]] = [
         lambda: call("neg", node), lambda: call("mul", node, 2.0), lambda: call("add", node, 1.0),
         lambda: call("flip", node, [dim]), lambda: call("roll", node, 1, dim), lambda: call("tanh", node),
-        lambda: call("mul", node, draw.one(_like(draft, node))), lambda: call("cumsum", node, dim),
+        lambda: call("mul", node, draw.one(earlier)), lambda: call("cumsum", node, dim),
         lambda: call("to", call("to", node, torch.float16), node.meta["example_value"].dtype),
         lambda: call("permute", node, *draw.shuffled(range(rank))),
         lambda: call("expand", call("narrow", node, dim, 0, 1), *draft.shape(node)),
     ]  # fmt: skip
     new = draw.one(options)()
-    order = draft.order()
-    chosen = users if draw.coin() else [draw.one(users)]
-    if any(order[u] < order[new] for u in chosen):
-        raise Unfit("it comes too late")
-    draft.replace(node, new, chosen)
+    draft.replace(node, new, users if draw.coin() else [draw.one(users)])
 
 
 _WRITES: tuple[tuple[str, tuple[Any, ...]], ...] = (

@@ -19,9 +19,10 @@ from .forms import Sizes
 
 __all__ = ["PROGRAMS", "Program", "program"]
 
-SIZES = {"apart": Sizes(2, 5, 3, 8, 12, 4), "equal": Sizes(4, 4, 4, 4, 16, 4)}
-"""Sizes that are all different, and sizes of which most are equal, so that a wrong axis goes unseen."""
+SIZES = {"apart": Sizes(2, 5, 3, 8, 12, 4), "equal": Sizes(4, 4, 4, 4, 16, 4), "single": Sizes(1, 6, 2, 4, 6, 3)}
+"""Sizes that are all different; of which most are equal, so that a wrong axis goes unseen; and a batch of one."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KINDS = ("apart/float32", "apart/bfloat16", "equal/float32", "single/float32")
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,7 @@ class Program:
     dtype: torch.dtype
 
 
-def _names() -> list[str]:
-    return [f"{fn}/{size}/{dtype}" for fn in forms.FORMS for size in SIZES for dtype in DTYPES]
-
-
-PROGRAMS = tuple(_names())
+PROGRAMS = tuple(f"{fn}/{kind}" for fn in forms.FORMS for kind in KINDS)
 
 
 @functools.cache

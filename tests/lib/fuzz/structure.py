@@ -46,7 +46,9 @@ def reordered(draft: Draft, draw: Draw) -> None:
 def computed_twice(draft: Draft, draw: Draw) -> None:
     """One view or cast written down anew for one of its users."""
     written = draft.written()
-    views = draft.having(*RESHAPES, *CASTS, "permute", "transpose", "getitem", "slice", "narrow", "select", "chunk", "split")
+    views = draft.having(
+        *RESHAPES, *CASTS, "permute", "transpose", "getitem", "slice", "narrow", "select", "chunk", "split"
+    )
     node = draw.one([n for n in views if len(n.users) > 1 and not written & draft.memory(n)])
     user = draw.one(list(node.users))
     twin = draft.before(node)(node.target, *node.args, **node.kwargs)
@@ -81,7 +83,11 @@ def input_used(draft: Draft, draw: Draw) -> None:
     outer = [n for n in (*draft.inputs, *results) if draft.tensor(n) is not None]  # type: ignore[misc]
     node = draw.one(outer)
     call = draft.before(draft.output)
-    made = call(draw.one([torch.sin, torch.abs, torch.neg]), node) if draft.tensor(node).dtype.is_floating_point else call("clone", node)  # type: ignore[union-attr]
+    made = (
+        call(draw.one([torch.sin, torch.abs, torch.neg]), node)
+        if draft.tensor(node).dtype.is_floating_point
+        else call("clone", node)
+    )  # type: ignore[union-attr]
     if draw.coin():
         draft.output.args = ((*results, made),)  # type: ignore[misc]
 
@@ -121,7 +127,14 @@ def _own(draft: Draft, node: Node, order: dict[Node, int]) -> bool:
     """Whether the first operand is as large as the result, of the graph's own making, and dead after `node`."""
     first = node.args[0] if node.args else None
     old, new = draft.tensor(first), draft.tensor(node)
-    if old is None or new is None or node.kwargs or old.shape != new.shape or old.dtype != new.dtype or 0 in old.stride():
+    if (
+        old is None
+        or new is None
+        or node.kwargs
+        or old.shape != new.shape
+        or old.dtype != new.dtype
+        or 0 in old.stride()
+    ):
         return False
     mine = draft.memory(first)
     alike = [n for n in draft.nodes if mine & draft.memory(n)]

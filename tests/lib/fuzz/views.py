@@ -98,7 +98,9 @@ def _targets(source: Node, like: Node, shape: tuple[int, ...]) -> Iterator[tuple
         inferred[math.prod(shape) % len(shape)] = -1
         yield "view", (source, *inferred), {}
         yield "reshape", (source, *inferred), {}
-    lead = next((i for i, (a, b) in enumerate(zip(before, shape, strict=False)) if a != b), min(len(before), len(shape)))
+    lead = next(
+        (i for i, (a, b) in enumerate(zip(before, shape, strict=False)) if a != b), min(len(before), len(shape))
+    )
     tail = next((i for i, (a, b) in enumerate(zip(before[lead:][::-1], shape[lead:][::-1], strict=False)) if a != b), 0)
     old, new = before[lead : len(before) - tail], shape[lead : len(shape) - tail]
     if len(new) == 1 and len(old) > 1:
@@ -197,11 +199,11 @@ def chunk_split(draft: Draft, draw: Draw) -> None:
     fact = read(node)
     source, dim = fact.args["input"], fact.args.get("dim", 0)
     sizes = [v.shape[dim] for v in node.meta["example_value"]]
-    calls: list[Any] = [("split", (source, sizes, dim)), (torch.split, (source, tuple(sizes), dim)),
-                        (aten.split_with_sizes.default, (source, sizes, dim)), ("split_with_sizes", (source, sizes, dim))]  # fmt: skip
+    calls: list[Any] = [("split", (source, sizes, dim)), ("split_with_sizes", (source, sizes, dim))]
+    calls += [(torch.split, (source, tuple(sizes), dim)), (aten.split_with_sizes.default, (source, sizes, dim))]
     if len(set(sizes)) == 1:
-        calls += [("split", (source, sizes[0], dim)), ("chunk", (source, len(sizes), dim)),
-                  (aten.split.Tensor, (source, sizes[0], dim))]  # fmt: skip
+        calls += [("split", (source, sizes[0], dim)), ("chunk", (source, len(sizes), dim))]
+        calls += [(aten.split.Tensor, (source, sizes[0], dim))]
     target, args = draw.one(calls)
     draft.replace(node, draft.before(node)(target, *args))
 

@@ -6,7 +6,6 @@ one site less must be found, whatever the numbers say.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,9 +70,17 @@ def pieces_exchanged(draft: Draft, draw: Draw) -> None:
 
 def cut_otherwise(draft: Draft, draw: Draw) -> None:
     """Neighbours where halves are taken, or halves where neighbours are."""
-    node = draw.one([n for n in draft.having("getitem") if isinstance(n.args[1], tuple) and isinstance(n.args[1][-1], slice)])
+    node = draw.one(
+        [n for n in draft.having("getitem") if isinstance(n.args[1], tuple) and isinstance(n.args[1][-1], slice)]
+    )
     size = draft.shape(node.args[0])[-1]
-    options = [slice(0, None, 2), slice(1, None, 2), slice(0, size // 2), slice(size // 2, None), slice(1, size // 2 + 1)]
+    options = [
+        slice(0, None, 2),
+        slice(1, None, 2),
+        slice(0, size // 2),
+        slice(size // 2, None),
+        slice(1, size // 2 + 1),
+    ]
     draft.change(node, (node.args[0], (*node.args[1][:-1], draw.one(options))))  # type: ignore[index]
 
 
@@ -156,13 +163,17 @@ def softmax_other(draft: Draft, draw: Draw) -> None:
     x, dtype = read(node).args["input"], read(node).args.get("dtype")
     call = draft.before(node)
     wide = x if dtype is None else call("to", x, dtype)
-    new = draw.one([lambda: call(torch.sigmoid, wide), lambda: call(F.log_softmax, wide, -1), lambda: call(torch.exp, wide)])
+    new = draw.one(
+        [lambda: call(torch.sigmoid, wide), lambda: call(F.log_softmax, wide, -1), lambda: call(torch.exp, wide)]
+    )
     _instead(draft, node, new())
 
 
 def mask_dropped(draft: Draft, draw: Draw) -> None:
     node = draw.one([*draft.having("masked_fill", "where"), *_masks(draft), *draft.having("sdpa")])
     if read(node).op == "sdpa":
+        if read(node).args.get("attn_mask") is None:
+            raise Unfit("there is no mask")
         draft.change(node, node.args[:3], {k: v for k, v in node.kwargs.items() if k != "attn_mask"})
     else:
         _instead(draft, node, read(node).args["input"])
@@ -174,7 +185,7 @@ def _masks(draft: Draft) -> list[Node]:
 
 def mask_after(draft: Draft, draw: Draw) -> None:
     """The mask on the probabilities, or on the scores before their factor."""
-    (mask,) = [n for n in draft.inputs if n.name.startswith(("mask", "keep"))][:1] or [None]
+    mask = next((n for n in draft.inputs if n.name.startswith(("mask", "keep"))), None)
     softmax, products = draft.having("softmax"), draft.having("mul", "div", "matmul")
     at = draw.one([*softmax, *[p for p in products if draft.shape(p)[-1:] == draft.shape(mask)[-1:]]])
     order = draft.order()
@@ -216,7 +227,9 @@ def roles_exchanged(draft: Draft, draw: Draw) -> None:
     node = draw.one(draft.having("sdpa"))
     q, k, v = (read(node).args[n] for n in ("query", "key", "value"))
     roles = draw.one([(q, v, k), (k, q, v), (q, k, k), (q, q, v), (v, k, q), (q, k, q)])
-    draft.change(node, (*roles, *node.args[3:]), {k: v for k, v in node.kwargs.items() if k not in ("query", "key", "value")})
+    draft.change(
+        node, (*roles, *node.args[3:]), {k: v for k, v in node.kwargs.items() if k not in ("query", "key", "value")}
+    )
 
 
 def heads_mixed(draft: Draft, draw: Draw) -> None:

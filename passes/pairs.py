@@ -1,0 +1,58 @@
+"""Where the last axis of a tensor is split into pairs, and where these are put together again, through any views.
+
+Not a pass: rotations by complex numbers and by matrices share it.
+"""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from fluxrewrite import steps as st
+from fluxrewrite.elements import pure_reshape, viewed
+from fluxrewrite.graph import GraphView
+from fluxrewrite.guards import only_checks
+from fluxrewrite.steps import same_shape
+
+__all__ = ["column", "together", "whole"]
+
+MOST = 8
+"""Views that may lie between pairs and the axis that they make up."""
+
+
+def whole(view: GraphView, pairs: Node, shape: st.Shape) -> Node | None:
+    """The value of `shape` that `pairs` is another shape of, above casts that lose nothing."""
+    for source, taken in view.chain(pairs):
+        if not all(s.lossless for s in taken if isinstance(s, st.Cast)):
+            return None
+        if same_shape(view.shape(source) or (), shape) and pure_reshape(shape, taken, view.shape(pairs) or ()):
+            bare: Node = view.strip(source)
+            return bare
+    return None
+
+
+def together(view: GraphView, pairs: Node, shape: st.Shape) -> list[Node] | None:
+    """The views from `pairs`, each the only use of the one before, down to the first that has `shape` and the same elements."""
+    passed: list[Node] = []
+    node = pairs
+    for _ in range(MOST):
+        users = [u for u in node.users if not only_checks(u)]
+        if len(users) != 1 or view.source(users[0]) is None or view.dtype(users[0]) != view.dtype(pairs):
+            return None
+        (node,) = users
+        passed.append(node)
+        if same_shape(view.shape(node) or (), shape):
+            taken = next((steps for source, steps in view.chain(node) if source is pairs), None)
+            return passed if taken is not None and pure_reshape(view.shape(pairs) or (), taken, shape) else None
+    return None
+
+
+def column(view: GraphView, node: Node) -> tuple[Node, int] | None:
+    """(source, index) where `node` is source[..., index] of a last axis of two, and nothing else."""
+    for source, taken in view.chain(node):
+        shape = view.shape(source) or ()
+        seen = None if any(isinstance(s, st.Cast) for s in taken) else viewed(shape, taken)
+        for index in (0, 1) if seen is not None and shape and st.same_dim(shape[-1], 2) else ():
+            picked = viewed(shape, [st.Select(len(shape) - 1, index)])
+            if seen is not None and picked is not None and seen.same(picked):
+                return source, index
+    return None
