@@ -222,7 +222,15 @@ class GraphView:
 
     def forwards(self, node: Node) -> bool:
         """Whether `node` only views, casts or splits another value."""
-        return self.source(node) is not None or self.op(node) in ("split", "chunk", "unbind")
+        return self.above(node) is not None
+
+    def above(self, node: Node) -> Node | None:
+        """The value that `node` only views, casts or splits; of a piece the pieces. None for all else."""
+        found, read = self.source(node), self._facts[node].args.get("input")
+        splits = self.op(node) in ("split", "chunk", "unbind")
+        if splits or (found is not None and self.op(node) == "getitem"):
+            return read if isinstance(read, Node) else None
+        return None if found is None else found[0]
 
     def _looked_through(self, node: Any, known: dict[Node, Node], fits: Callable[[list[Node]], bool]) -> Any:
         """The furthest value above that `node` is; `fits` is asked of the nodes from there down to it, the lowest first."""

@@ -267,10 +267,11 @@ def dense_as(view: GraphView, node: Node, dims: Sequence[int]) -> bool:
 
 def _input_side(view: GraphView, node: Node, inside: set[Node]) -> bool:
     """Whether `node` only views or casts what enters the region, so that others may use it too."""
-    while view.forwards(node):
-        node = view.fact(node).args["input"]
-        if node not in inside:
+    above = view.above(node)
+    while above is not None:
+        if above not in inside:
             return True
+        above = view.above(above)
     return False
 
 

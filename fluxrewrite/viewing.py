@@ -85,8 +85,8 @@ def _swap(rank: int, a: Any, b: Any) -> tuple[st.Step, ...] | None:
 
 
 def _moved(rank: int, source: Any, destination: Any) -> tuple[st.Step, ...] | None:
-    froms, tos = ([n] if isinstance(n, int) else list(n or ()) for n in (source, destination))
-    if not froms or not all(isinstance(n, int) for n in (*froms, *tos)):
+    froms, tos = ([n] if isinstance(n, int) else list(n) for n in (source, destination))
+    if not all(isinstance(n, int) for n in (*froms, *tos)):
         return None
     placed = dict(zip((n % rank for n in tos), (n % rank for n in froms), strict=True))
     rest = iter([d for d in range(rank) if d not in placed.values()])

@@ -17,6 +17,7 @@ from fluxrewrite.graph import GraphView
 from fluxrewrite.rewrite import Builder
 from fluxrewrite.site import Code
 from fluxrewrite.steps import Lanes, size_of
+from fluxrewrite.viewing import holds
 
 __all__ = ["Part", "Refusal", "parts_of", "seen_as"]
 
@@ -68,12 +69,14 @@ def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> lis
         if len(roles) <= 1 and node.users:
             weight, bias = view.arg(linear, "weight"), view.arg(linear, "bias")
             role = roles[0] if roles else "rest"
-            if seen.lanes() is None:
-                message = f"{node.name} mixes the rows of {linear.name} with other axes, or leaves some of these out"
+            if seen.lanes() is None or view.dtype(node) != view.dtype(linear):
+                message = (
+                    f"{node.name} mixes the rows of {linear.name} with other axes, leaves some of these out, or casts"
+                )
                 return Refusal(Code.PACKED_LAYOUT, message, node)
             parts.append(Part(role, linear, weight, bias, node, seen, size_of((shape or (0,))[-1])))
         for user in node.users if len(roles) > 1 else ():
-            below = _below(view, node, user, seen)
+            below = _below(view, linear, node, user, seen)
             if below is None:
                 code = Code.SHARED_ROWS if any(user in reaches[r].passed for r in roles) else Code.INNER_USE
                 code = Code.PACKED_LAYOUT if view.source(user) is not None else code
@@ -93,18 +96,19 @@ def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> lis
     return parts
 
 
-def _below(view: GraphView, node: Node, user: Node, seen: Elements) -> list[tuple[Node, Elements]] | None:
+def _below(view: GraphView, linear: Node, node: Node, user: Node, seen: Elements) -> list[tuple[Node, Elements]] | None:
     """The values that `user` makes of `node` by views alone, with what each exposes."""
     if view.op(user) in ("split", "chunk", "unbind"):
         pieces = [(u, view.source(u)) for u in user.users]
     else:
         pieces = [(user, view.source(user))]
     result: list[tuple[Node, Elements]] = []
+    dtype = view.dtype(linear)  # what a wider one rounds to that again is as it was
     for piece, found in pieces:
         after: Elements | None = seen
         for step in found[1] if found is not None and found[0] is node else (None,):
             after = after.apply(step) if after is not None and step is not None else None
-        if after is None or view.dtype(piece) != view.dtype(node):
+        if after is None or not holds(view.dtype(piece), dtype):
             return None
         result.append((piece, after))
     return result
@@ -117,7 +121,7 @@ def _refined(view: GraphView, parts: Sequence[Part]) -> list[Part]:
     while pending:
         part = pending.pop()
         if any(_overlap(part, other) for other in (*done, *pending) if other.role != part.role):
-            below = [_below(view, part.node, user, part.seen) for user in part.node.users]
+            below = [_below(view, part.linear, part.node, user, part.seen) for user in part.node.users]
             pieces = [piece for found in below for piece in found or ()]
             if None not in below and all(_rows_seen(p.lanes()) < _rows_seen(part.lanes) for _, p in pieces):
                 pending.extend(replace(part, node=node, seen=seen) for node, seen in pieces)

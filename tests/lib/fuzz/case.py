@@ -20,7 +20,8 @@ from .wrong import NEVER, WRONG
 
 __all__ = ["RESPELLINGS", "Case", "Verdict", "drawn", "judged", "made"]
 
-RESPELLINGS: Mapping[str, Callable[[Draft, Draw], None]] = {**CALLS, **VIEWS, **NOOPS, **STRUCTURE, **INPLACE}
+Edit = Callable[[Draft, Draw], None]
+RESPELLINGS: Mapping[str, Edit] = {**CALLS, **VIEWS, **NOOPS, **STRUCTURE, **INPLACE}
 LEFT = frozenset(INPLACE)
 """Respellings after which a site may be left alone, as its guards have it."""
 MOST = 8
@@ -33,8 +34,8 @@ class Case:
 
     Attributes:
         program: a name of `PROGRAMS`.
-        respellings: names of `RESPELLINGS` with their numbers, in the order in which they are made; those that do not fit are left out.
-        wrong: names of `WRONG` with their numbers, of which the first that fits is made; none for a program that stays what it is.
+        respellings: names of `RESPELLINGS` with their numbers, in the order in which they are made, without those that do not fit.
+        wrong: names of `WRONG` with their numbers, of which the first that fits is made; none for an equivalent case.
         before: how many of the respellings are made before that.
         whole: whole regions are looked for too.
     """
@@ -51,8 +52,8 @@ class Verdict:
     """What came of a case.
 
     Attributes:
-        status: "found" (all that the program has), "left" (fewer sites, the same numbers), "wrong", "crash"; "mistaken" where a change
-            of `NEVER` is found all the same; "void" where nothing of the case could be made.
+        status: "found" (all that the program has), "left" (fewer sites, the same numbers), "wrong", "crash"; "mistaken" where
+            a change of `NEVER` is found all the same; "void" where nothing of the case could be made.
         made: the respellings that could be made.
         wrong: what made it wrong, or nothing.
         found: what the passes made of it.
@@ -92,28 +93,43 @@ def drawn(number: int, wrong: bool) -> Case:
 
 def made(case: Case) -> tuple[Draft, tuple[str, ...], str]:
     """The graph of a case, which respellings of it could be made, and what makes it wrong."""
-    draft = Draft(program(case.program).graph)
-    names: list[str] = []
-    wrong: list[str] = []
+    making = _Making(case.program)
+    names, wrong = [], ""
     for at, step in enumerate((*case.respellings, None)):
         for change in case.wrong if at == case.before else ():
-            draft = draft if wrong else _edited(draft, change, WRONG, wrong)
-        draft = draft if step is None else _edited(draft, step, RESPELLINGS, names)
-    return draft, tuple(names), "".join(wrong)
+            if not wrong and making.edited(WRONG[change[0]], change[1]):
+                wrong = change[0]
+        if step is not None and making.edited(RESPELLINGS[step[0]], step[1]):
+            names.append(step[0])
+    return making.draft, tuple(names), wrong
 
 
-def _edited(
-    draft: Draft, step: tuple[str, int], edits: Mapping[str, Callable[[Draft, Draw], None]], names: list[str]
-) -> Draft:
-    """A draft with one more edit, which is named then; as it was where the edit does not fit."""
-    before = Draft(draft.graph)
-    try:
-        edits[step[0]](draft, Draw(step[1]))
-        draft.settle()
-    except Unfit:
-        return before
-    names.append(step[0])
-    return draft
+class _Making:
+    """A draft of a program, and the edits that it has had."""
+
+    def __init__(self, name: str) -> None:
+        self._graph = program(name).graph
+        self._done: list[tuple[Edit, int]] = []
+        self.draft = Draft(self._graph)
+
+    def edited(self, edit: Edit, number: int) -> bool:
+        """Whether the edit could be made. If not the draft is as before."""
+        self.draft.touched = False
+        try:
+            edit(self.draft, Draw(number))
+            self.draft.settle()
+        except Unfit:
+            if self.draft.touched:
+                self._again()
+            return False
+        self._done.append((edit, number))
+        return True
+
+    def _again(self) -> None:
+        self.draft = Draft(self._graph)
+        for edit, number in self._done:
+            edit(self.draft, Draw(number))
+            self.draft.settle()
 
 
 @functools.cache

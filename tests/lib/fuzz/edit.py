@@ -49,6 +49,7 @@ class Draft:
     Attributes:
         graph: the copy. Its output is one tuple of values.
         dirty: nodes whose arguments or place an edit has changed; `settle` computes their values anew.
+        touched: whether the graph was changed since someone said that it was not.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -57,6 +58,7 @@ class Draft:
         self.graph.output(self.graph.graph_copy(graph, twins))
         self.mode = next(v.fake_mode for n in self.graph.nodes if hasattr(v := n.meta.get(VALUE), "fake_mode"))
         self.dirty: set[Node] = set()
+        self.touched = False
 
     @property
     def nodes(self) -> list[Node]:
@@ -120,6 +122,7 @@ class Draft:
             except Unfit:
                 self.graph.erase_node(node)
                 raise
+            self.touched = True
             return node
 
         return call
@@ -133,6 +136,7 @@ class Draft:
 
     def replace(self, old: Node, new: Node, users: Iterable[Node] | None = None) -> None:
         """Let `users`, all users where None, read `new` in the place of `old`. `old` goes where it is not used any more."""
+        self.touched = True
         for user in list(old.users if users is None else users):
             if user is not new:
                 user.replace_input_with(old, new)
@@ -163,10 +167,12 @@ class Draft:
         except Unfit:
             node.op, node.target, node.args, node.kwargs = old
             raise
+        self.touched = True
         self.dirty.add(node)
 
     def settle(self) -> None:
         """Compute the values that the edits changed, down to where they are what they were. Raises Unfit if one cannot run."""
+        self.touched = True
         changed: set[Node] = set()
         for node in self.calls:
             if node not in self.dirty and not changed.intersection(node.all_input_nodes):

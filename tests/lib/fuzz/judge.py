@@ -111,7 +111,8 @@ def outcome(graph: Graph, given: Mapping[str, Any], lifted: bool = False) -> lis
         name: value.to(_WIDE.get(value.dtype, value.dtype) if lifted else value.dtype, copy=True)
         for name, value in given.items()
     }
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a dropout that is left alone drops the same in both
         for node in graph.nodes:
             if node.op == "placeholder":
                 values[node] = inputs[str(node.target)]
