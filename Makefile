@@ -9,6 +9,7 @@
 # make map       the picture in README.md
 # make test-browser   the page in Chromium (Debian: apt-get as root; npm)
 # make coverage   docs/coverage.md: what is found in 90 other models (some minutes)
+# make fuzz   100,000 small programs respelled at random, and close-but-wrong ones (an hour of one core)
 # make bench-plans   whole models on the CPU under each policy (half an hour)
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 MODEL ?= flux2-klein-4b
 TORCH29 ?= tests/passes tests/inner tests/neuron $(addprefix tests/test_,$(addsuffix .py,torch_backend failures join capture graph flux reasons measure workload))
 
-.PHONY: inspect docs docs-reference sessions map test test-browser test-slow xla test-xla test-torch29 lint schema bench bench-kernels bench-plans coverage verify clean
+.PHONY: inspect docs docs-reference sessions map test test-browser test-slow xla test-xla test-torch29 lint schema bench bench-kernels bench-plans coverage fuzz mutate verify clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fluxrewrite needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'
@@ -104,6 +105,12 @@ bench-plans: $(VENV)/.installed
 
 coverage: $(VENV)/.installed
 	$(BIN)/python tools/coverage.py --format markdown
+
+fuzz: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py --jobs $(WORKERS)
+
+mutate: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutate_guards.py
 
 verify: $(VENV)/.installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/fluxrewrite verify --kernels

@@ -60,6 +60,7 @@ _ALIASES = {
     "x": "input",
     "a": "input",
     "b": "other",
+    "mat2": "other",
     "size": "shape",
     "axis": "dim",
 }

@@ -44,6 +44,13 @@ VIEWS = {
     "chunk": (lambda x: x.chunk(2, -1)[1], (st.Slice(2, 2, 2),)),
     "split": (lambda x: torch.split(x, [1, 2], dim=1)[-1], (st.Slice(1, 1, 2),)),
     "unbind": (lambda x: x.unbind(1)[2], (st.Select(1, 2),)),
+    "movedim": (lambda x: x.movedim(-1, 0), (st.Permute((2, 0, 1)),)),
+    "movedim of two": (lambda x: torch.movedim(x, (0, 1), (1, 2)), (st.Permute((2, 0, 1)),)),
+    "product with one": (lambda x: 1.0 * x, (st.Reshape((2, 3, 4)),)),
+    "quotient": (lambda x: x / 1, (st.Reshape((2, 3, 4)),)),
+    "dropout that is off": (lambda x: torch.nn.functional.dropout(x, 0.5, False), (st.Reshape((2, 3, 4)),)),
+    "dropout of nothing": (lambda x: torch.nn.functional.dropout(x, 0.0), (st.Reshape((2, 3, 4)),)),
+    "one tensor joined": (lambda x: torch.cat([x], 1), (st.Reshape((2, 3, 4)),)),
     "cast": (lambda x: x.double(), (st.Cast(True),)),
     "rounding cast": (lambda x: x.to(torch.bfloat16), (st.Cast(False),)),
 }
@@ -61,7 +68,17 @@ def test_what_a_view_does_is_read_from_the_values(trace, name):
 
 @pytest.mark.parametrize(
     "fn",
-    [lambda x: x.int(), lambda x: x.view(torch.int32), lambda x: x.sin(), lambda x: x.detach(), lambda x: x[x.long()]],
+    [
+        *(
+            lambda x: x.int(),
+            lambda x: x.view(torch.int32),
+            lambda x: x.sin(),
+            lambda x: x.detach(),
+            lambda x: x[x.long()],
+        ),
+        *(lambda x: x * 2, lambda x: 1 / x, lambda x: x - 0, lambda x: torch.div(x, 1, rounding_mode="floor")),
+        *(lambda x: torch.nn.functional.dropout(x, 0.5), lambda x: torch.cat([x, x])),
+    ],
 )
 def test_what_is_no_view(trace, fn):
     gm = trace(lambda x: fn(x) + 1, x=torch.randn(2, 3))
@@ -81,6 +98,82 @@ def test_looking_through_what_changes_nothing(trace):
     assert view.strip(exact, lossy=True) is x
     assert view.strip(rounded) is not x
     assert view.strip(rounded, lossy=True) is x
+
+
+CHAINS = {
+    "reshape undone": (lambda x: x.view(4, 6).view(-1).view(2, 3, 4), True),
+    "transposes": (lambda x: x.transpose(0, 1).transpose(1, 0), True),
+    "axis that comes and goes": (lambda x: x.unsqueeze(1).squeeze(1), True),
+    "axis picked": (lambda x: x[None][0], True),
+    "turned between": (lambda x: x.permute(2, 0, 1).flatten().view(4, 2, 3).permute(1, 2, 0), True),
+    "wider and back": (lambda x: x.double().transpose(0, 1).float().transpose(0, 1), True),
+    "turned": (lambda x: x.view(3, 2, 4).transpose(0, 1), False),
+    "rows exchanged": (lambda x: x.view(3, 2, 4).transpose(0, 1).reshape(2, 3, 4), False),
+    "rounded": (lambda x: x.half().float(), False),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_views_that_together_change_nothing(trace, name):
+    fn, nothing = CHAINS[name]
+    view = GraphView(trace(lambda x: fn(x).cos(), x=torch.randn(2, 3, 4)).graph)
+    (x,), (user,) = view.with_op("placeholder"), view.with_op("cos")
+    assert (view.strip(user.args[0]) is x) is nothing
+    assert (view.bare(user.args[0]) is x) is nothing
+
+
+def test_views_of_a_copy_that_is_written_are_not_looked_through(trace):
+    def fn(x):
+        copy = (x * 1).view(-1).view(2, 3)
+        x.mul_(2)
+        return copy.cos()
+
+    view = GraphView(trace(fn, x=torch.randn(2, 3)).graph)
+    (user,) = view.with_op("cos")
+    assert view.op(view.strip(user.args[0])) == "mul"
+
+
+def test_one_permutation_in_pieces(trace):
+    def fn(x):
+        return x.transpose(1, 2).contiguous().transpose(2, 3).cos()
+
+    view = GraphView(trace(fn, x=torch.randn(2, 3, 4, 5)).graph)
+    (x,), (user,) = view.with_op("placeholder"), view.with_op("cos")
+    assert view.permuted(user.args[0], (0, 2, 3, 1)) is x
+    assert view.op(view.permuted(user.args[0], (0, 1, 3, 2))) == "transpose"
+    assert view.permuted(user.args[0], (0, 3, 2, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("other", "alike"),
+    [
+        (lambda x: x.view(6, 4).double().transpose(0, 1), True),
+        (lambda x: x.double().view(24).view(6, 4).t(), True),
+        (lambda x: x.view(6, 4).transpose(0, 1), False),
+        (lambda x: x.view(4, 6).double(), False),
+        (lambda x: x.view(6, 4).half().double().transpose(0, 1), False),
+    ],
+)
+def test_one_value_however_written(trace, other, alike):
+    def fn(x):
+        return x.view(6, 4).double().transpose(0, 1).cos(), other(x).sin()
+
+    view = GraphView(trace(fn, x=torch.randn(2, 3, 4)).graph)
+    (a,), (b,) = view.with_op("cos"), view.with_op("sin")
+    assert view.alike(a.args[0], b.args[0]) is alike
+
+
+def test_what_a_value_only_views(trace):
+    def fn(x):
+        first, second = x.chunk(2)
+        return (1 * first).cos() + second.sin()
+
+    view = GraphView(trace(fn, x=torch.randn(2, 3)).graph)
+    (user,) = view.with_op("cos")
+    above = [user.args[0]]
+    while above[-1] is not None:
+        above.append(view.above(above[-1]))
+    assert [view.op(n) for n in above[:-1]] == ["mul", "getitem", "chunk", "placeholder"]
 
 
 def test_long_chains_are_looked_through_once(trace):

@@ -74,6 +74,24 @@ def test_permutes_become_layouts(check, turn):
     assert report.sites[0].details["layout"] == "bshd"
 
 
+@pytest.mark.parametrize(
+    "turn",
+    [
+        lambda t: t.movedim(2, 1),
+        lambda t: t.transpose(0, 1).permute(2, 1, 0, 3).transpose(0, 1),
+        lambda t: t.flatten(1, 2).view(t.shape).transpose(1, 2),
+        lambda t: (t * 1).swapdims(1, 2).contiguous().double().float(),
+    ],
+)
+def test_permutes_in_other_words(check, turn):
+    def fn(q, k, v):
+        return turn(F.scaled_dot_product_attention(*(turn(t) for t in (q, k, v))))
+
+    inputs = {name: t.transpose(1, 2).contiguous() for name, t in qkv(keys=S).items()}
+    report = check(fn, "attention", **inputs)
+    assert (report.sites[0].choice, report.sites[0].details["layout"]) == ("kernel", "bshd")
+
+
 def test_layouts_of_golden_graph(trace, golden):
     from fluxrewrite.graph import GraphView
     from fluxrewrite.plan import Selection, apply, make_plan
@@ -99,6 +117,8 @@ SPELLED = {
     "scaled query": lambda q, k, v: torch.softmax((q * 0.3) @ k.transpose(2, 3), -1) @ v,
     "unscaled": lambda q, k, v: torch.softmax(q @ k.transpose(2, 3), 3) @ v,
     "float32 softmax": lambda q, k, v: F.softmax(q @ k.transpose(2, 3), -1, dtype=torch.float32).to(q.dtype) @ v,
+    "keyword of bmm": lambda q, k, v: torch.bmm(torch.softmax(q[0] @ k[0].mT, -1), mat2=v[0]),
+    "times one": lambda q, k, v: torch.softmax(1 * (q @ k.mT * 0.3).view(-1).view(B, H, S, -1), -1) @ v,
     "dropout in eval": lambda q, k, v: spelled(q, k, v, after=lambda p: F.dropout(p, 0.1, training=False)),
     "dropout of zero": lambda q, k, v: spelled(q, k, v, after=lambda p: F.dropout(p, 0.0, training=True)),
 }

@@ -43,6 +43,29 @@ def inputs(streams=1, dtype=torch.float32):
     return made | {n: torch.randn(sum(LENGTHS[:streams]), D) for n in ("cos", "sin")}
 
 
+def nothing(t):
+    return (1 * t).contiguous().unsqueeze(0)[0].to(t.dtype).flatten(1).view(t.shape)
+
+
+def single_with_views(q, k, v, gq, gk, cos, sin):
+    q, k = (nothing(F.rms_norm(nothing(t), (D,), g, 1e-6)) for t, g in ((q, gq), (k, gk)))
+    q, k, v = (nothing(t.transpose(0, 1).permute(1, 2, 0, 3)) for t in (turn(q, cos, sin), turn(k, cos, sin), v))
+    return nothing(F.scaled_dot_product_attention(q, k, v)).transpose(1, 2)
+
+
+def joint_with_views(q, k, v, q2, k2, v2, gq, gk, gq2, gk2, cos, sin):
+    q, k = (nothing(F.rms_norm(t, (D,), g, 1e-6)) for t, g in ((q, gq), (k, gk)))
+    q2, k2 = (nothing(F.rms_norm(t, (D,), g, 1e-5)) for t, g in ((q2, gq2), (k2, gk2)))
+    q, k, v = (nothing(torch.cat(pair, dim=1)) for pair in ((q2, q), (k2, k), (v2, v)))
+    return attend(turn(q, cos, sin), turn(k, cos, sin), v)
+
+
+@pytest.mark.parametrize(("fn", "streams"), [(single_with_views, 1), (joint_with_views, 2)])
+def test_views_that_change_nothing_are_passed(check, fn, streams):
+    report = check(fn, "norm_rope_attention", **inputs(streams))
+    assert [(s.choice, s.shapes["streams"]) for s in report.sites] == [("kernel", streams)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("fn", "streams"), [(single, 1), (joint, 2)])
 def test_found_and_equal(check, fn, streams, dtype):

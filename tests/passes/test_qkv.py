@@ -67,6 +67,13 @@ SPLITS = {
     "narrow": lambda y: tuple(y.narrow(-1, n * I, I) for n in range(3)),
     "unflatten": lambda y: y.unflatten(-1, (3, I)).unbind(2),
     "select": lambda y: tuple(y.view(*y.shape[:-1], 3, -1)[:, :, n] for n in (0, 1, 2)),
+    "flat in between": lambda y: y.flatten().view(-1, 3, I).unflatten(0, (B, S)).unbind(2),
+    "parts that do not divide": lambda y: (
+        y.unflatten(-1, (6, I // 2)).unflatten(2, (2, 3)).flatten(2).unflatten(2, (3, I)).unbind(2)
+    ),
+    "moved": lambda y: y.unflatten(-1, (3, I)).movedim(2, 0).contiguous().unbind(0),
+    "through float64": lambda y: y.double().unflatten(-1, (3, I)).float().unbind(2),
+    "times one": lambda y: (y * 1).chunk(3, dim=-1),
     "reversed": lambda y: y.chunk(3, dim=-1)[::-1],
 }
 

@@ -40,7 +40,20 @@ def half_stack(x, cos, sin):
     return torch.stack([-second, first], dim=-2).flatten(-2) * sin + x * cos
 
 
+def interleaved_cat(x, cos, sin):
+    real, imag = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    return torch.cat([(-imag)[..., None], real.unsqueeze(-1)], dim=-1).flatten(3) * sin + x * cos
+
+
+def interleaved_in_pieces(x, cos, sin):
+    real, imag = x.flatten().view(*x.shape[:-1], -1, 2).unbind(-1)
+    turned = torch.stack([-imag, real * 1], dim=-1).flatten(2).contiguous().view(x.shape)
+    return (x * cos).transpose(1, 2).transpose(2, 1) + turned * sin
+
+
 DIRECT = {
+    interleaved_cat: "interleaved",
+    interleaved_in_pieces: "interleaved",
     interleaved: "interleaved",
     interleaved_slices: "interleaved",
     half_chunk: "rotate_half",
@@ -63,6 +76,15 @@ def pairwise_interleaved(x, cos, sin):
 def complex_product(x, freqs):
     pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * freqs).flatten(3).type_as(x)
+
+
+def complex_in_pieces(x, freqs):
+    pairs = torch.view_as_complex(x.flatten().view(*x.shape[:-1], -1, 2).contiguous())
+    return torch.view_as_real(pairs * freqs).flatten(2).unflatten(2, x.shape[2:]).type_as(x)
+
+
+def complex_rounded_before_it_is_flattened(x, freqs):
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * freqs).half().flatten(3).float()
 
 
 def tables(axis, width=D, batch=1):
@@ -100,6 +122,13 @@ def test_complex_form(check, axis):
     freqs = freqs[None, :, None] if axis == 1 else freqs[None, None]
     report = check(complex_product, "rope", x=x_for(axis), freqs=freqs)
     assert [(s.form, s.choice) for s in report.sites] == [("complex", "kernel")]
+
+
+def test_complex_form_in_other_words(check):
+    freqs = torch.polar(torch.ones(1, S, 1, D // 2), torch.randn(1, S, 1, D // 2))
+    assert [s.choice for s in check(complex_in_pieces, "rope", x=x_for(1), freqs=freqs).sites] == ["kernel"]
+    report = check(complex_rounded_before_it_is_flattened, "rope", x=x_for(1), freqs=freqs)
+    assert [s.choice for s in report.sites] == ["keep"]
 
 
 def test_complex_form_in_float64_keeps_its_precision(check):

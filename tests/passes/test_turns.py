@@ -32,6 +32,12 @@ def products_turned_around(x, r):
     return torch.add(pairs.select(-1, 1) * r.select(-1, 1), r[..., 0] * pairs[..., 0]).view(*x.shape)
 
 
+def products_in_pieces(x, r):
+    pairs = x.float().flatten().view(*x.shape[:-1], -1, 2)[..., None, :] * 1
+    first, second = (r.transpose(-1, -2).select(-2, i) for i in (0, 1))
+    return (first * pairs[..., 0] + second.contiguous() * pairs[..., 1]).contiguous().view(x.shape)
+
+
 def transposed(x, r):
     return (r * pairs_of(x)).sum(dim=-2).reshape(*x.shape)
 
@@ -74,7 +80,7 @@ def kept_axis(x, r):
     return (r * pairs_of(x)).sum(dim=-1, keepdim=True).reshape(*x.shape)
 
 
-@pytest.mark.parametrize("fn", [summed, summed_keyword, products, products_turned_around])
+@pytest.mark.parametrize("fn", [summed, summed_keyword, products, products_turned_around, products_in_pieces])
 @pytest.mark.parametrize("axis", [1, 2])
 def test_any_matrix_for_each_position(check, fn, axis):
     x = torch.randn(B, S, H, D) if axis == 1 else torch.randn(B, H, S, D)

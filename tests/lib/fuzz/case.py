@@ -8,6 +8,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .calls import CALLS
 from .edit import Draft, Draw, Unfit
@@ -136,14 +137,14 @@ class _Making:
 def base_sites(name: str, whole: bool) -> Counter[str]:
     """The sites of a program."""
     base = program(name)
-    found = Judge()(base.graph, base.given, base.dtype, whole)
+    found = Judge()(base.graph, base.given, _outcome(name), base.dtype, whole)
     if found.crash or found.difference > 1 or not found.sites:
         raise AssertionError(f"{name} is no program that the passes know: {found}")
     return found.sites
 
 
 @functools.cache
-def _outcome(name: str) -> list[object]:
+def _outcome(name: str) -> list[Any]:
     base = program(name)
     return outcome(base.graph, base.given)
 
@@ -156,14 +157,15 @@ def judged(case: Case, judge: Judge) -> Verdict:
         return Verdict("void")
     text = f"{case}\nmade: {', '.join((*names, wrong))}\n{draft.graph}"
     try:
-        changed = _changed(base, draft)
+        results = outcome(draft.graph, base.given)
+        changed = _changed(base, results)
     except Exception:
         if wrong:  # it only has to be something else, and may be nothing at all
             return Verdict("void")
         raise AssertionError(f"the harness made a graph that does not run\n{text}\n{traceback.format_exc()}") from None
     if not wrong and changed > 1:
         raise AssertionError(f"the harness made another program, off by {changed} of the tolerance\n{text}")
-    found = judge(draft.graph, base.given, base.dtype, case.whole)
+    found = judge(draft.graph, base.given, results, base.dtype, case.whole)
     sites = base_sites(case.program, case.whole)
     return Verdict(_status(found, sites, wrong if changed > 1 else ""), names, wrong, found, sites, text)
 
@@ -179,10 +181,8 @@ def _status(found: Found, sites: Counter[str], wrong: str) -> str:
     return "left" if any(found.sites[kind] < count for kind, count in sites.items()) else "found"
 
 
-def _changed(base: Program, draft: Draft) -> float:
-    """How far the graph is from the program, in tolerances."""
-    expected, results = _outcome(base.name), outcome(draft.graph, base.given)
-    inputs = len(base.given)
+def _changed(base: Program, results: list[Any]) -> float:
+    """How far results are from those of the program, in tolerances; what is returned beside them does not count."""
+    expected, inputs = _outcome(base.name), len(base.given)
     count = len(expected) - inputs
-    results = [*results[:count], *results[len(results) - inputs :]]
-    return apart(results, expected) / TOLERANCE[base.dtype]
+    return apart([*results[:count], *results[len(results) - inputs :]], expected) / TOLERANCE[base.dtype]

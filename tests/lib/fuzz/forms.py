@@ -177,7 +177,7 @@ def rope_pairwise_halves(z, q, cosp, sinp):
 
 @form
 def rope_pairwise_slices(z, q, cosp, sinp):
-    first, second = q[..., ::2].float(), q[..., 1::2].float()
+    first, second = q.float()[..., ::2], q.float()[..., 1::2]
     return torch.stack([first * cosp - second * sinp, first * sinp + second * cosp], dim=-1).flatten(-2).type_as(q)
 
 
@@ -198,7 +198,7 @@ def rope_complex_heads(z, q, k, freqs):
 
 @form
 def rope_matrix(z, qs, turn):
-    pairs = qs.float().reshape(*qs.shape[:-1], -1, 1, 2)
+    pairs = qs.float().reshape(*qs.shape[:-1], -1, 2).unsqueeze(-2)
     return (turn[..., 0] * pairs[..., 0] + turn[..., 1] * pairs[..., 1]).reshape(*qs.shape).type_as(qs)
 
 

@@ -59,9 +59,18 @@ class Judge:
         self._folder = tempfile.TemporaryDirectory(prefix="fuzz") if verify == "numeric" else None
         self._prove = Prover(Store(self._folder.name)) if self._folder is not None else None
 
-    def __call__(self, graph: Graph, given: Mapping[str, Any], dtype: torch.dtype, whole: bool) -> Found:
-        """What is found in a graph, and how far the rewritten one is from it; `whole` looks for whole regions too."""
-        expected = outcome(graph, given)
+    def __call__(
+        self, graph: Graph, given: Mapping[str, Any], expected: Sequence[Any], dtype: torch.dtype, whole: bool
+    ) -> Found:
+        """What is found in a graph, and how far the rewritten one is from it.
+
+        Args:
+            graph: with a fake value for each node.
+            given: its inputs, by name.
+            expected: its `outcome` on these.
+            dtype: in which it computes.
+            whole: whole regions are looked for too.
+        """
         try:
             plan, rewritten = self._rewritten(graph, whole)
         except Exception:

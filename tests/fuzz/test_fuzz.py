@@ -1,0 +1,120 @@
+"""Small programs respelled at random are found; close-but-wrong ones are never rewritten wrongly. `tools/fuzz.py` runs more."""
+
+import logging
+
+import fuzz.strategies
+import pytest
+import torch
+from fuzz import RESPELLINGS, WRONG, Case, Draft, Draw, Judge, Tally, Unfit, judged, program
+from hypothesis import HealthCheck, Phase, given, settings
+
+COUNTS = {"equivalent": 1300, "wrong": 700}
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    """Fake tensors log what an edit that does not fit made them raise."""
+    logging.disable(logging.ERROR)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def run(kind):
+    tally, judge = Tally(), Judge()
+
+    @settings(
+        max_examples=COUNTS[kind],
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+    )
+    @given(getattr(fuzz.strategies, kind))
+    def each(case):
+        verdict = judged(case, judge)
+        tally.add(verdict, wrong=kind == "wrong")
+        assert not verdict.bad, f"{verdict.status} {verdict.found}\n{verdict.text}"
+
+    each()
+    return tally
+
+
+def test_equivalent_respellings_are_found():
+    tally = run("equivalent")
+    assert tally.found >= 0.99, "\n\n".join(tally.missed)
+    assert tally.equivalent["void"] < 0.2 * COUNTS["equivalent"]
+
+
+def test_close_but_wrong_programs_are_left_alone():
+    tally = run("wrong")
+    assert tally.refused == 1
+    assert tally.wrong["void"] < 0.2 * COUNTS["wrong"]
+
+
+@pytest.mark.parametrize("name", RESPELLINGS)
+def test_every_respelling_fits_somewhere(name):
+    forms = (
+        "qkv_split_rest",
+        "rope_pairwise_slices",
+        "rope_matrix",
+        "spelled_filled",
+        "attention_turned",
+        "region_block",
+    )
+    assert any(fits(RESPELLINGS[name], form, number) for form in forms for number in range(12))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_every_change_fits_somewhere(name):
+    forms = (
+        "qkv_normed",
+        "rope_slices",
+        "spelled_filled",
+        "rope_pairwise_halves",
+        "attention_turned",
+        "spelled_masked",
+    )
+    assert any(fits(WRONG[name], form, number) for form in forms for number in range(12))
+
+
+def fits(edit, form, number):
+    draft = Draft(program(f"{form}/apart/float32").graph)
+    try:
+        edit(draft, Draw(number))
+        draft.settle()
+    except Unfit:
+        return False
+    return True
+
+
+def test_equal_cases_are_equal_graphs():
+    case = Case(
+        "region_block/apart/float32",
+        (("copy", 5), ("reordered", 6), ("reshape split", 7)),
+        (("operation put in", 8),),
+        1,
+    )
+    one, two = (judged(case, Judge()) for _ in range(2))
+    assert one.text == two.text
+    assert one.wrong == "operation put in"
+
+
+def test_the_judge_sees_a_wrong_rewrite(monkeypatch):
+    from fluxrewrite.passes.attention import Attention
+
+    assert judged(Case("attention_plain/apart/float32", (("renamed", 1),)), Judge()).status == "found"
+    emit = Attention.emit
+    monkeypatch.setattr(Attention, "emit", lambda *given: [given[2].call(torch.mul, n, 1.01) for n in emit(*given)])
+    verdict = judged(Case("attention_plain/apart/float32", (("renamed", 1),)), Judge())
+    assert verdict.status == "wrong"
+    assert verdict.bad
+
+
+def test_the_judge_sees_a_crash(monkeypatch):
+    from fluxrewrite.passes.rope import Rope
+
+    monkeypatch.setattr(Rope, "_site", lambda *given: 1 / 0)
+    verdict = judged(Case("rope_halves/apart/float32", (("renamed", 1),)), Judge())
+    assert verdict.status == "crash"
+    assert "ZeroDivisionError" in verdict.found.crash

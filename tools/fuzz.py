@@ -1,0 +1,156 @@
+"""Small programs respelled at random, and close-but-wrong ones: what the passes find, and whether the rewrite computes the same.
+
+    python tools/fuzz.py                                     100,000 cases, each site proved first; every third is close but wrong
+    python tools/fuzz.py --only wrong --verify structural    what the guards refuse without a proof
+    python tools/fuzz.py --seed 4711 --cases 1 --show        one case
+
+Case N is the same on every machine: an interrupted run says with which --seed it goes on. Exit code 1 on a wrong rewrite, a
+crash, or when fewer than 99 % of the equivalent respellings are found.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "lib"))
+
+import torch  # noqa: E402
+import typer  # noqa: E402
+from fuzz import GOAL, Judge, Tally, drawn, judged, ran  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+CHUNK = 50
+LISTED = 5
+
+
+class Only(StrEnum):
+    BOTH = "both"
+    EQUIVALENT = "equivalent"
+    WRONG = "wrong"
+
+
+class Verify(StrEnum):
+    NUMERIC = "numeric"
+    STRUCTURAL = "structural"
+
+
+def main(
+    cases: Annotated[int, typer.Option(min=1, help="How many.")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="Number of the first.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 1,
+    only: Annotated[
+        Only, typer.Option(help="Equivalent cases, close-but-wrong ones, or every third of the latter.")
+    ] = Only.BOTH,
+    verify: Annotated[
+        Verify, typer.Option(help="Prove each site before it is rewritten, or go by structure.")
+    ] = Verify.NUMERIC,
+    show: Annotated[bool, typer.Option(help="Print every case with its graph and verdict.")] = False,
+) -> None:
+    """Run cases and print what came of them, by respelling and by change."""
+    quiet()
+    if show:
+        for number in range(seed, seed + cases):
+            _show(number, only, verify)
+        return
+    tally, done, start = Tally(), 0, time.perf_counter()
+    columns: list[Any] = [*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("cases", total=cases)
+        try:
+            for found, count in chunks(seed, cases, jobs, only, verify):
+                tally.join(found)
+                done += count
+                progress.update(
+                    task, advance=count, description=f"cases ({len(tally.bad)} bad)" if tally.bad else "cases"
+                )
+        except KeyboardInterrupt:
+            sys.stderr.write(f"fuzz: interrupted; go on with --seed {seed + done} --cases {cases - done}\n")
+    summary(tally, done, time.perf_counter() - start, verify)
+    raise typer.Exit(bool(tally.bad) or tally.found < GOAL or done < cases)
+
+
+def quiet() -> None:
+    """One thread, and no log of what edits that do not fit made fake tensors raise."""
+    torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
+
+
+def chunks(seed: int, cases: int, jobs: int, only: str, verify: str) -> Iterator[tuple[Tally, int]]:
+    """Tallies of runs of cases, in order of their numbers."""
+    runs = [range(at, min(at + CHUNK, seed + cases)) for at in range(seed, seed + cases, CHUNK)]
+    work = partial(ran, judge=Judge(verify), kind=only)
+    context = multiprocessing.get_context("spawn")
+    with nullcontext() if jobs == 1 else context.Pool(jobs, _start, (str(verify), str(only))) as pool:
+        results = map(work, runs) if pool is None else pool.imap(_work, runs)
+        yield from zip(results, map(len, runs), strict=True)
+
+
+def _start(verify: str, only: str) -> None:
+    quiet()
+    _of_process.update(judge=Judge(verify), kind=only)
+
+
+_of_process: dict[str, Any] = {}
+
+
+def _work(numbers: range) -> Tally:
+    return ran(numbers, **_of_process)
+
+
+def _show(number: int, only: str, verify: str) -> None:
+    from fuzz.tally import is_wrong
+
+    verdict = judged(drawn(number, is_wrong(number, only)), Judge(verify))
+    print(f"{number}: {verdict.status} {verdict.found}\n{verdict.text}\n")
+
+
+def summary(tally: Tally, done: int, seconds: float, verify: str) -> None:
+    console = Console()
+    console.print(_table("respelling", tally, wrong=False))
+    console.print(_table("close but wrong", tally, wrong=True))
+    for title, texts in (("bad", tally.bad), ("equivalent and not found", tally.missed)):
+        for text in texts[:LISTED]:
+            console.print(f"{title}: {text}\n", markup=False, highlight=False, soft_wrap=True)
+    bad = {
+        k: sum(t[k] for t in (tally.equivalent, tally.lenient, tally.wrong))
+        for k in ("wrong", "mistaken", "crash", "void")
+    }
+    console.print(f"{done:,} cases in {seconds:.0f} s, verify={verify}; {bad['void']:,} could not be made")
+    equivalent = tally.equivalent.total() - tally.equivalent["void"]
+    console.print(
+        f"equivalent respellings found: {tally.found:.2%} of {equivalent:,}; {tally.lenient['left']:,} more may be left alone"
+    )
+    wrong = tally.wrong.total() - tally.wrong["void"]
+    console.print(f"close but wrong, without a wrong rewrite: {tally.refused:.2%} of {wrong:,}")
+    console.print(
+        f"wrong rewrites: {bad['wrong']}; found as what they are not: {bad['mistaken']}; crashes: {bad['crash']}"
+    )
+
+
+def _table(title: str, tally: Tally, wrong: bool) -> Table:
+    from fuzz import RESPELLINGS, WRONG
+
+    table = Table(title, "cases", "found" if not wrong else "rewritten, equal", "left alone", "wrong", "crash")
+    for name in WRONG if wrong else RESPELLINGS:
+        of = {s: tally.by_name[name, s] for s in ("found", "left", "wrong", "mistaken", "crash")}
+        total = sum(of.values())
+        if total:
+            share = f"{of['found'] / total:.1%}"
+            table.add_row(name, str(total), share, str(of["left"]), str(of["wrong"] + of["mistaken"]), str(of["crash"]))
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)
