@@ -244,7 +244,7 @@ class Lanes(Pattern):
         ):
             return None
         seen = viewed(whole, chain_steps)
-        lanes = seen and seen.lanes()
+        lanes = None if seen is None else seen.lanes()
         if lanes is None or lanes.axes != tuple(range(len(whole))):
             return None
         found = (lanes.offset, lanes.strides[-1])

@@ -289,19 +289,18 @@ class Attention(Pass):
 
 def _without_permutes(view: GraphView, call: Call) -> _Operands:
     given = (call.query, call.key, call.value)
-    query, key, value = (view.bare(t) for t in given)
+    bare = [view.bare(t) for t in given]
     turns = (_TURN, (0, 2, 3, 1) if call.transposed else _TURN, _TURN)
-    turned = [view.permuted(t, dims) for t, dims in zip((query, key, value), turns, strict=True)]
-    rank = len(view.shape(key) or ())
-    source = view.permuted(key, (*range(rank - 2), rank - 1, rank - 2)) if call.transposed else None
-    if None not in turned:
-        operands, layout, transposed = turned, "bshd", False
+    turned = [s for t, dims in zip(bare, turns, strict=True) if (s := view.permuted(t, dims)) is not None]
+    rank = len(view.shape(call.key) or ())
+    source = view.permuted(bare[1], (*range(rank - 2), rank - 1, rank - 2)) if call.transposed else None
+    layout, transposed = "bhsd", call.transposed
+    if len(turned) == 3:
+        bare, layout, transposed = turned, "bshd", False
     elif source is not None:
-        operands, layout, transposed = [query, source, value], "bhsd", False
-    else:
-        operands, layout, transposed = [query, key, value], "bhsd", call.transposed
-    passed = (n for t, end in zip(given, operands, strict=True) for n in view.between(t, end))
-    return _Operands(*operands, layout, transposed, tuple(passed))  # type: ignore[arg-type]
+        bare[1], transposed = source, False
+    passed = (n for t, end in zip(given, bare, strict=True) for n in view.between(t, end))
+    return _Operands(bare[0], bare[1], bare[2], layout, transposed, tuple(passed))
 
 
 def _result(view: GraphView, call: Call) -> tuple[Node, str, list[Node]]:

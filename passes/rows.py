@@ -16,7 +16,7 @@ from fluxrewrite.elements import Elements
 from fluxrewrite.graph import GraphView
 from fluxrewrite.rewrite import Builder
 from fluxrewrite.site import Code
-from fluxrewrite.steps import Lanes, size_of
+from fluxrewrite.steps import Dim, Lanes, size_of
 from fluxrewrite.viewing import holds
 
 __all__ = ["Part", "Refusal", "parts_of", "seen_as"]
@@ -130,7 +130,7 @@ def _refined(view: GraphView, parts: Sequence[Part]) -> list[Part]:
     return done
 
 
-def _rows_seen(lanes: Lanes | None) -> float:
+def _rows_seen(lanes: Lanes | None) -> Dim | float:
     if lanes is None:
         return math.inf
     return math.prod(n for n, axis in zip(lanes.sizes, lanes.axes, strict=True) if axis == lanes.tracked)
