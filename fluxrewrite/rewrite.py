@@ -228,10 +228,11 @@ def blocked(
     interior: Sequence[Node],
     outputs: Sequence[Node],
     operands: Iterable[Any],
+    place: Node | None = None,
 ) -> Miss | None:
     """The checks that every site needs: no inner value escapes, nothing it reads is modified on the way, no gradient.
 
-    Gradients are not a Miss: see `needs_grad`.
+    Gradients are not a Miss: see `needs_grad`. The call stands in front of `place`, the first output when None.
     """
     inside = {*interior, *outputs}
     for node in interior:
@@ -240,13 +241,31 @@ def blocked(
             return rewriter.miss(
                 Code.INNER_USE, f"{node.name} is also used by {escaped.name}, outside the region", path, node
             )
-    positions = [view.order(n) for n in inside]
-    writer = view.written([*operands, *interior], min(positions), max(positions))
-    if writer is not None:
-        message = f"{writer.name} modifies memory that the region reads, between {min(positions)} and {max(positions)}"
-        return rewriter.miss(Code.MUTATION, message, path, writer)
+    last = max(view.order(n) for n in inside)
+    before = view.order(outputs[0] if place is None else place)
+    for node, first in _read(view, [*operands, *interior], inside).values():
+        writer = view.written([node], min(first, before), max(last, before))
+        if writer is not None:
+            message = f"{writer.name} modifies memory that the region reads, between {min(first, before)} and {last}"
+            return rewriter.miss(Code.MUTATION, message, path, writer)
     reason = shared_and_written(view, outputs)
     return None if reason is None else Miss(rewriter.kind, path, reason)
+
+
+def _read(view: GraphView, nodes: Iterable[Any], inside: set[Node]) -> dict[Any, tuple[Node, int]]:
+    """For each memory of `nodes`: one of them, and the position of the first operation inside that makes or reads it.
+
+    A view reads nothing: what is written before the first operation that does, a call sees too.
+    """
+    first: dict[Any, int] = {}
+    for node in inside:
+        above = view.above(node)
+        if above is not None and (view.tensor(node) is None or view.memory(above) == view.memory(node)):
+            continue
+        for memory in (view.memory(n) for n in (node, *node.all_input_nodes)):
+            first[memory] = min(view.order(node), first.get(memory, view.order(node)))
+    start = min(view.order(n) for n in inside)
+    return {view.memory(n): (n, first.get(view.memory(n), start)) for n in nodes if isinstance(n, Node)}
 
 
 def odd_dtype(view: GraphView, nodes: Iterable[Node], allowed: Iterable[torch.dtype | None]) -> Node | None:

@@ -153,12 +153,12 @@ class Qkv(Pass):
         outputs = tuple(p.node for p in parts)
         interior = _between(view, linears, outputs)
         operands = [x, *(view.arg(n, name) for n in linears for name in ("weight", "bias"))]
+        place = _place(view, operands, linears, outputs)
         problem = self._dtypes(view, linears, operands, path) or blocked(
-            self, view, path, interior, outputs, [o for o in operands if isinstance(o, Node)]
+            self, view, path, interior, outputs, operands, place or linears[0]
         )
         if problem is not None:
             return problem
-        place = _place(view, operands, linears, outputs)
         if place is None:
             return self.miss(
                 Code.ORDER, "a weight or bias is computed after a projection's result is used", path, linears[0]

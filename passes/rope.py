@@ -151,7 +151,7 @@ class Rope(Pass):
             return self.miss(tables.code, tables.message, path, tables.node)
         operands, axis = tables.nodes, tables.axis
         shape = view.shape(found.x) or ()
-        problem = blocked(self, view, path, found.interior, [found.out], [found.x, *operands.values()])
+        problem = blocked(self, view, path, found.interior, [found.out], [found.x, *operands.values()], found.place)
         if problem is not None:
             return problem
         dtype, out_dtype = view.dtype(found.x), view.dtype(found.out)

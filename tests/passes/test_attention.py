@@ -92,6 +92,36 @@ def test_permutes_in_other_words(check, turn):
     assert (report.sites[0].choice, report.sites[0].details["layout"]) == ("kernel", "bshd")
 
 
+def filled(t):
+    out = torch.empty_like(t)
+    out[..., ::2], out[..., 1::2] = t[..., 1::2], t[..., ::2]
+    return out.type_as(t).transpose(1, 2)
+
+
+def test_operands_that_are_written_one_after_the_other(check):
+    report = check(
+        lambda q, k, v: F.scaled_dot_product_attention(filled(q), filled(k), filled(v)), "attention", **qkv(keys=S)
+    )
+    assert forms_of(report) == [("sdpa", "kernel")]
+
+
+def filled_late(q, k, v, after):
+    views = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v)]
+    if not after:
+        views[1].mul_(2)
+    scores = views[0] @ views[1].mT
+    if after:
+        views[1].mul_(2)
+    out = torch.softmax(scores, -1) @ views[2]
+    return out, views[1]
+
+
+@pytest.mark.parametrize(("after", "choice"), [(False, "kernel"), (True, "keep")])
+def test_an_operand_written_before_or_after_it_is_read(check, after, choice):
+    report = check(lambda q, k, v: filled_late(q, k, v, after), "attention", **qkv(keys=S))
+    assert [s.choice for s in report.sites] == [choice]
+
+
 def test_layouts_of_golden_graph(trace, golden):
     from fluxrewrite.graph import GraphView
     from fluxrewrite.plan import Selection, apply, make_plan
