@@ -261,7 +261,10 @@ def _fate(view: GraphView, node: Node) -> str:
 
 
 def _last_cast(view: GraphView, root: Node) -> tuple[Node, list[Node]]:
-    """Down from `root` while its only use is a cast or a view that changes nothing: the last one, and those before it."""
+    """Down from `root` while its only use is a cast or a view that changes nothing: the last one, and those before it.
+
+    Not what changes nothing at the end: who reads it is told to read what is above (`GraphView.bare`), which must not be inside.
+    """
     passed: list[Node] = []
     node = root
     while len(uses := [u for u in node.users if not only_checks(u)]) == 1:
@@ -273,4 +276,5 @@ def _last_cast(view: GraphView, root: Node) -> tuple[Node, list[Node]]:
         node = user
         if rounds:  # a cast further on would start from the rounded value
             break
-    return node, passed
+    last = view.bare(node)
+    return (last, passed[: passed.index(last)]) if last in passed else (node, passed)

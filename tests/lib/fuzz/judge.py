@@ -93,6 +93,8 @@ class Judge:
         module._graph = graph
         plan = make_plan(GraphView(graph), selection(whole), "all", prove=self._prove)
         new, carried_out = apply_graph(module, plan)
+        unused = [n.name for n in new.nodes if str(n.target).startswith("fluxrewrite.") and not n.users]
+        assert not unused, f"calls whose results nothing reads: {unused}"
         return carried_out, new
 
 
