@@ -3,6 +3,7 @@
 # make lint      ruff and mypy              make bench       matching against its peers
 # make xla       torch-xla in .venv-xla     make test-xla    what XLA makes of models (7.2 GB, some minutes)
 #                                           make test-torch29   the core's tests with the torch 2.9 that is there
+# make test-quantised   linear layers quantised by torchao
 # make verify    kernels against float64    make bench-kernels   modelled kernel times (NKILIB=checkout to compare)
 # make docs      the pages of docs/ in docs/_build/html
 # make docs-reference   their parts that come from the code     make sessions   the terminal sessions in README.md and docs/
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 MODEL ?= flux2-klein-4b
 TORCH29 ?= tests/passes tests/inner tests/neuron $(addprefix tests/test_,$(addsuffix .py,torch_backend failures join capture graph flux reasons measure workload))
 
-.PHONY: inspect docs docs-reference sessions map test test-browser test-slow xla test-xla test-torch29 lint schema bench bench-kernels bench-plans coverage fuzz mutate verify clean
+.PHONY: inspect docs docs-reference sessions map test test-browser test-slow test-quantised xla test-xla test-torch29 lint schema bench bench-kernels bench-plans coverage fuzz mutate verify clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fluxrewrite needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'
@@ -36,6 +37,13 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n $(WORKERS) --dist loadfile --ignore tests/browser
+
+# torchao in a folder of its own: beside it, importing diffusers prints warnings.
+build/quantised: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --target $@ torchao
+
+test-quantised: build/quantised
+	PYTHONPATH=build/quantised OMP_NUM_THREADS=1 $(BIN)/pytest tests/life/test_quantised.py
 
 $(VENV_XLA)/.installed: pyproject.toml constraints-xla.txt
 	$(PYTHON) -m venv $(VENV_XLA)
