@@ -34,13 +34,13 @@ LIMITS_S = {KLEIN: 0.5, DEV: 1.2}
 GROWTH = 1.5  # time per node at 100,000 nodes, times klein-4B's
 
 
-def analysis(graph: Graph, options: Options) -> int:
-    """All that `fluxrewrite inspect` does after the capture; the number of boundaries."""
+def analysis(module: GraphModule, options: Options) -> int:
+    """All that `fluxrewrite inspect` does after the capture, which answers a module; the number of boundaries."""
     selection, target = options.resolve()
     case = Case(device=target.device.name, regime=target.regime)
-    analysed, _ = analyse(GraphModule({}, graph), selection, options.policy, target, case)
+    analysed, _ = analyse(module, selection, options.policy, target, case)
     none = Timing(capture_s=0, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=0)
-    model = ModelInfo(name="", parameters=0, dtype="bfloat16", graphs=1, graph_nodes=len(graph.nodes))
+    model = ModelInfo(name="", parameters=0, dtype="bfloat16", graphs=1, graph_nodes=len(module.graph.nodes))
     report = build_report([analysed], selection, options.policy, model, none, Foresight(target, case))
     report.to_json()
     return len(report.boundaries)
@@ -74,7 +74,7 @@ def main() -> int:
     medians: dict[tuple[str, str], float] = {}
     for name, graph in graphs.items():
         for policy in ("all", "auto"):
-            run = partial(analysis, graph, Options(policy=policy))
+            run = partial(analysis, GraphModule({}, graph), Options(policy=policy))
             if name != LARGE:
                 run()
             rounds = [seconds(run) for _ in range(given.runs if name != LARGE else 1)]
