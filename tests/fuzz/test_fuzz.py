@@ -114,7 +114,7 @@ def test_the_judge_sees_a_wrong_rewrite(monkeypatch):
 def test_the_judge_sees_a_crash(monkeypatch):
     from fluxrewrite.passes.rope import Rope
 
-    program("rope_halves/apart/float32")  # it is checked when it is made: other tests may not have done so
+    assert judged(Case("rope_halves/apart/float32", (("renamed", 1),)), Judge()).status == "found"
     monkeypatch.setattr(Rope, "_site", lambda *given: 1 / 0)
     verdict = judged(Case("rope_halves/apart/float32", (("renamed", 1),)), Judge())
     assert verdict.status == "crash"
