@@ -50,18 +50,12 @@ FILES = ("passes/*.py", *(f"fluxrewrite/{name}.py" for name in MATCHER))
 TESTS = (
     "tests/passes",
     "tests/fuzz",
-    *(f"tests/test_{name}.py" for name in ("elements", "flux", "graph", "pattern", "reasons", "steps")),
-    "tests/life",
+    *(f"tests/test_{name}.py" for name in ("elements", "graph", "pattern", "reasons", "steps")),
+    *(f"tests/life/test_{name}.py" for name in ("aliases", "autocast", "func", "quantised")),
 )
 PRELOAD = (
-    "torch",
-    "torch._dynamo",
-    "torch._inductor.compile_fx",
-    "diffusers",
-    "hypothesis",
-    "pydantic",
-    "rich",
-    "typer",
+    *("torch", "torch._dynamo", "torch._inductor.compile_fx", "diffusers", "hypothesis", "ml_dtypes"),
+    *("pydantic.main", "rich.console", "rich.table", "typer"),
 )
 
 
