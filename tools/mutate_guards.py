@@ -127,7 +127,7 @@ def run(job: Job, tree: Tree, jobs: int, save: Path | None = None, resume: bool 
         task = progress.add_task("tests as they are", total=None)
         for _ in runner.record(job.tests):
             progress.advance(task)
-        runner.control(tree.sources)
+        runner.control()
         progress.remove_task(task)
         task = progress.add_task("guards", total=len(left))
         for number, outcome in runner.kill(left):

@@ -114,18 +114,23 @@ class Runner:
             for number, tests in account["fired"].items():
                 self.seen.fired.setdefault(int(number), set()).update(tests)
             yield file
-        for file in self.tree.sources:
+        for file in {guard.file for guard in self.tree.guards.values()}:
             wanted = self.folder / self.tree.place(file)
             if self.seen.arrived.get(file) != str(wanted):
                 raise Unfit(f"{file} is imported from {self.seen.arrived.get(file, 'nowhere')}, not from {wanted}")
 
-    def control(self, files: Iterable[str]) -> None:
-        """Raises Unfit where tests still pass that import a file which raises."""
-        test = min(self.seen.seconds, key=lambda t: self.seen.seconds[t])
-        asked = {file: {"files": [test.partition("::")[0]], "tests": [test], "broken": file} for file in files}
+    def control(self) -> None:
+        """Raises Unfit where a test still passes that makes a guard of a file refuse, and the file raises on import."""
+        asked = {}
+        for number, guard in self.tree.guards.items():
+            tests = [t for t in self.seen.fired.get(number, ()) if t]
+            if tests and guard.file not in asked:
+                test = min(tests, key=lambda t: self.seen.seconds[t])
+                asked[guard.file] = {"files": [test.partition("::")[0]], "tests": [test], "broken": guard.file}
         for file, account in self._each(asked):
             if account is not None and account["code"] == 0:
-                raise Unfit(f"{test} passes while {file} raises on import: it is not the copy that is tested")
+                tests = asked[file]["tests"]
+                raise Unfit(f"{tests} pass while {file} raises on import: it is not the copy that is tested")
 
     def kill(self, numbers: Iterable[int]) -> Iterator[tuple[int, Outcome]]:
         """Disable each guard in turn."""
