@@ -50,7 +50,7 @@ FILES = ("passes/*.py", *(f"fluxrewrite/{name}.py" for name in MATCHER))
 TESTS = (
     "tests/passes",
     "tests/fuzz",
-    *(f"tests/test_{name}.py" for name in ("elements", "graph", "pattern", "reasons", "steps")),
+    *(f"tests/test_{name}.py" for name in ("elements", "graph", "pattern", "reasons", "steps", "viewing")),
     *(f"tests/life/test_{name}.py" for name in ("aliases", "autocast", "func", "quantised")),
 )
 PRELOAD = (

@@ -120,13 +120,13 @@ class Runner:
                 raise Unfit(f"{file} is imported from {self.seen.arrived.get(file, 'nowhere')}, not from {wanted}")
 
     def control(self) -> None:
-        """Raises Unfit where a test still passes that makes a guard of a file refuse, and the file raises on import."""
-        asked = {}
+        """Raises Unfit where the tests that make a file's guard refuse all pass although the file raises on import."""
+        asked: dict[str, dict[str, Any]] = {}
         for number, guard in self.tree.guards.items():
-            tests = [t for t in self.seen.fired.get(number, ()) if t]
+            tests = self._tests(number)[:FIRST]
             if tests and guard.file not in asked:
-                test = min(tests, key=lambda t: self.seen.seconds[t])
-                asked[guard.file] = {"files": [test.partition("::")[0]], "tests": [test], "broken": guard.file}
+                files = list(dict.fromkeys(t.partition("::")[0] for t in tests))
+                asked[guard.file] = {"files": files, "tests": tests, "broken": guard.file}
         for file, account in self._each(asked):
             if account is not None and account["code"] == 0:
                 tests = asked[file]["tests"]
