@@ -236,3 +236,43 @@ def test_pairs_that_are_no_last_axis_of_anything_are_no_rotation(find):
     tables = {n: torch.randn(S, 1, D // 2) for n in ("cos", "sin")}
     found = find("rope", fn, pairs=torch.randn(B, S, H, D // 2, 2), **tables)
     assert codes(found) == [Code.PATTERN]
+
+
+def test_values_joined_along_another_axis_are_one_stream(find):
+    def fn(q, k, v, w, gain, cos, sin):
+        return region(half, half, rms, rms)(q, k, torch.cat([v, w], -1), gain, cos, sin)
+
+    made = {n: torch.randn(B, S, H, D) for n in "qk"} | {n: torch.randn(B, S, H, D // 2) for n in "vw"}
+    tables = {n: torch.randn(S, 1, D) for n in ("cos", "sin")}
+    (site,) = find("norm_rope_attention", fn, **made, gain=torch.randn(D), **tables)
+    assert site.form == "single"
+    assert site.operands["v"][0] not in site.interior
+
+
+class Packed(torch.nn.Module):
+    """Attention of one head on what `parts` makes of one projection."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.parts, self.rows = parts, torch.nn.Linear(D, 3 * D)
+
+    def forward(self, x):
+        return F.scaled_dot_product_attention(*(t.unsqueeze(1) for t in self.parts(self.rows(x))))
+
+
+PACKED = {
+    "rows cast together": (lambda y: y.double().chunk(3, -1), "or casts"),
+    "rows rounded together": (lambda y: y.bfloat16().chunk(3, -1), "mixes with other axes"),
+    "rows of every third position": (lambda y: y.reshape(B, 3 * S, D).split(S, 1), "mixes the rows"),
+    "a query of two blocks": (
+        lambda y: (torch.cat([y[..., :4], y[..., 12:16]], -1), y[..., 4:12], y[..., 16:]), "expected one block of rows",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_rows_that_are_no_blocks_of_the_layer(find, name):
+    parts, message = PACKED[name]
+    (miss,) = find("qkv", Packed(parts), x=torch.randn(B, S, D))
+    assert miss.reason.code == Code.PACKED_LAYOUT
+    assert message in miss.reason.message
