@@ -11,6 +11,7 @@
 # make test-browser   the page in Chromium (Debian: apt-get as root; npm)
 # make coverage   docs/coverage.md: what is found in 90 other models (some minutes)
 # make fuzz   100,000 small programs respelled at random, and close-but-wrong ones (an hour of one core)
+# make mutate   each guard of the passes and the matcher disabled in turn: which test fails without it (half an hour of one core)
 # make bench-plans   whole models on the CPU under each policy (half an hour)
 PYTHON ?= python3
 VENV ?= .venv
@@ -118,7 +119,7 @@ fuzz: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py --jobs $(WORKERS)
 
 mutate: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python tools/mutate_guards.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutate_guards.py --jobs $(WORKERS)
 
 verify: $(VENV)/.installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/fluxrewrite verify --kernels

@@ -120,7 +120,7 @@ class Elements:
         single = [axis for axis in range(len(self.source)) if axis not in taken]
         if not all(same_dim(self.source[axis], 1) for axis in single):
             return None
-        if any(r.stride != 1 or not same_dim(r.size, self.source[r.axis]) for runs in self.runs for r in runs):
+        if not all(same_dim(r.size, self.source[r.axis]) for runs in self.runs for r in runs):
             return None
         return tuple(runs[0].axis if runs else single.pop(0) for runs in self.runs)
 
@@ -137,7 +137,7 @@ class Elements:
         if any(self.offsets[:tracked]) or any(len(runs) > 1 for runs in self.runs):
             return None
         others = [r for runs in self.runs for r in runs if r.axis != tracked]
-        if any(r.stride != 1 or not same_dim(r.size, self.source[r.axis]) for r in others):
+        if not all(same_dim(r.size, self.source[r.axis]) for r in others):
             return None
         seen = {r.axis for r in others}
         missing = [axis for axis in range(tracked) if axis not in seen]

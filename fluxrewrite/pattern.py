@@ -223,8 +223,8 @@ class Lanes(Pattern):
         view = attempt.view
         bare = attempt.look_through(value)
         shape = view.shape(bare)
-        passed: list[Node] = [bare] if isinstance(bare, Node) else []
-        for source, chain_steps in view.chain(bare) if passed and shape else ():
+        passed: list[Node] = [bare]
+        for source, chain_steps in view.chain(bare):
             style = self._style(view, source, chain_steps, shape)
             if style is not None and attempt.tags.setdefault(self.style, style) == style:
                 attempt.take(*passed)
@@ -288,7 +288,7 @@ def joined(view: GraphView, node: Any) -> tuple[str, Node, tuple[Any, Any]] | No
         if view.op(source) not in ("stack", "cat") or view.source(source) is not None:
             continue
         shape = view.shape(source) or (1,)
-        fits = same_shape(out[:-1], shape[:-2]) and same_dim(out[-1], shape[-1] * shape[-2])
+        fits = same_shape(out[:-1], shape[:-2])
         for axis, style in ((-1, "interleaved"), (-2, "half")):
             if fits and _pair_on(view, source, axis) and pure_reshape(shape, taken, out):
                 pieces = _stacked(view, source, axis)
@@ -305,8 +305,7 @@ def _stacked(view: GraphView, node: Node, axis: int) -> tuple[Any, Any] | None:
     found = []
     for piece in (first, second):
         shape = list(view.shape(piece) or ())
-        if not same_dim(shape.pop(axis), 1):
-            return None
+        del shape[axis]
         above = (
             s
             for s, steps in view.chain(piece)

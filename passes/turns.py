@@ -59,8 +59,7 @@ def _summed(view: GraphView, node: Node, attempt: Attempt) -> tuple[Node, Node] 
     dim = dim[0] if isinstance(dim, (tuple, list)) and len(dim) == 1 else dim
     product = attempt.look_through(view.arg(node, "input"))
     rank = len(view.shape(product) or ())
-    plain = not view.arg(node, "keepdim") and view.arg(node, "dtype") is None
-    if view.op(product) != "mul" or not plain or dim not in (-1, rank - 1):
+    if view.op(product) != "mul" or view.arg(node, "dtype") is not None or dim not in (-1, rank - 1):
         return None
     attempt.take(product)
     a, b = view.arg(product, "input"), view.arg(product, "other")

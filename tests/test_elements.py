@@ -180,11 +180,15 @@ def test_axes_of_one_stand_for_each_other():
     assert viewed((2, 1, 3), [Reshape((2, 3))]).permutation is None
 
 
-def test_symbolic_sizes_are_followed_where_they_are_certain():
+def symbol():
     source = LocalSource("x")  # torch 2.9 names a symbol after the tensor's source alone
     mode = FakeTensorMode(shape_env=ShapeEnv())
     context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
-    n = mode.from_tensor(torch.empty(6), symbolic_context=context, source=source).shape[0]
+    return mode.from_tensor(torch.empty(6), symbolic_context=context, source=source).shape[0]
+
+
+def test_symbolic_sizes_are_followed_where_they_are_certain():
+    n = symbol()
     assert viewed((2, n, 12), [Reshape((2 * n, 12)), Reshape((2 * n, 3, 4)), Reshape((2, n, 3, 4))]).lanes().axes == (
         0,
         1,
@@ -201,3 +205,34 @@ def test_what_cannot_be_told():
     assert viewed((2, 3), [Expand((2, 3))]).whole
     assert viewed((4, 3), [Permute((1, 0)), Reshape((2, 6)), Slice(1, 1, 4)]) is None
     assert not pure_reshape((2, 3), [Permute((1, 0)), Reshape((6,))], (6,))
+
+
+def test_parts_of_axes_that_were_joined_are_told_only_where_the_inner_ones_stay_whole():
+    turned = viewed((4, 3), [Permute((1, 0)), Reshape((12,))])
+    assert turned.apply(Slice(0, 4, 8)) is not None
+    for step in (Slice(0, 2, 4), Slice(0, 0, 6), Slice(0, 0, 4, 2)):
+        assert turned.apply(step) is None
+    n = symbol()
+    assert viewed((2, n, 12), [Reshape((2 * n, 12)), Select(0, 3)]) is None
+    assert viewed((2, n, 12), [Permute((1, 0, 2)), Reshape((2 * n, 12)), Slice(0, 0, n)]) is None
+
+
+def test_an_axis_of_one_is_sliced_whole_or_not_at_all():
+    assert viewed((1, 3), [Slice(0, 0, 1)]).whole
+    assert viewed((1, 3), [Slice(0, 1, 1)]) is None
+    assert viewed((1, 3), [Slice(0, 0, 0)]) is None
+
+
+def test_a_reshape_has_all_elements():
+    assert viewed((2, 3), [Reshape((2,))]) is None
+
+
+def test_part_of_an_axis_is_no_permutation_of_it():
+    assert viewed((4, 3), [Slice(0, 0, 2)]).permutation is None
+
+
+def test_views_of_other_shapes_or_other_parts_differ():
+    assert not viewed((2, 3), [Reshape((2, 1, 3))]).same(viewed((2, 3), []))
+    wide = viewed((4, 4), [Slice(0, 0, 2), Reshape((8,))])
+    tall = viewed((4, 4), [Slice(1, 0, 2), Reshape((8,))])
+    assert not wide.same(tall)

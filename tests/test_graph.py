@@ -197,3 +197,41 @@ def test_common_path_of_nodes(trace):
     assert view.path(first) == "0.0"
     assert view.path(first, second) == "0"
     assert view.path(first, third) == ""
+
+
+def test_what_is_no_node_has_no_value_and_no_source():
+    graph = Graph()
+    x = graph.placeholder("x")
+    graph.call_method("add_", (x, 1))
+    view = GraphView(graph)
+    assert view.value(3) is view.tensor(3) is view.source(3) is None
+    assert view.between(3, x) == []
+    assert view.written([3], 0, 9) is None
+    pieces = graph.call_function(torch.chunk, (3, 2))
+    assert GraphView(graph).above(pieces) is None
+
+
+def test_a_batched_value_is_no_tensor_of_the_graph():
+    graph = Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch._C._functorch._add_batch_dim(torch.randn(2, 3), 0, 1)
+    view = GraphView(graph)
+    assert view.value(x) is not None
+    assert view.tensor(x) is None
+
+
+def test_a_symbolic_size_is_no_number(trace):
+    gm = trace(lambda x: x.view(x.shape[0], -1), dynamic=True, x=torch.randn(4, 6))
+    view = GraphView(gm.graph)
+    sizes = [n for n in view.nodes if isinstance(view.value(n), torch.SymInt)]
+    assert sizes
+    assert all(view.number(n) is None for n in sizes)
+    assert view.number(view.value(sizes[0])) is None
+
+
+def test_a_copy_on_another_device_is_no_view():
+    graph = Graph()
+    x = graph.placeholder("x")
+    moved = graph.call_method("to", (x, "meta"))
+    x.meta["val"], moved.meta["val"] = torch.empty(2), torch.empty(2, device="meta")
+    assert GraphView(graph).source(moved) is None

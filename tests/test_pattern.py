@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch.fx import Graph
 
 from fluxrewrite.graph import GraphView
-from fluxrewrite.pattern import Const, Either, Maybe, Op, Pattern, Value, match
+from fluxrewrite.pattern import Attempt, Const, Either, Join, Lanes, Maybe, Op, Pattern, Value, joined, match
 
 x, y = Value("x"), Value("y")
 
@@ -71,3 +72,98 @@ def test_the_deepest_mismatch_is_kept(trace):
 def test_the_base_matches_nothing():
     with pytest.raises(TypeError):
         Pattern().match(None, None)
+
+
+def test_numbers_are_no_tensors_and_bools_no_numbers(trace):
+    failed = attempt(trace, Op("add", x, y), lambda a, b: a + 1.0, **A)
+    assert "expected a tensor for" in failed.failure
+    view = failed.view
+    assert not Const("n").match(Attempt(view), True)
+    tried = Attempt(view)
+    assert Const("n").match(tried, 3)
+    assert not Const("n").match(tried, 4)
+    assert Const("n").match(tried, 3)
+
+
+def test_a_mismatch_before_anything_matched_is_at_no_node(trace):
+    tried = Attempt(GraphView(Graph()))
+    assert not x.match(tried, 3)
+    assert tried.failed_at is None
+
+
+def test_named_arguments_must_be_as_named(trace):
+    pattern = Op("add", x, y, alpha=2)
+    assert attempt(trace, pattern, lambda a, b: torch.add(a, b, alpha=2), **A).matched
+    assert not attempt(trace, pattern, lambda a, b: torch.add(a, b, alpha=3), **A).matched
+
+
+def test_an_operation_without_its_operands_does_not_match():
+    graph = Graph()
+    node = graph.call_function(torch.neg, ())
+    failed = match(Op("neg", x), GraphView(graph), node)
+    assert "with arguments" in failed.failure
+
+
+def test_a_tag_is_one_alternative_wherever_it_stands(trace):
+    def one(value):
+        return Either("which", sine=Op("sin", value), cosine=Op("cos", value))
+
+    pattern = Op("add", one(x), one(y))
+    assert attempt(trace, pattern, lambda a, b: a.cos() + b.cos(), **A).tags == {"which": "cosine"}
+    assert not attempt(trace, pattern, lambda a, b: a.sin() + b.cos(), **A).matched
+
+
+def half_of(trace, fn, **inputs):
+    """Whether `fn` gives the first or second members of pairs of its input."""
+    return [
+        attempt(trace, Op("cos", Lanes(x, index)), lambda a: fn(a).cos(), "cos", **inputs).matched for index in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fn", "shape"),
+    [
+        (lambda a: a[..., :1], (4, 3)),  # 3 members are no pairs
+        (lambda a: a.reshape(2, 16)[:, :8].reshape(4, 4), (4, 8)),  # half of the rows, each in two
+        (lambda a: a.t().reshape(8, 3)[:4], (4, 6)),
+        (lambda a: a[..., :2].transpose(0, 1), (2, 2, 4)),  # of other rows
+        (lambda a: a.reshape(1), ()),
+    ],
+)
+def test_what_has_the_shape_of_a_half_and_is_none(trace, fn, shape):
+    assert half_of(trace, fn, a=torch.randn(shape)) == [False, False]
+    assert half_of(trace, lambda a: a[..., 2:], a=torch.randn(4, 4)) == [False, True]
+
+
+def test_both_joins_put_pairs_together_alike(trace):
+    pattern = Op("add", Join("style", x, y), Join("style", x, y))
+    inputs = {"a": torch.randn(4, 3), "b": torch.randn(4, 3)}
+    assert attempt(trace, pattern, lambda a, b: torch.cat([a, b], -1) + torch.cat([a, b], 1), **inputs).matched
+    failed = attempt(trace, pattern, lambda a, b: torch.cat([a, b], -1) + torch.stack([a, b], -1).flatten(1), **inputs)
+    assert not failed.matched
+
+
+@pytest.mark.parametrize(
+    ("fn", "shape"),
+    [
+        (lambda a, b: torch.stack([a, b], -1).transpose(1, 2).reshape(4, 6), (4, 3)),
+        (lambda a, b: torch.stack([a, b], -1).flatten(1)[:, :4], (4, 3)),
+        (lambda a, b: torch.cat([a, b], -1).flatten(1), (4, 3, 1)),  # pieces that were never without the axis
+        (lambda a, b: torch.cat([a, b], -1).flatten(1), (4, 3, 2)),
+    ],
+)
+def test_what_puts_two_tensors_together_otherwise(trace, fn, shape):
+    view = GraphView(trace(lambda a, b: fn(a, b).cos(), a=torch.randn(shape), b=torch.randn(shape)).graph)
+    (user,) = view.with_op("cos")
+    assert joined(view, user.args[0]) is None
+
+
+def test_joined_tensors_that_the_graph_does_not_name():
+    graph = Graph()
+    pieces = graph.placeholder("pieces")
+    whole = graph.call_function(torch.cat, (pieces, -1))
+    other = graph.call_function(torch.cat, ([pieces, pieces], -1))
+    for node in (whole, other):
+        node.meta["val"] = torch.empty(2, 4)
+    assert joined(GraphView(graph), whole) is None
+    assert joined(GraphView(graph), other) is None

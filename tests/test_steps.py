@@ -3,7 +3,7 @@ from torch._dynamo.source import LocalSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from fluxrewrite.steps import same_dim, same_shape, size_of
+from fluxrewrite.steps import Expand, Lanes, Reshape, Select, same_dim, same_shape, same_steps, size_of
 
 
 def symbolic(size, name="x"):
@@ -30,3 +30,15 @@ def test_size_as_int_or_text():
     assert size_of(a) == str(a)
     assert a == 6  # a guard: from here on the symbol is known
     assert size_of(a) == 6
+
+
+def test_steps_that_do_the_same_for_certain():
+    assert same_steps([Select(0, 1), Reshape((2, 3))], [Select(0, 1), Reshape((2, 3))])
+    assert not same_steps([Select(0, 1)], [Select(0, 2)])
+    assert not same_steps([Reshape((2, 3))], [Expand((2, 3))])
+    assert not same_steps([Reshape((2, 3))], [Reshape((3, 2))])
+
+
+def test_a_block_has_a_known_length():
+    assert Lanes((6,), (1,), (0,), 0).block == (0, 6)
+    assert Lanes((symbolic(6),), (1,), (0,), 0).block is None

@@ -134,6 +134,7 @@ _ROWS: tuple[tuple[str, How], ...] = (
     (r"python tools/compare_oracles.py", Tool("16 + 8 tokens, the kernel qkv alone")),
     (r"python tools/compare_oracles.py --compiler xla .*", NotHere("needs the environment of make xla: tests/xla asks XLA there")),
     (r"python tools/coverage.py .*|make coverage", ByTest("tests/test_coverage.py")),
+    (r"make mutate|python tools/mutate_guards.py .*", ByTest("tests/tools/test_mutate_guards.py")),
     (r"python tools/docs_reference.py", ByTest("tests/docs/test_reference.py::test_pages_say_what_the_code_says")),
     (r"python tools/docs_sessions.py", ByTest("tests/docs/test_sessions.py::test_a_session_is_taken_anew")),
     (r"python examples/flux2_pipeline.py", ByTest("tests/test_examples.py::test_the_pipeline_of_diffusers")),
