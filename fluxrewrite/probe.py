@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,13 +45,14 @@ class Limits:
         nodes: operations that one region may have.
         elements: numbers that one value of a region may have at the sizes that it is run at.
         probes: distinct regions of a graph that are run.
-        seconds: wall time that may pass with probing of one graph; it is looked at between runs of a region.
+        work: of all runs of regions: operations, and 4,096 numbers of their results each count 1. It is no time, so that all ranks
+            that compile a model answer alike; 10,000 are some three seconds.
     """
 
     nodes: int = 96
     elements: int = 2**18
     probes: int = 24
-    seconds: float = 2.0
+    work: int = 10_000
 
 
 class Budget:
@@ -60,45 +60,39 @@ class Budget:
 
     Attributes:
         limits: of the graph.
-        probes, seconds: used so far.
+        probes, work: used so far.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.probes = 0
-        self.seconds = 0.0
-        self._since: float | None = None
+        self.work = 0
         self._answers: dict[str, Any] = {}
 
     def answer(self, key: str, compute: Callable[[], T]) -> T:
         """What `compute` answers for the regions of this digest, computed once; a CannotProbe that it raised is raised again."""
         if key not in self._answers:
-            self._answers[key] = self._timed(compute)
+            self._answers[key] = self._first(compute)
         found = self._answers[key]
         if isinstance(found, CannotProbe):
             raise found
         answer: T = found
         return answer
 
-    def _timed(self, compute: Callable[[], Any]) -> Any:
+    def _first(self, compute: Callable[[], Any]) -> Any:
         if self.probes >= self.limits.probes:
             return CannotProbe(f"{self.probes} other regions of the graph were probed; more are not looked at")
         self.probes += 1
-        self._since = time.perf_counter()
         try:
-            self.check()
             return compute()
         except CannotProbe as error:
             return error
-        finally:
-            self.seconds += time.perf_counter() - self._since
-            self._since = None
 
-    def check(self) -> None:
-        """Raise CannotProbe when the time is up."""
-        running = 0.0 if self._since is None else time.perf_counter() - self._since
-        if self.seconds + running >= self.limits.seconds:
-            raise CannotProbe(f"probing this graph would take more than {self.limits.seconds:g} s")
+    def spend(self, work: int) -> None:
+        """Count a run; raise CannotProbe where it would be too much."""
+        if self.work + work > self.limits.work:
+            raise CannotProbe(f"probing this graph would take more than {self.limits.work} steps of work")
+        self.work += work
 
 
 def budget_of(view: GraphView, limits: Limits = Limits()) -> Budget:
@@ -175,19 +169,21 @@ class Probe:
         seed: of the values.
 
     Attributes:
+        part: what is run.
+        cut: what the sizes of the graph become.
         values: of all inputs and nodes; tensors, numbers, and whatever operations answer.
 
     Raises CannotProbe where the part cannot be run.
     """
 
     def __init__(self, view: GraphView, part: Part, shapes: Mapping[str, int], budget: Budget, seed: int = 0) -> None:
-        self._part, self._budget = part, budget
+        self.part, self._budget = part, budget
         self._reject(view)
         site = Site("probe", "", "", {}, (), (), shapes, torch.float64)
         problem: Exception = CannotProbe("there is nothing to run")
         for cut, free in itertools.product(cuts(site, part.nodes, part.inputs), (True, False)):
             try:
-                self._cut = cut
+                self.cut = cut
                 self.values = self.run(part.nodes, self._inputs(cut, seed, free))
                 return
             except CannotProbe as error:
@@ -195,32 +191,32 @@ class Probe:
         raise problem
 
     def _reject(self, view: GraphView) -> None:
-        for node in self._part.nodes:
+        for node in self.part.nodes:
             if is_random(view, node):
                 raise CannotProbe(f"{node.name} draws random numbers")
-        for node in self._part.members:
+        for node in self.part.members:
             if view.writers(node):
                 raise CannotProbe(f"{view.writers(node)[0].name} writes to {node.name} in place")
 
     def _inputs(self, cut: Cut, seed: int, free: bool) -> dict[Node, Any]:
         """A value for each input; integers are positions, of any size, where `free`, else indices into what is smallest."""
-        tensors = [v for n in self._part.members if isinstance(v := value_of(n), Tensor)]
+        tensors = [v for n in self.part.members if isinstance(v := value_of(n), Tensor)]
         most = max((math.prod(cut.shape(t)) for t in tensors), default=0)
         if most > self._budget.limits.elements:
             raise CannotProbe(f"it has a value of {most} numbers, more than {self._budget.limits.elements}")
         sizes = [s for t in tensors if t.dtype.is_floating_point for s in cut.shape(t) if s > 1]
         make = Maker(seed, POSITIONS if free else min(sizes, default=2))
-        return {n: _made(n, cut, make) for n in self._part.inputs}
+        return {n: _made(n, cut, make) for n in self.part.inputs}
 
     def run(self, nodes: Sequence[Node], given: Mapping[Node, Any]) -> dict[Node, Any]:
         """The values of `nodes`, calls in graph order, from those that enter them; `given` is not changed.
 
-        Raises CannotProbe for whatever an operation raises, and when the time is up.
+        Raises CannotProbe for whatever an operation raises, and where it is too much work.
         """
-        self._budget.check()
+        self._budget.spend(sum(_work(n, self.cut) for n in nodes))
         try:
             with tracing(None), torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
-                return Run(self._cut, lift=True)(nodes, given)
+                return Run(self.cut, lift=True)(nodes, given)
         except Exception as error:
             first = (str(error).splitlines() or [""])[0]
             raise CannotProbe(f"it cannot be run on made-up inputs: {type(error).__name__}: {first}") from error
@@ -228,10 +224,10 @@ class Probe:
     def function(self, out: Node, *arguments: Node) -> Callable[..., Tensor]:
         """`out` as a function of tensors in the place of `arguments`; all other inputs keep their values."""
         after = set(arguments)
-        for node in self._part.nodes:
+        for node in self.part.nodes:
             if node not in after and any(i in after for i in node.all_input_nodes):
                 after.add(node)
-        nodes = [n for n in self._part.nodes if n in after and n not in arguments]
+        nodes = [n for n in self.part.nodes if n in after and n not in arguments]
         known = {n: self.values[n] for n in {i for m in nodes for i in m.all_input_nodes} if n not in after}
 
         def call(*tensors: Tensor) -> Tensor:
@@ -241,6 +237,11 @@ class Probe:
             return found
 
         return call
+
+
+def _work(node: Node, cut: Cut) -> int:
+    value = value_of(node)
+    return 1 + (math.prod(cut.shape(value)) // 4096 if isinstance(value, Tensor) else 0)
 
 
 def _made(node: Node, cut: Cut, make: Maker) -> Any:

@@ -5,7 +5,7 @@ Not a pass: the search for rotations uses it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +14,12 @@ from torch.fx import Node
 
 from fluxrewrite.probe import Probe
 
-__all__ = ["Factors", "close", "factors_of"]
+__all__ = ["Factors", "close", "factors_of", "not_for_all"]
 
 TOLERANCE = 1e-9
 """Of the largest value: sums in another order leave 1e-15 of it in float64, a table that was rounded to float32 6e-8."""
+FAR = (2.0**40, 2.0**-40)
+"""Factors at which limits on values show, as clamps have them; float64 has room for them."""
 Map = Callable[[Tensor], Tensor]
 
 
@@ -53,8 +55,21 @@ def factors_of(probe: Probe, x: Node, out: Node) -> Factors | tuple[int, str]:
         return 1, "zeros do not become zeros"
     if not close(fn(2.0 * a - 3.0 * b), 2.0 * fn(a) - 3.0 * fn(b)):
         return 1, "the result is not linear in the input"
+    if not all(close(fn(a * f), fn(a) * f) for f in FAR):
+        return 1, "the result is not linear in inputs that are very large or very small"
     problem = _rows_apart(fn, a)
     return (2, problem) if problem else _pairs(fn, a)
+
+
+def not_for_all(probe: Probe, x: Node, out: Node, tables: Iterable[Node]) -> str:
+    """Why other tables may give another result than turned pairs: it is in proportion to them; "" where it is."""
+    nodes = tuple(dict.fromkeys(tables))
+    fn = probe.function(out, x, *nodes)
+    given, values = probe.values[x], [probe.values[n] for n in nodes]
+    wanted = fn(given, *values)
+    if all(close(fn(given, *(v * f for v in values)), wanted * f) for f in FAR):
+        return ""
+    return "the result is not in proportion to tables that are very large or very small"
 
 
 def _rows_apart(fn: Map, values: Tensor) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fluxrewrite.passes.attention import Call, attention_calls
-from fluxrewrite.passes.factors import Factors, factors_of
+from fluxrewrite.passes.factors import Factors, factors_of, not_for_all
 from fluxrewrite.passes.named import NamedTables, tables_of
 from torch.fx import Node
 
@@ -28,31 +28,19 @@ from fluxrewrite.probe import CannotProbe, Part, Probe, budget_of, feeding
 from fluxrewrite.proof.region import hint
 from fluxrewrite.site import Code, Finding, Miss, Reason, Site
 from fluxrewrite.steps import same_shape
+from fluxrewrite.widened import unsure
 
 __all__ = ["Rotation", "probed_rotations"]
 
 _ROOTS = frozenset(
     {"linear", "rms_norm", "layer_norm", "group_norm", "sdpa", "placeholder", "conv1d", "conv2d", "conv3d"}
 )
-_STAYS = frozenset(
-    {
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "neg",
-        "where",
-        "masked_fill",
-        "clamp",
-        "dropout",
-        "copy",
-        "cast",
-        "reshape",
-        "permute",
-    }
-    | {"transpose", "t", "expand", "getattr", "slice", "narrow", "select", "chunk", "split", "unbind", "repeat", "abs"}
-    | {"repeat_interleave", "exp", "sqrt", "rsqrt", "tanh", "sigmoid", "silu", "gelu", "relu", "mean", "pow", "square"}
-)
+_WORDS = """
+    add sub mul div neg abs exp sqrt rsqrt pow square tanh sigmoid silu gelu relu mean where masked_fill clamp dropout
+    copy cast reshape permute transpose t expand getattr slice narrow select chunk split unbind repeat
+    repeat_interleave
+"""
+_STAYS = frozenset(_WORDS.split())
 """Operations that give no channel of a tensor a place beside another: without any other there is no rotation."""
 _TRIALS = 24
 """Pairs of x and result that are tried for one query or key."""
@@ -115,10 +103,8 @@ def _operands(view: GraphView) -> Iterator[Node]:
 def _way(view: GraphView, operand: Node, known: Collection[Node]) -> _Way | None:
     """From a query or key up to its projections; None where a known rotation lies on it, or nothing that may be one."""
     node = operand
-    while view.forwards(node):
-        if view.bare(node) in known:
-            return None
-        node = view.fact(node).args["input"]
+    while view.bare(node) not in known and (above := view.above(node)) is not None:
+        node = above
     if view.op(node) in _ROOTS or view.bare(node) in known:
         return None
     active = view.memo("values of layers", _active)
@@ -177,7 +163,7 @@ def _search(view: GraphView, way: _Way) -> Rotation | Reason | None:
         here: tuple[int, Reason] | None = None
         for neck, between in _necks(view, way, out):
             x = view.strip(neck)
-            nodes = [*between, *_casts(view, neck, x)]
+            nodes = [*between, *view.between(neck, x)]
             if trials == _TRIALS or not _may_be(view, x, out, nodes, way.active):
                 continue
             trials += 1
@@ -221,13 +207,6 @@ def _answer(
     return found[0], Reason(code, f"from {x.name} to {out.name}: {found[1]}", out.name)
 
 
-def _casts(view: GraphView, node: Node, source: Node) -> Iterator[Node]:
-    """The casts and views from `source` down to `node`, which the op does itself."""
-    while node is not source:
-        yield node
-        node = view.fact(node).args["input"]
-
-
 def _may_be(view: GraphView, x: Node, out: Node, nodes: Sequence[Node], active: Collection[Node]) -> bool:
     """Whether x and out have one shape of pairs, and something between moves channels and reads a table."""
     before, after = view.tensor(x), view.tensor(out)
@@ -267,6 +246,10 @@ def _trial(
         tables = tables_of(view, probe, [n for n in members if n is not x and n not in nodes], factors)
         if isinstance(tables, str):
             return 4, tables
+        doubt = not_for_all(probe, x, out, (tables.cos, tables.sin))
+        doubt = doubt or unsure(view, probe, out, (x,), (tables.cos, tables.sin))
+        if doubt:
+            return 5, doubt
         return factors.interleaved, tables, (members.index(tables.cos), members.index(tables.sin))
 
     answer = budget.answer(part.digest(view, members.index(out)), ask)
@@ -309,18 +292,3 @@ def _between(part: Part, x: Node, node: Node) -> bool:
             seen.add(at)
             pending += at.all_input_nodes
     return False
-
-
-def dropped(findings: Sequence[Finding], taken: Collection[str], notes: Mapping[str, str]) -> list[Finding]:
-    """Findings without near misses in what was found after all; others with what the probe says."""
-    kept: list[Finding] = []
-    for finding in findings:
-        if isinstance(finding, Miss) and finding.reason.code == Code.PATTERN:
-            reason = finding.reason
-            if reason.node in taken:
-                continue
-            if reason.node in notes:
-                message = f"{reason.message}; run on made-up inputs: {notes[reason.node]}"
-                finding = Miss(finding.kind, finding.path, Reason(reason.code, message, reason.node), finding.form)
-        kept.append(finding)
-    return kept

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 from fluxrewrite.passes.pairs import together, whole
-from fluxrewrite.passes.probed_rope import Rotation, dropped, probed_rotations
+from fluxrewrite.passes.probed_notes import with_notes
+from fluxrewrite.passes.probed_rope import Rotation, probed_rotations
 from fluxrewrite.passes.tables import FOLDED, Tables, emit_tables, read_tables
 from fluxrewrite.passes.turns import by_matrix, written
 from torch.fx import Node
@@ -99,7 +100,8 @@ class Rope(Pass):
         probed, notes = probed_rotations(view, findings)
         more = [self._probed(view, p) if isinstance(p, Rotation) else p for p in probed]
         taken = {n.name for s in more if isinstance(s, Site) for n in (*s.interior, *s.outputs)}
-        return dropped(findings, taken, notes) + more
+        kept = [f for f in findings if not (isinstance(f, Miss) and f.reason.node in taken)]
+        return with_notes(kept, notes) + more
 
     def _probed(self, view: GraphView, found: Rotation) -> Finding:
         """The site of a rotation that was found by what it computes; only a proof says that it is one."""

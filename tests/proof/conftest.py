@@ -112,7 +112,7 @@ def everything():
 
 
 class Later(nn.Module):
-    """Keys and values of another input than the queries; a rotation by matrices, and one that no pattern knows."""
+    """Keys and values of another input than the queries; a rotation by matrices, and what no pattern knows."""
 
     def __init__(self):
         super().__init__()
@@ -123,7 +123,8 @@ class Later(nn.Module):
         turned = (r * q.reshape(*q.shape[:-1], -1, 1, 2)).sum(dim=-1).reshape(*q.shape)
         a, b = k.chunk(2, -1)
         k = torch.cat((torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)), -1)
-        return F.scaled_dot_product_attention(q, k, v), turned
+        weights = torch.einsum("bhqd,bhkd->bhqk", turned, k).softmax(-1)
+        return F.scaled_dot_product_attention(q, k, v), turned, torch.einsum("bhqk,bhkd->bhqd", weights, v)
 
 
 @pytest.fixture
