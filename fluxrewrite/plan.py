@@ -213,6 +213,8 @@ def make_plan(
                 reasons = _checked(view, finding, kernel, failed, selection.provider)
                 if prove is not None and not reasons and isinstance(finding, Site) and selection.has(finding):
                     finding, reasons = proved(view, finding, rewriter, kernel, prove)
+                elif prove is None and policy != "none" and not reasons:
+                    reasons = _needs_proof(finding)
                 decision = _decide(view, finding, kernel, reasons, selection, policy, joinable, prove)
             except Exception as error:
                 on_error(f"policy {policy!r}", error)
@@ -338,6 +340,16 @@ def _checked(
     failure = failed(finding, kernel)
     reasons = tuple(replace(r, node=where) for r in limits) + tuple(r for r in guards if r is not None)
     return reasons + ((Reason(Code.FAILED, str(failure), where),) if failure is not None else ())
+
+
+def _needs_proof(finding: Finding) -> tuple[Reason, ...]:
+    """Why a site that was found by what it computes is left alone where nothing is proved."""
+    if isinstance(finding, Miss) or not finding.needs_proof:
+        return ()
+    message = (
+        "it was found by what it computes on made-up inputs; only verify='numeric' confirms that the call does the same"
+    )
+    return (Reason(Code.NEEDS_PROOF, message, finding.outputs[0].name),)
 
 
 def _decide(

@@ -78,6 +78,12 @@ class Code(StrEnum):
     """The replacement computes something else than the site on random inputs; the message says how far apart they are."""
     UNPROVED = "unproved"
     """The site cannot be run for its proof; the message says why."""
+    PROBED = "probed_otherwise"
+    """A region of no known form was run on made-up inputs and is not what it might have been; the message says what it does."""
+    NOT_PROBED = "not_probed"
+    """A region of no known form cannot be run on made-up inputs, or not within the limits; the message says why."""
+    NEEDS_PROOF = "needs_proof"
+    """A site that was found by what it computes is rewritten only where a proof confirms it, and none was asked for."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,7 @@ class Site:
         inline: plain torch operations stand in for the kernel, in this form, as `Pass.emit_inline` writes them.
         notes: what else a report tells of the site; nothing else reads it.
         proof: what came of its proof; None where none was asked for.
+        needs_proof: it was found by what it computes, not by its structure: without a proof it is left alone.
         shapes: sizes by name (batch, sequence, heads, head_size, ...), ints or the text of a symbolic size.
         dtype: dtype of the region's input.
         facts: what else limits speak of: mask, scale, eps, dtype of tables.
@@ -168,6 +175,7 @@ class Site:
     inline: Inline | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     proof: Proof | None = None
+    needs_proof: bool = False
 
     @property
     def before(self) -> Node:

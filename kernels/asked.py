@@ -61,7 +61,7 @@ def _rope(asked: Asked) -> Mapping[str, int]:
     turned = bool(asked.details.get("turned"))
     return {
         "heads": asked.sizes.get("heads", 1),
-        "interleaved": int(asked.form != "rotate_half"),
+        "interleaved": int(bool(asked.details.get("interleaved", asked.form != "rotate_half"))),
         "sequence_dim": 3 - axis if turned else axis,
         "rotary": width,
     }

@@ -2,6 +2,7 @@
 
     scores = q @ k^T  [* scale | / scale]  [+ mask | masked_fill | where]        (also as one baddbmm)
     softmax(scores, -1)  [dropout that does nothing]  @ v                        3 axes (heads in the batch) or 4
+    whatever does the same on made-up inputs                                     see `probed_attention`
 
 Permutes between [B, S, H, D] and [B, H, S, D] on either side are taken into the call as its layouts.
 
@@ -17,6 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fluxrewrite.passes.probed_attention import Meant, probed_attention
+from fluxrewrite.passes.probed_layout import emit_meant, layouts_of, sizes_of
+from fluxrewrite.passes.probed_notes import with_notes
 from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
@@ -62,7 +66,8 @@ class Call:
     """One attention computation: `node` gives softmax(scale * query key^T + mask) value.
 
     `transposed` says that `key` is [..., D, L] as a product takes it; `masking` how `mask` acts ("additive", "bool",
-    "drop" with `fill` where True, "keep" with `fill` where False, "none").
+    "drop" with `fill` where True, "keep" with `fill` where False, "none"). One that was found by what it computes is `meant`,
+    with axes in any order.
     """
 
     node: Node
@@ -77,6 +82,7 @@ class Call:
     fill: float = 0.0
     scale: float | None = None
     is_causal: bool = False
+    meant: Meant | None = None
 
 
 def attention_calls(view: GraphView) -> list[Call | Miss]:
@@ -93,7 +99,25 @@ def _find_calls(view: GraphView) -> list[Call | Miss]:
         elif any(view.op(n) == "softmax" for n in attempt.visited):
             at = attempt.failed_at or node
             calls.append(_miss(view, Code.PATTERN, f"{at.name}: {attempt.failure}", node, "spelled"))
-    return calls
+    return _with_probed(view, calls)
+
+
+def _with_probed(view: GraphView, calls: Sequence[Call | Miss]) -> list[Call | Miss]:
+    """The calls, and those that are found by what they compute; these are no near misses of a known form then."""
+    taken = {n for c in calls if isinstance(c, Call) for n in c.interior}
+    near = {c.reason.node: c.reason.code for c in calls if isinstance(c, Miss)}
+    probed, notes = probed_attention(view, taken, near)
+    more = [p if isinstance(p, Miss) else _meant(p) for p in probed]
+    held = {n.name for c in more if isinstance(c, Call) for n in (*c.interior, c.node)}
+    return [*with_notes([c for c in calls if isinstance(c, Call) or c.reason.node not in held], notes), *more]
+
+
+def _meant(found: Meant) -> Call:
+    causal = found.masking == "causal"
+    return Call(
+        found.out, "probed", found.query, found.key, found.value, found.interior, masking="none" if causal else found.masking,
+        mask=found.mask, fill=float("-inf"), scale=found.scale, is_causal=causal, meant=found,
+    )  # fmt: skip
 
 
 def _miss(view: GraphView, code: Code, message: str, node: Node, form: str) -> Miss:
@@ -165,8 +189,8 @@ class Attention(Pass):
 
     kind = "attention"
     kernel = "attention"
-    forms = ("sdpa", "spelled")
-    looks_for = "scaled_dot_product_attention in any call form, or matmul, softmax, matmul"
+    forms = ("sdpa", "spelled", "probed")
+    looks_for = "scaled_dot_product_attention in any call form, matmul, softmax, matmul, or what does the same as these"
 
     def find(self, view: GraphView) -> list[Finding]:
         """One finding for each attention computation, found once per view."""
@@ -177,6 +201,8 @@ class Attention(Pass):
 
     def _site(self, view: GraphView, call: Call) -> Finding:
         path = view.path(call.node)
+        if call.meant is not None:
+            return self._probed(view, call, call.meant, path)
         problem = self._shapes(view, call, path) or self._dtypes(view, call, path)
         if problem is not None:
             return problem
@@ -217,6 +243,35 @@ class Attention(Pass):
                 "rank": len(q),
                 "causal": call.is_causal,
             },
+        )
+
+    def _probed(self, view: GraphView, call: Call, meant: Meant, path: str) -> Finding:
+        """The site of a computation that was found by what it does; only a proof says that it is attention."""
+        operands, layouts = layouts_of(view, meant)
+        given = zip((meant.query, meant.key, meant.value), operands.values(), strict=True)
+        turned = [n for node, end in given for n in view.between(node, end)]
+        interior = tuple(dict.fromkeys((*turned, *meant.interior)))
+        problem = self._dtypes(view, call, path) or blocked(
+            self, view, path, interior, [call.node], [*operands.values(), call.mask]
+        )
+        if problem is not None:
+            return problem
+        sizes = sizes_of(view, meant)
+        return Site(
+            kind=self.kind,
+            form=call.form,
+            path=path,
+            operands={**operands, "mask": call.mask},
+            outputs=(call.node,),
+            interior=interior,
+            shapes={k: size_of(v) for k, v in sizes.items()},
+            dtype=view.dtype(call.query) or torch.float32,
+            facts={
+                "mask": "none" if call.mask is None else "bool" if view.dtype(call.mask) == torch.bool else "additive",
+                "scale": call.scale,
+            },
+            extra={"call": call, "causal": call.is_causal, **layouts},
+            needs_proof=True,
         )
 
     def _shapes(self, view: GraphView, call: Call, path: str) -> Miss | None:
@@ -260,6 +315,8 @@ class Attention(Pass):
         if call.mask is None:
             return None
         mask, q, v = (view.shape(t) or () for t in (call.mask, call.query, call.value))
+        if call.meant is not None:
+            return None  # it was told from the scores
         scores = (*q[:-1], v[-2])
         pairs = zip(reversed(mask), reversed(scores), strict=False)
         if not 2 <= len(mask) <= len(scores) or not all(same_dim(m, 1) or same_dim(m, n) for m, n in pairs):
@@ -274,6 +331,8 @@ class Attention(Pass):
         Where the result is [B, H, S, D] in shape but [B, S, H, D] in memory, so is the call's.
         """
         call: Call = site.extra["call"]
+        if call.meant is not None:
+            return emit_meant(site, builder, op, _mask_for(builder, call, site.dtype))
         q, k, v = (site.operands[name] for name in ("q", "k", "v"))
         if site.extra["transposed"]:
             k = builder.call("transpose", k, -1, -2)

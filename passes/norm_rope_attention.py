@@ -53,10 +53,11 @@ class NormRopeAttention(Pass):
 
     def find(self, view: GraphView) -> list[Finding]:
         """One finding for each attention whose query or key is rotated; others are nothing that this pass looks for."""
-        ropes = {view.bare(s.outputs[0]): s for s in Rope().find(view) if isinstance(s, Site)}
+        found = [s for s in Rope().find(view) if isinstance(s, Site) and not s.needs_proof]
+        ropes = {view.bare(s.outputs[0]): s for s in found}
         findings: list[Finding] = []
         for site in Attention().find(view):
-            if isinstance(site, Site):
+            if isinstance(site, Site) and not site.needs_proof:
                 query, key = (ropes.get(view.bare(site.operands[name])) for name in ("q", "k"))
                 if query is not None or key is not None:
                     findings.append(self._region(view, site, query, key))

@@ -5,6 +5,7 @@
     complex     view_as_real(view_as_complex(x) * freqs)                   one complex number a pair
     matrix      a sum of products with 2x2 matrices                        one matrix a pair
     written     the halves of a pairwise one, written into an empty tensor
+    probed      whatever does the same on made-up inputs, see `probed_rope`
 
 `first` and `second` are the members of each pair: neighbours (`interleaved`) or half a head apart (`rotate_half`). Any casts
 in between, either order of sums and products, any views that pick or rejoin the halves.
@@ -23,6 +24,8 @@ from typing import Any
 
 import torch
 from fluxrewrite.passes.pairs import together, whole
+from fluxrewrite.passes.probed_notes import with_notes
+from fluxrewrite.passes.probed_rope import Rotation, probed_rotations
 from fluxrewrite.passes.tables import FOLDED, Tables, emit_tables, read_tables
 from fluxrewrite.passes.turns import by_matrix, written
 from torch.fx import Node
@@ -69,9 +72,10 @@ class Rope(Pass):
 
     kind = "rope"
     kernel = "rope"
-    forms = ("interleaved", "rotate_half", "complex", "matrix")
+    forms = ("interleaved", "rotate_half", "complex", "matrix", "probed")
     looks_for = (
-        "x*cos + rotate(x)*sin with interleaved or half pairs, pairwise products, a complex product, or 2x2 matrices"
+        "x*cos + rotate(x)*sin with interleaved or half pairs, pairwise products, a complex product, 2x2 matrices, or what "
+        "does the same to the query or key of an attention"
     )
 
     def find(self, view: GraphView) -> list[Finding]:
@@ -92,7 +96,46 @@ class Rope(Pass):
                 for seen in attempt.visited:
                     if seen not in failed or failed[seen].depth < attempt.depth:
                         failed[seen] = attempt
-        return findings + self._near_misses(view, used, failed) + self._untraced(view)
+        findings += self._near_misses(view, used, failed) + self._untraced(view)
+        probed, notes = probed_rotations(view, findings)
+        more = [self._probed(view, p) if isinstance(p, Rotation) else p for p in probed]
+        taken = {n.name for s in more if isinstance(s, Site) for n in (*s.interior, *s.outputs)}
+        kept = [f for f in findings if not (isinstance(f, Miss) and f.reason.node in taken)]
+        return with_notes(kept, notes) + more
+
+    def _probed(self, view: GraphView, found: Rotation) -> Finding:
+        """The site of a rotation that was found by what it computes; only a proof says that it is one."""
+        x, out, tables = found.x, found.out, found.tables
+        path, shape = view.path(out), view.shape(x) or ()
+        problem = blocked(self, view, path, found.interior, [out], [x, tables.cos, tables.sin])
+        if problem is not None:
+            return problem
+        dtype, out_dtype = view.dtype(x), view.dtype(out)
+        odd = odd_dtype(view, found.interior, {dtype, out_dtype, view.dtype(tables.cos), view.dtype(tables.sin)})
+        if odd is not None:
+            message = f"{odd.name} computes in {view.dtype(odd)}, the kernel in float32"
+            return self.miss(Code.PRECISION, message, path, odd)
+        return Site(
+            kind=self.kind,
+            form="probed",
+            path=path,
+            operands={"x": x, "cos": tables.cos, "sin": tables.sin},
+            outputs=(out,),
+            interior=found.interior,
+            shapes={k: size_of(v) for k, v in _sizes(shape, tables.axis).items()},
+            dtype=dtype or torch.float32,
+            facts=tables.facts,
+            extra={
+                "axis": tables.axis,
+                "turned": len(shape) == 4 and dense_as(view, out, _TURN),
+                "folded": tuple(shape[1:3]),
+                "out_dtype": None if out_dtype == dtype else out_dtype,
+                "squeeze": tables.squeeze,
+                "tables": tables.kind,
+                "interleaved": found.interleaved,
+            },
+            needs_proof=True,
+        )
 
     def _untraced(self, view: GraphView) -> list[Finding]:
         """Without shapes no rotation can be told: say so rather than find nothing."""
@@ -225,7 +268,7 @@ class Rope(Pass):
         [B, H, S, D] in shape but [B, S, H, D] in memory, the call works on the latter.
         """
         tables = emit_tables(site, builder)
-        interleaved = site.form != "rotate_half"
+        interleaved = site.extra.get("interleaved", site.form != "rotate_half")
         x, axis, out_dtype = site.operands["x"], site.extra["axis"], site.extra["out_dtype"]
         if axis == FOLDED:
             out = builder.call(op, builder.call("flatten", x, 1, 2), *tables, interleaved, 1, out_dtype)

@@ -95,10 +95,11 @@ def emit_tables(site: Site, builder: Builder) -> list[Node]:
         for excess in site.extra["squeeze"][name]:
             table = builder.call("squeeze", table, excess)
         tables.append(table)
-    if site.form == "complex":
+    kind = site.extra.get("tables", site.form)
+    if kind == "complex":
         real = builder.call(torch.view_as_real, builder.call(torch.resolve_conj, tables[0]))
         tables = [builder.call("select", real, -1, part) for part in (0, 1)]
-    if site.form == "matrix":
+    if kind == "matrix":
         tables = _from_matrices(builder, tables[0])
     if site.extra["axis"] == FOLDED:
         tables = [builder.call("flatten", table, -3, -2) for table in tables]

@@ -81,6 +81,20 @@ def wide_rope(m, x, cos, sin):
     return rotate(x.double(), cos, sin).float()
 
 
+def turned(x, cos, sin, sign=-1):
+    """No known form: halves turned by addcmul; with another sign no rotation."""
+    (a, b), (c, s) = x.chunk(2, -1), (cos[:, : D // 2], sin[:, : D // 2])
+    return torch.cat((torch.addcmul(a * c, b, s, value=sign), torch.addcmul(b * c, a, s)), -1)
+
+
+def with_turned(change):
+    def fn(m, x, cos, sin):
+        q, k, v = (f(x).unflatten(-1, (-1, D)).transpose(1, 2) for f in (m.a, m.b, m.c))
+        return F.scaled_dot_product_attention(change(q, cos, sin), k, v)
+
+    return fn
+
+
 X = torch.randn(B, S, W)
 HEADS = torch.randn(B, H, S, D)
 TABLE = {"cos": torch.randn(S, D), "sin": torch.randn(S, D)}
@@ -112,6 +126,14 @@ CASES = {
         "float64",
     ),
     Code.PRECISION: ("rope", wide_rope, {"x": HEADS, **TABLE}, "float64"),
+    Code.PROBED: ("rope", with_turned(lambda *t: turned(*t, sign=1)), {"x": X, **TABLE}, "[[c, s], [s, c]]"),
+    Code.NOT_PROBED: (
+        "rope",
+        with_turned(lambda x, cos, sin: turned(x, F.dropout(cos, 0.5, True), sin)),
+        {"x": X, **TABLE},
+        "draws random numbers",
+    ),
+    Code.NEEDS_PROOF: ("rope", with_turned(turned), {"x": X, **TABLE}, "verify='numeric'"),
     Code.NO_PROJECTION: ("qkv", lambda m, x: attend(x.sin(), m.b(x), m.c(x)), {"x": X}, "sin"),
     Code.DIFFERENT_INPUTS: (
         "qkv",

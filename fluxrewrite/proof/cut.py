@@ -20,7 +20,7 @@ from ..traced import value_of
 from ..vocabulary import RESHAPES, read
 from .region import hint
 
-__all__ = ["Cut", "cuts"]
+__all__ = ["Cut", "cuts", "has_sizes"]
 
 LEAST = 9
 """Sizes below this are not cut: they would be confused with axes and indices, and cost little."""
@@ -68,7 +68,7 @@ class Cut:
 
     def arguments(self, node: Node, op: Any) -> tuple[Any, Any]:
         """The arguments of a call with its sizes changed; numbers that are no sizes stay."""
-        if not self.sizes or not _has_sizes(node, op):
+        if not self.sizes or not has_sizes(node, op):
             return node.args, node.kwargs
         index = read(node).op == "getitem"
         return self._changed(node.args, index), {k: self._changed(v, index) for k, v in node.kwargs.items()}
@@ -82,7 +82,8 @@ class Cut:
         return self.size(value) if plain else value
 
 
-def _has_sizes(node: Node, op: Any) -> bool:
+def has_sizes(node: Node, op: Any = None) -> bool:
+    """Whether numbers of a call are sizes: of views, of what makes tensors, and of the kernel's `op`."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return node.target is op or read(node).op in _SIZED or str(name).partition(".")[0] in _MAKES
 

@@ -18,7 +18,7 @@ from ..site import Site
 from ..steps import size_of
 from ..traced import name_of, value_of
 
-__all__ = ["SYMBOLS", "Region", "hint", "region_of"]
+__all__ = ["SYMBOLS", "Region", "hint", "region_of", "text_of"]
 
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 UNKNOWN = 40
@@ -62,7 +62,7 @@ def region_of(view: GraphView, site: Site) -> Region:
     nodes = sorted(taken, key=view.order)
     entering = dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in taken)
     entering.update(dict.fromkeys(n for n in named if n not in taken))
-    text = _text(view, words, nodes, list(entering))
+    text = text_of(view, words, nodes, list(entering))
     return Region(tuple(nodes), tuple(entering), hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -138,7 +138,7 @@ def _between(view: GraphView, start: Node, ends: set[Node]) -> set[Node]:
     return way if start in way else set()
 
 
-def _text(view: GraphView, words: list[Any], nodes: list[Node], inputs: list[Node]) -> str:
+def text_of(view: GraphView, words: list[Any], nodes: list[Node], inputs: list[Node]) -> str:
     """The region with numbers in the place of nodes; of a node that is in neither list, what it calls."""
     number = {n: f"%{i}" for i, n in enumerate((*inputs, *nodes))}
     known: dict[Node, list[Any]] = view.memo("proof tokens", lambda _: {})

@@ -70,8 +70,13 @@ class Run:
         args, kwargs = map_aggregate(self._cut.arguments(node, self._op), lambda v: self._argument(v, values))
         if isinstance(node.target, str):
             name = _METHODS.get(node.target, node.target) if self._lift else node.target
-            return getattr(args[0], name)(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+            return self._lifted(getattr(args[0], name)(*args[1:], **kwargs))
+        return self._lifted(node.target(*args, **kwargs))  # type: ignore[operator]
+
+    def _lifted(self, value: Any) -> Any:
+        """A tensor made of numbers that the graph holds has torch's default dtype; beside float64 some operations refuse it."""
+        narrow = self._lift and isinstance(value, Tensor) and value.dtype in _WIDE
+        return value.to(_WIDE[value.dtype]) if narrow else value
 
     def _argument(self, value: Any, values: Mapping[Node, Any]) -> Any:
         if isinstance(value, Node):

@@ -204,7 +204,6 @@ def test_heads_folded_into_the_batch(check, beta):
 WRONG = {
     "wrong axis": (lambda q, k, v: torch.softmax(q @ k.transpose(2, 3), 2) @ v, Code.PATTERN),
     "two keys": (lambda q, k, v: torch.softmax(q @ k.transpose(2, 3) * k.sum(), -1) @ v, Code.PATTERN),
-    "scaled sum": (lambda q, k, v: torch.softmax(torch.add(q @ k.transpose(2, 3), 1.0, alpha=2), -1) @ v, Code.PATTERN),
     "small fill": (
         lambda q, k, v: spelled(q, k, v, lambda s: s.masked_fill(torch.ones(S, L, dtype=torch.bool).triu(), -10.0)),
         Code.MASK,

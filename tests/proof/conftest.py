@@ -112,22 +112,26 @@ def everything():
 
 
 class Later(nn.Module):
-    """Keys and values of another input than the queries; a rotation by matrices."""
+    """Keys and values of another input than the queries; a rotation by matrices, and what no pattern knows."""
 
     def __init__(self):
         super().__init__()
         self.q, self.k, self.v = nn.Linear(24, W), nn.Linear(24, W), nn.Linear(24, W)
 
-    def forward(self, x, y, r):
+    def forward(self, x, y, r, cos, sin):
         q, k, v = (f(t).unflatten(-1, (H, D)).transpose(1, 2) for f, t in ((self.q, x), (self.k, y), (self.v, y)))
         turned = (r * q.reshape(*q.shape[:-1], -1, 1, 2)).sum(dim=-1).reshape(*q.shape)
-        return F.scaled_dot_product_attention(q, k, v), turned
+        a, b = k.chunk(2, -1)
+        k = torch.cat((torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)), -1)
+        weights = torch.einsum("bhqd,bhkd->bhqk", turned, k).softmax(-1)
+        return F.scaled_dot_product_attention(q, k, v), turned, torch.einsum("bhqk,bhkd->bhqd", weights, v)
 
 
 @pytest.fixture
 def later(tmp_path):
     """The sites of `Later`."""
     given = {"x": torch.randn(B, S, 24), "y": torch.randn(B, S, 24), "r": torch.randn(S, D // 2, 2, 2)}
+    given |= {"cos": torch.randn(S, D // 2), "sin": torch.randn(S, D // 2)}
     (gm,) = capture(Later(), given).graphs
     return Sites(gm, tmp_path / "later")
 
