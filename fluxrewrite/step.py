@@ -96,11 +96,11 @@ def _group(view: GraphView, group: Group, named: Mapping[str, Node], target: Tar
         kernels=1,
         calls=int(opaque),
     )
-    known: dict[Work, Step] = view.memo(("times", id(target.device)), lambda _: (target.device, {}))[1]
-    if work not in known:  # blocks repeat
+    times: dict[Work, Step] = view.memo(("times", id(target.device)), lambda _: (target.device, {}))[1]
+    if work not in times:  # blocks repeat
         time = estimate(target.device, work)
-        known[work] = Step(time.us, time.low_us, time.high_us, time.basis)
-    return known[work]
+        times[work] = Step(time.us, time.low_us, time.high_us, time.basis)
+    return times[work]
 
 
 def _dtype(view: GraphView, products: Sequence[Node], target: Target) -> str:
