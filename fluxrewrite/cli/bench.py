@@ -54,7 +54,8 @@ def bench(
     image_tokens: Annotated[int, typer.Option(help="Image tokens; a 1024x1024 picture is 4096 of them.")] = 256,
     text_tokens: Annotated[int, typer.Option(help="Text tokens.")] = 512,
     batch: Annotated[int, typer.Option(help="Batch size.")] = 1,
-    dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")] = Dtype.BF16,
+    dtype: Annotated[Dtype | None, typer.Option(help="Dtype of weights and activations. Default: bf16; fp32 on a processor "
+                                                "without AVX-512 or SVE, where torch multiplies bf16 far slower.")] = None,
     provider: Annotated[str | None, typer.Option(help="Whose kernels, as for inspect. Default: reference where the execution is "
                                                  "reference, so that no limit leaves a site alone; else builtin.")] = None,
     execution: Annotated[Execution | None, typer.Option(help="What a kernel call runs: the op's body in torch, the NKI kernel "
@@ -92,7 +93,7 @@ def bench(
             runs_on = execution or (Execution.DEVICE if inner == "neuron" else Execution.REFERENCE)
             setup = _setup(
                 model=model, image_tokens=image_tokens, text_tokens=text_tokens, batch=batch,
-                dtype=str(torch_dtype(dtype)).removeprefix("torch."), inner=inner,
+                dtype=str(torch_dtype(dtype or _fast(device))).removeprefix("torch."), inner=inner,
                 provider=provider or ("reference" if runs_on is Execution.REFERENCE else "builtin"), execution=runs_on.value,
                 device=device, profile=profile, evidence=tuple(map(str, evidence or ())), seed=seed, threads=threads,
                 steps=steps, runs=runs,
@@ -100,6 +101,14 @@ def bench(
             chosen = parse_variants(variants)
             _check(setup, chosen, crew)
         _run(setup, chosen, timeout, _Kept(save if leads(crew) else None), format, output, crew)
+
+
+def _fast(device: str) -> Dtype:
+    """The dtype that models run in unless it makes matrix products slow: oneDNN has none in bfloat16 for plain AVX2."""
+    import torch
+
+    slow = device == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2", "NO AVX")
+    return Dtype.FP32 if slow else Dtype.BF16
 
 
 def _check_numbers(counts: tuple[tuple[str, int | None, int], ...], timeout: float | None) -> None:

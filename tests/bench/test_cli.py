@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fluxrewrite.bench import DEFAULT_VARIANTS, load_runs, process, runs, suite
 from fluxrewrite.cli import main
 from fluxrewrite.cli.bench import _VARIANTS
 
-SMALL = ("bench", "bench_models:attend", "--inner", "eager", "--steps", "2", "--runs", "3", "--dtype", "fp32")
+SMALL = ("bench", "bench_models:attend", "--inner", "eager", "--steps", "2", "--runs", "3")
 GOOD = "ready()\nrun(3.0, 1.0)\nrun(1.0, 1.0)\nrun(1.0, 1.0)\n"
 
 
@@ -25,9 +26,9 @@ GOOD = "ready()\nrun(3.0, 1.0)\nrun(1.0, 1.0)\nrun(1.0, 1.0)\n"
 def run(capsys, fake, monkeypatch):
     """`run(body, ...)`: the command with a made-up worker."""
 
-    def call(body, *args):
+    def call(body, *args, dtype=("--dtype", "fp32")):
         monkeypatch.setattr(suite.bench, "__defaults__", (*suite.bench.__defaults__[:-1], fake(body)))
-        code = main([*SMALL, *map(str, args)])
+        code = main([*SMALL, *dtype, *map(str, args)])
         out = capsys.readouterr()
         return code, out.out, out.err
 
@@ -260,3 +261,18 @@ def test_no_word_from_a_worker_that_is_not_there(run, monkeypatch):
     code, _, err = run(GOOD, "--variants", "vanilla")
     assert code == 1
     assert "vanilla failed: the worker cannot be started (no more processes)" in err
+
+
+@pytest.mark.parametrize(
+    ("capability", "asked", "dtype"),
+    [
+        ("AVX2", (), "float32"),
+        ("DEFAULT", (), "float32"),
+        ("AVX512", (), "bfloat16"),
+        ("AVX2", ("--dtype", "bf16"), "bfloat16"),
+    ],
+)
+def test_a_processor_that_multiplies_bfloat16_slowly_gets_float32(run, monkeypatch, tmp_path, capability, asked, dtype):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert run(GOOD, "--variants", "vanilla", "--save", "runs.json", dtype=asked)[0] == 0
+    assert load_runs(tmp_path / "runs.json").setup.dtype == dtype
