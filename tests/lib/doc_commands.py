@@ -124,7 +124,7 @@ _ROWS: tuple[tuple[str, How], ...] = (
     (r"fluxrewrite calibrate (--quick )?-o here.json", Run("fluxrewrite calibrate --quick --threads 1 -o here.json", slow=True)),
     (r"fluxrewrite calibrate --for MODEL -o me.json", _CALIBRATE),
     # targets
-    (r"make (test|test-slow|test-browser|test-xla|test-torch29|lint|docs|lint docs test)", Target()),
+    (r"make (test|test-slow|test-browser|test-xla|test-torch29|test-quantised|lint|docs|lint docs test)", Target()),
     (r"make (inspect|map|verify|bench|bench-kernels|bench-plans|docs-reference|sessions)", Recipe()),
     # scripts
     (r"python tools/bench_matching.py", Tool("flux2-klein-mini as both models, 1,000 nodes, 1 round")),
@@ -134,6 +134,7 @@ _ROWS: tuple[tuple[str, How], ...] = (
     (r"python tools/compare_oracles.py", Tool("16 + 8 tokens, the kernel qkv alone")),
     (r"python tools/compare_oracles.py --compiler xla .*", NotHere("needs the environment of make xla: tests/xla asks XLA there")),
     (r"python tools/coverage.py .*|make coverage", ByTest("tests/test_coverage.py")),
+    (r"make fuzz|python tools/fuzz.py .*", ByTest("tests/fuzz/test_tool.py")),
     (r"make mutate|python tools/mutate_guards.py .*", ByTest("tests/tools/test_mutate_guards.py")),
     (r"python tools/docs_reference.py", ByTest("tests/docs/test_reference.py::test_pages_say_what_the_code_says")),
     (r"python tools/docs_sessions.py", ByTest("tests/docs/test_sessions.py::test_a_session_is_taken_anew")),
