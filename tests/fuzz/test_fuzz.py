@@ -119,3 +119,9 @@ def test_the_judge_sees_a_crash(monkeypatch):
     verdict = judged(Case("rope_halves/apart/float32", (("renamed", 1),)), Judge())
     assert verdict.status == "crash"
     assert "ZeroDivisionError" in verdict.found.crash
+
+
+def test_a_view_that_only_fake_tensors_have_is_no_case():
+    edits = (("reshape split", 852754), ("permute respelled", 830995), ("in place", 180267), ("returned again", 774879))
+    case = Case("attention_repeated/apart/bfloat16", (*edits, ("computed twice", 661742)), before=4, whole=True)
+    assert judged(case, Judge()).status == "void"

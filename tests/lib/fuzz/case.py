@@ -159,8 +159,10 @@ def judged(case: Case, judge: Judge) -> Verdict:
     try:
         results = outcome(draft.graph, base.given)
         changed = _changed(base, results)
-    except Exception:
-        if wrong:  # it only has to be something else, and may be nothing at all
+    except Exception as error:
+        # A close-but-wrong one only has to be something else, and may be nothing at all; and fake tensors view some reshapes of
+        # expanded tensors that torch, which copied these, does not.
+        if wrong or "view size is not compatible" in str(error):
             return Verdict("void")
         raise AssertionError(f"the harness made a graph that does not run\n{text}\n{traceback.format_exc()}") from None
     if not wrong and changed > 1:
