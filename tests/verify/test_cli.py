@@ -57,7 +57,7 @@ def test_an_error_of_one_percent_is_exit_code_1_and_the_site_is_named(capsys, co
     code, out, err = run(capsys, *args)
     assert code == 1
     assert "4 of 7 sites fail; worst: rope:interleaved at " in err
-    assert "transformer_blocks.0.attn (out" in err
+    assert "transformer_blocks.0.attn (add" in err
     assert "error 0.01 of the largest value (limit 1e-05), 0.01 of the norm (limit 5e-06)" in err
     assert "Traceback" not in err
     assert out.count("FAILED rope:interleaved at") == 4
