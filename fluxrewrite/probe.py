@@ -152,7 +152,7 @@ def is_random(view: GraphView, node: Node) -> bool:
     name = name_of(node.target).removeprefix("aten.").partition(".")[0] if node.op == "call_function" else ""
     name = name if hasattr(torch.ops.aten, name) else str(getattr(node.target, "__name__", node.target))
     packet = getattr(torch.ops.aten, name, None)
-    if packet is None or view.op(node) == "sdpa":
+    if not isinstance(packet, torch._ops.OpOverloadPacket) or view.op(node) == "sdpa":  # __eq__ is every object's
         return False
     return any(torch.Tag.nondeterministic_seeded in getattr(packet, o).tags for o in packet.overloads())
 
