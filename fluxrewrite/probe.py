@@ -26,7 +26,7 @@ from .proof.run import Run, wide
 from .site import Site
 from .traced import name_of, value_of
 
-__all__ = ["Budget", "CannotProbe", "Limits", "Part", "Probe", "budget_of", "feeding", "is_random"]
+__all__ = ["Budget", "CannotProbe", "Limits", "Part", "Probe", "budget_of", "depending", "feeding", "is_random"]
 
 T = TypeVar("T")
 POSITIONS = 64
@@ -145,6 +145,15 @@ def feeding(view: GraphView, starts: Iterable[Node], most: int, without: Collect
     return set(found)
 
 
+def depending(nodes: Iterable[Node], starts: Iterable[Node]) -> set[Node]:
+    """`starts`, and those of `nodes`, which are in graph order, that depend on them."""
+    found = set(starts)
+    for node in nodes:
+        if node not in found and any(i in found for i in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def is_random(view: GraphView, node: Node) -> bool:
     """Whether an operation draws random numbers; dropout that does nothing draws none."""
     if view.op(node) == "dropout":
@@ -223,10 +232,7 @@ class Probe:
 
     def function(self, out: Node, *arguments: Node) -> Callable[..., Tensor]:
         """`out` as a function of tensors in the place of `arguments`; all other inputs keep their values."""
-        after = set(arguments)
-        for node in self.part.nodes:
-            if node not in after and any(i in after for i in node.all_input_nodes):
-                after.add(node)
+        after = depending(self.part.nodes, arguments)
         nodes = [n for n in self.part.nodes if n in after and n not in arguments]
         known = {n: self.values[n] for n in {i for m in nodes for i in m.all_input_nodes} if n not in after}
 

@@ -14,7 +14,7 @@ from torch import SymInt, Tensor
 from torch.fx import Node
 
 from .graph import GraphView
-from .probe import Part, Probe
+from .probe import Part, Probe, depending
 from .proof.cut import Cut, has_sizes
 from .proof.region import SYMBOLS, hint
 from .traced import value_of
@@ -54,10 +54,7 @@ def unsure(view: GraphView, probe: Probe, out: Node, arguments: Collection[Node]
     part, cut = probe.part, probe.cut
     whole = _is_whole(part, cut)
     given = {*arguments, *named}
-    after = set(given)
-    for node in part.nodes:
-        if node not in given and any(i in after for i in node.all_input_nodes):
-            after.add(node)
+    after = depending(part.nodes, given)
     pending, seen = [out], set[Node]()
     while pending:
         node = pending.pop()

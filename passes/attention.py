@@ -230,10 +230,7 @@ class Attention(Pass):
             interior=interior,
             shapes={k: size_of(v) for k, v in sizes.items()},
             dtype=view.dtype(call.query) or torch.float32,
-            facts={
-                "mask": "none" if call.mask is None else "bool" if view.dtype(call.mask) == torch.bool else "additive",
-                "scale": call.scale,
-            },
+            facts=_facts(view, call),
             extra={
                 "call": call,
                 "layout": found.layout,
@@ -266,10 +263,7 @@ class Attention(Pass):
             interior=interior,
             shapes={k: size_of(v) for k, v in sizes.items()},
             dtype=view.dtype(call.query) or torch.float32,
-            facts={
-                "mask": "none" if call.mask is None else "bool" if view.dtype(call.mask) == torch.bool else "additive",
-                "scale": call.scale,
-            },
+            facts=_facts(view, call),
             extra={"call": call, "causal": call.is_causal, **layouts},
             needs_proof=True,
         )
@@ -344,6 +338,12 @@ class Attention(Pass):
         if site.extra["turned"]:
             return [builder.call("permute", out, *_TURN)]
         return [builder.call("squeeze", out, 0) if site.extra["rank"] == 3 else out]
+
+
+def _facts(view: GraphView, call: Call) -> dict[str, Any]:
+    """What limits speak of."""
+    mask = "none" if call.mask is None else "bool" if view.dtype(call.mask) == torch.bool else "additive"
+    return {"mask": mask, "scale": call.scale}
 
 
 def _without_permutes(view: GraphView, call: Call) -> _Operands:

@@ -23,7 +23,7 @@ from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
 from fluxrewrite.guards import only_checks
-from fluxrewrite.probe import CannotProbe, Part, Probe, budget_of, feeding
+from fluxrewrite.probe import CannotProbe, Part, Probe, budget_of, depending, feeding
 from fluxrewrite.proof.region import hint
 from fluxrewrite.site import Code, Miss, Reason
 from fluxrewrite.steps import same_shape
@@ -185,14 +185,9 @@ def _outs(view: GraphView, product: Node) -> Iterator[Node]:
 
 def _between(view: GraphView, region: _Region, out: Node) -> set[Node]:
     """The nodes from the first product to `out`, all that depends on what it multiplies."""
-    above = feeding(view, [out], budget_of(view).limits.nodes, {region.first, region.second, region.value})
-    after = {region.first, region.second, region.value}
-    inside: set[Node] = set()
-    for node in sorted(above, key=view.order):
-        if any(i in after for i in node.all_input_nodes):
-            after.add(node)
-            inside.add(node)
-    return inside
+    given = {region.first, region.second, region.value}
+    above = feeding(view, [out], budget_of(view).limits.nodes, given)
+    return depending(sorted(above, key=view.order), given) - given
 
 
 def _answer(view: GraphView, region: _Region) -> Meant | Reason:

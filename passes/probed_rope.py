@@ -13,6 +13,7 @@ Not a pass: the pass of rotations asks for what is found here, and what its repl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
 from fluxrewrite.guards import only_checks
-from fluxrewrite.probe import CannotProbe, Part, Probe, budget_of, feeding
+from fluxrewrite.probe import CannotProbe, Part, Probe, budget_of, depending, feeding
 from fluxrewrite.proof.region import hint
 from fluxrewrite.site import Code, Finding, Miss, Reason, Site
 from fluxrewrite.steps import same_shape
@@ -146,10 +147,7 @@ def _active(view: GraphView) -> Collection[Node]:
 
 
 def _count(shape: Sequence[Any]) -> int:
-    count = 1
-    for n in shape:
-        count *= hint(n)
-    return count
+    return math.prod(map(hint, shape))
 
 
 def _search(view: GraphView, way: _Way) -> Rotation | Reason | None:
@@ -270,25 +268,11 @@ def _shapes(size: Sequence[Any]) -> Mapping[str, int]:
 
 def _interior(view: GraphView, part: Part, x: Node, out: Node, tables: NamedTables) -> tuple[Node, ...]:
     """What lies between x and out, and what was made of the tables for this alone."""
-    kept = {x, tables.cos, tables.sin}
+    kept, turned = {x, tables.cos, tables.sin}, depending(part.nodes, [x])
     inside = {out}
     for node in reversed(part.nodes):
         uses = [u for u in node.users if not only_checks(u)]
         depends = any(i in inside for i in uses)
-        if node not in kept and depends and (all(u in inside for u in uses) or _between(part, x, node)):
+        if node not in kept and depends and (all(u in inside for u in uses) or node in turned):
             inside.add(node)
     return tuple(n for n in part.nodes if n in inside and n is not out)
-
-
-def _between(part: Part, x: Node, node: Node) -> bool:
-    """Whether `node` depends on x."""
-    pending, seen = [node], set[Node]()
-    known = set(part.nodes)
-    while pending:
-        at = pending.pop()
-        if at is x:
-            return True
-        if at in known and at not in seen:
-            seen.add(at)
-            pending += at.all_input_nodes
-    return False

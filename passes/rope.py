@@ -225,6 +225,8 @@ class Rope(Pass):
                 "folded": tuple(shape[1:3]),
                 "out_dtype": None if out_dtype == dtype else out_dtype,
                 "squeeze": tables.squeeze,
+                "tables": form if form in ("complex", "matrix") else "real",
+                "interleaved": attempt.tags["style"] != "half",
             },
             place=found.place,
         )
@@ -268,7 +270,7 @@ class Rope(Pass):
         [B, H, S, D] in shape but [B, S, H, D] in memory, the call works on the latter.
         """
         tables = emit_tables(site, builder)
-        interleaved = site.extra.get("interleaved", site.form != "rotate_half")
+        interleaved = site.extra["interleaved"]
         x, axis, out_dtype = site.operands["x"], site.extra["axis"], site.extra["out_dtype"]
         if axis == FOLDED:
             out = builder.call(op, builder.call("flatten", x, 1, 2), *tables, interleaved, 1, out_dtype)

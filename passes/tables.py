@@ -95,7 +95,7 @@ def emit_tables(site: Site, builder: Builder) -> list[Node]:
         for excess in site.extra["squeeze"][name]:
             table = builder.call("squeeze", table, excess)
         tables.append(table)
-    kind = site.extra.get("tables", site.form)
+    kind = site.extra["tables"]
     if kind == "complex":
         real = builder.call(torch.view_as_real, builder.call(torch.resolve_conj, tables[0]))
         tables = [builder.call("select", real, -1, part) for part in (0, 1)]

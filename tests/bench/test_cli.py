@@ -268,6 +268,7 @@ def test_no_word_from_a_worker_that_is_not_there(run, monkeypatch):
     [
         ("AVX2", (), "float32"),
         ("DEFAULT", (), "float32"),
+        ("NO AVX", (), "float32"),
         ("AVX512", (), "bfloat16"),
         ("AVX2", ("--dtype", "bf16"), "bfloat16"),
     ],

@@ -132,13 +132,20 @@ def test_what_is_written_in_place_belongs_to_the_region(trace, tmp_path):
         interior=tuple(n for n in inside if n is not out),
         shapes={"batch": 2, "heads": 3, "sequence": S, "head_size": D},
         dtype=torch.float32,
-        extra={"axis": 2, "turned": False, "out_dtype": None, "squeeze": {"cos": [], "sin": []}},
+        extra={
+            "axis": 2,
+            "turned": False,
+            "out_dtype": None,
+            "squeeze": {"cos": [], "sin": []},
+            "tables": "real",
+            "interleaved": True,
+        },
     )
     assert set(region_of(view, site).nodes) == set(inside)
     selection = Selection.of("rope", "reference")
     proofs = [
         Prover(Store(tmp_path))(view, s, selection.passes["rope"], selection.kernels["rope"])
-        for s in (site, replace(site, form="rotate_half"))
+        for s in (site, replace(site, extra={**site.extra, "interleaved": False}))
     ]
     assert [p.status for p in proofs] == ["proved", "failed"]
 
@@ -169,7 +176,14 @@ def test_views_that_are_written_down_twice_are_one_value(trace, tmp_path):
         interior=tuple(n for n in inside if n is not out and n not in views),
         shapes={"batch": 2, "heads": 3, "sequence": S, "head_size": D},
         dtype=torch.float32,
-        extra={"axis": 2, "turned": False, "out_dtype": None, "squeeze": {"cos": [], "sin": []}},
+        extra={
+            "axis": 2,
+            "turned": False,
+            "out_dtype": None,
+            "squeeze": {"cos": [], "sin": []},
+            "tables": "real",
+            "interleaved": True,
+        },
     )
     assert set(region_of(view, site).inputs) == {x, table}
     selection = Selection.of("rope", "reference")

@@ -13,9 +13,7 @@ from .find import Guard, guards_of, instrumented
 
 __all__ = ["Tree"]
 
-_LEFT_OUT = shutil.ignore_patterns(
-    ".*", "build", "dist", "_build", "node_modules", "__pycache__", "*.egg-info", "*.so", "shared", "wip"
-)
+_LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "_build", "node_modules", "__pycache__", "*.egg-info", "*.so")
 
 
 class Tree:
