@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import FluxrewriteError
 
-__all__ = ["WORKER", "Failed", "conversation"]
+__all__ = ["GO", "WORKER", "Failed", "conversation"]
 
 WORKER = (sys.executable, "-m", "fluxrewrite.bench.worker")
 
@@ -28,6 +28,9 @@ CACHES = {
     "NKI_COMPILE_CACHE_URL": "nki",
 }
 """Variables that name folders of compilers' caches, and what they are called here."""
+
+GO = "go"
+"""What lets a worker begin its next run."""
 
 _END = object()
 _LOOK_S = 0.25
@@ -58,10 +61,13 @@ def conversation(
 ) -> Generator[Mapping[str, Any], None, None]:
     """Start a worker, give it one line, and yield its events. When the iteration ends or is left, the worker is gone.
 
+    After an event "run" the worker waits: asking for the next event lets it go on.
+
     Args:
         request: one line of JSON.
         folder: an empty one: for caches, and for what the worker writes on stderr.
-        timeout_s: seconds that all of it may take; None: as long as it takes.
+        timeout_s: seconds that all of it may take, those between an event and asking for the next one left out; None: as long
+            as it takes.
         worker: the command.
         watch: called while the worker says nothing; what it raises ends the conversation.
 
@@ -97,10 +103,7 @@ def _events(
     threading.Thread(
         target=_read, args=(process, lines), daemon=True
     ).start()  # a queue can be waited on with a deadline
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it died before it read; how is told below
-        process.stdin.write(request.encode() + b"\n")
-        process.stdin.flush()
+    _say(process, request)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
         try:
@@ -116,7 +119,19 @@ def _events(
         event = _parsed(line)
         if event["event"] == "error":
             raise Failed(str(event["error"]), lost=bool(event.get("lost")))
+        asked = time.monotonic()
         yield event
+        if deadline is not None:
+            deadline += time.monotonic() - asked
+        if event["event"] == "run":
+            _say(process, GO)
+
+
+def _say(process: subprocess.Popen[bytes], line: str) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it has died; its end of the conversation tells how
+        process.stdin.write(line.encode() + b"\n")
+        process.stdin.flush()
 
 
 def _read(process: subprocess.Popen[bytes], lines: queue.Queue[Any]) -> None:

@@ -198,6 +198,7 @@ class Runs(Record):
     Attributes:
         date: when it began, ISO 8601 with the offset from UTC.
         case: what was run, as evidence names it.
+        in_turn: whether the warm runs were taken in turn: one of each variant, then the next of each.
     """
 
     schema_: Literal["fluxrewrite.runs/1"] = Field(alias="schema")
@@ -206,6 +207,7 @@ class Runs(Record):
     machine: Machine
     case: Case
     setup: Setup
+    in_turn: bool = False
     variants: tuple[Variant, ...] = ()
 
     @model_validator(mode="after")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import platform
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -14,24 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..cost.devices import load_device
 from ..cost.evidence import Case
 from ..crew import Crew
-from ..errors import InputError, RankError
+from ..errors import InputError
 from ..models import ModelSpec, Shapes, default_dtype, find_model
 from ..parallel import divisible
 from ..times import processor
 from ..torch_backend import backend
-from .process import WORKER, Failed, conversation
-from .ranked import Together
-from .runs import RUNS_SCHEMA, Machine, Runs, Setup, Timed, Variant, Versions
-from .variants import Chosen, Spec, backend_of
+from .process import WORKER
+from .runs import RUNS_SCHEMA, Machine, Runs, Setup, Versions
+from .turns import Turns
+from .variants import Chosen, backend_of
 
-__all__ = ["bench", "check_setup", "cosine"]
+__all__ = ["bench", "check_setup"]
 
 Tell = Callable[[Chosen, Mapping[str, Any]], None]
 Keep = Callable[[Runs], None]
@@ -97,6 +93,10 @@ def bench(
 ) -> Runs:
     """Run every variant in a process of its own, with empty caches; on several ranks, in a group of one for each rank.
 
+    First the cold runs, one after the other, then the warm ones in turn: a first one of each variant, a second one, and so on,
+    so that a slow minute of a shared machine slows down all variants and not one. On several ranks, on an accelerator, and where
+    all workers together do not fit into memory, one variant after the other.
+
     A variant that fails keeps its finished runs and has an error. On several ranks it fails on all of them if on one.
 
     Args:
@@ -104,123 +104,20 @@ def bench(
         chosen: the variants, in order.
         keep: called with all there is after every finished run and every failure.
         tell: called with the variant at work and each event of its worker.
-        timeout_s: seconds that a variant may take.
+        timeout_s: seconds that a variant may take; those in which it waits for its turn do not count.
         worker: the command that runs one variant.
         crew: the ranks, each of which calls this with the same arguments; None: this process alone.
 
     Raises:
         RankError: another rank ended or does not answer; `keep` has been called with what there is.
     """
-    together = Together(crew)
-    runs = _empty(setup, together.world)
+    alone = crew is not None or torch.device(setup.device).type != "cpu"
     with tempfile.TemporaryDirectory(prefix="fluxrewrite-bench-", ignore_cleanup_errors=True) as name:
-        root = Path(name)
-        for variant in chosen:
-            runs = _with(runs, Variant(name=variant.name, kernels=variant.kernels))
-            tell(variant, {"event": "start"})
-            meeting = together.begin()
-            spec = Spec(setup=setup, chosen=variant, latents=str(_latents(root, variant.name)), meeting=meeting)
-            folder = root / f"{len(runs.variants)}.work"
-            folder.mkdir()
-            failure = None
-            try:
-                talk = conversation(spec.model_dump_json(), folder, timeout_s, worker, together.watch)
-                with contextlib.closing(talk) as events:
-                    for event in events:
-                        tell(variant, event)
-                        runs = _heard(runs, event, root)
-                        if event["event"] == "run":
-                            keep(runs)
-            except Failed as error:
-                failure = error
-            except (KeyboardInterrupt, RankError) as error:
-                _ended(runs, str(error) or "interrupted", keep)
-                raise
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)  # caches of every variant at once would be many
-            runs = _settled(runs, together, failure, keep)
-    return runs
-
-
-def _settled(runs: Runs, together: Together, failure: Failed | None, keep: Keep) -> Runs:
-    """The runs with why the variant at work failed, if it did on any rank."""
-    try:
-        failure = together.end(failure)
-    except (KeyboardInterrupt, RankError) as error:
-        _ended(runs, str(error) or "interrupted", keep)
-        raise
-    return runs if failure is None else _ended(runs, str(failure), keep)
-
-
-def _ended(runs: Runs, error: str, keep: Keep) -> Runs:
-    """The runs with what stopped the variant at work."""
-    runs = _with(runs, runs.variants[-1].model_copy(update={"error": error}))
-    keep(runs)
-    return runs
-
-
-def _with(runs: Runs, variant: Variant) -> Runs:
-    """The runs with this variant in the place of the last one, if that is an earlier state of it, or after it."""
-    others = tuple(v for v in runs.variants if v.name != variant.name)
-    return runs.model_copy(update={"variants": (*others, variant)})
-
-
-def _heard(runs: Runs, event: Mapping[str, Any], root: Path) -> Runs:
-    """The runs with what a worker told. Raises Failed when that makes no sense."""
-    try:
-        if event["event"] == "ready":
-            machine = Machine(**{**dict(runs.machine), "threads": event["threads"], "device": event["device"]})
-            case = Case(**{**dict(runs.case), "dtype": event["dtype"]})
-            return runs.model_copy(update={"machine": machine, "case": case})
-        if event["event"] != "run":
-            return runs
-        now = runs.variants[-1]
-        run = Timed(steps_s=event["steps_s"], others=event.get("others"))
-        told = {k: v for k, v in event.items() if k not in ("event", "steps_s", "others")}
-        changed = Variant.model_validate({**dict(now), **told, "runs": (*now.runs, run)})
-    except (KeyError, ValidationError) as error:
-        what = (
-            "; ".join(str(e["loc"]) + " " + e["msg"] for e in error.errors())
-            if isinstance(error, ValidationError)
-            else error
+        turns = Turns(
+            _empty(setup, 1 if crew is None else crew.here.world), Path(name), keep, tell, timeout_s, worker, crew
         )
-        raise Failed(f"the worker told of a run that makes no sense ({what})") from error
-    return _compared(_with(runs, changed), root)
-
-
-def _latents(root: Path, variant: str) -> Path:
-    """Where a worker puts the last latents of a variant; names of variants hold no path."""
-    return root / f"{variant.replace('/', '_')}.pt"
-
-
-def _compared(runs: Runs, root: Path) -> Runs:
-    """The runs with every variant's cosine to vanilla."""
-    base = _read(_latents(root, "vanilla"))
-    if base is None:
-        return runs
-    changed = []
-    for variant in runs.variants:
-        latents = None if variant.name == "vanilla" else _read(_latents(root, variant.name))
-        if latents is not None and variant.output is not None:
-            output = variant.output.model_copy(update={"cosine": cosine(latents, base)})
-            variant = variant.model_copy(update={"output": output})
-        changed.append(variant)
-    return runs.model_copy(update={"variants": tuple(changed)})
-
-
-def _read(path: Path) -> Tensor | None:
-    return torch.load(path, weights_only=True) if path.is_file() else None
-
-
-def cosine(a: Tensor, b: Tensor) -> float | None:
-    """Of two tensors of one size, in float64; None where not all is finite, or the sizes differ. Zeros are like zeros only."""
-    x, y = a.double().reshape(-1), b.double().reshape(-1)
-    if x.shape != y.shape or not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        return None
-    length = float(x.norm() * y.norm())
-    if not length:
-        return float(bool(x.norm() == y.norm()))
-    return min(1.0, max(-1.0, float(x @ y) / length))
+        turns.all(chosen, alone)
+    return turns.runs
 
 
 def _empty(setup: Setup, world: int) -> Runs:

@@ -41,8 +41,10 @@ def rendered(runs: Runs) -> RenderableType:
     s, rows = runs.setup, [with_range(cells(runs, v)) for v in runs.variants]
     head = Text.assemble((s.model, "bold"), str(runs.case).removeprefix(s.model))
     where = f"{s.inner} on {s.device}, {runs.machine.threads or s.threads or '?'} threads, torch {runs.versions.torch}"
-    how = f"{s.runs} runs of {s.steps} steps, the first run cold; provider {s.provider}, {s.execution}"
-    parts: list[RenderableType] = [head, Text(where), Text(how, style="dim"), Text("")]
+    order = "" if s.runs < 2 else ", warm ones in turn" if runs.in_turn else ", one variant after the other"
+    how = f"{s.runs} runs of {s.steps} steps, the first run cold{order}"
+    kernels = f"provider {s.provider}, execution {s.execution}"
+    parts: list[RenderableType] = [head, Text(where), Text(how, style="dim"), Text(kernels, style="dim"), Text("")]
     if any(row["s_per_step"] for row in rows):
         parts += [_table(_WARM, [r for r in rows if r["s_per_step"]]), Text("")]
     if any(row["cold_step_s"] for row in rows):

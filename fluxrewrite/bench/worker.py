@@ -1,6 +1,6 @@
 """Run by `fluxrewrite.bench.process`: one variant of a model, timed. `python -m fluxrewrite.bench.worker`
 
-stdin: one line, the JSON of a `Spec`; it stays open for as long as the parent lives.
+stdin: one line, the JSON of a `Spec`, then one before each run after the first; it stays open for as long as the parent lives.
 stdout: one JSON object a line, each with "event": "ready", "step", "run", "error".
 """
 
@@ -47,9 +47,10 @@ def main() -> int:
         events.write(json.dumps({"event": event, **fields}) + "\n")
         events.flush()
 
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    turn = threading.Semaphore(0)
+    threading.Thread(target=_listen, args=(turn,), daemon=True).start()
     try:
-        work(Spec.model_validate_json(line), tell)
+        work(Spec.model_validate_json(line), tell, turn.acquire)
     except BaseException as error:  # whatever it is, the table has it
         tell("error", error=one_line(error), lost=_lost(error))
         return 1
@@ -69,32 +70,37 @@ def _take_stdout() -> TextIO:
     return events
 
 
-def _die_with_parent() -> None:
-    """End this process and the compilers that it started once the parent is gone: then stdin ends."""
-    while os.read(0, 4096):
-        pass
+def _listen(turn: threading.Semaphore) -> None:
+    """Pass on each line; end this process and the compilers that it started once the parent is gone: then stdin ends."""
+    while heard := os.read(0, 4096):
+        for _ in range(heard.count(b"\n")):
+            turn.release()
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
 
 
-def work(spec: Spec, tell: Tell) -> None:
+def work(spec: Spec, tell: Tell, wait: Callable[[], object] = lambda: None) -> None:
     """Build the model, compile it, and run its denoising loops; `tell` hears of every step and run.
+
+    `wait` is called before each run after the first.
 
     Raises RankError where a worker of another rank ended or does not answer, and whatever model and compiler raise.
     """
     if spec.setup.threads is not None:
         torch.set_num_threads(spec.setup.threads)
     with joined(spec.meeting) as here:
-        _work(spec, tell, here)
+        _work(spec, tell, wait, here)
 
 
-def _work(spec: Spec, tell: Tell, here: Ranks | None) -> None:
+def _work(spec: Spec, tell: Tell, wait: Callable[[], object], here: Ranks | None) -> None:
     setup, device = spec.setup, torch.device(spec.setup.device)
     workload = _workload(setup, device, 1 if here is None else here.world)
     call, counted = _call(spec.chosen, setup, workload)
     tell("ready", threads=torch.get_num_threads(), device=device_name(device), dtype=_dtype(workload))
     for run in range(setup.runs):
+        if run:
+            wait()
         step, load = functools.partial(tell, "step", run=run), Load()
         steps_s, latents = _loop(workload, call, setup.steps, device, step)
         mine = {
