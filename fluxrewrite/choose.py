@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -190,9 +191,9 @@ def _counted(choice: Choice, known: Choice | None) -> Choice:
 
 
 def _decide(block: Block, price: Price) -> Choice:
-    """No kernel, each kind alone, all of them, and from each of these whatever one more kind makes better.
+    """No kernel, each kind alone, any two and all of them, and from the best of these whatever one more kind makes better.
 
-    Where prices are dear only the best of these is grown, by kinds that alone are not slower beyond doubt.
+    Where prices are dear no two are tried but those with the best kind, and only kinds that alone are not slower beyond doubt.
     """
     kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
     trials = _Trials(block, price)
@@ -200,9 +201,11 @@ def _decide(block: Block, price: Price) -> Choice:
     alone: dict[str, float] = defaultdict(float)
     for kind, found in zip(kinds, single, strict=True):
         alone[str(kind[0])] += 0.0 if kind[-1] else trials.times[found].us - trials.times[none].us
-    useful = [kind for kind, found in zip(kinds, single, strict=True) if not price.dear or trials.may_pay(found, none)]
-    for start in [trials.least(trials.times)] if price.dear else list(trials.times):
-        trials.grow(start, useful)
+    if price.dear:
+        kinds = [kind for kind, found in zip(kinds, single, strict=True) if trials.may_pay(found, none)]
+    else:
+        trials.run([frozenset(pair) for pair in itertools.combinations(kinds, 2)])
+    trials.grow(trials.least(trials.times), kinds)
     best = trials.least(trials.times)
     found_us, none_us = trials.times[best], trials.times[none].us
     if found_us.us > none_us * (1 - MARGIN) - found_us.noise_us:

@@ -19,7 +19,7 @@ from .kernel import Kernel
 from .site import Code, Finding, Inline, Miss, Reason, Site
 from .steps import same_shape
 from .strides import Strides
-from .traced import fake_run, value_of
+from .traced import FakeCalls, fake_run, value_of
 
 __all__ = [
     "Builder",
@@ -86,9 +86,16 @@ class Builder:
     """Inserts nodes at one place of a graph. Every new node gets a fake value, module stack, stack trace and origin."""
 
     def __init__(
-        self, graph: Graph, at: Node, site: Site, current: Callable[[Any], Any], kernel: Kernel | None = None
+        self,
+        graph: Graph,
+        at: Node,
+        site: Site,
+        current: Callable[[Any], Any],
+        kernel: Kernel | None = None,
+        calls: FakeCalls | None = None,
     ) -> None:
         self._graph, self._at, self._site, self._current, self._kernel = graph, at, site, current, kernel
+        self._calls = calls or FakeCalls()
         value = value_of(site.outputs[0])
         self._regime = regime(graph, at, value.device.type) if isinstance(value, torch.Tensor) else nullcontext
         self.made: list[Node] = []
@@ -109,7 +116,9 @@ class Builder:
         node.meta.update({k: origin.meta[k] for k in ("nn_module_stack", "stack_trace") if k in origin.meta})
         node.meta["from_node"] = [NodeSource(origin, f"fluxrewrite.{self._site.kind}", [NodeSourceAction.REPLACE])]
         with self._regime():
-            node.meta["example_value" if "example_value" in origin.meta else "val"] = fake_run(node)
+            ours = self._kernel is not None and target is self._kernel.op
+            value = self._calls.run(node) if ours else fake_run(node)
+        node.meta["example_value" if "example_value" in origin.meta else "val"] = value
         return node
 
     def joined(self, weights: Sequence[Node]) -> Node:
@@ -152,9 +161,9 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
             value = replaced[value]
         return value
 
-    strides = Strides(gm.graph)
+    strides, calls = Strides(gm.graph), FakeCalls()
     for item in replacements:
-        builder = Builder(graph, twins[item.site.before], item.site, current, item.kernel)
+        builder = Builder(graph, twins[item.site.before], item.site, current, item.kernel, calls)
         try:
             replaced.update(_replace(item, builder, current, strides))
             doomed.update(twins[n] for n in (*item.site.interior, *item.site.outputs))

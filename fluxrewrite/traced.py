@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from .errors import RewriteError
 
-__all__ = ["fake_run", "name_of", "value_of"]
+__all__ = ["FakeCalls", "fake_run", "name_of", "value_of"]
 
 
 def value_of(node: Node) -> Any:
@@ -45,3 +45,50 @@ def fake_run(node: Node, other: Mapping[Node, Any] = MappingProxyType({})) -> An
         if isinstance(node.target, str):
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+class FakeCalls:
+    """Results of kernel ops on traced values: in a model whose blocks repeat each op asks its fake kernel once for its shapes."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[FakeTensor, ...] | FakeTensor | None] = {}
+
+    def run(self, node: Node) -> Any:
+        """As `fake_run`; an op that writes to an argument or returns a view of one is asked every time."""
+        key = _likeness((node.target, node.args, node.kwargs)) if _functional(node.target) else None
+        known = self._known.get(key) if key is not None else None
+        if known is not None:
+            return _like(known) if isinstance(known, FakeTensor) else type(known)(map(_like, known))
+        found = fake_run(node)
+        plain = [found] if isinstance(found, FakeTensor) else found
+        if key is not None and isinstance(plain, (list, tuple)) and all(_likeness(t) is not None for t in plain):
+            self._known[key] = found
+        return found
+
+
+def _functional(op: Any) -> bool:
+    schema = getattr(op, "_schema", None)
+    return schema is not None and all(a.alias_info is None for a in (*schema.arguments, *schema.returns))
+
+
+def _likeness(value: Any) -> Any:
+    """Equal for arguments of which an op makes like results in sizes, strides and dtype; None where sizes are symbols."""
+    if isinstance(value, Node):
+        value = value_of(value)
+    if isinstance(value, FakeTensor):
+        numbers = (*value.shape, *value.stride(), value.storage_offset())
+        kind = value.device.type
+        casts = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        told = (numbers, value.dim(), value.dtype, value.device, id(value.fake_mode), casts)
+        return told if all(isinstance(n, int) for n in numbers) else None
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    if isinstance(value, (list, tuple)):
+        parts = tuple(map(_likeness, value))
+        return None if None in parts else parts
+    return (type(value), value) if isinstance(value, (int, float, str)) or value is None or callable(value) else None
+
+
+def _like(value: FakeTensor) -> FakeTensor:
+    meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return FakeTensor(value.fake_mode, meta, value.device)

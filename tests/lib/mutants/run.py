@@ -120,13 +120,16 @@ class Runner:
                 raise Unfit(f"{file} is imported from {self.seen.arrived.get(file, 'nowhere')}, not from {wanted}")
 
     def control(self) -> None:
-        """Raises Unfit where the tests that make a file's guard refuse all pass although the file raises on import."""
-        asked: dict[str, dict[str, Any]] = {}
+        """Raises Unfit where the tests that make a file's guards refuse all pass although the file raises on import."""
+        told: dict[str, set[str]] = {}
         for number, guard in self.tree.guards.items():
-            tests = self._tests(number)[:FIRST]
-            if tests and guard.file not in asked:
+            told.setdefault(guard.file, set()).update(self.seen.fired.get(number, ()))
+        asked: dict[str, dict[str, Any]] = {}
+        for file, found in told.items():
+            tests = self._ordered(file, set(self.seen.seconds) if "" in found else found)[:FIRST]
+            if tests:
                 files = list(dict.fromkeys(t.partition("::")[0] for t in tests))
-                asked[guard.file] = {"files": files, "tests": tests, "broken": guard.file}
+                asked[file] = {"files": files, "tests": tests, "broken": file}
         for file, account in self._each(asked):
             if account is not None and account["code"] == 0:
                 tests = asked[file]["tests"]
@@ -159,10 +162,13 @@ class Runner:
         return Outcome(guard, "survived", tests=len(tests))
 
     def _tests(self, number: int) -> list[str]:
-        """Tests that make a guard refuse, the most likely to tell first: of the file of the same name, and quick."""
+        """Tests that make a guard refuse, the most likely to tell first."""
         fired = self.seen.fired.get(number, set())
-        tests = set(self.seen.seconds) if "" in fired else fired
-        own = f"test_{Path(self.tree.guards[number].file).stem}.py"
+        return self._ordered(self.tree.guards[number].file, set(self.seen.seconds) if "" in fired else fired)
+
+    def _ordered(self, file: str, tests: set[str]) -> list[str]:
+        """Those of the test file of the same name first, and the quick ones."""
+        own = f"test_{Path(file).stem}.py"
         return sorted(tests, key=lambda t: (Path(t.partition("::")[0]).name != own, self.seen.seconds[t], t))
 
     def _each(self, asked: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any] | None]]:
