@@ -136,8 +136,8 @@ class Runner:
                 raise Unfit(f"{tests} pass while {file} raises on import: it is not the copy that is tested")
 
     def kill(self, numbers: Iterable[int]) -> Iterator[tuple[int, Outcome]]:
-        """Disable each guard in turn."""
-        wanted = list(numbers)
+        """Disable each guard in turn, those that no test makes refuse first: nothing is left to run for them."""
+        wanted = sorted(numbers, key=lambda number: bool(self._tests(number)))
         with ThreadPoolExecutor(self.jobs) as pool:
             futures = {pool.submit(self._outcome, number): number for number in wanted}
             try:
