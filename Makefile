@@ -68,7 +68,7 @@ lint: $(VENV)/.installed
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p fluxrewrite
 
 schema: $(VENV)/.installed
-	$(BIN)/python -c 'from fluxrewrite.report import schema_text; print(schema_text(), end="")' > fluxrewrite/report/schema.json
+	$(BIN)/python -c 'from fluxrewrite.report.model import schema_text; print(schema_text(), end="")' > fluxrewrite/report/schema.json
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

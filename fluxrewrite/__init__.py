@@ -1,10 +1,16 @@
 """fluxrewrite: NKI kernels into traced diffusers transformers, and what each call costs the compiler's fusion."""
 
-from .analysis import Options, inspect
-from .errors import CheckFailed, FluxrewriteError, InputError, RewriteError
-from .report.model import Report
-from .site import Code, Miss, Reason, Site
-from .torch_backend import Backend, backend
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .analysis import Options, inspect
+    from .errors import CheckFailed, FluxrewriteError, InputError, RewriteError
+    from .report.model import Report
+    from .site import Code, Miss, Reason, Site
+    from .torch_backend import Backend, backend
 
 __all__ = [
     "Backend",
@@ -21,3 +27,24 @@ __all__ = [
     "backend",
     "inspect",
 ]
+
+_HOMES = {
+    "analysis": ("Options", "inspect"),
+    "errors": ("CheckFailed", "FluxrewriteError", "InputError", "RewriteError"),
+    "report.model": ("Report",),
+    "site": ("Code", "Miss", "Reason", "Site"),
+    "torch_backend": ("Backend", "backend"),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: torch takes seconds, and `fluxrewrite --help` has no use for it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

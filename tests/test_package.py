@@ -8,6 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+
+import fluxrewrite
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +35,44 @@ def test_arrows_run_one_way():
         assert "fluxrewrite.kernels" not in path.read_text(), path
     for path in (ROOT / "kernels").rglob("*.py"):
         assert "fluxrewrite.passes" not in path.read_text(), path
+
+
+WITHOUT_TORCH = {
+    "help": "--help",
+    "help of a command": "inspect --help",
+    "a command that is none": "nonsense",
+    "device profiles": "devices",
+    "two reports": "diff report.json report.json",
+    "a file that is none": "diff nowhere.json nowhere.json",
+}
+
+
+@pytest.fixture(scope="module")
+def report():
+    return fluxrewrite.inspect(lambda x: x + 1, x=torch.ones(2)).to_json()
+
+
+@pytest.mark.parametrize("what", WITHOUT_TORCH)
+def test_what_needs_no_torch_does_not_wait_for_it(what, report, tmp_path):
+    (tmp_path / "report.json").write_text(report)
+    program = "import sys; from fluxrewrite.cli import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    found = subprocess.run(
+        [sys.executable, "-c", program, *WITHOUT_TORCH[what].split()], cwd=tmp_path, capture_output=True, text=True
+    )
+    modules = found.stderr.split()
+    assert "fluxrewrite.cli" in modules
+    assert "torch" not in modules
+
+
+def test_public_names_come_when_they_are_asked_for():
+    program = (
+        "import sys, fluxrewrite; assert 'torch' not in sys.modules; "
+        "assert set(fluxrewrite.__all__) <= set(dir(fluxrewrite)); "
+        "assert all(getattr(fluxrewrite, name).__name__ == name for name in fluxrewrite.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        fluxrewrite.nonsense  # noqa: B018
 
 
 def test_limits_of_style():

@@ -14,7 +14,7 @@ from fluxrewrite import Options, analysis
 from fluxrewrite.capture import capture
 from fluxrewrite.cli import main
 from fluxrewrite.cost import Work, device_names, estimate, load_device
-from fluxrewrite.report import merge
+from fluxrewrite.report.merged import merge
 from fluxrewrite.report.model import Report
 
 HEADS, TOKENS, SIZE = 2, 8, 16

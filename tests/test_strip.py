@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import fluxrewrite
 from fluxrewrite import Options
 from fluxrewrite.capture import capture
-from fluxrewrite.report import merge
+from fluxrewrite.report.merged import merge
 from fluxrewrite.report.model import Report
 
 

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from .diff import BoundaryChange, Changed, Difference, SiteChange
-from .text_predicted import grid
+from .grid import grid
 from .words import bytes_text, change_text, folded, sizes_text, time_text, trimmed
 
 __all__ = ["rendered_diff"]

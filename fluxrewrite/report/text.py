@@ -14,11 +14,12 @@ from rich.text import Text
 from ..site import Code
 from .advice import better as better_plan
 from .advice import call_text, command
+from .grid import grid
 from .model import Report, SiteInfo
 from .text_artifacts import artifacts
 from .text_boundaries import boundary_table
 from .text_measured import measured
-from .text_predicted import choices, grid, prediction, verdict_list
+from .text_predicted import choices, prediction, verdict_list
 from .text_timelines import timelines
 from .words import folded, sizes_text
 

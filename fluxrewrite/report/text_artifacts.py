@@ -8,8 +8,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from ..custom_call import TARGET
+from .grid import grid
 from .model import Report
-from .text_predicted import grid
 
 __all__ = ["artifacts"]
 

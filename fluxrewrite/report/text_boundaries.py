@@ -9,8 +9,8 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from .grid import grid
 from .model import AbsorptionInfo, Boundary, Report, TensorInfo
-from .text_predicted import grid
 from .words import bytes_text, folded
 
 __all__ = ["Row", "absorption_lines", "boundary_table", "rows_of"]

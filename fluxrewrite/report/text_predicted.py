@@ -13,21 +13,14 @@ from rich.text import Text
 
 from ..choose import MARGIN, block_path
 from ..plan import CHOOSING
+from .grid import grid
 from .model import ChoiceInfo, Report, StepInfo, Verdict
 from .words import bytes_text, change_text, folded, time_text, trimmed
 
-__all__ = ["auto_is_better", "choices", "figures", "grid", "prediction", "times_of", "verdict_list"]
+__all__ = ["auto_is_better", "choices", "figures", "prediction", "times_of", "verdict_list"]
 
 _WHY = 150  # characters: two lines
 _NAMED = re.compile(r"((?:inline )?\w+:\w+)(?:\[[^\]]*\])?(?: x(\d+))?")  # "qkv:triple[256] x2" of a choice
-
-
-def grid(*columns: str, left: Sequence[str] = (), gap: int = 2) -> Table:
-    """A table without lines; columns named in `left` are text, `gap` blanks stand between columns."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
-    for name in columns:
-        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
-    return table
 
 
 def prediction(report: Report) -> Iterable[RenderableType]:

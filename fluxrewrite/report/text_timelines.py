@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from rich.console import RenderableType
 from rich.text import Text
 
+from .grid import grid
 from .model import Report
-from .text_predicted import grid
 from .words import sizes_text, time_text
 
 __all__ = ["timelines"]
