@@ -5,7 +5,7 @@
     python tools/fuzz.py --seed 4711 --cases 1 --show        one case
 
 Case N is the same on every machine: an interrupted run says with which --seed it goes on. Exit code 1 on a wrong rewrite, a
-crash, or when fewer than 99 % of the equivalent respellings are found.
+crash, a case that the harness could not judge, or when fewer than 99 % of the equivalent respellings are found.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main(
         except KeyboardInterrupt:
             sys.stderr.write(f"fuzz: interrupted; go on with --seed {seed + done} --cases {cases - done}\n")
     summary(tally, done, time.perf_counter() - start, verify)
-    raise typer.Exit(bool(tally.bad) or tally.found < GOAL or done < cases)
+    raise typer.Exit(bool(tally.bad or tally.faults) or tally.found < GOAL or done < cases)
 
 
 def quiet() -> None:
@@ -123,11 +123,17 @@ def summary(tally: Tally, done: int, seconds: float, verify: str) -> None:
     for title, texts in (("bad", tally.bad), ("equivalent and not found", tally.missed)):
         for text in texts[:LISTED]:
             console.print(f"{title}: {text}\n", markup=False, highlight=False, soft_wrap=True)
+    for number, text in list(tally.faults.items())[:LISTED]:
+        console.print(f"fault of the harness, --seed {number}: {text}\n", markup=False, highlight=False, soft_wrap=True)
     bad = {
         k: sum(t[k] for t in (tally.equivalent, tally.lenient, tally.wrong))
         for k in ("wrong", "mistaken", "crash", "void")
     }
     console.print(f"{done:,} cases in {seconds:.0f} s, verify={verify}; {bad['void']:,} could not be made")
+    if tally.faults:
+        console.print(
+            f"the harness failed in {len(tally.faults)} more, which say nothing: --seed {sorted(tally.faults)}"
+        )
     equivalent = tally.equivalent.total() - tally.equivalent["void"]
     console.print(
         f"equivalent respellings found: {tally.found:.2%} of {equivalent:,}; {tally.lenient['left']:,} more may be left alone"

@@ -5,7 +5,7 @@ import logging
 import fuzz.strategies
 import pytest
 import torch
-from fuzz import RESPELLINGS, WRONG, Case, Draft, Draw, Judge, Tally, Unfit, judged, program
+from fuzz import RESPELLINGS, WRONG, Case, Draft, Draw, Judge, Tally, Unfit, judged, program, ran
 from hypothesis import HealthCheck, Phase, given, settings
 
 COUNTS = {"equivalent": 1300, "wrong": 700}
@@ -125,3 +125,19 @@ def test_a_view_that_only_fake_tensors_have_is_no_case():
     edits = (("reshape split", 852754), ("permute respelled", 830995), ("in place", 180267), ("returned again", 774879))
     case = Case("attention_repeated/apart/bfloat16", (*edits, ("computed twice", 661742)), before=4, whole=True)
     assert judged(case, Judge()).status == "void"
+
+
+def test_what_the_harness_cannot_judge_is_told_and_not_the_end(monkeypatch):
+    def broken(draft, draw):
+        raise IndexError("tuple index out of range")
+
+    cases = {n: Case("spelled_masked/apart/float32", (), (("softmax over another axis", n),), 0) for n in (3, 5)}
+    cases[4] = Case("spelled_masked/apart/float32", (), (("mask dropped", 1),), 0)
+    monkeypatch.setitem(WRONG, "mask dropped", broken)
+    monkeypatch.setattr("fuzz.tally.drawn", lambda number, wrong: cases[number])
+    tally, other = ran(range(3, 6), Judge(), "wrong"), Tally()
+    assert list(tally.faults) == [4]
+    assert "IndexError: tuple index out of range" in tally.faults[4]
+    assert tally.wrong.total() == 2
+    other.join(tally)
+    assert other.faults == tally.faults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class Tally:
         by_name: (respelling or change, status) of the same verdicts.
         bad: the texts of cases that a person must look at.
         missed: those of equivalent cases that were not found.
+        faults: what the harness itself raised, by the number of the case, which nothing was told about.
     """
 
     equivalent: Counter[str] = field(default_factory=Counter)
@@ -35,6 +37,7 @@ class Tally:
     by_name: Counter[tuple[str, str]] = field(default_factory=Counter)
     bad: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
+    faults: dict[int, str] = field(default_factory=dict)
 
     def add(self, verdict: Verdict, wrong: bool) -> None:
         """One verdict more."""
@@ -55,6 +58,7 @@ class Tally:
             getattr(self, name).update(getattr(other, name))
         self.bad += other.bad
         self.missed += other.missed
+        self.faults |= other.faults
 
     @property
     def found(self) -> float:
@@ -75,9 +79,14 @@ def is_wrong(number: int, kind: str) -> bool:
 
 
 def ran(numbers: Iterable[int], judge: Judge, kind: str) -> Tally:
-    """Judge the cases of these numbers."""
+    """Judge the cases of these numbers. One that the harness cannot make or run is a fault of its, and not the end."""
     tally = Tally()
     for number in numbers:
         wrong = is_wrong(number, kind)
-        tally.add(judged(drawn(number, wrong), judge), wrong)
+        try:
+            verdict = judged(drawn(number, wrong), judge)
+        except Exception:
+            tally.faults[number] = traceback.format_exc()
+        else:
+            tally.add(verdict, wrong)
     return tally

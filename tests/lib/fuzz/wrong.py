@@ -180,7 +180,8 @@ def mask_dropped(draft: Draft, draw: Draw) -> None:
 
 
 def _masks(draft: Draft) -> list[Node]:
-    return [n for n in draft.having("add") if isinstance(n.args[1], Node) and n.args[1].name.startswith("mask")]
+    added = ((n, read(n).args.get("other")) for n in draft.having("add"))
+    return [n for n, other in added if isinstance(other, Node) and other.name.startswith("mask")]
 
 
 def mask_after(draft: Draft, draw: Draw) -> None:
