@@ -142,10 +142,10 @@ def _below(view: GraphView, anchor: Node) -> tuple[Node, Node, Node] | None:
         if not order:
             return None
         node = view.named[heapq.heappop(order)[1]]
-        if view.op(node) in _PRODUCTS and node is not anchor:
-            operands = _operands(view, node)
-            inside = [n for n in operands or () if n in seen]
-            return None if operands is None or len(inside) != 1 else (node, inside[0], _other(operands, inside[0]))
+        if view.op(node) in _PRODUCTS:
+            operands = _operands(view, node) or ()
+            inside, outside = [n for n in operands if n in seen], [n for n in operands if n not in seen]
+            return (node, inside[0], outside[0]) if len(inside) == 1 else None
         for user in node.users:
             if user not in seen and view.op(user) not in _ROOTS:
                 seen.add(user)
@@ -153,18 +153,12 @@ def _below(view: GraphView, anchor: Node) -> tuple[Node, Node, Node] | None:
     return None
 
 
-def _other(pair: tuple[Node, Node], one: Node) -> Node:
-    return pair[1] if pair[0] is one else pair[0]
-
-
 def _operands(view: GraphView, product: Node) -> tuple[Node, Node] | None:
     """The two different tensors that a product multiplies."""
     names = {"matmul": ("input", "other"), "baddbmm": ("batch1", "batch2")}.get(view.op(product))
     found = [view.arg(product, n) for n in names] if names else product.all_input_nodes
-    a, b = found if len(found) == 2 else (None, None)
-    if not isinstance(a, Node) or not isinstance(b, Node) or a is b or view.tensor(a) is None or view.tensor(b) is None:
-        return None
-    return a, b
+    tensors = [n for n in dict.fromkeys(found) if isinstance(n, Node) and view.tensor(n) is not None]
+    return (tensors[0], tensors[1]) if len(tensors) == len(found) == 2 else None
 
 
 def _outs(view: GraphView, product: Node) -> Iterator[Node]:

@@ -94,8 +94,7 @@ def _seen(
     made = {n: t.permute(axes[n]) for n, t in zip(names, drawn, strict=True)}
     scale, still = _scale(run, made)
     _shifts(run, made, scale)
-    masking, mask = _mask(probe, out, still, candidates)
-    added = _added(probe, candidates, masking, mask, still)
+    masking, mask, added = _mask(probe, out, still, candidates)
     if masking == "additive":
         node = candidates[mask]
         masked = probe.function(out, node)
@@ -157,7 +156,7 @@ def _axes(
     along = [i for i in left["k"] if tensors["k"].shape[i] == length]
     found = {"q": (*heads["q"], q[rows[0]], depth), "v": (*heads["v"], keys, v[columns[0]])}
     for position, channel in itertools.product(along, reversed(over)):
-        if position != channel and length > 1:
+        if position != channel:
             yield first, {**found, "k": (*heads["k"], position, channel), "out": (*shared, rows[0], columns[0])}
 
 
@@ -226,29 +225,30 @@ def _same(wanted: Tensor, shifted: Callable[[float], Tensor]) -> None:
             raise Other("a number added to all scores of a row changes its weights: no softmax")
 
 
-def _mask(probe: Probe, out: Node, still: Tensor, candidates: Sequence[Node]) -> tuple[str, int]:
-    """How scores are masked, and by which candidate, from the weights of a query of zeros."""
+def _mask(probe: Probe, out: Node, still: Tensor, candidates: Sequence[Node]) -> tuple[str, int, Tensor | None]:
+    """How scores are masked, by which candidate, and what that adds to them, from the weights of a query of zeros."""
     if close(still, torch.full_like(still, 1.0 / still.shape[-1])):
-        return "none", -1
+        return "none", -1, None
     refused = ""
     for number, node in enumerate(candidates):
         value = _broadcast(probe.values.get(node), still)
         if value is None:
             continue
         for masking in ("keep", "drop") if value.dtype == torch.bool else ("additive",):
-            weights = torch.softmax(_as_added(value, masking), -1)
+            added = _as_added(value, masking)
+            weights = torch.softmax(added, -1)
             if weights.isfinite().all() and close(weights, still):
                 if masking == "additive" or _empties(probe, out, node, masking):
-                    return masking, number
+                    return masking, number, added
                 refused = f"{node.name} does not remove keys: a row without any is neither NaN nor 0"
-    causal = torch.ones_like(still).tril()
-    if not refused and still.shape[-1] == still.shape[-2] and close(causal / causal.sum(-1, keepdim=True), still):
-        return "causal", -1
+    causal = _as_added(torch.ones_like(still, dtype=torch.bool).tril(), "keep")
+    if not refused and still.shape[-1] == still.shape[-2] and close(torch.softmax(causal, -1), still):
+        return "causal", -1, causal
     raise Other(refused or "scores are masked or biased by what is no value of the graph")
 
 
 def _broadcast(value: Any, like: Tensor) -> Tensor | None:
-    if not isinstance(value, Tensor) or not 2 <= value.dim() <= like.dim() or value.is_complex():
+    if not isinstance(value, Tensor) or not 2 <= value.dim() <= like.dim():
         return None
     if value.dtype != torch.bool and not value.is_floating_point():
         return None
@@ -268,15 +268,6 @@ def _empties(probe: Probe, out: Node, mask: Node, masking: str) -> bool:
     empty = torch.full_like(probe.values[mask], masking == "drop")
     found = probe.function(out, mask)(empty)
     return bool((found.isnan() | (found == 0)).all())
-
-
-def _added(probe: Probe, candidates: Sequence[Node], masking: str, mask: int, like: Tensor) -> Tensor | None:
-    if masking == "none":
-        return None
-    if masking == "causal":
-        return _as_added(torch.ones_like(like, dtype=torch.bool).tril(), "keep")
-    value = _broadcast(probe.values[candidates[mask]], like)
-    return None if value is None else _as_added(value, masking)
 
 
 def _confirm(run: Run, made: Mapping[str, Tensor], scale: float, mask: Tensor | None) -> None:
