@@ -99,8 +99,8 @@ def over_all_batches(q, k, v):
     return torch.einsum("hqk,ohkd->ohqd", torch.einsum("bhqd,bhkd->hqk", q, k).softmax(-1), v)
 
 
-def over_an_axis_of_the_keys_alone(q, k, v):
-    return weighted(torch.einsum("bhqd,xbhkd->bhqk", q, k), v)
+def over_two_axes(q, k, v):
+    return weighted(torch.einsum("bhqd,bhkdx->bhqk", q, k), v)
 
 
 def without_batch_and_heads(q, k, v):
@@ -123,9 +123,9 @@ NO_ATTENTION = {
     "of one query's batch": (attention, of_shapes((1, H, S, D), (B, H, L, D), (B, H, L, D)), "are not those of all"),
     "of one key's batch": (attention, of_shapes((B, H, S, D), (1, H, L, D), (B, H, L, D)), "are not those of all"),
     "batches summed": (over_all_batches, of_shapes((B, H, S, D), (B, H, L, D), (1, H, L, D)), "do not go together"),
-    "an axis more": (over_an_axis_of_the_keys_alone, of_shapes((1, 1, S, D), (1, 1, 1, L, D), (1, 1, L, D)), "no axis of"),
-    "two axes": (without_batch_and_heads, of_shapes((S, D), (L, D), (L, D)), "no axis of"),
-    "one key": (attention, qkv(1), "no axis of"),
+    "an axis more": (over_two_axes, of_shapes((1, 1, S, D), (1, 1, L, D, 1), (1, 1, L, D)), "no axis of the result"),
+    "two axes": (without_batch_and_heads, of_shapes((S, D), (L, D), (L, D)), "no axis of the result"),
+    "one key": (attention, qkv(1), "no axis of the result"),
     "a scale that is made": (lambda q, k, v: weighted(scores_of(q, k) / torch.ones(3, 7).sum(), v), qkv(), "by 0.047619, "),
     "two masks of a split": (two_masks, qkv(masks=torch.randn(2 * S, L)), "by what is no value"),
     "a bias of each key": (biased, qkv(mask=torch.randn(L)), "by what is no value"),
