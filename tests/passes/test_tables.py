@@ -3,7 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from fluxrewrite.passes.rope import Rope
+from fluxrewrite.passes.tables import Unfit, read_tables
+from torch.fx import Graph
 
+from fluxrewrite.graph import GraphView
 from fluxrewrite.site import Code
 
 B, S, H, D = 2, 6, 3, 8
@@ -89,3 +93,48 @@ def test_a_region_does_not_take_rows_for_each_head(check):
     chosen = sorted(s.kind for s in report.sites if s.choice == "kernel")
     assert chosen == ["attention", "rope", "rope"]
     assert [r.code for s in report.sites if s.kind == "norm_rope_attention" for r in s.reasons] == [Code.TABLE]
+
+
+PLACED = {
+    "more batches than x": ((1, S, H, D), (B, S, 1, D), 1),
+    "more positions than x": ((B, 1, H, D), (S, 1, D), 1),
+    "one row for all positions": ((S, H, D), (1, 1, D), 1),
+    "a matrix for each channel": ((B, S, H, D), (S, 1, D, 2, 2), 3),
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_tables_that_have_no_row_for_each_position(name):
+    *shapes, tail = PLACED[name]
+    graph = Graph()
+    x, rows = (graph.placeholder(n) for n in ("x", "rows"))
+    for node, shape in zip((x, rows), shapes, strict=True):
+        node.meta["example_value"] = torch.empty(shape)
+    found = read_tables(GraphView(graph), x, {"cos": rows, "sin": rows}, tail)
+    assert isinstance(found, Unfit)
+    assert (found.code, found.node) == (Code.TABLE, rows)
+
+
+def test_one_row_for_all_positions_of_a_tensor_without_a_batch(find):
+    (miss,) = find("rope", half, x=torch.randn(S, H, D), **table(1, 1, D))
+    assert miss.reason.code == Code.TABLE
+
+
+def test_rows_for_each_head_of_sizes_that_are_not_known(trace):
+    def fn(x, cos, sin):
+        return half(x.unflatten(-1, (H, D)), cos, sin)
+
+    gm = trace(fn, dynamic=True, x=torch.randn(B, S, H * D), **table(S, H, D))
+    (miss,) = Rope().find(GraphView(gm.graph))
+    assert miss.reason.code == Code.TABLE
+
+
+def test_tables_of_half_of_the_channels_where_their_number_is_not_known(trace):
+    def fn(x, angle):
+        return x * torch.cat([(angle[:, None, None] * torch.arange(x.shape[-1] // 2)).cos()] * 2, -1)
+
+    view = GraphView(trace(fn, dynamic=True, x=torch.randn(B, S, H, D), angle=torch.randn(S)).graph)
+    x = next(n for n in view.nodes if n.op == "placeholder" and len(view.shape(n) or ()) == 4)
+    (rows,) = view.with_op("cos")
+    found = read_tables(view, x, {"cos": rows, "sin": rows})
+    assert isinstance(found, Unfit)

@@ -1,0 +1,119 @@
+"""What a probe is not asked of, of what may turn a query or key; and tables that are taken as they are."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fluxrewrite.passes.rope import Rope
+from torch import nn
+
+from fluxrewrite.graph import GraphView
+
+B, S, H, D = 2, 12, 3, 8
+
+
+class Attends(nn.Module):
+    """Query and key from layers, through `turn`, into attention."""
+
+    def __init__(self, turn, size=D):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(20, H * size) for _ in range(3))
+        self.turn, self.size = turn, size
+
+    def forward(self, x, **tables):
+        q, k, v = (f(x).unflatten(-1, (H, self.size)) for f in (self.q, self.k, self.v))
+        q, k, v = (t.transpose(1, 2) for t in (self.turn(q, **tables), self.turn(k, **tables), v))
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def addcmul(x, cos, sin):
+    a, b = x.chunk(2, -1)
+    return torch.cat((torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)), -1)
+
+
+def known(x, cos, sin):
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def flipped(x, cos, sin):
+    return x * cos + x.flip(-1) * sin
+
+
+def tables(width=D // 2):
+    return {n: torch.randn(S, 1, width) for n in ("cos", "sin")}
+
+
+def test_a_table_of_cosines_and_sines(check):
+    report = check(
+        Attends(lambda x, both: addcmul(x, *both.chunk(2, -1))),
+        "rope",
+        x=torch.randn(B, S, 20),
+        both=torch.randn(S, 1, D),
+    )
+    assert [(s.form, s.choice) for s in report.sites] == [("probed", "kernel")] * 2
+
+
+def test_a_table_that_was_rounded_is_not_the_one_above(check):
+    def turn(x, cos, sin):
+        return addcmul(x, *(t.bfloat16()[:, None] for t in (cos, sin)))
+
+    given = {n: t[:, 0] for n, t in tables().items()}
+    report = check(Attends(turn), "rope", x=torch.randn(B, S, 20), **given)
+    assert [(s.form, s.choice) for s in report.sites] == [("probed", "kernel")] * 2
+
+
+def test_channels_picked_by_an_index(find):
+    def turn(x, cos, sin):
+        order, sign = (torch.arange(D) + D // 2) % D, torch.where(torch.arange(D) < D // 2, -1.0, 1.0)
+        return x * torch.cat((cos, cos), -1) + x[..., order] * (sign * torch.cat((sin, sin), -1))
+
+    assert [f.form for f in find("rope", Attends(turn), x=torch.randn(B, S, 20), **tables())] == ["probed"] * 2
+
+
+def test_what_follows_a_known_rotation_is_not_looked_at(find):
+    def turn(x, cos, sin):
+        return flipped(known(x, cos, sin).exp(), torch.cat((cos, cos), -1), torch.cat((sin, sin), -1))
+
+    assert [f.form for f in find("rope", Attends(turn), x=torch.randn(B, S, 20), **tables())] == ["rotate_half"] * 2
+
+
+def test_no_more_than_so_many_are_tried(find, monkeypatch):
+    monkeypatch.setattr("fluxrewrite.passes.probed_rope._TRIALS", 0)
+    assert find("rope", Attends(addcmul), x=torch.randn(B, S, 20), **tables()) == []
+
+
+def in_complex_numbers(x, table):
+    return torch.view_as_real(torch.complex(x, x.flip(-1)) * table).flatten(-2)
+
+
+NOTHING = {
+    "a complex result": (in_complex_numbers, D, {"table": torch.randn(S, 1, D, dtype=torch.complex64)}),
+    "an odd number of channels": (flipped, 9, tables(9)),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_turns_no_pairs_is_nothing(find, name):
+    turn, size, given = NOTHING[name]
+    assert find("rope", Attends(turn, size), x=torch.randn(B, S, 20), **given) == []
+
+
+def by_half(x):
+    return x.roll(x.shape[1] // 2, 1)
+
+
+def unprojected(q, k, v, cos, sin):
+    q, k, v = (t.transpose(1, 2) for t in (flipped(q, cos, sin), flipped(k, cos, sin), v))
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+UNKNOWN = {
+    "a number is no table": (Attends(by_half), {"x": torch.randn(B, S, 20)}),
+    "channels": (unprojected, {n: torch.randn(B, S, H, D) for n in "qkv"} | tables(D)),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_sizes_that_are_not_known(trace, name):
+    fn, given = UNKNOWN[name]
+    assert Rope().find(GraphView(trace(fn, dynamic=True, **given).graph)) == []
