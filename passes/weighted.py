@@ -236,8 +236,7 @@ def _mask(probe: Probe, out: Node, still: Tensor, candidates: Sequence[Node]) ->
             continue
         for masking in ("keep", "drop") if value.dtype == torch.bool else ("additive",):
             added = _as_added(value, masking)
-            weights = torch.softmax(added, -1)
-            if weights.isfinite().all() and close(weights, still):
+            if close(torch.softmax(added, -1), still):
                 if masking == "additive" or _empties(probe, out, node, masking):
                     return masking, number, added
                 refused = f"{node.name} does not remove keys: a row without any is neither NaN nor 0"

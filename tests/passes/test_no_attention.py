@@ -111,6 +111,15 @@ def biased(q, k, v, mask):
     return weighted(scores_of(q, k) + mask, v)
 
 
+def triangle(q, k, v):
+    powers = scores_of(q, k).exp().tril()
+    return torch.einsum("bhqk,bhkd->bhqd", powers / powers.sum(-1, keepdim=True), v)
+
+
+def triangle_that_is_small(q, k, v):
+    return weighted(scores_of(q, k).masked_fill(torch.ones(S, S, dtype=torch.bool).triu(1), -1e9), v)
+
+
 def attention(q, k, v):
     return weighted(scores_of(q, k), v)
 
@@ -128,6 +137,8 @@ NO_ATTENTION = {
     "one key": (attention, qkv(1), "no axis of the result"),
     "a scale that is made": (lambda q, k, v: weighted(scores_of(q, k) / torch.ones(3, 7).sum(), v), qkv(), "by 0.047619, "),
     "two masks of a split": (two_masks, qkv(masks=torch.randn(2 * S, L)), "by what is no value"),
+    "a triangle of other lengths": (triangle, qkv(), "by what is no value"),
+    "a triangle that is small": (triangle_that_is_small, qkv(S), "does not remove keys"),
     "a bias of each key": (biased, qkv(mask=torch.randn(L)), "by what is no value"),
     "a bias of whole numbers": (biased, qkv(mask=torch.randint(0, 9, (S, L))), "by what is no value"),
 }  # fmt: skip
