@@ -120,7 +120,7 @@ def _region(view: GraphView, anchor: Node) -> _Region | None:
     passed: set[Node] = set()
     while pending and len(passed) < limit:
         node = pending.pop()
-        if node in passed or view.op(node) in _ROOTS or node.op == "placeholder":
+        if node in passed or view.op(node) in _ROOTS:
             continue
         passed.add(node)
         if view.op(node) in _PRODUCTS:
@@ -234,10 +234,8 @@ def _trial(view: GraphView, region: _Region, out: Node) -> Meant:
         raise Other(
             f"scores are scaled by {found.scale:g}, which is no number that is written in the graph, nor a product of two"
         )
-    kept = {*operands, out, *([] if mask is None else [mask])}
-    return Meant(
-        out, query, key, region.value, _interior(part, inside, kept), found.axes, scale, found.masking, mask
-    )  # fmt: skip
+    interior = _interior(part, inside, {*operands, out, mask})
+    return Meant(out, query, key, region.value, interior, found.axes, scale, found.masking, mask)
 
 
 def _likely(view: GraphView, region: _Region) -> Any:
@@ -265,18 +263,17 @@ def _unshared(sizes: Sequence[int], scores: Sequence[int]) -> int:
 
 
 def _written(view: GraphView, scale: float, nodes: Collection[Node], head_size: int) -> float | None:
-    """The scale as the graph writes it: what a run at small sizes says could be a count of these."""
+    """The scale as the graph writes it, or exp2 for it: what a run at small sizes says could be a count of these."""
     values = [view.number(v) for n in nodes for v in (*n.args, *n.kwargs.values())]
     numbers = [abs(float(n)) for n in values if isinstance(n, (int, float)) and not isinstance(n, bool) and n]
-    numbers += [math.log(2)] if any(view.op(n) == "exp2" for n in nodes) else []
-    single = [1.0, 1.0 / math.sqrt(head_size), *numbers, *(1.0 / n for n in numbers)]
+    single = [1.0, 1.0 / math.sqrt(head_size), math.log(2), *numbers, *(1.0 / n for n in numbers)]
     for one, other in itertools.product(single, single):
         if math.isclose(abs(scale), one * other, rel_tol=1e-9):
             return math.copysign(one * other, scale)
     return None
 
 
-def _interior(part: Part, inside: Collection[Node], kept: Collection[Node]) -> tuple[Node, ...]:
+def _interior(part: Part, inside: Collection[Node], kept: Collection[Node | None]) -> tuple[Node, ...]:
     """The region, and what was computed for it alone."""
     taken = set(inside)
     for node in reversed(part.nodes):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fluxrewrite.passes.factors import Factors
-from fluxrewrite.passes.named import NamedTables, tables_of
+from fluxrewrite.passes.named import NamedTables, _unbroadcast, tables_of
 from torch.fx import Graph
 
 from fluxrewrite.graph import GraphView
@@ -40,7 +40,7 @@ def matrices(cos, sin):
 
 
 def test_values_that_are_no_tensors_are_passed_over():
-    found = named(factors(C, T, True), C, T, 3, (C, T))
+    found = named(factors(C, T, True), C, T, 3, (C, T), torch.randn(S, 3))
     assert isinstance(found, NamedTables)
     assert (found.kind, found.cos.name, found.sin.name, found.axis) == ("real", "t0", "t1", 1)
 
@@ -63,6 +63,21 @@ def test_matrices_are_of_neighbours():
     c, s = (t[:, :1].expand(S, D // 2) for t in (C, T))
     assert named(factors(c, s, True), matrices(c, s)).kind == "matrix"
     assert "no value in the graph" in missing(factors(c, s, False), matrices(c, s))
+
+
+def test_factors_of_no_position():
+    row = C[:1].repeat_interleave(2, -1).expand(S, D)
+    assert "do not change with the position" in missing(Factors(row, row, interleaved=True), row)
+
+
+def test_a_square_table_is_not_the_one_that_it_is_the_transpose_of(trace):
+    gm = trace(lambda t: t.mT[None] * 2, t=torch.randn(S, S))
+    view = GraphView(gm.graph)
+    (table,) = (n for n in view.nodes if view.shape(n) == (1, S, S) and view.source(n) is not None)
+    above, excess = _unbroadcast(view, table, [0])
+    assert excess == []
+    assert above.op != "placeholder"
+    assert view.shape(above) == (S, S)
 
 
 def test_factors_of_each_batch_alone_are_none_of_a_position():

@@ -150,3 +150,12 @@ def test_what_the_op_cannot_say_is_told(name):
     (miss,) = _findings(fn, **given)
     assert miss.reason.code == Code.PROBED
     assert said in miss.reason.message
+
+
+def test_a_result_that_others_read_before_it_is_divided_is_no_weighted_mean():
+    def fn(q, k, v):
+        powers = scores_of(q, k).exp()
+        total = torch.einsum("bhqk,bhkd->bhqd", powers, v)
+        return total / powers.sum(-1, keepdim=True), total
+
+    assert [f.reason.code for f in _findings(fn, **qkv())] == [Code.PROBED]

@@ -7,6 +7,7 @@ from fluxrewrite.passes.rope import Rope
 from torch import nn
 
 from fluxrewrite.graph import GraphView
+from fluxrewrite.site import Code
 
 B, S, H, D = 2, 12, 3, 8
 
@@ -75,6 +76,23 @@ def test_what_follows_a_known_rotation_is_not_looked_at(find):
         return flipped(known(x, cos, sin).exp(), torch.cat((cos, cos), -1), torch.cat((sin, sin), -1))
 
     assert [f.form for f in find("rope", Attends(turn), x=torch.randn(B, S, 20), **tables())] == ["rotate_half"] * 2
+
+
+def test_what_a_known_form_refuses_is_not_asked_for_otherwise(find):
+    class Leaks(Attends):
+        def forward(self, x, **given):
+            self.inner = []
+            return super().forward(x, **given), *self.inner
+
+    def turn(x, cos, sin):
+        product = x * torch.cat((cos, cos), -1)
+        first, second = x.chunk(2, dim=-1)
+        model.inner.append(product)
+        return product + torch.cat((-second, first), dim=-1) * torch.cat((sin, sin), -1)
+
+    model = Leaks(turn)
+    found = find("rope", model, x=torch.randn(B, S, 20), **tables())
+    assert [(f.reason.code, f.form) for f in found] == [(Code.INNER_USE, "")] * 2
 
 
 def test_no_more_than_so_many_are_tried(find, monkeypatch):
