@@ -296,7 +296,7 @@ class GraphView:
         """Piece `index` of a split, chunk or unbind."""
         whole = self._facts[pieces].args.get("input")
         values, before = self.value(pieces), self.shape(whole)
-        if whole is None or before is None or not isinstance(index, int) or not isinstance(values, (tuple, list)):
+        if before is None or not isinstance(index, int) or not isinstance(values, (tuple, list)):
             return None
         dim, index = int(self.arg(pieces, "dim", 0)) % len(before), index % len(values)
         if self.op(pieces) == "unbind":

@@ -280,9 +280,8 @@ class Attention(Pass):
                 call.node,
             )
         heads, kv_heads = q[-3], k[-3]
-        grouped = call.form == "sdpa" and len(q) == 4 and isinstance(heads, int) and isinstance(kv_heads, int)
-        grouped = grouped and view.arg(call.node, "enable_gqa") is True and heads % kv_heads == 0
-        agree = same_shape(k[:-1], v[:-1]) and same_dim(q[-1], k[-1]) and same_shape(q[:-3], k[:-3])
+        grouped = view.arg(call.node, "enable_gqa") is True
+        agree = same_shape(k[:-1], v[:-1]) and same_shape(q[:-3], k[:-3])
         if not agree or not (grouped or same_dim(heads, kv_heads)):
             return self.miss(
                 Code.AXES, f"query {q}, key {k} and value {v} do not go together without broadcasting", path, call.node

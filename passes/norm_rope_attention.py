@@ -163,7 +163,7 @@ class NormRopeAttention(Pass):
             nodes += [*rope.interior, *rope.outputs, *view.between(x, view.bare(x)), view.bare(x)]
         nodes += [n for s in streams if s.norm is not None for n in (*s.passed, s.norm)]
         joined = view.bare(site.operands["v"])
-        nodes += [joined] if view.op(joined) == "cat" and len(streams) > 3 else []
+        nodes += [joined] if len(streams) > 3 else []
         return tuple(n for n in dict.fromkeys(nodes) if n not in site.outputs)
 
     def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:

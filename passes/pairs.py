@@ -31,12 +31,14 @@ def whole(view: GraphView, pairs: Node, shape: st.Shape) -> Node | None:
 
 
 def together(view: GraphView, pairs: Node, shape: st.Shape) -> list[Node] | None:
-    """The views from `pairs`, each the only use of the one before, down to the first that has `shape` and the same elements."""
+    """The views from `pairs`, each the only use of the one before, down to the first that has `shape`; None if that has others
+    than its elements in order.
+    """
     passed: list[Node] = []
     node = pairs
     for _ in range(MOST):
         users = [u for u in node.users if not only_checks(u)]
-        if len(users) != 1 or view.source(users[0]) is None or view.dtype(users[0]) != view.dtype(pairs):
+        if len(users) != 1 or view.dtype(users[0]) != view.dtype(pairs):
             return None
         (node,) = users
         passed.append(node)
@@ -50,9 +52,13 @@ def column(view: GraphView, node: Node) -> tuple[Node, int] | None:
     """(source, index) where `node` is source[..., index] of a last axis of two, and nothing else."""
     for source, taken in view.chain(node):
         shape = view.shape(source) or ()
-        seen = None if any(isinstance(s, st.Cast) for s in taken) else viewed(shape, taken)
-        for index in (0, 1) if seen is not None and shape and st.same_dim(shape[-1], 2) else ():
+        if any(isinstance(s, st.Cast) for s in taken):
+            return None
+        seen = viewed(shape, taken)
+        if seen is None or not shape or not st.same_dim(shape[-1], 2):
+            continue
+        for index in (0, 1):
             picked = viewed(shape, [st.Select(len(shape) - 1, index)])
-            if seen is not None and picked is not None and seen.same(picked):
+            if picked is not None and seen.same(picked):
                 return source, index
     return None

@@ -188,8 +188,8 @@ class Qkv(Pass):
             names = ", ".join(sorted(str(d) for d in dtypes))
             return self.miss(Code.MIXED_DTYPE, f"input, weights and results are of {names}", path, linears[0])
         for linear in linears:
-            weight, bias = (view.shape(view.arg(linear, name)) for name in ("weight", "bias"))
-            if weight is None or len(weight) != 2 or (bias is not None and not same_shape(bias, weight[:1])):
+            weight, bias = view.shape(view.arg(linear, "weight")) or (), view.shape(view.arg(linear, "bias"))
+            if len(weight) != 2 or (bias is not None and not same_shape(bias, weight[:1])):
                 message = f"weight {weight} with bias {bias}, expected [I, H] with [I] or none"
                 return self.miss(Code.AXES, message, path, linear)
         return None

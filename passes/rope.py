@@ -314,7 +314,7 @@ def _last_cast(view: GraphView, root: Node) -> tuple[Node, list[Node]]:
     node = root
     while len(uses := [u for u in node.users if not only_checks(u)]) == 1:
         (user,) = uses
-        if view.strip(user, lossy=True) is not view.strip(node, lossy=True) or view.source(user) is None:
+        if view.strip(user, lossy=True) is not view.strip(node, lossy=True):
             break
         passed.append(node)
         rounds = view.strip(user) is not view.strip(node)

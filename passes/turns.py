@@ -42,8 +42,7 @@ def by_matrix(view: GraphView, node: Node) -> Attempt | None:
     matrices, pairs = found
     x = whole(view, pairs, axis)
     kinds = view.shape(matrices) or ()
-    fits = len(kinds) >= 3 and same_dim(kinds[-3], shape[-2]) and all(same_dim(n, 2) for n in kinds[-2:])
-    if x is None or not fits:
+    if x is None or len(kinds) < 3 or not same_dim(kinds[-3], shape[-2]):
         return None
     attempt.take_between(pairs, x)
     attempt.take(node, *flat)
@@ -64,7 +63,7 @@ def _summed(view: GraphView, node: Node, attempt: Attempt) -> tuple[Node, Node] 
     attempt.take(product)
     a, b = view.arg(product, "input"), view.arg(product, "other")
     for matrices, pairs in ((a, b), (b, a)):
-        if _ends(view, matrices, 2, 2) and _ends(view, pairs, 1, 2):
+        if _ends(view, matrices, 2, 2):
             return _stripped(attempt, matrices), pairs
     return None
 
@@ -77,8 +76,7 @@ def _products(view: GraphView, node: Node, attempt: Attempt) -> tuple[Node, Node
     if one is None or two is None:
         return None
     (first, x_first, i), (second, x_second, j) = one, two
-    same = view.alike(first, second) and view.alike(x_first, x_second)
-    if not same or {i, j} != {0, 1} or not _ends(view, first, 2, 2) or not _ends(view, x_first, 1, 2):
+    if not view.alike(first, second) or not view.alike(x_first, x_second) or {i, j} != {0, 1}:
         return None
     return _stripped(attempt, first), x_first
 
@@ -150,7 +148,7 @@ def _only_written(view: GraphView, buffer: Node, writes: list[Node]) -> bool:
     """Whether each use of `buffer` before the last write is one of the writes to it."""
     last = view.order(writes[-1])
     early = [u for u in buffer.users if view.order(u) <= last]
-    return len(early) == 2 and all(u in writes and u.args[0] is buffer and u.args[2] is not buffer for u in early)
+    return len(early) == 2 and all(u in writes for u in early)
 
 
 def _halves(view: GraphView, buffer: Node, writes: list[Node]) -> Iterator[tuple[tuple[str, int], Any]]:
@@ -165,7 +163,7 @@ def _halves(view: GraphView, buffer: Node, writes: list[Node]) -> Iterator[tuple
         given: Any = write.args[1]
         index: tuple[Any, ...] = given if isinstance(given, tuple) else (given,)
         *front, last = index
-        plain = all(i is Ellipsis or i == slice(None) for i in front) and len(index) <= len(shape)
+        plain = all(i is Ellipsis or i == slice(None) for i in front)
         full = Ellipsis in front or len(index) == len(shape)
         if not (isinstance(last, slice) and plain and full and size % 2 == 0):
             continue

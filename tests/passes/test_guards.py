@@ -107,13 +107,16 @@ REGION = {
     "norm of all heads": (
         region(half, half, lambda x, g: F.rms_norm(x, (H, D), g.expand(H, D), 1e-6), rms), Code.PATTERN,
     ),
-    "eps of the dtype": (region(half, half, lambda x, g: F.rms_norm(x, (D,), g), rms), Code.PATTERN),
+    "eps of the dtype": (region(half, half, *2 * [lambda x, g: F.rms_norm(x, (D,), g)]), Code.PATTERN),
     "values of one stream": (
         region(half, half, plain, plain, lambda t, role: t if role == "v" else in_two({role: [2, S - 2]})(t, role)),
         Code.PATTERN,
     ),
     "streams of other lengths": (
         region(half, half, plain, plain, in_two({"q": [2, S - 2], "k": [S - 2, 2], "v": [S - 2, 2]})), Code.PATTERN,
+    ),
+    "keys of other lengths": (
+        region(half, half, plain, plain, in_two({"q": [2, S - 2], "k": [S - 2, 2], "v": [2, S - 2]})), Code.PATTERN,
     ),
 }  # fmt: skip
 
