@@ -78,7 +78,8 @@ def _likeness(value: Any) -> Any:
     if isinstance(value, FakeTensor):
         numbers = (*value.shape, *value.stride(), value.storage_offset())
         kind = value.device.type
-        casts = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        casts = torch.get_autocast_dtype(kind) if known else None
         told = (numbers, value.dim(), value.dtype, value.device, id(value.fake_mode), casts)
         return told if all(isinstance(n, int) for n in numbers) else None
     if isinstance(value, dict):

@@ -1,9 +1,12 @@
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.fx import Graph
 
 from fluxrewrite import steps as st
 from fluxrewrite.graph import GraphView, module_path
+from fluxrewrite.parallel import process_group
 
 
 @pytest.mark.parametrize(
@@ -235,3 +238,13 @@ def test_a_copy_on_another_device_is_no_view():
     moved = graph.call_method("to", (x, "meta"))
     x.meta["val"], moved.meta["val"] = torch.empty(2), torch.empty(2, device="meta")
     assert GraphView(graph).source(moved) is None
+
+
+def test_of_a_dtensor_a_rank_has_a_part_only(tmp_path):
+    with process_group(0, 1, tmp_path / "store"):
+        graph = Graph()
+        node = graph.placeholder("x")
+        node.meta["val"] = DTensor.from_local(torch.ones(2), init_device_mesh("cpu", (1,)))
+        view = GraphView(graph)
+        assert view.value(node) is node.meta["val"]
+        assert view.tensor(node) is None

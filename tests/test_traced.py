@@ -42,14 +42,14 @@ HALVES, FILL = torch.ops.traced_test.halves.default, torch.ops.traced_test.fill.
 
 @pytest.fixture
 def call():
-    """`call(op, *args)`: the result for fake tensors in the place of sizes, all by one `FakeCalls`."""
+    """`call(op, sizes, *args)`: the result for a fake tensor of these sizes, all by one `FakeCalls`."""
     mode, graph, calls = FakeTensorMode(), Graph(), FakeCalls()
     ASKED.clear()
 
-    def run(op, sizes, *args, strides=None, dtype=torch.float32):
+    def run(op, sizes, *args, strides=None, dtype=torch.float32, device="cpu"):
         node = graph.placeholder("x")
         with mode:
-            x = torch.empty(sizes, dtype=dtype)
+            x = torch.empty(sizes, dtype=dtype, device=device)
             node.meta["val"] = x if strides is None else x.as_strided(sizes, strides)
         return calls.run(graph.call_function(op, (node, *args)))
 
@@ -66,8 +66,9 @@ def same(a, b):
     )
 
 
-def test_what_is_alike_is_asked_once(call):
-    first, second = call(HALVES, (4, 6), 2), call(HALVES, (4, 6), 2)
+@pytest.mark.parametrize("device", ["cpu", "meta", "cuda"])
+def test_what_is_alike_is_asked_once(call, device):
+    first, second = (call(HALVES, (4, 6), 2, device=device) for _ in range(2))
     assert ASKED == [((4, 6), 2, 1.0)]
     assert type(second) is type(first)
     assert all(map(same, first, second))

@@ -103,6 +103,7 @@ def plain(x, _):
 
 
 REGION = {
+    "a query that is not turned": (region(lambda x, c, s: x, half, rms, rms), Code.PATTERN),
     "query and key turned in other pairs": (region(interleaved, half, rms, rms), Code.TABLE),
     "norm of all heads": (
         region(half, half, lambda x, g: F.rms_norm(x, (H, D), g.expand(H, D), 1e-6), rms), Code.PATTERN,

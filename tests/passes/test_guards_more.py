@@ -39,6 +39,13 @@ def test_groups_of_heads(check, lead):
     assert site.choice == "kernel"
 
 
+def test_a_key_that_was_turned_is_not_the_key_before(find):
+    inputs = {**heads((B, H, S, D), (B, H, D, D)), "v": torch.randn(B, H, D, D)}
+    fn = lambda q, k, v: F.scaled_dot_product_attention(q, k.mT, v)  # noqa: E731
+    (site,) = find("attention", fn, **inputs)
+    assert site.operands["k"].op != "placeholder"
+
+
 def test_one_head_of_keys_is_a_group_only_where_it_is_said(find):
     inputs = heads((B, H, S, D), (B, 1, L, D))
     assert codes(find("attention", lambda q, k, v: F.scaled_dot_product_attention(q, k, v), **inputs)) == [Code.AXES]
@@ -135,9 +142,25 @@ def test_a_part_that_no_axis_tells_has_no_columns(trace):
     assert [column(view, n) for n in view.nodes if n.op != "output"] == [None] * (len(view.nodes) - 1)
 
 
-def test_symbolic_heads_are_not_halved(trace):
-    gm = trace(half, dynamic=True, x=torch.randn(B, S, H, D), cos=torch.randn(S, 1, D), sin=torch.randn(S, 1, D))
+def neighbours(x, cos, sin):
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+
+@pytest.mark.parametrize(("fn", "size"), [(half, D), (neighbours, D // 2)])
+def test_symbolic_heads_are_not_halved(trace, fn, size):
+    tables = {n: torch.randn(S, 1, size) for n in ("cos", "sin")}
+    gm = trace(fn, dynamic=True, x=torch.randn(B, S, H, D), **tables)
     assert not any(isinstance(f, Site) for f in Rope().find(GraphView(gm.graph)))
+
+
+def test_turned_pairs_that_are_the_result(find):
+    def fn(x):
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((-second, first), dim=-1)
+
+    (miss,) = find("rope", fn, x=torch.randn(B, S, H, D))
+    assert "then go to output; expected mul" in miss.reason.message
 
 
 def pairs_of(x):
@@ -320,6 +343,17 @@ def test_layers_without_bias_are_joined_without_bias(trace):
 
 
 # *** the view
+
+
+def test_views_that_cannot_be_told_are_alike_only_where_they_are_written_alike(trace):
+    def fn(x):
+        a, b, c = x.flatten()[1:4], x.reshape(-1)[1:4], x.flatten()[1:4].view(3, 1).squeeze(1)
+        return a.sin(), b.sin(), c.sin()
+
+    view = GraphView(trace(fn, x=torch.randn(S, 2)).graph)
+    a, b, c = (view.arg(n, "input") for n in view.with_op("sin"))
+    assert view.alike(a, b)
+    assert not view.alike(a, c)
 
 
 def test_pieces_of_what_has_no_shape_are_pieces_of_nothing(trace):

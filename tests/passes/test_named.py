@@ -66,8 +66,9 @@ def test_matrices_are_of_neighbours():
 
 
 def test_factors_of_no_position():
-    row = C[:1].repeat_interleave(2, -1).expand(S, D)
-    assert "do not change with the position" in missing(Factors(row, row, interleaved=True), row)
+    row = C[:1].repeat_interleave(2, -1)
+    of = row[None].expand(S, H, D)
+    assert "do not change with the position" in missing(Factors(of, of, interleaved=True), row)
 
 
 def test_a_square_table_is_not_the_one_that_it_is_the_transpose_of(trace):

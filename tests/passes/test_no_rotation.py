@@ -107,6 +107,7 @@ def in_complex_numbers(x, table):
 NOTHING = {
     "a complex result": (in_complex_numbers, D, {"table": torch.randn(S, 1, D, dtype=torch.complex64)}),
     "an odd number of channels": (flipped, 9, tables(9)),
+    "no table but a number": (lambda x, number: x.flip(-1) * number, D, {"number": torch.randn(1)}),
 }
 
 
