@@ -152,7 +152,7 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
     graph = copied(gm)
     twins = dict(zip(gm.graph.nodes, graph.nodes, strict=True))
     replaced: dict[Node, Node] = {}
-    doomed: set[Node] = set()
+    done: list[_Done] = []
     left: list[tuple[Site, Reason]] = []
 
     def current(value: Any) -> Any:
@@ -165,17 +165,53 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
     for item in replacements:
         builder = Builder(graph, twins[item.site.before], item.site, current, item.kernel, calls)
         try:
-            replaced.update(_replace(item, builder, current, strides))
-            doomed.update(twins[n] for n in (*item.site.interior, *item.site.outputs))
-            doomed.update(twins[u] for n in item.site.interior for u in n.users if only_checks(u))
+            made = _replace(item, builder, current, strides)
+            replaced.update(made)
+            inside = {twins[n] for n in (*item.site.interior, *item.site.outputs)}
+            inside.update(twins[u] for n in item.site.interior for u in n.users if only_checks(u))
+            done.append(_Done(item.site, builder, made, inside))
         except RewriteError as error:
             builder.undo()
             left.append((item.site, Reason(Code.REPLACEMENT, str(error), item.site.outputs[0].name)))
+    kept = _read_ones(done)
+    unread = [one.site for one in done if one not in kept]
+    left += [(site, Reason(Code.REPLACEMENT, "nothing reads its result", site.outputs[0].name)) for site in unread]
+    doomed = {n for one in kept for n in one.inside}
     for node in reversed(list(graph.nodes)):
         if node in doomed and not node.users:
             graph.erase_node(node)
     graph.lint()
     return graph, left
+
+
+@dataclass(eq=False)
+class _Done:
+    """A site that was replaced: what was `made` in the place of what, and the nodes that have no use any more."""
+
+    site: Site
+    builder: Builder
+    made: dict[Node, Node]
+    inside: set[Node]
+
+    @property
+    def read(self) -> bool:
+        """Whether anything but the site itself reads a result."""
+        return any(user not in self.inside for new in self.made.values() for user in new.users)
+
+    def undo(self) -> None:
+        """Put back what was there."""
+        for old, new in self.made.items():
+            new.replace_all_uses_with(old)
+        self.builder.undo()
+
+
+def _read_ones(done: list[_Done]) -> list[_Done]:
+    """Those of the replacements that something reads a result of; the others are taken back."""
+    while dead := [one for one in done if not one.read]:
+        for one in dead:
+            one.undo()
+        done = [one for one in done if one not in dead]
+    return done
 
 
 def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any], strides: Strides) -> dict[Node, Node]:
@@ -252,13 +288,20 @@ def blocked(
             )
     last = max(view.order(n) for n in inside)
     before = view.order(outputs[0] if place is None else place)
-    for node, first in _read(view, [*operands, *interior], inside).values():
+    for node, first in _read(view, [*operands, *interior, *_entering(view, inside)], inside).values():
         writer = view.written([node], min(first, before), max(last, before))
         if writer is not None:
             message = f"{writer.name} modifies memory that the region reads, between {min(first, before)} and {last}"
             return rewriter.miss(Code.MUTATION, message, path, writer)
     reason = shared_and_written(view, outputs)
     return None if reason is None else Miss(rewriter.kind, path, reason)
+
+
+def _entering(view: GraphView, inside: set[Node]) -> list[Node]:
+    """What a region reads from outside, but for memory that it writes itself."""
+    own = {view.memory(w) for n in inside for w in view.fact(n).writes}
+    found = dict.fromkeys(i for n in inside for i in n.all_input_nodes if i not in inside)
+    return [n for n in found if view.memory(n) not in own]
 
 
 def _read(view: GraphView, nodes: Iterable[Any], inside: set[Node]) -> dict[Any, tuple[Node, int]]:

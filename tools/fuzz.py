@@ -130,6 +130,8 @@ def summary(tally: Tally, done: int, seconds: float, verify: str) -> None:
         for k in ("wrong", "mistaken", "crash", "void")
     }
     console.print(f"{done:,} cases in {seconds:.0f} s, verify={verify}; {bad['void']:,} could not be made")
+    if tally.numbers:
+        console.print(f"bad cases: --seed {tally.numbers}")
     if tally.faults:
         console.print(
             f"the harness failed in {len(tally.faults)} more, which say nothing: --seed {sorted(tally.faults)}"

@@ -139,5 +139,23 @@ def test_what_the_harness_cannot_judge_is_told_and_not_the_end(monkeypatch):
     assert list(tally.faults) == [4]
     assert "IndexError: tuple index out of range" in tally.faults[4]
     assert tally.wrong.total() == 2
+    assert tally.numbers == []
     other.join(tally)
     assert other.faults == tally.faults
+
+
+@pytest.mark.parametrize("number", [1686, 4461, 2892, 8922, 13749])
+def test_what_a_long_run_found_stays_mended(number):
+    """Rotations that nothing reads, a probed one that ended in a cast that changes nothing, a gain written after it was read."""
+    tally = ran([number], Judge(), "both")
+    assert not tally.faults
+    assert tally.numbers == [], tally.bad
+
+
+def test_bad_cases_are_known_by_their_numbers(monkeypatch):
+    from fluxrewrite.passes.attention import Attention
+
+    emit = Attention.emit
+    monkeypatch.setattr(Attention, "emit", lambda *given: [given[2].call(torch.mul, n, 1.01) for n in emit(*given)])
+    monkeypatch.setattr("fuzz.tally.drawn", lambda *_: Case("attention_plain/apart/float32", (("renamed", 1),)))
+    assert ran([7], Judge(), "equivalent").numbers == [7]

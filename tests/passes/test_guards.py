@@ -131,6 +131,26 @@ def test_regions_that_the_op_cannot_say(find, name):
     assert codes(found) == [code]
 
 
+@pytest.mark.parametrize("written", ["gain", "cos", "q"])
+def test_a_region_is_left_where_what_it_reads_is_written_before_its_end(find, written):
+    def fn(q, k, v, gain, cos, sin):
+        given = {"gain": gain, "cos": cos, "q": q}
+
+        def turn(x, c, s):
+            turned = half(x, c, s)
+            given[written].narrow(-1, 0, 1).add_(1.0)
+            return turned
+
+        return region(turn, half, rms, rms)(q, k, v, gain, cos, sin)
+
+    made = {n: torch.randn(B, S, H, D) for n in "qkv"}
+    tables = {n: torch.randn(S, 1, D) for n in ("cos", "sin")}
+    found = find("norm_rope_attention", fn, **made, gain=torch.randn(D), **tables)
+    assert not any(isinstance(f, Site) for f in found)
+    if written == "gain":
+        assert codes(found) == [Code.MUTATION]
+
+
 def pairs_of(x):
     return x.unflatten(-1, (-1, 1, 2))
 

@@ -178,8 +178,8 @@ def summed(x, r):
     return (r * pairs_of(x)).sum(-1)
 
 
-def columns(x, r, change):
-    return (change(r[..., 0]) * pairs_of(x)[..., 0] + change(r[..., 1]) * pairs_of(x)[..., 1]).flatten(-2)
+def columns(x, r, column=lambda r, i: r[..., i]):
+    return (pairs_of(x)[..., 0] * column(r, 0) + pairs_of(x)[..., 1] * column(r, 1)).flatten(-2).bfloat16()
 
 
 NO_SUMS = {
@@ -196,15 +196,17 @@ def test_turned_pairs_that_are_not_put_together_as_they_were(find, name):
     assert not any(isinstance(f, Site) for f in found)
 
 
-def test_rounded_columns_are_not_those_of_the_matrices(find):
+def test_columns_of_rounded_matrices_are_not_those_of_the_matrices(find):
     inputs = {"x": torch.randn(B, S, H, D), "r": torch.randn(S, 1, D // 2, 2, 2)}
-    assert reading(find("rope", lambda x, r: columns(x, r, lambda c: c), **inputs))
-    assert not reading(find("rope", lambda x, r: columns(x, r, lambda c: c.bfloat16().float()), **inputs))
+    (site,) = find("rope", columns, **inputs)
+    assert site.operands["cos"].op == "placeholder"
+    rounded = lambda r, i: r[..., i : i + 1].bfloat16().float().squeeze(-1)  # noqa: E731
+    assert not reading(find("rope", lambda x, r: columns(x, r, rounded), **inputs))
 
 
 def test_matrices_of_three_columns_are_no_matrices_of_pairs(find):
     inputs = {"x": torch.randn(B, S, H, D), "r": torch.randn(S, 1, D // 2, 2, 3)}
-    assert not any(isinstance(f, Site) for f in find("rope", lambda x, r: columns(x, r, lambda c: c), **inputs))
+    assert not any(isinstance(f, Site) for f in find("rope", columns, **inputs))
 
 
 # *** rotations that are written
@@ -274,6 +276,34 @@ def test_writes_to_a_slice_that_the_graph_computes_are_no_halves(trace):
     size = next(n for n in gm.graph.nodes if n.op == "placeholder")
     write.args = (write.args[0], (Ellipsis, slice(None, size, None)), write.args[2])
     assert not any(isinstance(f, Site) for f in Rope().find(GraphView(gm.graph)))
+
+
+def test_a_rotation_that_nothing_reads_is_left_as_it_is(trace):
+    def fn(x, cos, sin):
+        a, b = x[..., 0::2], x[..., 1::2]
+        out = torch.empty_like(x)
+        out[..., 0::2] = a * cos - b * sin
+        out[..., 1::2] = a * sin + b * cos
+        return x
+
+    gm = trace(fn, **rotated())
+    rewritten, plan = apply(gm, make_plan(GraphView(gm.graph), Selection.of("rope", "reference")))
+    (decision,) = plan.decisions
+    assert (decision.choice, decision.reasons[0].code) == ("keep", Code.REPLACEMENT)
+    assert decision.reasons[0].message == "nothing reads its result"
+    assert [n.format_node() for n in rewritten.graph.nodes] == [n.format_node() for n in gm.graph.nodes]
+
+
+def test_a_rotation_read_only_by_what_nothing_reads_is_left_too(trace):
+    def fn(q, k, cos, sin):
+        out = torch.empty_like(q)
+        out[..., 0::2] = half(half(q, cos, sin), cos, sin)[..., 0::2] * 2
+        return k
+
+    gm = trace(fn, **{n: torch.randn(B, S, H, D) for n in "qk"}, **{n: torch.randn(S, 1, D) for n in ("cos", "sin")})
+    rewritten, plan = apply(gm, make_plan(GraphView(gm.graph), Selection.of("rope", "reference")))
+    assert [d.choice for d in plan.decisions] == ["kernel", "kernel"]  # the write reads it, whoever reads that
+    assert all(n.users for n in rewritten.graph.nodes if "fluxrewrite" in str(n.target))
 
 
 # *** projections

@@ -95,6 +95,19 @@ def test_what_a_known_form_refuses_is_not_asked_for_otherwise(find):
     assert [(f.reason.code, f.form) for f in found] == [(Code.INNER_USE, "")] * 2
 
 
+def test_a_rotation_does_not_end_in_a_cast_that_changes_nothing(check):
+    """Attention reads what is above such a cast: the call would be read by nobody."""
+
+    def turn(x, cos, sin):
+        return addcmul(x, cos, sin).to(x.dtype).view(x.shape)
+
+    report = check(Attends(turn), x=torch.randn(B, S, 20), **tables())
+    assert {(s.kind, s.choice) for s in report.sites if s.kind in ("rope", "attention")} == {
+        ("rope", "kernel"),
+        ("attention", "kernel"),
+    }
+
+
 def test_no_more_than_so_many_are_tried(find, monkeypatch):
     monkeypatch.setattr("fluxrewrite.passes.probed_rope._TRIALS", 0)
     assert find("rope", Attends(addcmul), x=torch.randn(B, S, 20), **tables()) == []

@@ -126,6 +126,8 @@ def in_place(draft: Draft, draw: Draw) -> None:
 def _own(draft: Draft, node: Node, order: dict[Node, int]) -> bool:
     """Whether the first operand is as large as the result, of the graph's own making, and dead after `node`."""
     first = node.args[0] if node.args else None
+    if first is not read(node).args.get("input"):  # rsub
+        return False
     old, new = draft.tensor(first), draft.tensor(node)
     if (
         old is None

@@ -29,6 +29,7 @@ class Tally:
         bad: the texts of cases that a person must look at.
         missed: those of equivalent cases that were not found.
         faults: what the harness itself raised, by the number of the case, which nothing was told about.
+        numbers: of the cases that are bad.
     """
 
     equivalent: Counter[str] = field(default_factory=Counter)
@@ -38,6 +39,7 @@ class Tally:
     bad: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     faults: dict[int, str] = field(default_factory=dict)
+    numbers: list[int] = field(default_factory=list)
 
     def add(self, verdict: Verdict, wrong: bool) -> None:
         """One verdict more."""
@@ -59,6 +61,7 @@ class Tally:
         self.bad += other.bad
         self.missed += other.missed
         self.faults |= other.faults
+        self.numbers += other.numbers
 
     @property
     def found(self) -> float:
@@ -89,4 +92,5 @@ def ran(numbers: Iterable[int], judge: Judge, kind: str) -> Tally:
             tally.faults[number] = traceback.format_exc()
         else:
             tally.add(verdict, wrong)
+            tally.numbers += [number] if verdict.bad else []
     return tally
