@@ -103,11 +103,6 @@ def _operands(view: GraphView) -> Iterator[Node]:
 
 def _way(view: GraphView, operand: Node, known: Collection[Node]) -> _Way | None:
     """From a query or key up to its projections; None where a known rotation lies on it, or nothing that may be one."""
-    node = operand
-    while view.bare(node) not in known and (above := view.above(node)) is not None:
-        node = above
-    if view.op(node) in _ROOTS or view.bare(node) in known:
-        return None
     active = view.memo("values of layers", _active)
     limit = budget_of(view).limits.nodes
     nodes: dict[Node, None] = {}

@@ -336,6 +336,62 @@ def test_a_weight_of_one_row_is_no_layer(find):
     assert codes(find("qkv", fn, x=torch.randn(B, S, L, D), **weights)) == [Code.AXES]
 
 
+class Two(torch.nn.Module):
+    """`attend(module, x, y)` with layers q, k, v and one of three times their rows."""
+
+    def __init__(self, attend):
+        super().__init__()
+        self.attend, self.packed = attend, torch.nn.Linear(D, 3 * D)
+        self.q, self.k, self.v = (torch.nn.Linear(D, D) for _ in range(3))
+
+    def forward(self, x, y):
+        return self.attend(self, x, y)
+
+
+def attention(*heads):
+    return F.scaled_dot_product_attention(*(t.unsqueeze(1) for t in heads))
+
+
+def twice(m, x, y):
+    k, v = m.k(x), m.v(x)
+    return attention(m.q(x), k, v), attention(m.packed(y)[..., :D], k, v)
+
+
+def in_two_blocks(m, x, y):
+    k, rows = m.k(x), m.packed(x)
+    query = torch.cat([rows[..., : D // 2], rows[..., D : D + D // 2]], -1)
+    return attention(m.q(x), k, m.v(x)), attention(query, k, m.v(y))
+
+
+def with_more(m, x, y):
+    return attention(m.q(x) + y, m.k(x), m.v(x))
+
+
+def cast_by_autocast(m, x, y):
+    with torch.autocast("cpu", torch.bfloat16):
+        return attention(m.q(x), m.k(x), m.v(x))
+
+
+GROUPS = {
+    "key and value that a second attention reads": (twice, ["triple"]),
+    "a group of its own fault, with a key of another": (in_two_blocks, ["triple", Code.PACKED_LAYOUT]),
+    "a query that something is added to": (with_more, ["triple"]),
+    "layers that autocast rounds": (cast_by_autocast, [Code.MIXED_DTYPE]),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_of_projections(find, name):
+    attend, expected = GROUPS[name]
+    assert codes(find("qkv", Two(attend), x=torch.randn(B, S, D), y=torch.randn(B, S, D))) == expected
+
+
+def test_one_layer_needs_no_joining(trace):
+    view = GraphView(trace(Heads(lambda y: y.chunk(3, -1)), x=torch.randn(B, S, D)).graph)
+    (site,) = Qkv().find(view)
+    assert (site.form, Qkv().inline(view, site)) == ("packed", None)
+
+
 def three(x, q, k, v, a=None, b=None, c=None):
     layers = zip((q, k, v), (a, b, c), strict=True)
     return F.scaled_dot_product_attention(*(F.linear(x, w, bias).unsqueeze(1) for w, bias in layers))

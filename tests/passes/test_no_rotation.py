@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from fluxrewrite.passes.probed_rope import _may_be
 from fluxrewrite.passes.rope import Rope
 from torch import nn
 
@@ -106,6 +107,29 @@ def test_a_rotation_does_not_end_in_a_cast_that_changes_nothing(check):
         ("rope", "kernel"),
         ("attention", "kernel"),
     }
+
+
+def flip(x, t):
+    return x.flip(-1) * t
+
+
+PAIRS = {
+    "three axes": (flip, (B, S, D), torch.randn(S, D), True),
+    "two axes": (flip, (S, D), torch.randn(S, D), False),
+    "one pair": (flip, (B, S, 2), torch.randn(S, 2), False),
+    "nothing moves": (lambda x, t: x * t, (B, S, D), torch.randn(S, D), False),
+    "a table of integers": (flip, (B, S, D), torch.arange(S * D).view(S, D), False),
+    "complex numbers": (lambda x, t: flip(x, t).real, (B, S, D), torch.randn(S, D), False),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_is_worth_a_probe(trace, name):
+    fn, shape, table, worth = PAIRS[name]
+    x = torch.randn(shape, dtype=torch.complex64 if name == "complex numbers" else torch.float32)
+    view = GraphView(trace(fn, x=x, t=table).graph)
+    x, _, *nodes, _ = view.nodes
+    assert _may_be(view, x, nodes[-1], nodes, {x, *nodes}) is worth
 
 
 def test_no_more_than_so_many_are_tried(find, monkeypatch):
