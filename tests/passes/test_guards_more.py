@@ -357,10 +357,10 @@ def twice(m, x, y):
     return attention(m.q(x), k, v), attention(m.packed(y)[..., :D], k, v)
 
 
-def in_two_blocks(m, x, y):
-    k, rows = m.k(x), m.packed(x)
-    query = torch.cat([rows[..., : D // 2], rows[..., D : D + D // 2]], -1)
-    return attention(m.q(x), k, m.v(x)), attention(query, k, m.v(y))
+def late_weight(m, x, y):
+    k = m.k(x)
+    first = attention(m.q(x), k, m.v(x))
+    return first, attention(F.linear(x, m.q.weight * first.sum()), k, m.v(y))
 
 
 def with_more(m, x, y):
@@ -374,7 +374,7 @@ def cast_by_autocast(m, x, y):
 
 GROUPS = {
     "key and value that a second attention reads": (twice, ["triple"]),
-    "a group of its own fault, with a key of another": (in_two_blocks, ["triple", Code.PACKED_LAYOUT]),
+    "a group of its own fault, with a key of another": (late_weight, ["triple", Code.ORDER]),
     "a query that something is added to": (with_more, ["triple"]),
     "layers that autocast rounds": (cast_by_autocast, [Code.MIXED_DTYPE]),
 }
