@@ -175,7 +175,7 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
             left.append((item.site, Reason(Code.REPLACEMENT, str(error), item.site.outputs[0].name)))
     kept = _read_ones(done)
     unread = [one.site for one in done if one not in kept]
-    left += [(site, Reason(Code.REPLACEMENT, "nothing reads its result", site.outputs[0].name)) for site in unread]
+    left += [(site, Reason(Code.REPLACEMENT, "nothing uses its results", site.outputs[0].name)) for site in unread]
     doomed = {n for one in kept for n in one.inside}
     for node in reversed(list(graph.nodes)):
         if node in doomed and not node.users:

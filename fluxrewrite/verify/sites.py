@@ -71,9 +71,7 @@ def _check(gm: GraphModule, replacement: Replacement) -> Check:
     waiting = {name for node in _results(part) for name in node.meta["replaces"]}
     inside = {n.name for n in replacement.site.interior}
     ends = {w.name: n.name for n in gm.graph.nodes if n.name in inside for w in read(n).writes if w.name in waiting}
-    return Check(
-        replacement.site, part, "" if waiting else "nothing uses its results", joined, waiting=waiting, ends=ends
-    )
+    return Check(replacement.site, part, joined=joined, waiting=waiting, ends=ends)
 
 
 def _results(part: Part) -> list[Node]:

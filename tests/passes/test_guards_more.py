@@ -290,7 +290,7 @@ def test_a_rotation_that_nothing_reads_is_left_as_it_is(trace):
     rewritten, plan = apply(gm, make_plan(GraphView(gm.graph), Selection.of("rope", "reference")))
     (decision,) = plan.decisions
     assert (decision.choice, decision.reasons[0].code) == ("keep", Code.REPLACEMENT)
-    assert decision.reasons[0].message == "nothing reads its result"
+    assert decision.reasons[0].message == "nothing uses its results"
     assert [n.format_node() for n in rewritten.graph.nodes] == [n.format_node() for n in gm.graph.nodes]
 
 
