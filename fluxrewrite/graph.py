@@ -294,7 +294,7 @@ class GraphView:
 
     def _element(self, pieces: Node, index: Any, shape: st.Shape) -> tuple[Node, tuple[st.Step, ...]] | None:
         """Piece `index` of a split, chunk or unbind."""
-        whole = self._facts[pieces].args.get("input")
+        whole: Any = self._facts[pieces].args.get("input")
         values, before = self.value(pieces), self.shape(whole)
         if before is None or not isinstance(index, int) or not isinstance(values, (tuple, list)):
             return None
