@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import FluxrewriteError
 
-__all__ = ["GO", "WORKER", "Failed", "conversation"]
+__all__ = ["WORKER", "Failed", "conversation"]
 
 WORKER = (sys.executable, "-m", "fluxrewrite.bench.worker")
 
@@ -29,7 +29,7 @@ CACHES = {
 }
 """Variables that name folders of compilers' caches, and what they are called here."""
 
-GO = "go"
+_GO = "go"
 """What lets a worker begin its next run."""
 
 _END = object()
@@ -124,7 +124,7 @@ def _events(
         if deadline is not None:
             deadline += time.monotonic() - asked
         if event["event"] == "run":
-            _say(process, GO)
+            _say(process, _GO)
 
 
 def _say(process: subprocess.Popen[bytes], line: str) -> None:
