@@ -49,6 +49,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Raises UsageError for a name that differs from process to process: workers would not agree on the tests."""
+    for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid}: an address in the name of a test; give the parameter an id")
+
+
 @pytest.fixture(scope="session")
 def capture_preset() -> Callable[..., Capture]:
     """`capture_spec`, which traces a preset once for each set of arguments: graphs are not changed by what reads them."""

@@ -109,7 +109,12 @@ def same_bias(x, q, k, v, a):
 
 
 @pytest.mark.parametrize(
-    ("fn", "biases", "joined"), [(three, "abc", True), (three, "ab", False), (same_bias, "a", False)], ids=str
+    ("fn", "biases", "joined"),
+    [
+        pytest.param(three, "abc", True, id="one-each"),
+        pytest.param(three, "ab", False, id="one-without"),
+        pytest.param(same_bias, "a", False, id="one-for-all"),
+    ],
 )
 def test_biases_that_cannot_be_joined(trace, fn, biases, joined):
     made = {n: torch.randn(16, D) for n in "qkv"} | {n: torch.randn(16) for n in biases}
