@@ -42,7 +42,8 @@ class Collective:
 
 def collectives(view: GraphView) -> tuple[Collective, ...]:
     """All exchanges of a graph, in order; what only waits for one is not one."""
-    found = (_collective(view, node) for node in view.nodes)
+    sent = (op for op in view.inventory() if is_collective(op) or op == "redistribute")
+    found = (_collective(view, node) for node in sorted(view.with_op(*sent), key=view.order))
     return tuple(c for c in found if c is not None)
 
 

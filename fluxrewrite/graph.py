@@ -17,6 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
 
 from . import steps as st
 from .elements import pure_reshape, viewed
@@ -66,6 +67,8 @@ class GraphView:
             self._by_op.setdefault(self._facts[node].op, []).append(node)
         self._steps: dict[Node, tuple[Node, tuple[st.Step, ...]] | None] = {}
         self._tensors: dict[Node, torch.Tensor | None] = {}
+        self._shapes: dict[Node, st.Shape | None] = {}
+        self._memories: dict[Node, Any] = {}
         self._stripped: dict[bool, dict[Node, Node]] = {False: {}, True: {}}
         self._bared: dict[Node, Node] = {}
         self._memo: dict[Any, Any] = {}
@@ -136,10 +139,21 @@ class GraphView:
             self._tensors[node] = value if plain and not batched else None
         return self._tensors[node]
 
+    def results(self, node: Node) -> list[torch.Tensor]:
+        """The tensors of a traced value: itself where it is one, else those that it holds, in order."""
+        value = self.value(node)
+        if isinstance(value, torch.Tensor):
+            return [value]
+        return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
     def shape(self, node: Any) -> st.Shape | None:
         """Shape of a tensor value; sizes are ints or SymInts."""
-        value = self.tensor(node)
-        return None if value is None else tuple(value.shape)
+        if not isinstance(node, Node):
+            return None
+        if node not in self._shapes:
+            value = self.tensor(node)
+            self._shapes[node] = None if value is None else tuple(value.shape)
+        return self._shapes[node]
 
     def dtype(self, node: Any) -> torch.dtype | None:
         """Dtype of a tensor value."""
@@ -324,8 +338,10 @@ class GraphView:
 
     def memory(self, node: Node) -> Any:
         """What stands for the memory of `node`: the storage of its fake value, which views share and copies do not."""
-        value = self.value(node)
-        return value.untyped_storage()._cdata if isinstance(value, FakeTensor) else node
+        if node not in self._memories:
+            value = self.value(node)
+            self._memories[node] = value.untyped_storage()._cdata if isinstance(value, FakeTensor) else node
+        return self._memories[node]
 
     def _find_writes(self) -> dict[Any, list[int]]:
         """Positions of the nodes that write to each memory, in order."""

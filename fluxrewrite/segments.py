@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from .graph import GraphView
 from .site import Site
@@ -57,4 +55,4 @@ def _computes(view: GraphView, node: Node) -> bool:
     source = view.source(node)
     if source is not None:
         return view.dtype(source[0]) != view.dtype(node)
-    return not view.forwards(node) and any(isinstance(v, torch.Tensor) for v in tree_leaves(view.value(node)))
+    return not view.forwards(node) and bool(view.results(node))

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from .cost import Work, estimate
 from .fusion import Group, Prediction, fuse
@@ -106,8 +104,7 @@ def _group(view: GraphView, group: Group, named: Mapping[str, Node], target: Tar
 def _dtype(view: GraphView, products: Sequence[Node], target: Target) -> str:
     """The dtype of matrix products or of a call's first result, or the profile's slowest where it has no rate for it."""
     rates = target.device.matmul
-    results = [v for n in products for v in tree_leaves(view.value(n)) if isinstance(v, torch.Tensor)]
-    names = [str(v.dtype).removeprefix("torch.") for v in results]
+    names = [str(v.dtype).removeprefix("torch.") for n in products for v in view.results(n)]
     known = [n for n in names if n in rates]
     return known[0] if known else min(rates, key=lambda n: rates[n].value)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from .boundary import Graph, Materialised, described
 from .choose import block_path
@@ -180,7 +178,7 @@ def around(view: GraphView, calls: Mapping[Node, Site]) -> tuple[Around, ...]:
 
 
 def _around(view: GraphView, call: Node, site: Site, users: Iterable[Node]) -> Around:
-    values = [v for v in tree_leaves(view.value(call)) if isinstance(v, torch.Tensor)]
+    values = view.results(call)
     names = [f"{call.name}[{i}]" for i in range(len(values))] if len(values) > 1 else [call.name]
     return Around(
         site=site,

@@ -34,6 +34,7 @@ class _Uses:
                 self.above[op.index] |= self.above[value.base.index]
             for made in op.results:
                 self.above[made.index] |= self.above[op.index]
+        self._readers = [len({user.index for user, _ in users}) for users in self.users]
         self.once: set[Op] = set()
         """Never computed in two kernels: that would read more memory."""
         growing = {op for op in ops if self._grows(op)}
@@ -53,7 +54,7 @@ class _Uses:
             return True
         loop = consumer.kind in ("map", "view")
         repeated = consumer.vector or (loop and value.region.elements < consumer.elements)
-        single = not made.kept and len({user for user, _ in self.users[made.index]}) == 1
+        single = not made.kept and self._readers[made.index] == 1
         if made.kind == "cat":
             one_way = len({v.region.key for _, v in self.users[made.index]}) == 1
             return not repeated and one_way and (single or len({v.base for v in consumer.operands}) == 1)
@@ -63,9 +64,13 @@ class _Uses:
         """Whether computing it again reads more than reading it: more than one operand of its size, larger together."""
         if not op.computes:
             return False
+        if len(op.operands) < 2:
+            return False
         large = {v.base for v in op.operands if v.region.elements >= op.elements}
+        if len(large) < 2:
+            return False
         size = sum(b.elements * b.itemsize for b in {v.base for v in op.operands})
-        return len(large) > 1 and size > op.elements * op.itemsize
+        return size > op.elements * op.itemsize
 
     def _everywhere(self, made: Op, consumer: Op, known: dict[Op, bool]) -> bool:
         """Whether all ways from the value to the consumer stay inside one kernel."""

@@ -21,7 +21,7 @@ from .walk import Value, Walk
 __all__ = ["Op", "Ops"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Op:
     """One operation of the compiler's own graph; a view of it is a `Value`.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from .. import steps as st
 
@@ -31,14 +31,15 @@ def _dense(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-@dataclass(frozen=True)
-class Region:
-    """A strided view of a buffer, in elements. `strided` is False once no strides describe it, as after permute and reshape."""
-
+class _Strided(NamedTuple):
     offset: int
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
     strided: bool = True
+
+
+class Region(_Strided):
+    """A strided view of a buffer, in elements. `strided` is False once no strides describe it, as after permute and reshape."""
 
     @classmethod
     def whole(cls, sizes: Sequence[int]) -> Region:

@@ -23,7 +23,7 @@ __all__ = ["Prediction", "fuse"]
 _WINDOW = 8  # kernels of one level that a loop is tried against, the latest first
 
 
-@dataclass
+@dataclass(slots=True)
 class _Kernel:
     """Loops merged so far."""
 
@@ -69,7 +69,7 @@ def fuse(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, cal
         calls: sites that a kernel call takes the place of, as if the graph had been rewritten.
     """
     lowering = (lower if rules.storage == "as_met" else lower_by_use)(view, rules, nodes, calls)
-    sent = view.memo("sent", lambda v: frozenset(n.name for n in v.nodes if is_collective(v.op(n))))
+    sent = view.memo("sent", _sent)
     kernels, owner = _Scheduler(lowering, rules, sent).run()
     readers: dict[int, set[int]] = defaultdict(set)
     for index, loop in enumerate(lowering.loops):
@@ -79,6 +79,10 @@ def fuse(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, cal
     crossing = {b for b, m in enumerate(lowering.buffers) if m.kept or readers[b] - {owner[p] for p in m.producers}}
     stored = {name: size for name, (buffer, size) in lowering.places.items() if buffer in crossing}
     return Prediction(Fusion(f"model of {rules.name}", groups), stored, lowering.copies)
+
+
+def _sent(view: GraphView) -> frozenset[str]:
+    return frozenset(n.name for n in view.with_op(*filter(is_collective, view.inventory())))
 
 
 class _Scheduler:

@@ -9,7 +9,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from ..graph import GraphView
 from ..site import Inline, Site
@@ -25,7 +24,7 @@ Key = tuple[int, Any, Any]
 """What is read: buffer, region of it, and the part of that region when only a part of a value is computed."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Buffer:
     """Memory: its size in bytes and the loops that write it; none for an input of the graph."""
 
@@ -35,7 +34,7 @@ class Buffer:
     """Read by the caller, or by a view of it that no loop accounts for."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Loop:
     """One loop nest or call before loops are merged. `space` is (elements of the result, elements summed for each)."""
 
@@ -77,6 +76,9 @@ class Walk(ABC, Generic[B]):
         self.view, self.rules = view, rules
         self.copies: dict[str, tuple[tuple[str, int], ...]] = {}
         self._values: dict[Node, Any] = {}
+        # Parts of a graph are read again and again, with other calls in them: what does not depend on these is kept.
+        self._passed: dict[Node, Node | tuple[()] | None] = view.memo("walk_passed", lambda _: {})
+        self._shown: dict[tuple[Node, Region], Region] = view.memo("walk_shown", lambda _: {})
         self._inside = {n: site for site in calls for n in (*site.interior, *site.outputs)}
         self._due: dict[Node, list[Site]] = {}
         for site in calls:
@@ -186,35 +188,45 @@ class Walk(ABC, Generic[B]):
             index = self.view.arg(node, "index")
             if isinstance(whole, list) and isinstance(index, int):
                 return whole[index]
-        if op == "dropout" and (not self.view.arg(node, "training") or self.view.number(self.view.arg(node, "p")) == 0):
-            return self._values.get(self.view.arg(node, "input"))
-        if op == "wait":
-            return self._values.get(self.view.arg(node, "input"))
-        found = self.view.source(node)
-        if op in ("split", "chunk", "unbind") and found is None:
-            return ()
-        if found is None or self.view.dtype(node) != self.view.dtype(found[0]):
-            return None
-        value = self._values.get(found[0])
+        passed = self._passed.get(node, node)
+        if passed is node:
+            passed = self._passed[node] = _passed(self.view, node, op)
+        if not isinstance(passed, Node):
+            return passed
+        value = self._values.get(passed)
+        if op in ("dropout", "wait"):
+            return value
         if not isinstance(value, Value):
             return None
-        region = value.region
-        for step in found[1]:
-            region = region.apply(step)
+        region = self._shown.get((node, value.region))
+        if region is None:
+            region = value.region
+            for step in (self.view.source(node) or (passed, ()))[1]:
+                region = region.apply(step)
+            self._shown[node, value.region] = region
         if op == "copy" and self._copying(value, region):
             return None
         return Value(value.base, region)
 
     def _call(self, node: Node, kind: Kind) -> None:
-        value = self.view.value(node)
-        single = isinstance(value, torch.Tensor)
-        results = [t for t in ([value] if single else tree_leaves(value)) if isinstance(t, torch.Tensor)]
-        values = self._called(kind, node.name, self._operands(node), results)
+        single = isinstance(self.view.value(node), torch.Tensor)
+        values = self._called(kind, node.name, self._operands(node), self.view.results(node))
         self._values[node] = values[0] if single else values
 
     def _named(self, value: Value[B]) -> str:
         """The latest node that has this very value."""
         return next((n.name for n, v in reversed(self._values.items()) if v is value), "")
+
+
+def _passed(view: GraphView, node: Node, op: str) -> Node | tuple[()] | None:
+    """The node whose value, or a view of it, this one is; () for pieces, each of which is a view of its own; else None."""
+    if (op == "dropout" and (not view.arg(node, "training") or view.number(view.arg(node, "p")) == 0)) or op == "wait":
+        source = view.arg(node, "input")
+        return source if isinstance(source, Node) else None
+    found = view.source(node)
+    if found is None:
+        return () if op in ("split", "chunk", "unbind") else None
+    return found[0] if view.dtype(node) == view.dtype(found[0]) else None
 
 
 def of_part(elements: int, reads: dict[Key, int], region: Region) -> dict[Key, int]:
