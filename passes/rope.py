@@ -150,7 +150,7 @@ class Rope(Pass):
             matrix = by_matrix(view, node)
             if matrix is not None:
                 return [(matrix, "matrix")]
-            return [(match(DIRECT, view, node), "direct")] if op == "add" else []
+            return [(match(DIRECT, view, node), "direct")]
         if op == "setitem":
             found = written(view, node, PAIRWISE)
             return [(found[0], "written")] if found is not None else []

@@ -8,7 +8,7 @@ from fluxrewrite.passes.rope import Rope
 from torch import nn
 
 from fluxrewrite.graph import GraphView
-from fluxrewrite.site import Code
+from fluxrewrite.site import Code, Site
 
 B, S, H, D = 2, 12, 3, 8
 
@@ -53,6 +53,29 @@ def test_a_table_of_cosines_and_sines(check):
         both=torch.randn(S, 1, D),
     )
     assert [(s.form, s.choice) for s in report.sites] == [("probed", "kernel")] * 2
+
+
+def test_views_that_change_nothing_are_no_rotations_of_their_own(find):
+    def turn(x, cos, sin):
+        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+        out = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+        return out.reshape(out.shape).transpose(1, 2).transpose(1, 2) + 1
+
+    assert [f.form for f in find("rope", turn, x=torch.randn(B, S, H, D), **tables())] == ["interleaved"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_probe_found_is_cast_only_to_another_dtype(trace, dtype):
+    given = {"x": torch.randn(B, S, 20, dtype=dtype), **tables()}
+    view = GraphView(trace(Attends(lambda x, **t: addcmul(x, **t).to(dtype)).to(dtype), **given).graph)
+    sites = [s for s in Rope().find(view) if isinstance(s, Site)]
+    assert [(s.form, s.extra["out_dtype"]) for s in sites] == [("probed", None)] * 2
+
+
+@pytest.mark.parametrize("turn", [addcmul, known])
+def test_projections_are_found_above_rotations_of_any_form(check, turn):
+    report = check(Attends(turn), "qkv", x=torch.randn(B, S, 20), **tables())
+    assert [(s.form, s.choice) for s in report.sites] == [("triple", "kernel")]
 
 
 def test_a_table_that_was_rounded_is_not_the_one_above(check):

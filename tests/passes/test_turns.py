@@ -93,7 +93,7 @@ def test_any_matrix_for_each_position(check, fn, axis):
     "fn", [transposed, crossed, subtracted, scaled, one_column_twice, two_tables, other_x, half_pairs, kept_axis]
 )
 def test_other_sums_with_matrices_stay(check, fn):
-    report = check(fn, "rope", x=torch.randn(B, S, H, D), r=torch.randn(S, 1, D // 2, 2, 2))
+    report = check(fn, "rope", verify="structural", x=torch.randn(B, S, H, D), r=torch.randn(S, 1, D // 2, 2, 2))
     assert all(s.choice == "keep" for s in report.sites)
 
 
@@ -225,7 +225,7 @@ def test_halves_written_into_an_empty_tensor(check, fn, form):
     ],
 )  # fmt: skip
 def test_other_writes_stay(check, fn):
-    report = check(fn, "rope", x=torch.randn(B, S, H, D), **HALF)
+    report = check(fn, "rope", verify="structural", x=torch.randn(B, S, H, D), **HALF)
     assert all(s.choice == "keep" for s in report.sites)
 
 
