@@ -5,6 +5,7 @@ Not a pass: the search for rotations uses it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -38,9 +39,9 @@ class Factors:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors that broadcast to each other are equal up to rounding; NaN is equal to nothing."""
+    """Whether two tensors that broadcast to each other are equal up to rounding; NaN and infinity are equal to nothing."""
     largest = max((float(t.abs().max()) for t in (a, b) if t.numel()), default=0.0)
-    return bool(((a - b).abs() <= TOLERANCE * largest).all())
+    return math.isfinite(largest) and bool(((a - b).abs() <= TOLERANCE * largest).all())
 
 
 def factors_of(probe: Probe, x: Node, out: Node) -> Factors | tuple[int, str]:

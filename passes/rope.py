@@ -33,7 +33,7 @@ from torch.fx import Node
 from fluxrewrite.graph import GraphView
 from fluxrewrite.guards import only_checks
 from fluxrewrite.pattern import Attempt, Join, Lanes, Op, Value, joined, match
-from fluxrewrite.rewrite import Builder, Pass, blocked, dense_as, needs_grad, odd_dtype
+from fluxrewrite.rewrite import Builder, Pass, blocked, dense_as, odd_dtype
 from fluxrewrite.site import Code, Finding, Miss, Site
 from fluxrewrite.steps import Shape, same_shape, size_of
 
@@ -171,7 +171,7 @@ class Rope(Pass):
                 or view.strip(node, lossy=True) is not node
             ):
                 continue
-            if view.op(node) != "view_as_complex" and not (joined(view, node) and match(ROTATED, view, node).matched):
+            if view.op(node) != "view_as_complex" and not match(ROTATED, view, node).matched:
                 continue
             attempt = failed.get(node)
             if attempt is None:
@@ -237,9 +237,6 @@ class Rope(Pass):
             root = attempt.captures["flat"]
         if place is not None:
             root = root.args[0]  # type: ignore[assignment]
-            grad = needs_grad(view, [write.args[2] for write in view.writers(root)])  # type: ignore[misc]
-            if grad is not None:  # the tensor itself was traced before anything was written to it
-                return self.miss(grad.code, grad.message, view.path(root), root)
         x, out, casts = attempt.captures["x"], *_last_cast(view, root)
         interior = tuple(n for n in dict.fromkeys([*attempt.nodes, root, *casts]) if n is not out)
         if not same_shape(view.shape(x) or (), view.shape(out) or ()):

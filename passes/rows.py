@@ -105,9 +105,11 @@ def _below(view: GraphView, linear: Node, node: Node, user: Node, seen: Elements
     result: list[tuple[Node, Elements]] = []
     dtype = view.dtype(linear)  # what a wider one rounds to that again is as it was
     for piece, found in pieces:
+        if found is None or found[0] is not node:
+            return None
         after: Elements | None = seen
-        for step in found[1] if found is not None and found[0] is node else (None,):
-            after = after.apply(step) if after is not None and step is not None else None
+        for step in found[1]:
+            after = after and after.apply(step)
         if after is None or not holds(view.dtype(piece), dtype):
             return None
         result.append((piece, after))

@@ -35,6 +35,13 @@ def test_rows_of_some_positions_are_no_blocks_of_the_layer(find):
     assert codes(find("qkv", Heads(parts), x=torch.randn(B, S, D))) == [Code.PACKED_LAYOUT]
 
 
+def test_rows_that_overlap_no_others_are_not_taken_apart(find):
+    def parts(y):
+        return tuple(torch.cat((t[..., D // 2 :], t[..., : D // 2]), -1) for t in y.chunk(3, -1))
+
+    assert codes(find("qkv", Heads(parts), x=torch.randn(B, S, D))) == ["packed"]
+
+
 def test_a_weight_of_one_row_is_no_layer(find):
     def fn(x, q, k, v):
         return F.scaled_dot_product_attention(*(F.linear(x, w) for w in (q, k, v)))
@@ -70,6 +77,12 @@ def late_weight(m, x, y):
     return first, attention(F.linear(x, m.q.weight * first.sum()), k, m.v(y))
 
 
+def early_fault(m, x, y):
+    k = m.k(x)
+    first = attention(F.linear(x, m.q.weight * k.sum()), k, m.v(x))
+    return first, attention(m.q(x), k, m.v(y))
+
+
 def with_more(m, x, y):
     return attention(m.q(x) + y, m.k(x), m.v(x))
 
@@ -82,6 +95,7 @@ def cast_by_autocast(m, x, y):
 GROUPS = {
     "key and value that a second attention reads": (twice, ["triple"]),
     "a group of its own fault, with a key of another": (late_weight, ["triple", Code.ORDER]),
+    "a key of a group of its own fault": (early_fault, [Code.ORDER, "pair"]),
     "a query that something is added to": (with_more, ["triple"]),
     "layers that autocast rounds": (cast_by_autocast, [Code.MIXED_DTYPE]),
 }

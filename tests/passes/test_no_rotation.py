@@ -64,6 +64,42 @@ def test_views_that_change_nothing_are_no_rotations_of_their_own(find):
     assert [f.form for f in find("rope", turn, x=torch.randn(B, S, H, D), **tables())] == ["interleaved"]
 
 
+def turned(x):
+    a, b = x.chunk(2, -1)
+    return torch.cat((-b, a), -1)
+
+
+NEARLY = {
+    "a view that changes nothing": (lambda t: t.reshape(t.shape).transpose(1, 2).exp(), "go to exp, then output; "),
+    "views are not told": (lambda t: t.flatten(2).exp().flatten(1).neg(), "go to exp, then neg; "),
+    "two operations are told": (lambda t: t.exp().neg().abs(), "go to exp, then neg; "),
+}
+
+
+@pytest.mark.parametrize("name", NEARLY)
+def test_turned_pairs_are_told_once_with_what_they_go_to(find, name):
+    after, said = NEARLY[name]
+    (miss,) = find("rope", lambda x: after(turned(x)), x=torch.randn(B, S, H, D))
+    assert said in miss.reason.message
+
+
+def test_what_is_rounded_ends_a_rotation(trace):
+    def turn(x, cos, sin):
+        return known(x, cos, sin).bfloat16().float() + 1
+
+    gm = trace(turn, x=torch.randn(B, S, H, D, dtype=torch.bfloat16), **tables())
+    view = GraphView(gm.graph)
+    (site,) = Rope().find(view)
+    assert view.dtype(site.outputs[0]) == torch.bfloat16
+
+
+def test_tables_that_broadcast_x_are_told(find):
+    (miss,) = find(
+        "rope", known, x=torch.randn(1, S, H, D), **{n: torch.randn(B, S, 1, D // 2) for n in ("cos", "sin")}
+    )
+    assert (miss.reason.code, "the tables broadcast x" in miss.reason.message) == (Code.TABLE, True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_a_probe_found_is_cast_only_to_another_dtype(trace, dtype):
     given = {"x": torch.randn(B, S, 20, dtype=dtype), **tables()}

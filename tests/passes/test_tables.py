@@ -99,6 +99,7 @@ PLACED = {
     "more batches than x": ((1, S, H, D), (B, S, 1, D), 1),
     "more positions than x": ((B, 1, H, D), (S, 1, D), 1),
     "one row for all positions": ((S, H, D), (1, 1, D), 1),
+    "one row for each batch": ((B, S, H, D), (B, 1, 1, D), 1),
     "a matrix for each channel": ((B, S, H, D), (S, 1, D, 2, 2), 3),
 }
 
@@ -113,6 +114,24 @@ def test_tables_that_have_no_row_for_each_position(name):
     found = read_tables(GraphView(graph), x, {"cos": rows, "sin": rows}, tail)
     assert isinstance(found, Unfit)
     assert (found.code, found.node) == (Code.TABLE, rows)
+
+
+SQUARE = {
+    "transposed": lambda t: t.t()[:, None],
+    "rounded": lambda t: t.bfloat16()[:, None],
+    "widened": lambda t: t.double().float()[:, None],
+}
+
+
+@pytest.mark.parametrize("name", SQUARE)
+def test_a_table_made_of_another_of_its_shape(check, name):
+    """The one above may stand for it only where views and casts between them change nothing."""
+    made = SQUARE[name]
+    report = check(
+        lambda x, cos, sin: half(x, made(cos), made(sin)), "rope", verify="structural", x=torch.randn(B, D, H, D),
+        **table(D, D),
+    )  # fmt: skip
+    assert [s.choice for s in report.sites] == ["kernel"]
 
 
 def test_one_row_for_all_positions_of_a_tensor_without_a_batch(find):

@@ -76,6 +76,11 @@ def half_pairs(x, r):
     return (r * pairs).sum(dim=-1).reshape(*x.shape)
 
 
+def products_of_no_columns(x, r):
+    pairs = pairs_of(x)
+    return (r.sum(-1) * pairs[..., 0] + r.mean(-1) * pairs[..., 1]).reshape(*x.shape)
+
+
 def kept_axis(x, r):
     return (r * pairs_of(x)).sum(dim=-1, keepdim=True).reshape(*x.shape)
 
@@ -90,7 +95,19 @@ def test_any_matrix_for_each_position(check, fn, axis):
 
 
 @pytest.mark.parametrize(
-    "fn", [transposed, crossed, subtracted, scaled, one_column_twice, two_tables, other_x, half_pairs, kept_axis]
+    "fn",
+    [
+        transposed,
+        crossed,
+        subtracted,
+        scaled,
+        one_column_twice,
+        two_tables,
+        other_x,
+        half_pairs,
+        kept_axis,
+        products_of_no_columns,
+    ],
 )
 def test_other_sums_with_matrices_stay(check, fn):
     report = check(fn, "rope", verify="structural", x=torch.randn(B, S, H, D), r=torch.randn(S, 1, D // 2, 2, 2))

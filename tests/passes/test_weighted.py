@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from fluxrewrite.passes.weighted import Other, _broadcast, _probabilities, _scale
+from fluxrewrite.passes.weighted import SHIFT, Other, _axes, _broadcast, _confirm, _probabilities, _same, _scale
 
 S, L, D = 6, 5, 8
 
@@ -55,6 +55,22 @@ def test_weights_that_no_factor_on_q_k_explains(name):
     run, queries = UNSCALED[name]
     with pytest.raises(Other, match="do not depend on q k"):
         _scale(run, made(queries))
+
+
+def test_a_value_shared_by_all_heads_is_told_by_the_axes():
+    q, k, v = (torch.empty(2, heads, n, D) for heads, n in ((3, S), (3, L), (1, L)))
+    with pytest.raises(Other, match="batches and heads of the result"):
+        list(_axes(({0: 0, 1: 1, 2: 2}, {0: 0, 1: 1}, {0: 0, 3: 3}), torch.empty(2, 3, S, D), [q, k, v]))
+
+
+def test_only_at_numbers_far_off_may_the_result_overflow():
+    wanted, broken = torch.ones(S), torch.full((S,), math.inf)
+    _same(wanted, lambda shift: wanted if abs(shift) == SHIFT else broken)
+    with pytest.raises(Other, match="a number added to all scores"):
+        _same(wanted, lambda shift: broken if abs(shift) == SHIFT else wanted)
+    _confirm(lambda t: attention(t) if t["q"].abs().max() < 100 else broken, made(), 1.0, None)
+    with pytest.raises(Other, match="other values"):
+        _confirm(lambda t: broken if t["q"].abs().max() < 100 else attention(t), made(), 1.0, None)
 
 
 MASKS = {
