@@ -114,7 +114,7 @@ class Elements:
 
         Axes of size 1, of which none differs from another, stand for each other in order.
         """
-        if len(self.shape) != len(self.source) or any(self.offsets) or any(len(runs) > 1 for runs in self.runs):
+        if len(self.shape) != len(self.source):
             return None
         taken = {runs[0].axis for runs in self.runs if runs}
         single = [axis for axis in range(len(self.source)) if axis not in taken]
@@ -134,7 +134,7 @@ class Elements:
     def lanes(self) -> Lanes | None:
         """What is seen of the last axis of the tensor; None where another axis is not whole, or not an axis of its own."""
         tracked = len(self.source) - 1
-        if any(self.offsets[:tracked]) or any(len(runs) > 1 for runs in self.runs):
+        if any(len(runs) > 1 for runs in self.runs):
             return None
         others = [r for runs in self.runs for r in runs if r.axis != tracked]
         if not all(same_dim(r.size, self.source[r.axis]) for r in others):
@@ -183,7 +183,7 @@ def _taken(left: list[Run], size: Dim) -> list[Run] | None:
                 rest = run.size // missing
                 left.append(Run(run.axis, run.stride, rest))
                 run = Run(run.axis, run.stride * rest, missing)
-            elif not missing or missing % run.size:
+            elif not missing:
                 return None
         taken.append(run)
         count = count * run.size

@@ -169,8 +169,6 @@ class GraphView:
         value = self.value(value) if isinstance(value, Node) else value
         if isinstance(value, torch.SymFloat):
             return float(value)
-        if isinstance(value, (torch.SymInt, torch.SymBool)):
-            return None
         return value if isinstance(value, (int, float, bool)) else None
 
     # *** looking through views and casts
@@ -218,7 +216,7 @@ class GraphView:
         """The views and casts from `node` up to `end`, without `end`."""
         found: list[Node] = []
         while isinstance(node, Node) and node is not end:
-            pieces = self._facts[node].args.get("input") if self.op(node) == "getitem" else None
+            pieces = self._facts[node].args.get("input")
             found += [node, pieces] if isinstance(pieces, Node) and self.tensor(pieces) is None else [node]
             above = self.source(node)
             node = end if above is None else above[0]

@@ -231,7 +231,12 @@ def test_part_of_an_axis_is_no_permutation_of_it():
     assert viewed((4, 3), [Slice(0, 0, 2)]).permutation is None
 
 
+def test_one_position_is_one_however_it_is_taken():
+    assert viewed((4, 3), [Slice(0, 2, 1)]).same(viewed((4, 3), [Select(0, 2), Reshape((1, 3))]))
+
+
 def test_views_of_other_shapes_or_other_parts_differ():
+    assert not viewed((2, 3), []).same(viewed((2, 3), [Reshape((2, 3, 1))]))
     assert not viewed((2, 3), [Reshape((2, 1, 3))]).same(viewed((2, 3), []))
     wide = viewed((4, 4), [Slice(0, 0, 2), Reshape((8,))])
     tall = viewed((4, 4), [Slice(1, 0, 2), Reshape((8,))])

@@ -147,6 +147,15 @@ def test_one_permutation_in_pieces(trace):
     assert view.permuted(user.args[0], (0, 3, 2, 1)) is None
 
 
+def test_a_permutation_of_what_was_cast_is_one_of_that_only(trace):
+    view = GraphView(trace(lambda x: x.double().transpose(0, 1).cos(), x=torch.randn(2, 3)).graph)
+    (user,) = view.with_op("cos")
+    assert view.dtype(view.permuted(user.args[0], (1, 0))) == torch.float64
+    view = GraphView(trace(lambda x: x.transpose(0, 1).double().cos(), x=torch.randn(2, 3)).graph)
+    (user,) = view.with_op("cos")
+    assert view.permuted(user.args[0], (1, 0)) is None
+
+
 @pytest.mark.parametrize(
     ("other", "alike"),
     [
@@ -155,6 +164,8 @@ def test_one_permutation_in_pieces(trace):
         (lambda x: x.view(6, 4).transpose(0, 1), False),
         (lambda x: x.view(4, 6).double(), False),
         (lambda x: x.view(6, 4).half().double().transpose(0, 1), False),
+        (lambda x: x[:1].expand(2, 3, 4).reshape(6, 4).double().transpose(0, 1), False),
+        (lambda x: x[:, :, None].expand(2, 3, 5, 4)[:, :, 0].reshape(6, 4).double().t(), False),
     ],
 )
 def test_one_value_however_written(trace, other, alike):
@@ -209,7 +220,8 @@ def test_what_is_no_node_has_no_value_and_no_source():
     view = GraphView(graph)
     assert view.value(3) is view.tensor(3) is view.source(3) is None
     assert view.between(3, x) == []
-    assert view.written([3], 0, 9) is None
+    assert view.written([3, [x]], 0, 9) is None
+    assert view.strip([x]) == [x]
     pieces = graph.call_function(torch.chunk, (3, 2))
     assert GraphView(graph).above(pieces) is None
 
