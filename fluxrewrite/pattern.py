@@ -50,14 +50,14 @@ class Attempt:
         """Count `nodes` as part of the match; with a piece of a split, chunk or unbind also that."""
         for node in nodes:
             self.nodes.append(node)
-            pieces = self.view.fact(node).args.get("input") if self.view.op(node) == "getitem" else None
+            pieces = self.view.fact(node).args.get("input")
             if isinstance(pieces, Node) and self.view.tensor(pieces) is None:
                 self.nodes.append(pieces)
         self.visited.update(nodes)
 
     def take_between(self, value: Any, end: Any) -> None:
         """Count the views and casts from `value` up to `end`, without `end`."""
-        while isinstance(value, Node) and value is not end:
+        while value is not end:
             self.take(value)
             found = self.view.source(value)
             value = end if found is None else found[0]

@@ -187,7 +187,7 @@ def check() -> Callable[..., fluxrewrite.Report]:
         pairs = zip(torch.utils._pytree.tree_leaves(expected), torch.utils._pytree.tree_leaves(found), strict=True)
         for a, b in pairs:
             assert a.dtype == b.dtype
-            torch.testing.assert_close(b, a, atol=tolerance, rtol=tolerance)
+            torch.testing.assert_close(b, a, atol=tolerance, rtol=tolerance, equal_nan=True)
         assert len(reports) == 1
         return reports[0]
 

@@ -71,6 +71,10 @@ def masked_after(q, k, v, given):
     return torch.einsum("bhqk,bhkd->bhqd", weights, v)
 
 
+def roots_of_negative_numbers(q, k, v):
+    return torch.einsum("bhqk,bhkd->bhqd", (q @ k.mT).softmax(-1).log().sqrt(), v)
+
+
 def dropped_out(q, k, v):
     return torch.einsum("bhqk,bhkd->bhqd", F.dropout((q @ k.mT).softmax(-1), 0.5, True), v)
 
@@ -152,7 +156,8 @@ WRONG = {
     scaled_by_a_tensor: "the scale of the scores is no constant", scaled_by_the_key: "",
     half_of_a_causal_mask: "no value of the graph", small_fill: "does not remove keys", masked_after: "do not add up to 1",
     dropped_out: "draws random numbers", written_into: "in place", heads_mixed: "", positions_rolled: "",
-    mean_in_place_of_a_sum: "do not add up to 1", a_scale_for_each_head: "no multiple of q k^T",
+    roots_of_negative_numbers: "not finite", mean_in_place_of_a_sum: "do not add up to 1",
+    a_scale_for_each_head: "no multiple of q k^T",
     a_key_scaled_a_little: "no multiple of q k^T", a_weight_scaled_a_little: "do not add up to 1",
     masked_in_one_head: "no value of the graph", with_a_tiny_epsilon: "a number added to all scores",
     limited_at_50: "a number added to all scores", limited_at_10000: "a number added to all scores",
