@@ -128,6 +128,9 @@ def half_of(trace, fn, **inputs):
         (lambda a: a.t().reshape(8, 3)[:4], (4, 6)),
         (lambda a: a[..., :2].transpose(0, 1), (2, 2, 4)),  # of other rows
         (lambda a: a.reshape(1), ()),
+        (lambda a: a[..., :3], (4, 7)),  # 7 members are no pairs
+        (lambda a: a[..., 3:6], (4, 7)),
+        (lambda a: a[..., :2], (4, 8)),  # a quarter
     ],
 )
 def test_what_has_the_shape_of_a_half_and_is_none(trace, fn, shape):
