@@ -277,9 +277,7 @@ class Join(Pattern):
 
 def joined(view: GraphView, node: Any) -> tuple[str, Node, tuple[Any, Any]] | None:
     """(style, the cat or stack, what it joins) when `node` puts two equal tensors together as in `Join`."""
-    out = view.shape(node)
-    if out is None:
-        return None
+    out = view.shape(node) or ()
     if view.op(node) == "cat" and _pair_on(view, node, -1):
         first, second = view.arg(node, "tensors")
         if not same_dim(out[-1], 2):

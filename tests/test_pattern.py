@@ -153,12 +153,19 @@ def test_both_joins_put_pairs_together_alike(trace):
         (lambda a, b: torch.stack([a, b], -1).flatten(1)[:, :4], (4, 3)),
         (lambda a, b: torch.cat([a, b], -1).flatten(1), (4, 3, 1)),  # pieces that were never without the axis
         (lambda a, b: torch.cat([a, b], -1).flatten(1), (4, 3, 2)),
+        (lambda a, b: torch.cat([a, b], -1), (4, 3, 1)),  # the two of each pair, whatever the pairs are of
     ],
 )
 def test_what_puts_two_tensors_together_otherwise(trace, fn, shape):
     view = GraphView(trace(lambda a, b: fn(a, b).cos(), a=torch.randn(shape), b=torch.randn(shape)).graph)
     (user,) = view.with_op("cos")
     assert joined(view, user.args[0]) is None
+
+
+def test_what_was_not_traced_joins_nothing():
+    graph = Graph()
+    whole = graph.call_function(torch.cat, ([graph.placeholder("a"), graph.placeholder("b")], -1))
+    assert joined(GraphView(graph), whole) is None
 
 
 def test_joined_tensors_that_the_graph_does_not_name():
