@@ -154,12 +154,29 @@ def test_both_joins_put_pairs_together_alike(trace):
         (lambda a, b: torch.cat([a, b], -1).flatten(1), (4, 3, 1)),  # pieces that were never without the axis
         (lambda a, b: torch.cat([a, b], -1).flatten(1), (4, 3, 2)),
         (lambda a, b: torch.cat([a, b], -1), (4, 3, 1)),  # the two of each pair, whatever the pairs are of
+        (lambda a, b: torch.cat([a, b[:, :2]], -1), (4, 3)),
+        (lambda a, b: torch.stack([a, b], -1).reshape(2, 12), (4, 3)),
     ],
 )
 def test_what_puts_two_tensors_together_otherwise(trace, fn, shape):
     view = GraphView(trace(lambda a, b: fn(a, b).cos(), a=torch.randn(shape), b=torch.randn(shape)).graph)
     (user,) = view.with_op("cos")
     assert joined(view, user.args[0]) is None
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda pairs: pairs.flatten().view(4, 6),
+        lambda pairs: torch.cat([pairs], 0).flatten(1),
+        lambda pairs: pairs.transpose(0, 1).transpose(0, 1).flatten(1),
+    ],
+)
+def test_views_of_two_tensors_put_together(trace, fn):
+    gm = trace(lambda a, b: fn(torch.stack([a, b], -1)).cos(), a=torch.randn(4, 3), b=torch.randn(4, 3))
+    view = GraphView(gm.graph)
+    (user,), (stack,) = view.with_op("cos"), view.with_op("stack")
+    assert joined(view, user.args[0])[:2] == ("interleaved", stack)
 
 
 def test_what_was_not_traced_joins_nothing():
@@ -173,7 +190,9 @@ def test_joined_tensors_that_the_graph_does_not_name():
     pieces = graph.placeholder("pieces")
     whole = graph.call_function(torch.cat, (pieces, -1))
     other = graph.call_function(torch.cat, ([pieces, pieces], -1))
-    for node in (whole, other):
+    traced = graph.placeholder("traced")
+    traced.meta["val"] = torch.empty(2, 2)
+    half = graph.call_function(torch.cat, ([pieces, traced], -1))
+    for node in (whole, other, half):
         node.meta["val"] = torch.empty(2, 4)
-    assert joined(GraphView(graph), whole) is None
-    assert joined(GraphView(graph), other) is None
+        assert joined(GraphView(graph), node) is None
