@@ -307,12 +307,12 @@ def _entering(view: GraphView, inside: set[Node]) -> list[Node]:
 def _read(view: GraphView, nodes: Iterable[Any], inside: set[Node]) -> dict[Any, tuple[Node, int]]:
     """For each memory of `nodes`: one of them, and the position of the first operation inside that makes or reads it.
 
-    A view reads nothing: what is written before the first operation that does, a call sees too.
+    A view reads nothing: what is written before the first operation that does, a call sees too. A copy of what is written is no
+    view (`GraphView.source`).
     """
     first: dict[Any, int] = {}
     for node in inside:
-        above = view.above(node)
-        if above is not None and (view.tensor(node) is None or view.memory(above) == view.memory(node)):
+        if view.forwards(node):
             continue
         for memory in (view.memory(n) for n in (node, *node.all_input_nodes)):
             first[memory] = min(view.order(node), first.get(memory, view.order(node)))

@@ -35,6 +35,8 @@ def test_values_of_one_kind_are_held_by_wider_ones_of_that_kind():
 def test_a_cast_keeps_the_shape():
     assert cast_steps(torch.float32, torch.float64, (2, 3), (2, 3)) is not None
     assert cast_steps(torch.float32, torch.float64, (2, 3), (3, 2)) is None
+    assert cast_steps(torch.int32, torch.float64, (2, 3), (2, 3)) is None
+    assert cast_steps(torch.int32, torch.int32, (2, 3), (2, 3)) is not None
 
 
 def test_what_writes_or_joins_is_not_what_it_was_given():
@@ -42,6 +44,14 @@ def test_what_writes_or_joins_is_not_what_it_was_given():
     assert unchanged(fact("dropout", input=x, training=False)) is x
     assert unchanged(fact("dropout", x, input=x, training=False)) is None
     assert unchanged(fact("cat", tensors=x)) is None
+    assert unchanged(fact("cat", tensors=(x, x))) is None
+
+
+def test_a_product_with_one_is_what_it_was_given_unless_one_is_of_another_kind():
+    x = object()
+    for one, found in ((1, x), (1.0, x), (1 + 0j, None), (2, None)):
+        assert unchanged(fact("mul", input=x, other=one)) is found
+        assert unchanged(fact("mul", input=one, other=x)) is found
 
 
 @pytest.mark.parametrize(

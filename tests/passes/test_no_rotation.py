@@ -100,6 +100,40 @@ def test_tables_that_broadcast_x_are_told(find):
     assert (miss.reason.code, "the tables broadcast x" in miss.reason.message) == (Code.TABLE, True)
 
 
+def views_first(halves):
+    def turn(x, cos, sin):
+        x = x * 1.5
+        a, b = halves(x)
+        x.mul_(2)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+    return turn
+
+
+HALVES = {
+    "chunk": lambda x: x.chunk(2, -1),
+    "slices": lambda x: (x[..., : D // 2], x[..., D // 2 :]),
+    "split and cut": lambda x: x.unflatten(-1, (2, -1)).unbind(-2),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_a_view_sees_what_is_written_after_it(check, name):
+    report = check(
+        views_first(HALVES[name]), "rope", verify="structural", x=torch.randn(B, S, H, D), **tables()
+    )  # fmt: skip
+    assert [s.choice for s in report.sites] == ["kernel"]
+
+
+def test_a_cast_of_what_is_turned_may_have_other_uses(check):
+    def turn(x, cos, sin):
+        wide = x.float()
+        return known(wide, cos, sin), wide.sum(-1)
+
+    report = check(turn, "rope", x=torch.randn(B, S, H, D, dtype=torch.bfloat16), **tables())
+    assert [s.choice for s in report.sites] == ["kernel"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_a_probe_found_is_cast_only_to_another_dtype(trace, dtype):
     given = {"x": torch.randn(B, S, 20, dtype=dtype), **tables()}
