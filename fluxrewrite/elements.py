@@ -183,8 +183,6 @@ def _taken(left: list[Run], size: Dim) -> list[Run] | None:
                 rest = run.size // missing
                 left.append(Run(run.axis, run.stride, rest))
                 run = Run(run.axis, run.stride * rest, missing)
-            elif not missing:
-                return None
         taken.append(run)
         count = count * run.size
         if len(taken) > 16:

@@ -63,7 +63,7 @@ def _summed(view: GraphView, node: Node, attempt: Attempt) -> tuple[Node, Node] 
     attempt.take(product)
     a, b = view.arg(product, "input"), view.arg(product, "other")
     for matrices, pairs in ((a, b), (b, a)):
-        if _ends(view, matrices, 2, 2):
+        if _of_pairs(view, matrices):
             return _stripped(attempt, matrices), pairs
     return None
 
@@ -91,13 +91,13 @@ def _term(view: GraphView, value: Any, attempt: Attempt) -> tuple[Node, Node, in
     if left is None or right is None or left[1] != right[1]:
         return None
     (a, column), (b, _) = left, right
-    return (a, b, column) if _ends(view, a, 2, 2) else (b, a, column)
+    return (a, b, column) if _of_pairs(view, a) else (b, a, column)
 
 
 def _column(view: GraphView, value: Any, attempt: Attempt) -> tuple[Node, int] | None:
     """(source, index) of source[..., index]."""
     bare = attempt.look_through(value)
-    found = column(view, bare) if isinstance(bare, Node) else None
+    found = column(view, bare)
     if found is not None:
         attempt.take_between(bare, found[0])
     return found
@@ -110,9 +110,9 @@ def _stripped(attempt: Attempt, value: Node) -> Node:
     return bare
 
 
-def _ends(view: GraphView, value: Any, *sizes: int) -> bool:
-    shape = view.shape(value) or ()
-    return len(shape) > len(sizes) and all(same_dim(a, b) for a, b in zip(shape[-len(sizes) :], sizes, strict=True))
+def _of_pairs(view: GraphView, value: Any) -> bool:
+    """Whether the last two axes are those of matrices that pairs are multiplied by."""
+    return same_shape((view.shape(value) or ())[-2:], (2, 2))
 
 
 def written(view: GraphView, node: Node, pairwise: Join) -> tuple[Attempt, Node] | None:
@@ -147,8 +147,7 @@ def written(view: GraphView, node: Node, pairwise: Join) -> tuple[Attempt, Node]
 def _only_written(view: GraphView, buffer: Node, writes: list[Node]) -> bool:
     """Whether each use of `buffer` before the last write is one of the writes to it."""
     last = view.order(writes[-1])
-    early = [u for u in buffer.users if view.order(u) <= last]
-    return len(early) == 2 and all(u in writes for u in early)
+    return all(u in writes for u in buffer.users if view.order(u) <= last)
 
 
 def _halves(view: GraphView, buffer: Node, writes: list[Node]) -> Iterator[tuple[tuple[str, int], Any]]:
@@ -165,7 +164,7 @@ def _halves(view: GraphView, buffer: Node, writes: list[Node]) -> Iterator[tuple
         *front, last = index
         plain = all(i is Ellipsis or i == slice(None) for i in front)
         full = Ellipsis in front or len(index) == len(shape)
-        if not (isinstance(last, slice) and plain and full and size % 2 == 0):
+        if not (isinstance(last, slice) and plain and full):
             continue
         if any(isinstance(n, Node) for n in (last.start, last.stop, last.step)):
             continue

@@ -174,7 +174,7 @@ def test_one_value_however_written(trace, other, alike):
 
     view = GraphView(trace(fn, x=torch.randn(2, 3, 4)).graph)
     (a,), (b,) = view.with_op("cos"), view.with_op("sin")
-    assert view.alike(a.args[0], b.args[0]) is alike
+    assert view.alike(a.args[0], b.args[0]) is view.alike(b.args[0], a.args[0]) is alike
 
 
 def test_what_a_value_only_views(trace):

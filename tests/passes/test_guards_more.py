@@ -253,6 +253,18 @@ def test_writes_that_are_no_halves(find, fill):
     assert not any(isinstance(f, Site) for f in find("rope", writing(fill), **rotated()))
 
 
+def test_one_batch_written_to_all_is_no_rotation_of_all(find):
+    def fn(x, cos, sin):
+        a, b = x[..., 0::2], x[..., 1::2]
+        out = torch.zeros(B, *x.shape[1:])
+        out[..., 0::2] = a * cos - b * sin
+        out[..., 1::2] = a * sin + b * cos
+        return out * 2
+
+    given = rotated()
+    assert find("rope", fn, **{**given, "x": given["x"][:1]}) == []
+
+
 def test_writes_to_the_first_axis_are_no_halves_of_the_last(find):
     def fn(x, cos, sin):
         a, b = x[..., 0::2], x[..., 1::2]

@@ -117,9 +117,9 @@ def test_tables_that_have_no_row_for_each_position(name):
 
 
 SQUARE = {
-    "transposed": lambda t: t.t()[:, None],
-    "rounded": lambda t: t.bfloat16()[:, None],
-    "widened": lambda t: t.double().float()[:, None],
+    "transposed": lambda t: t[None].transpose(1, 2)[:, :, None],
+    "rounded": lambda t: t[None].bfloat16()[:, :, None],
+    "widened": lambda t: t[None].double().float()[:, :, None],
 }
 
 

@@ -6,6 +6,7 @@ import torch
 import fluxrewrite
 from fluxrewrite.graph import GraphView
 from fluxrewrite.plan import Selection, apply, make_plan
+from fluxrewrite.site import Code
 
 B, S, H, D = 2, 6, 3, 8
 
@@ -81,6 +82,10 @@ def products_of_no_columns(x, r):
     return (r.sum(-1) * pairs[..., 0] + r.mean(-1) * pairs[..., 1]).reshape(*x.shape)
 
 
+def one_matrix_for_all_pairs(x, r):
+    return (r[..., :1, :, :] * pairs_of(x)).sum(dim=-1).reshape(*x.shape)
+
+
 def kept_axis(x, r):
     return (r * pairs_of(x)).sum(dim=-1, keepdim=True).reshape(*x.shape)
 
@@ -97,6 +102,7 @@ def test_any_matrix_for_each_position(check, fn, axis):
 @pytest.mark.parametrize(
     "fn",
     [
+        one_matrix_for_all_pairs,
         transposed,
         crossed,
         subtracted,
@@ -109,9 +115,10 @@ def test_any_matrix_for_each_position(check, fn, axis):
         products_of_no_columns,
     ],
 )
-def test_other_sums_with_matrices_stay(check, fn):
+def test_other_sums_with_matrices_stay(check, find, fn):
     report = check(fn, "rope", verify="structural", x=torch.randn(B, S, H, D), r=torch.randn(S, 1, D // 2, 2, 2))
     assert all(s.choice == "keep" for s in report.sites)
+    assert find("rope", fn, x=torch.randn(B, S, H, D), r=torch.randn(S, 1, D // 2, 2, 2)) == []
 
 
 def test_bfloat16_pairs_are_turned_in_float32(check):
@@ -212,6 +219,22 @@ def over_what_was_there(x, cos, sin):
     return out * 2
 
 
+def rows_written_in_another_order(x, cos, sin):
+    first, second = x[..., 0::2], x[..., 1::2]
+    out = torch.empty_like(x)
+    out[[1, 0], ..., 0::2] = first * cos - second * sin
+    out[[1, 0], ..., 1::2] = first * sin + second * cos
+    return out * 2
+
+
+def other_spots(x, cos, sin):
+    first, second = x[..., 0::2], x[..., 1::2]
+    out = torch.zeros_like(x)
+    out[..., 1 : 1 + D // 2] = first * cos - second * sin
+    out[..., D // 2 :] = first * sin + second * cos
+    return out * 2
+
+
 def table_changed_in_between(x, cos, sin):
     first, second = x[..., 0::2], x[..., 1::2]
     cos = cos.clone()
@@ -238,12 +261,14 @@ def test_halves_written_into_an_empty_tensor(check, fn, form):
     "fn",
     [
         wrong_sign, wrong_halves, mixed_styles, only_one_half, read_in_between, written_again, written_through_a_view,
-        over_what_was_there, table_changed_in_between,
+        over_what_was_there, rows_written_in_another_order, other_spots, table_changed_in_between,
     ],
 )  # fmt: skip
-def test_other_writes_stay(check, fn):
+def test_other_writes_stay(check, find, fn):
     report = check(fn, "rope", verify="structural", x=torch.randn(B, S, H, D), **HALF)
     assert all(s.choice == "keep" for s in report.sites)
+    found = find("rope", fn, x=torch.randn(B, S, H, D), **HALF)
+    assert [m.reason.code for m in found] == ([Code.MUTATION] if fn is table_changed_in_between else [])
 
 
 def test_written_rotation_that_needs_a_gradient_stays():
