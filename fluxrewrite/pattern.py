@@ -283,7 +283,7 @@ def joined(view: GraphView, node: Any) -> tuple[str, Node, tuple[Any, Any]] | No
         if not same_dim(out[-1], 2):
             return "half", node, (first, second)
     for source, taken in view.chain(node):
-        if view.op(source) not in ("stack", "cat") or view.source(source) is not None:
+        if view.source(source) is not None:
             continue
         shape = view.shape(source) or (1,)
         fits = same_shape(out[:-1], shape[:-2])

@@ -181,7 +181,11 @@ def test_views_of_two_tensors_put_together(trace, fn):
 
 def test_what_was_not_traced_joins_nothing():
     graph = Graph()
-    whole = graph.call_function(torch.cat, ([graph.placeholder("a"), graph.placeholder("b")], -1))
+    pieces = [graph.placeholder("a"), graph.placeholder("b")]
+    whole = graph.call_function(torch.cat, (pieces, -1))
+    assert joined(GraphView(graph), whole) is None
+    for piece in pieces:
+        piece.meta["val"] = torch.empty(2, 2)
     assert joined(GraphView(graph), whole) is None
 
 

@@ -134,6 +134,15 @@ def test_a_cast_of_what_is_turned_may_have_other_uses(check):
     assert [s.choice for s in report.sites] == ["kernel"]
 
 
+def test_a_view_of_what_is_computed_inside_may_have_none(find):
+    def turn(x, cos, sin):
+        product = (x * torch.cat((cos, cos), -1)).transpose(1, 2).transpose(1, 2)
+        return product + turned(x) * torch.cat((sin, sin), -1), product.sum(-1)
+
+    (miss,) = find("rope", turn, x=torch.randn(B, S, H, D), **tables())
+    assert miss.reason.code == Code.INNER_USE
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_a_probe_found_is_cast_only_to_another_dtype(trace, dtype):
     given = {"x": torch.randn(B, S, 20, dtype=dtype), **tables()}

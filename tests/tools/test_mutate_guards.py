@@ -43,6 +43,18 @@ def test_others_are_taken():
     assert quick(2) == 2
     assert quick(0) is None
 """
+DEPENDENT = """
+
+seen = []
+
+
+def test_what_the_next_one_needs():
+    seen.append(taken(3))
+
+
+def test_of_the_one_before():
+    assert seen and taken(-2) is None
+"""
 PROJECT = """[tool.setuptools.package-dir]
 "made.rule" = "rule"
 """
@@ -119,6 +131,7 @@ def test_what_was_killed_before_is_left_out(tool, job, tmp_path, monkeypatch):
     [
         (("tests/test_numbers.py", TEST.replace("== 3", "== 4")), "does not pass with all guards in place"),
         (("tests/test_numbers.py", "def test_nothing():\n    pass\n"), "is imported from nowhere"),
+        (("tests/test_numbers.py", f"{TEST}{DEPENDENT}"), "test_of_the_one_before fails when it runs alone"),
     ],
 )
 def test_nothing_is_said_where_nothing_can_be_told(tool, job, change, message):

@@ -86,6 +86,8 @@ class Runner:
         tree.copy(folder)
         self.seen = _Seen()
         self._count = 0
+        self._alone: set[str] = set()
+        """Tests that pass alone with no guard disabled."""
         self._idle: queue.Queue[_Server] = queue.Queue()
         self._servers = [_Server(folder, preload) for _ in range(jobs)]
         for server in self._servers:
@@ -158,8 +160,18 @@ class Runner:
                 return Outcome(guard, "timeout", some[0], "", len(tests))
             if account["code"] not in (0, 5):
                 by, how = account["failed"][0] if account["failed"] else (some[0], f"exit code {account['code']}")
+                self._stands_alone(by)
                 return Outcome(guard, "killed", by, how, len(tests))
         return Outcome(guard, "survived", tests=len(tests))
+
+    def _stands_alone(self, test: str) -> None:
+        """Raises Unfit for a test that fails without those before it: it tells nothing of a guard."""
+        if test in self._alone:
+            return
+        account = self._ask({"files": [test.partition("::")[0]], "tests": [test] if "::" in test else []})
+        if account is None or account["code"] not in (0, 5):
+            raise Unfit(f"{test} fails when it runs alone, with all guards in place; it needs a test before it")
+        self._alone.add(test)
 
     def _tests(self, number: int) -> list[str]:
         """Tests that make a guard refuse, the most likely to tell first."""
