@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fluxrewrite.passes.qkv import Qkv
+from fluxrewrite.passes.rows import _below
 
+from fluxrewrite.elements import Elements
 from fluxrewrite.graph import GraphView
 from fluxrewrite.plan import Selection, apply, make_plan
 from fluxrewrite.site import Code, Miss
@@ -152,3 +154,11 @@ def test_layers_without_bias_are_joined_without_bias(trace):
     assert [d.choice for d in plan.decisions] == ["inline"]
     (layer,) = (n for n in rewritten.graph.nodes if n.target is F.linear)
     assert layer.args[2] is None
+
+
+def test_what_is_given_the_shape_of_a_part_is_no_part(trace):
+    view = GraphView(trace(lambda x, y: y.expand_as(x).cos(), x=torch.randn(2, 3), y=torch.randn(2, 3)).graph)
+    x, y = view.with_op("placeholder")
+    (user,) = view.with_op("expand")
+    assert _below(view, x, x, user, Elements.of((2, 3))) is None
+    assert _below(view, y, y, user, Elements.of((2, 3))) is not None
