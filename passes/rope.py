@@ -106,7 +106,7 @@ class Rope(Pass):
     def _probed(self, view: GraphView, found: Rotation) -> Finding:
         """The site of a rotation that was found by what it computes; only a proof says that it is one."""
         x, out, tables = found.x, found.out, found.tables
-        path, shape = view.path(out), view.shape(x) or ()
+        path = view.path(out)
         problem = blocked(self, view, path, found.interior, [out], [x, tables.cos, tables.sin])
         if problem is not None:
             return problem
@@ -115,26 +115,45 @@ class Rope(Pass):
         if odd is not None:
             message = f"{odd.name} computes in {view.dtype(odd)}, the kernel in float32"
             return self.miss(Code.PRECISION, message, path, odd)
+        read = Tables({"cos": tables.cos, "sin": tables.sin}, tables.axis, tables.squeeze, tables.facts)
+        return self._made(view, path, found, read, ("probed", tables.kind, found.interleaved), needs_proof=True)
+
+    def _made(
+        self,
+        view: GraphView,
+        path: str,
+        found: Rotation | _Found,
+        tables: Tables,
+        words: tuple[str, str, bool],
+        place: Node | None = None,
+        needs_proof: bool = False,
+    ) -> Site:
+        """The site of a rotation that nothing stands against; `words` are its form, the kind of its tables, and whether pairs
+        are neighbours."""
+        form, kind, interleaved = words
+        shape, axis = view.shape(found.x) or (), tables.axis
+        dtype, out_dtype = view.dtype(found.x), view.dtype(found.out)
         return Site(
             kind=self.kind,
-            form="probed",
+            form=form,
             path=path,
-            operands={"x": x, "cos": tables.cos, "sin": tables.sin},
-            outputs=(out,),
+            operands={"x": found.x, **tables.nodes},
+            outputs=(found.out,),
             interior=found.interior,
-            shapes={k: size_of(v) for k, v in _sizes(shape, tables.axis).items()},
+            shapes={k: size_of(v) for k, v in _sizes(shape, axis).items()},
             dtype=dtype or torch.float32,
             facts=tables.facts,
             extra={
-                "axis": tables.axis,
-                "turned": len(shape) == 4 and dense_as(view, out, _TURN),
+                "axis": axis,
+                "turned": len(shape) == 4 and axis != FOLDED and dense_as(view, found.out, _TURN),
                 "folded": tuple(shape[1:3]),
                 "out_dtype": None if out_dtype == dtype else out_dtype,
                 "squeeze": tables.squeeze,
-                "tables": tables.kind,
-                "interleaved": found.interleaved,
+                "tables": kind,
+                "interleaved": interleaved,
             },
-            needs_proof=True,
+            place=place,
+            needs_proof=needs_proof,
         )
 
     def _untraced(self, view: GraphView) -> list[Finding]:
@@ -192,8 +211,7 @@ class Rope(Pass):
         tables = read_tables(view, found.x, given, 3 if form == "matrix" else 1)
         if not isinstance(tables, Tables):
             return self.miss(tables.code, tables.message, path, tables.node)
-        operands, axis = tables.nodes, tables.axis
-        shape = view.shape(found.x) or ()
+        operands = tables.nodes
         problem = blocked(self, view, path, found.interior, [found.out], [found.x, *operands.values()], found.place)
         if problem is not None:
             return problem
@@ -208,28 +226,10 @@ class Rope(Pass):
         if odd is not None:
             message = f"{odd.name} computes in {view.dtype(odd)}, the kernel in float32"
             return self.miss(Code.PRECISION, message, path, odd)
-        turned = len(shape) == 4 and axis != FOLDED and dense_as(view, found.out, _TURN)
-        return Site(
-            kind=self.kind,
-            form=form if form in ("complex", "matrix") else _STYLES[attempt.tags["style"]],
-            path=path,
-            operands={"x": found.x, **operands},
-            outputs=(found.out,),
-            interior=found.interior,
-            shapes={k: size_of(v) for k, v in _sizes(shape, axis).items()},
-            dtype=dtype or torch.float32,
-            facts=tables.facts,
-            extra={
-                "axis": axis,
-                "turned": turned,
-                "folded": tuple(shape[1:3]),
-                "out_dtype": None if out_dtype == dtype else out_dtype,
-                "squeeze": tables.squeeze,
-                "tables": form if form in ("complex", "matrix") else "real",
-                "interleaved": attempt.tags["style"] != "half",
-            },
-            place=found.place,
-        )
+        style = attempt.tags["style"]
+        plain = form not in ("complex", "matrix")
+        words = (_STYLES[style] if plain else form, "real" if plain else form, style != "half")
+        return self._made(view, path, found, tables, words, found.place)
 
     def _real(self, view: GraphView, attempt: Attempt, root: Node, form: str) -> _Found | Miss:
         place = root if form == "written" else None
