@@ -223,6 +223,7 @@ def test_what_is_no_node_has_no_value_and_no_source():
     assert view.written([3, [x]], 0, 9) is None
     assert view.strip([x]) == [x]
     assert view.shape([x]) is None
+    assert view.tensor([x]) is view.dtype([x]) is None
     pieces = graph.call_function(torch.chunk, (3, 2))
     assert GraphView(graph).above(pieces) is None
 
