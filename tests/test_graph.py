@@ -1,3 +1,5 @@
+import operator
+
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -224,6 +226,9 @@ def test_what_is_no_node_has_no_value_and_no_source():
     assert view.strip([x]) == [x]
     assert view.shape([x]) is None
     assert view.tensor([x]) is view.dtype([x]) is None
+    item = graph.call_function(operator.getitem, ([x, x], 0))
+    item.meta["val"] = torch.empty(2)
+    assert GraphView(graph).source(item) is None
     pieces = graph.call_function(torch.chunk, (3, 2))
     assert GraphView(graph).above(pieces) is None
 
