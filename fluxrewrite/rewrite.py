@@ -156,8 +156,10 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
     left: list[tuple[Site, Reason]] = []
 
     def current(value: Any) -> Any:
-        value = twins.get(value, value) if isinstance(value, Node) else value
-        while isinstance(value, Node) and value in replaced:
+        if not isinstance(value, Node):  # a symbolic size has no hash
+            return value
+        value = twins.get(value, value)
+        while value in replaced:
             value = replaced[value]
         return value
 

@@ -128,7 +128,7 @@ _ROWS: tuple[tuple[str, How], ...] = (
     (r"make (inspect|map|verify|bench|bench-kernels|bench-plans|docs-reference|sessions)", Recipe()),
     # scripts
     (r"python tools/bench_matching.py", Tool("flux2-klein-mini as both models, 1,000 nodes, 1 round")),
-    (r"python tools/bench_analysis.py", Tool("flux2-klein-mini as both models, 1,000 nodes, 1 round")),
+    (r"python tools/bench_analysis.py --runs 7", Tool("flux2-klein-mini as both models, 1,000 nodes, 1 round")),
     (r"python tools/bench_kernels.py", Tool("trn2, without the long sequence")),
     (r"python tools/bench_plans.py", Tool("one small attention, 7 rounds, its graphs run as they are in the place of Inductor")),
     (r"python tools/compare_oracles.py", Tool("16 + 8 tokens, the kernel qkv alone")),

@@ -93,6 +93,11 @@ def test_what_is_rounded_ends_a_rotation(trace):
     assert view.dtype(site.outputs[0]) == torch.bfloat16
 
 
+def test_one_head_is_as_it_lies_in_memory(find):
+    (site,) = find("rope", known, x=torch.randn(B, 1, S, D), **{n: torch.randn(S, D // 2) for n in ("cos", "sin")})
+    assert site.extra["turned"] is False
+
+
 def test_tables_that_broadcast_x_are_told(find):
     (miss,) = find(
         "rope", known, x=torch.randn(1, S, H, D), **{n: torch.randn(B, S, 1, D // 2) for n in ("cos", "sin")}
