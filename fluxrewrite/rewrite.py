@@ -156,8 +156,6 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
     left: list[tuple[Site, Reason]] = []
 
     def current(value: Any) -> Any:
-        if not isinstance(value, Node):  # a symbolic size has no hash
-            return value
         value = twins.get(value, value)
         while value in replaced:
             value = replaced[value]

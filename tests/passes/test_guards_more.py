@@ -11,7 +11,6 @@ from fluxrewrite import guards
 from fluxrewrite.graph import GraphView
 from fluxrewrite.plan import Selection, apply, make_plan
 from fluxrewrite.site import Code, Miss, Site
-from fluxrewrite.traced import value_of
 
 B, H, S, L, D = 2, 3, 6, 7, 8
 
@@ -288,25 +287,6 @@ def test_writes_to_a_slice_that_the_graph_computes_are_no_halves(trace):
     size = next(n for n in gm.graph.nodes if n.op == "placeholder")
     write.args = (write.args[0], (Ellipsis, slice(None, size, None)), write.args[2])
     assert not any(isinstance(f, Site) for f in Rope().find(GraphView(gm.graph)))
-
-
-def test_a_pass_may_hand_on_a_size_that_is_not_known(trace, monkeypatch):
-    emit = Rope.emit
-
-    def narrowed(self, site, builder, op):
-        (out,) = emit(self, site, builder, op)
-        return [builder.call("narrow", out, 1, 0, value_of(site.operands["x"]).shape[1])]
-
-    def fn(x, cos, sin):
-        a, b = x[..., 0::2], x[..., 1::2]
-        return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2) * 2
-
-    monkeypatch.setattr(Rope, "emit", narrowed)
-    gm = trace(fn, dynamic=True, **rotated())
-    rewritten, plan = apply(gm, make_plan(GraphView(gm.graph), Selection.of("rope", "reference")))
-    assert [d.choice for d in plan.decisions] == ["kernel"]
-    (call,) = GraphView(rewritten.graph).with_op("narrow")
-    assert isinstance(call.args[-1], torch.SymInt)
 
 
 def test_a_rotation_that_nothing_reads_is_left_as_it_is(trace):
