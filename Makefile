@@ -10,8 +10,8 @@
 # make map       the picture in README.md
 # make test-browser   the page in Chromium (Debian: apt-get as root; npm)
 # make coverage   docs/coverage.md: what is found in 90 other models (some minutes)
-# make fuzz   100,000 small programs respelled at random, and close-but-wrong ones (an hour of one core)
-# make mutate   each guard of the passes and the matcher disabled in turn: which test fails without it (half an hour of one core)
+# make fuzz   100,000 small programs respelled at random, and close-but-wrong ones (half an hour of one core)
+# make mutate   each guard of the passes and the matcher disabled in turn: which test fails without it (40 minutes of two cores)
 # make bench-plans   whole models on the CPU under each policy (half an hour)
 PYTHON ?= python3
 VENV ?= .venv

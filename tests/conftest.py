@@ -169,6 +169,7 @@ def check() -> Callable[..., fluxrewrite.Report]:
         provider: str = "reference",
         execution: str = "reference",
         verify: str = "numeric",
+        equal_nan: bool = False,
         **inputs: Any,
     ) -> fluxrewrite.Report:
         reports: list[fluxrewrite.Report] = []
@@ -187,7 +188,7 @@ def check() -> Callable[..., fluxrewrite.Report]:
         pairs = zip(torch.utils._pytree.tree_leaves(expected), torch.utils._pytree.tree_leaves(found), strict=True)
         for a, b in pairs:
             assert a.dtype == b.dtype
-            torch.testing.assert_close(b, a, atol=tolerance, rtol=tolerance, equal_nan=True)
+            torch.testing.assert_close(b, a, atol=tolerance, rtol=tolerance, equal_nan=equal_nan)
         assert len(reports) == 1
         return reports[0]
 

@@ -62,9 +62,7 @@ class _Uses:
 
     def _grows(self, op: Op) -> bool:
         """Whether computing it again reads more than reading it: more than one operand of its size, larger together."""
-        if not op.computes:
-            return False
-        if len(op.operands) < 2:
+        if not op.computes or len(op.operands) < 2:
             return False
         large = {v.base for v in op.operands if v.region.elements >= op.elements}
         if len(large) < 2:
