@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
+_SLOW = 2.0  # far from both: under 1 with instructions for bfloat16, 3.7 and more without
 _VARIANTS = "vanilla,qkv,attention,qkv+attention,norm_rope_attention,auto"
 
 
@@ -55,7 +56,7 @@ def bench(
     text_tokens: Annotated[int, typer.Option(help="Text tokens.")] = 512,
     batch: Annotated[int, typer.Option(help="Batch size.")] = 1,
     dtype: Annotated[Dtype | None, typer.Option(help="Dtype of weights and activations. Default: bf16; fp32 on a processor "
-                                                "without AVX-512 or SVE, where torch multiplies bf16 far slower.")] = None,
+                                                "where a bf16 matrix product takes twice as long.")] = None,
     provider: Annotated[str | None, typer.Option(help="Whose kernels, as for inspect. Default: reference where the execution is "
                                                  "reference, so that no limit leaves a site alone; else builtin.")] = None,
     execution: Annotated[Execution | None, typer.Option(help="What a kernel call runs: the op's body in torch, the NKI kernel "
@@ -93,7 +94,7 @@ def bench(
             runs_on = execution or (Execution.DEVICE if inner == "neuron" else Execution.REFERENCE)
             setup = _setup(
                 model=model, image_tokens=image_tokens, text_tokens=text_tokens, batch=batch,
-                dtype=str(torch_dtype(dtype or _fast(device))).removeprefix("torch."), inner=inner,
+                dtype=str(torch_dtype(dtype or _dtype(device, crew))).removeprefix("torch."), inner=inner,
                 provider=provider or ("reference" if runs_on is Execution.REFERENCE else "builtin"), execution=runs_on.value,
                 device=device, profile=profile, evidence=tuple(map(str, evidence or ())), seed=seed, threads=threads,
                 steps=steps, runs=runs,
@@ -103,12 +104,14 @@ def bench(
         _run(setup, chosen, timeout, _Kept(save if leads(crew) else None), format, output, crew)
 
 
-def _fast(device: str) -> Dtype:
-    """The dtype that models run in unless it makes matrix products slow: oneDNN has none in bfloat16 for plain AVX2."""
-    import torch
+def _dtype(device: str, crew: Crew | None) -> Dtype:
+    """The dtype that models run in unless it makes matrix products slow; the first rank decides for all."""
+    if device != "cpu":
+        return Dtype.BF16
+    from ..bench.dtype import bfloat16_slowdown
 
-    slow = device == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2", "NO AVX")
-    return Dtype.FP32 if slow else Dtype.BF16
+    mine = Dtype.FP32 if bfloat16_slowdown() > _SLOW else Dtype.BF16
+    return mine if crew is None else Dtype(crew.gather("dtype", mine.value)[0])
 
 
 def _check_numbers(counts: tuple[tuple[str, int | None, int], ...], timeout: float | None) -> None:

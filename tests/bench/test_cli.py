@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from crews import at_once, crews
 
 from fluxrewrite.bench import DEFAULT_VARIANTS, load_runs, process, runs, suite
 from fluxrewrite.cli import main
-from fluxrewrite.cli.bench import _VARIANTS
+from fluxrewrite.cli.bench import _VARIANTS, _dtype
 
 SMALL = ("bench", "bench_models:attend", "--inner", "eager", "--steps", "2", "--runs", "3")
 GOOD = "ready()\nrun(3.0, 1.0)\nrun(1.0, 1.0)\nrun(1.0, 1.0)\n"
@@ -265,16 +265,29 @@ def test_no_word_from_a_worker_that_is_not_there(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capability", "asked", "dtype"),
-    [
-        ("AVX2", (), "float32"),
-        ("DEFAULT", (), "float32"),
-        ("NO AVX", (), "float32"),
-        ("AVX512", (), "bfloat16"),
-        ("AVX2", ("--dtype", "bf16"), "bfloat16"),
-    ],
+    ("slowdown", "asked", "dtype"),
+    [(4.6, (), "float32"), (0.6, (), "bfloat16"), (4.6, ("--dtype", "bf16"), "bfloat16")],
 )
-def test_a_processor_that_multiplies_bfloat16_slowly_gets_float32(run, monkeypatch, tmp_path, capability, asked, dtype):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+def test_a_processor_that_multiplies_bfloat16_slowly_gets_float32(run, monkeypatch, tmp_path, slowdown, asked, dtype):
+    monkeypatch.setattr("fluxrewrite.bench.dtype.bfloat16_slowdown", lambda: slowdown)
     assert run(GOOD, "--variants", "vanilla", "--save", "runs.json", dtype=asked)[0] == 0
     assert load_runs(tmp_path / "runs.json").setup.dtype == dtype
+
+
+def test_only_a_cpu_is_asked_how_fast_it_multiplies(monkeypatch):
+    monkeypatch.setattr("fluxrewrite.bench.dtype.bfloat16_slowdown", lambda: pytest.fail("asked"))
+    assert _dtype("cuda", None) == "bf16"
+
+
+def test_the_first_rank_decides_the_dtype(monkeypatch):
+    monkeypatch.setattr("fluxrewrite.bench.dtype.bfloat16_slowdown", lambda: 0.6)
+    first, second = crews(2, 20)
+    first.tell("dtype", "fp32")
+    assert _dtype("cpu", second) == "fp32"
+
+
+def test_all_ranks_bench_in_one_dtype(monkeypatch):
+    slowdowns = iter((4.6, 0.6))
+    monkeypatch.setattr("fluxrewrite.bench.dtype.bfloat16_slowdown", lambda: next(slowdowns))
+    found = at_once(*(lambda c=c: _dtype("cpu", c) for c in crews(2, 20)))
+    assert found in (["fp32", "fp32"], ["bf16", "bf16"])
