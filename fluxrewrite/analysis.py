@@ -23,12 +23,14 @@ from .errors import InputError
 from .graph import GraphView
 from .join import Joinable, parameters
 from .models import ModelSpec, Shapes
-from .plan import Failed, Plan, Policy, Selection, apply_graph, check_policy, make_plan
+from .plan import Plan, Policy, apply_graph, check_policy
+from .planner import Failed, make_plan
 from .price import Predicted
 from .proof import Prover, Store, check_verify
 from .proof.asked import Prove
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.model import BreakInfo, ModelInfo, Report, Timing
+from .selection import Selection
 from .site import Site
 from .target import Target
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from .kernel import Kernel
-from .plan import Policy, Selection
+from .plan import Policy
 from .provider import implementations
+from .selection import Selection
 from .sources import folder_digest, function_digest, module_digest
 from .target import Target
 

@@ -15,8 +15,9 @@ from .errors import RewriteError
 from .extract import Part, extract
 from .graph import GraphView
 from .measure import sample
-from .plan import Selection, make_plan
+from .planner import make_plan
 from .rewrite import Replacement, rewrite
+from .selection import Selection
 from .site import Site
 
 __all__ = ["Call", "call_time", "distinct_calls"]

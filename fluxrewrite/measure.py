@@ -18,10 +18,11 @@ from torch.fx import GraphModule
 
 from .cache_key import kernel_text
 from .choose import MARGIN, Basis, Block, Priced, kinds_of, label
+from .cost.noise import median_noise
 from .errors import RewriteError
 from .extract import Operand, Part, extract
-from .plan import Selection
 from .rewrite import Replacement, rewrite
+from .selection import Selection
 from .site import Site
 from .times import Time, Times
 
@@ -248,20 +249,17 @@ def _clear(seconds: Mapping[str, Sequence[float]], base: str) -> bool:
 def relative(seconds: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
     """How long something takes beside something else that ran in the same rounds: the median of the ratios, and its noise.
 
-    The noise is the half-width of the median's interval of 95 % (order statistics: the ranks n/2 +- sqrt(n), whatever the
-    distribution). Other programs lengthen times and never shorten them: where the least times of the two give a larger
-    ratio than the medians do, the noise is at least the difference.
+    The noise is that of the median (`cost.noise.median_noise`). Other programs lengthen times and never shorten them: where the
+    least times of the two give a larger ratio than the medians do, the noise is at least the difference.
 
     Args:
         seconds: of the one, in the first rounds.
         base: of the other, in all rounds.
     """
     base = base[: len(seconds)]
-    ratios = sorted(a / b for a, b in zip(seconds, base, strict=True))
-    count, middle = len(ratios), statistics.median(ratios)
-    low = ratios[max(0, math.floor(count / 2 - math.sqrt(count)))]
-    high = ratios[min(count - 1, math.ceil(count / 2 + math.sqrt(count)) - 1)]
-    return middle, max(high - middle, middle - low, min(seconds) / min(base) - middle)
+    ratios = [a / b for a, b in zip(seconds, base, strict=True)]
+    middle = statistics.median(ratios)
+    return middle, max(median_noise(ratios), min(seconds) / min(base) - middle)
 
 
 def sample(operand: Operand) -> torch.Tensor:

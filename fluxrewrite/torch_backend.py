@@ -27,12 +27,13 @@ from .inner.prepare import Inner as Around
 from .join import Joinable
 from .local import Local, mesh_of
 from .measure import Measured
-from .plan import CHOOSING, Plan, Policy, Selection, check_policy
+from .plan import CHOOSING, Plan, Policy, check_policy
 from .proof import Prover, Store, check_verify
 from .report.build import Analysed, Foresight, build_report, dynamic_sizes
 from .report.merged import merge
 from .report.model import ModelInfo, Report, Timing
 from .rewrite import Replacement, as_module
+from .selection import Selection
 from .site import Code
 from .target import Target
 from .times import Times, machine_text

@@ -143,48 +143,33 @@ def _full_table(table: Tensor, size: int, interleaved: bool) -> Tensor:
     return table.contiguous()
 
 
+_POSITIVE = Limit("scale", above=0, source="the running maximum is of unscaled scores")
+_TABLES = Limit("table_dtype", one_of=("float32", "bfloat16", "float16"), source="NKI 0.6 dtypes")
+_LIMITS = {
+    "rope": (Limit("head_size", maximum=512, source="a PSUM bank of float32"), _TABLES),
+    "qkv": (Limit("hidden", maximum=65536, source="a token stays in SBUF"),),
+    "attention": (
+        _POSITIVE,
+        Limit("kv_sequence", maximum=20000, dtypes=_TWO_BYTES, source=_ON_CHIP),
+        Limit("kv_sequence", maximum=10000, dtypes=("float32",), source=_ON_CHIP),
+    ),
+    "norm_rope_attention": (
+        _POSITIVE,
+        Limit("head_size", one_of=(64, 128), source="halves of a head start at partition 32 or 64"),
+        Limit("table_batch", maximum=1, source="one table for all of the batch"),
+        Limit("eps", above=0, source="rows of zeros"),
+        _TABLES,
+        Limit("sequence", maximum=6000, dtypes=_TWO_BYTES, source=_ON_CHIP),
+        Limit("sequence", maximum=4000, dtypes=("float32",), source=_ON_CHIP),
+    ),
+}
+
+
 def _implementations(_: str) -> Mapping[str, Implementation]:
-    positive = Limit("scale", above=0, source="the running maximum is of unscaled scores")
+    runs = {"rope": _rope, "qkv": _qkv, "attention": _attention, "norm_rope_attention": _norm_rope_attention}
     return {
-        "rope": Implementation(
-            _rope,
-            (
-                Limit("head_size", maximum=512, source="a PSUM bank of float32"),
-                Limit("table_dtype", one_of=("float32", "bfloat16", "float16"), source="NKI 0.6 dtypes"),
-            ),
-            f"{_NKI}.rope:rope",
-            _EFFICIENCY["rope"],
-        ),
-        "qkv": Implementation(
-            _qkv,
-            (Limit("hidden", maximum=65536, source="a token stays in SBUF"),),
-            f"{_NKI}.qkv:qkv",
-            _EFFICIENCY["qkv"],
-        ),
-        "attention": Implementation(
-            _attention,
-            (
-                positive,
-                Limit("kv_sequence", maximum=20000, dtypes=_TWO_BYTES, source=_ON_CHIP),
-                Limit("kv_sequence", maximum=10000, dtypes=("float32",), source=_ON_CHIP),
-            ),
-            f"{_NKI}.attention:attention",
-            _EFFICIENCY["attention"],
-        ),
-        "norm_rope_attention": Implementation(
-            _norm_rope_attention,
-            (
-                positive,
-                Limit("head_size", one_of=(64, 128), source="halves of a head start at partition 32 or 64"),
-                Limit("table_batch", maximum=1, source="one table for all of the batch"),
-                Limit("eps", above=0, source="rows of zeros"),
-                Limit("table_dtype", one_of=("float32", "bfloat16", "float16"), source="NKI 0.6 dtypes"),
-                Limit("sequence", maximum=6000, dtypes=_TWO_BYTES, source=_ON_CHIP),
-                Limit("sequence", maximum=4000, dtypes=("float32",), source=_ON_CHIP),
-            ),
-            f"{_NKI}.norm_rope_attention:norm_rope_attention",
-            _EFFICIENCY["norm_rope_attention"],
-        ),
+        name: Implementation(run, _LIMITS[name], f"{_NKI}.{name}:{name}", _EFFICIENCY[name])
+        for name, run in runs.items()
     }
 
 

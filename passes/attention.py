@@ -215,11 +215,7 @@ class Attention(Pass):
         problem = blocked(self, view, path, interior, [out], operands)
         if problem is not None:
             return problem
-        q, v = view.shape(call.query) or (), view.shape(call.value) or ()
-        sizes = {
-            "batch": q[0] if len(q) == 4 else 1, "heads": q[-3], "kv_heads": v[-3], "sequence": q[-2], "kv_sequence": v[-2],
-            "head_size": q[-1], **({} if same_dim(q[-1], v[-1]) else {"value_size": v[-1]}),
-        }  # fmt: skip
+        q = view.shape(call.query) or ()
         turned = out_layout == "bhsd" and len(q) == 4 and dense_as(view, out, _TURN)
         return Site(
             kind=self.kind,
@@ -228,7 +224,7 @@ class Attention(Pass):
             operands={"q": found.query, "k": found.key, "v": found.value, "mask": call.mask},
             outputs=(out,),
             interior=interior,
-            shapes={k: size_of(v) for k, v in sizes.items()},
+            shapes=_sizes(q, view.shape(call.value) or ()),
             dtype=view.dtype(call.query) or torch.float32,
             facts=_facts(view, call),
             extra={
@@ -337,6 +333,15 @@ class Attention(Pass):
         if site.extra["turned"]:
             return [builder.call("permute", out, *_TURN)]
         return [builder.call("squeeze", out, 0) if site.extra["rank"] == 3 else out]
+
+
+def _sizes(q: Sequence[Any], v: Sequence[Any]) -> dict[str, int | str]:
+    """Sizes of attention on a query [B, H, S, D], or without B, and a value of the same rank, by name."""
+    sizes = {
+        "batch": q[0] if len(q) == 4 else 1, "heads": q[-3], "kv_heads": v[-3], "sequence": q[-2], "kv_sequence": v[-2],
+        "head_size": q[-1], **({} if same_dim(q[-1], v[-1]) else {"value_size": v[-1]}),
+    }  # fmt: skip
+    return {k: size_of(v) for k, v in sizes.items()}
 
 
 def _facts(view: GraphView, call: Call) -> dict[str, Any]:

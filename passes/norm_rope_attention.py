@@ -24,7 +24,7 @@ from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
 from fluxrewrite.rewrite import Builder, Pass, blocked
-from fluxrewrite.site import Code, Finding, Site
+from fluxrewrite.site import Code, Finding, Miss, Site
 from fluxrewrite.steps import same_dim
 
 __all__ = ["NormRopeAttention"]
@@ -117,18 +117,9 @@ class NormRopeAttention(Pass):
                 return self.miss(Code.PATTERN, found, path, out)
             roles.append(found)
         q, k, v = roles
-        lengths = [[(view.shape(s.raw) or (0, 0))[1] for s in role] for role in (q, k, v)]
-        same = len(q) == len(k) == len(v) and all(
-            same_dim(a, b) and same_dim(a, c) for a, b, c in zip(*lengths, strict=True)
-        )
-        if not same or [s.eps for s in q] != [s.eps for s in k]:
-            message = f"streams of query, key and value have lengths {lengths} and eps {[s.eps for s in (*q, *k)]}"
-            return self.miss(Code.PATTERN, message, path, out)
-        tensors = {view.dtype(t) for s in (*q, *k, *v) for t in (s.raw, s.gamma, s.norm) if t is not None}
-        if tensors != {site.dtype}:
-            return self.miss(
-                Code.MIXED_DTYPE, f"streams and gains are of {', '.join(sorted(map(str, tensors)))}", path, out
-            )
+        problem = self._mismatch(view, site, q, k, v)
+        if problem is not None:
+            return problem
         interior = self._interior(view, site, ropes, (*q, *k, *v))
         operands = {name: [s.raw for s in role] for name, role in zip("qkv", (q, k, v), strict=True)}
         read = [*(t for ts in operands.values() for t in ts), ropes[0].operands["cos"], ropes[0].operands["sin"]]
@@ -152,6 +143,24 @@ class NormRopeAttention(Pass):
                 "interleaved": ropes[0].form != "rotate_half",
             },
         )
+
+    def _mismatch(
+        self, view: GraphView, site: Site, q: Sequence[_Stream], k: Sequence[_Stream], v: Sequence[_Stream]
+    ) -> Miss | None:
+        """What keeps the streams of query, key and value from being read as one list of streams."""
+        path, out = site.path, site.outputs[0]
+        lengths = [[(view.shape(s.raw) or (0, 0))[1] for s in role] for role in (q, k, v)]
+        same = len(q) == len(k) == len(v) and all(
+            same_dim(a, b) and same_dim(a, c) for a, b, c in zip(*lengths, strict=True)
+        )
+        if not same or [s.eps for s in q] != [s.eps for s in k]:
+            message = f"streams of query, key and value have lengths {lengths} and eps {[s.eps for s in (*q, *k)]}"
+            return self.miss(Code.PATTERN, message, path, out)
+        tensors = {view.dtype(t) for s in (*q, *k, *v) for t in (s.raw, s.gamma, s.norm) if t is not None}
+        if tensors != {site.dtype}:
+            named = ", ".join(sorted(map(str, tensors)))
+            return self.miss(Code.MIXED_DTYPE, f"streams and gains are of {named}", path, out)
+        return None
 
     def _interior(
         self, view: GraphView, site: Site, ropes: Sequence[Site], streams: Sequence[_Stream]

@@ -163,11 +163,6 @@ class Qkv(Pass):
             return self.miss(
                 Code.ORDER, "a weight or bias is computed after a projection's result is used", path, linears[0]
             )
-        shape, weight = view.shape(x) or (), view.shape(view.arg(linears[0], "weight")) or ()
-        tokens = dict(zip(("batch", "sequence"), shape, strict=False)) if len(shape) == 3 else {"sequence": shape[0]}
-        sizes = {**tokens, "hidden": weight[-1], **{role: part.rows[1] for role, part in roles.items()}}
-        sizes["columns"] = sum(part.rows[1] for part in roles.values())
-        rest = sum(p.rows[1] for p in {(p.linear, p.rows): p for p in parts if p.role == "rest"}.values())
         return Site(
             kind=self.kind,
             form=form,
@@ -175,7 +170,7 @@ class Qkv(Pass):
             operands={"x": x},
             outputs=outputs,
             interior=interior,
-            shapes={k: size_of(v) for k, v in ({**sizes, "rest": rest} if rest else sizes).items()},
+            shapes=_sizes(view, x, parts, roles),
             dtype=view.dtype(x) or torch.float32,
             extra={"parts": tuple(parts), "roles": roles},
             place=place,
@@ -268,6 +263,16 @@ def _groups(view: GraphView, reaches: Mapping[str, Reach]) -> dict[Node, dict[st
             x = view.bare(view.arg(linear, "input"))
             groups.setdefault(x, {}).setdefault(role, []).append(linear)
     return groups
+
+
+def _sizes(view: GraphView, x: Node, parts: Sequence[Part], roles: Mapping[str, Part]) -> dict[str, int | str]:
+    """Sizes of a site by name: those of the input [B, S, H] or [S, H], the rows of each role, and the rows of no role."""
+    shape, weight = view.shape(x) or (), view.shape(parts[0].weight) or ()
+    tokens = dict(zip(("batch", "sequence"), shape, strict=False)) if len(shape) == 3 else {"sequence": shape[0]}
+    sizes = {**tokens, "hidden": weight[-1], **{role: part.rows[1] for role, part in roles.items()}}
+    sizes["columns"] = sum(part.rows[1] for part in roles.values())
+    rest = sum(p.rows[1] for p in {(p.linear, p.rows): p for p in parts if p.role == "rest"}.values())
+    return {k: size_of(v) for k, v in ({**sizes, "rest": rest} if rest else sizes).items()}
 
 
 def _between(view: GraphView, linears: Sequence[Node], outputs: Sequence[Node]) -> tuple[Node, ...]:

@@ -26,8 +26,10 @@ from fluxrewrite.choose import Priced
 from fluxrewrite.effect import Effect, effect_of
 from fluxrewrite.graph import GraphView
 from fluxrewrite.models import PRESETS
-from fluxrewrite.plan import Selection, apply, make_plan
+from fluxrewrite.plan import apply
+from fluxrewrite.planner import make_plan
 from fluxrewrite.provider import Implementation, Provider, implementations
+from fluxrewrite.selection import Selection
 from fluxrewrite.site import Miss, Site
 from fluxrewrite.target import Target
 

@@ -13,9 +13,11 @@ from fluxrewrite.capture import capture
 from fluxrewrite.cost import Case, device_names, load_device
 from fluxrewrite.effect import effect_of
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, apply, make_plan
+from fluxrewrite.plan import apply
+from fluxrewrite.planner import make_plan
 from fluxrewrite.report.build import Foresight, build_report
 from fluxrewrite.report.model import ModelInfo, Timing
+from fluxrewrite.selection import Selection
 from fluxrewrite.site import Site
 from fluxrewrite.target import REGIMES, Target
 

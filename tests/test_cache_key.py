@@ -12,7 +12,7 @@ import fluxrewrite
 from fluxrewrite import provider
 from fluxrewrite.cache_key import cache_key, kernel_text
 from fluxrewrite.kernel import Limit
-from fluxrewrite.plan import Selection
+from fluxrewrite.selection import Selection
 from fluxrewrite.sources import NO_SOURCE, folder_digest, function_digest, module_digest
 from fluxrewrite.target import Target
 

@@ -9,7 +9,9 @@ from fluxrewrite.cost.devices import load_device
 from fluxrewrite.effect import effect_of
 from fluxrewrite.errors import RewriteError
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, apply, make_plan
+from fluxrewrite.plan import apply
+from fluxrewrite.planner import make_plan
+from fluxrewrite.selection import Selection
 from fluxrewrite.target import Target
 
 ONCE = Effort(rounds=3, stream_mb=1, matmul_s=0.01, matmul_max=128, loops=2)

@@ -7,7 +7,8 @@ from torch import nn
 
 from fluxrewrite.choose import MARGIN, blocks, choose
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, make_plan
+from fluxrewrite.planner import make_plan
+from fluxrewrite.selection import Selection
 from fluxrewrite.site import Site
 
 TOKENS, SIZE = 8, 16

@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from fluxrewrite.analysis import analyse
 from fluxrewrite.cost import Case
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, apply, make_plan
+from fluxrewrite.plan import apply
+from fluxrewrite.planner import make_plan
 from fluxrewrite.rewrite import as_module
+from fluxrewrite.selection import Selection
 from fluxrewrite.target import Target
 
 HEADS, TOKENS, SIZE = 2, 8, 16

@@ -17,7 +17,8 @@ from fluxrewrite.errors import InputError, RewriteError
 from fluxrewrite.extract import Operand, extract
 from fluxrewrite.graph import GraphView
 from fluxrewrite.measure import ROUNDS, SCREENING, interleaved, relative, sample
-from fluxrewrite.plan import Selection, make_plan
+from fluxrewrite.planner import make_plan
+from fluxrewrite.selection import Selection
 from fluxrewrite.times import Time, Times, machine_text
 
 CPU = torch.device("cpu")

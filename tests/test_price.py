@@ -9,8 +9,10 @@ from fluxrewrite.cost import Case
 from fluxrewrite.cost.evidence import EVIDENCE_SCHEMA, Evidence, Run, Table
 from fluxrewrite.effect import effect_of
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, apply, make_plan
+from fluxrewrite.plan import apply
+from fluxrewrite.planner import make_plan
 from fluxrewrite.price import Predicted
+from fluxrewrite.selection import Selection
 from fluxrewrite.target import Target
 
 ME = {"model": "mine", "dtype": "float32", "tp": 1, "batch": 1, "image_tokens": 8, "text_tokens": 8}

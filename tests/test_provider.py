@@ -12,9 +12,9 @@ import torch
 from fluxrewrite import provider
 from fluxrewrite.errors import InputError
 from fluxrewrite.kernel import Kernel, Limit, load_kernels
-from fluxrewrite.plan import Selection
 from fluxrewrite.profiled import Asked
 from fluxrewrite.provider import Implementation, Provider, launch, load_provider, profile, provided, suite_of
+from fluxrewrite.selection import Selection
 
 KERNELS = tuple(load_kernels().values())
 

@@ -10,8 +10,10 @@ from torch import nn
 import fluxrewrite
 from fluxrewrite.analysis import analyse
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, apply, make_plan
+from fluxrewrite.plan import apply
+from fluxrewrite.planner import make_plan
 from fluxrewrite.proof import Prover, Store
+from fluxrewrite.selection import Selection
 from fluxrewrite.site import Code, Miss
 from fluxrewrite.target import Target
 

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from torch.fx import Graph
 
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, make_plan
+from fluxrewrite.planner import make_plan
 from fluxrewrite.segments import segments
+from fluxrewrite.selection import Selection
 
 VALUE = torch.empty(2, device="meta")
 

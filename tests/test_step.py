@@ -4,7 +4,8 @@ import torch.nn.functional as F
 
 from fluxrewrite.fusion import fuse
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, make_plan
+from fluxrewrite.planner import make_plan
+from fluxrewrite.selection import Selection
 from fluxrewrite.step import Calls, calls_for, step_time
 from fluxrewrite.target import Target
 

@@ -273,7 +273,9 @@ def test_tlparse_shows_the_report_and_its_page(tmp_path):
 
 
 def test_second_rewrite_changes_nothing(trace):
-    from fluxrewrite.plan import Selection, apply, make_plan
+    from fluxrewrite.plan import apply
+    from fluxrewrite.planner import make_plan
+    from fluxrewrite.selection import Selection
 
     gm = trace(Block(), x=X)
     once, _ = apply(gm, make_plan(GraphView(gm.graph), Selection.of()))
@@ -283,7 +285,9 @@ def test_second_rewrite_changes_nothing(trace):
 
 
 def test_new_nodes_carry_meta_and_the_old_graph_is_untouched(trace):
-    from fluxrewrite.plan import Selection, apply, make_plan
+    from fluxrewrite.plan import apply
+    from fluxrewrite.planner import make_plan
+    from fluxrewrite.selection import Selection
 
     gm = trace(Block(), x=X)
     before = gm.code

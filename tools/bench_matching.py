@@ -51,7 +51,8 @@ from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 from fluxrewrite.capture import capture_spec
 from fluxrewrite.graph import GraphView
 from fluxrewrite.models import Shapes, find_model
-from fluxrewrite.plan import Selection, make_plan
+from fluxrewrite.planner import make_plan
+from fluxrewrite.selection import Selection
 
 KLEIN, DEV, LARGE = "klein-4B", "8+48 blocks", "100k nodes"
 PRESETS = {KLEIN: "flux2-klein-4b", DEV: "flux2-dev"}

@@ -28,8 +28,8 @@ from fluxrewrite.fusion.edges import edges
 from fluxrewrite.graph import GraphView
 from fluxrewrite.models import Shapes, find_model
 from fluxrewrite.oracle.compare import agreement, lost_fusions, rank_agreement
-from fluxrewrite.plan import Selection
 from fluxrewrite.rewrite import as_module
+from fluxrewrite.selection import Selection
 from fluxrewrite.site import Site
 
 VARIANTS = {

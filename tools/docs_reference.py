@@ -27,7 +27,7 @@ from fluxrewrite.cost.deltas import RUINOUS
 from fluxrewrite.cost.devices import device_names
 from fluxrewrite.fusion.rules import known_rules, load_rules
 from fluxrewrite.kernel import load_kernels, load_plugins
-from fluxrewrite.plan import Selection
+from fluxrewrite.selection import Selection
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BLOCK = re.compile(r"<!-- generated: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)

@@ -40,6 +40,7 @@ def evidence_of(runs: Runs, source: str) -> Evidence:
         stack=f"{runs.setup.inner}, torch {runs.versions.torch}",
         source=f"{source}: fluxrewrite bench, {runs.date}, {runs.machine.device or runs.machine.processor}",
         steps=runs.setup.steps,
+        drift=float(f"{runs.drift:.3g}"),
         note="; ".join((f"{runs.setup.runs} runs, the first cold", *left_out)),
         runs=tuple(kept),
     )

@@ -11,10 +11,12 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from ..cost.evidence import Case
 from ..cost.files import Record, read
+from ..cost.noise import median_noise, threshold
 from ..errors import InputError
 
 __all__ = [
     "ALIKE",
+    "BUSY",
     "RESTLESS",
     "RUNS_SCHEMA",
     "Machine",
@@ -30,11 +32,11 @@ __all__ = [
 
 RUNS_SCHEMA: Final = "fluxrewrite.runs/1"
 
-RESTLESS = 0.1
-"""From this spread of the warm runs on, or this share of the processors that other programs used, figures are not to be trusted.
+RESTLESS = 0.05
+"""From this noise of the warm steps on figures are not to be trusted. On an idle machine steps repeat within some percent."""
 
-On an idle machine runs repeat within some percent.
-"""
+BUSY = 0.1
+"""From this share of the processors on that other programs used meanwhile, neither."""
 
 ALIKE = 0.999
 """Cosine of the last latents to those of vanilla below which a variant computes something else.
@@ -109,11 +111,6 @@ class Timed(Record):
     steps_s: tuple[PositiveFloat, ...] = Field(min_length=1)
     others: float | None = Field(default=None, ge=0, le=1)
 
-    @property
-    def s_per_step(self) -> float:
-        """Mean of the steps."""
-        return statistics.fmean(self.steps_s)
-
 
 class Output(Record):
     """The last latents of the latest run.
@@ -161,19 +158,19 @@ class Variant(Record):
 
     @property
     def warm(self) -> tuple[float, ...]:
-        """Seconds a step of each run after the first."""
-        return tuple(run.s_per_step for run in self.runs[1:])
+        """Seconds of each step of each run after the first."""
+        return tuple(s for run in self.runs[1:] for s in run.steps_s)
 
     @property
     def warm_s_per_step(self) -> float | None:
-        """Median over the warm runs."""
+        """Median of the warm steps."""
         return statistics.median(self.warm) if self.warm else None
 
     @property
-    def spread(self) -> float:
-        """(slowest - fastest) / median of the warm runs; 0 where there are fewer than two."""
+    def noise(self) -> float:
+        """Share of a step that the median of the warm steps is uncertain by; 0 where there are fewer than two."""
         middle = self.warm_s_per_step
-        return (max(self.warm) - min(self.warm)) / middle if middle else 0.0
+        return median_noise(self.warm) / middle if middle else 0.0
 
     @property
     def others(self) -> float:
@@ -234,6 +231,21 @@ class Runs(Record):
         """Its warm seconds a step / vanilla's."""
         base = self.vanilla.warm_s_per_step if self.vanilla else None
         return variant.warm_s_per_step / base if base and variant.warm_s_per_step else None
+
+    def noise(self, variant: Variant) -> float | None:
+        """Share of a step below which its ratio is no difference; None where there is no ratio."""
+        if self.vanilla is None or self.ratio(variant) is None:
+            return None
+        return threshold(variant.noise, self.vanilla.noise, self.drift)
+
+    @property
+    def drift(self) -> float:
+        """By what share of a step variants differ whose program is the same, as "auto" that took no kernel and "vanilla"."""
+        times: dict[frozenset[tuple[str, int]], list[float]] = {}
+        for v in self.variants:
+            if v.warm_s_per_step and v.name != "eager" and not v.inline and not v.differs:
+                times.setdefault(frozenset(v.calls.items()), []).append(v.warm_s_per_step)
+        return max((max(found) / min(found) - 1 for found in times.values()), default=0.0)
 
     def growth(self, variant: Variant) -> float | None:
         """Its first cold step / vanilla's, less 1."""

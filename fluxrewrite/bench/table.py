@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 
-from .runs import ALIKE, RESTLESS, Runs, Variant
+from .runs import ALIKE, BUSY, RESTLESS, Runs, Variant
 
 __all__ = ["COLUMNS", "WHERE_KNOWN", "as_csv", "as_markdown", "cells", "notes"]
 
@@ -14,11 +14,12 @@ COLUMNS = {
     "variant": "",
     "calls": "kernel calls a step",
     "warm_runs": "runs after the first",
-    "s_per_step": "seconds a step, median of the warm runs",
-    "low_s": "fastest warm run",
-    "high_s": "slowest warm run",
+    "s_per_step": "seconds a step, median of all steps of the warm runs",
+    "low_s": "fastest warm step",
+    "high_s": "slowest warm step",
     "steps_per_s": "1 / s_per_step",
     "ratio": "s_per_step / vanilla's",
+    "noise": "share of a step below which ratio is no difference",
     "cold_step_s": "first step of the first run, with the compile",
     "cold_growth": "cold_step_s / vanilla's, less 1",
     "peak_mb": "peak resident memory of the process, of the largest rank, 10^6 bytes",
@@ -40,12 +41,13 @@ def cells(runs: Runs, variant: Variant) -> dict[str, str]:
     return {
         "variant": variant.name,
         "calls": str(sum(variant.calls.values())) if variant.runs else "",
-        "warm_runs": str(len(warm)) if variant.runs else "",
+        "warm_runs": str(len(variant.runs) - 1) if variant.runs else "",
         "s_per_step": _digits(middle),
         "low_s": _digits(min(warm, default=None)),
         "high_s": _digits(max(warm, default=None)),
         "steps_per_s": _digits(1 / middle if middle else None),
         "ratio": _format(runs.ratio(variant), ".3f"),
+        "noise": _format(runs.noise(variant), ".1%") if variant.name != "vanilla" else "",
         "cold_step_s": _digits(cold),
         "cold_growth": _format(runs.growth(variant), "+.1%") if variant.name != "vanilla" else "",
         "peak_mb": _format(variant.peak_rss_mb, ".0f"),
@@ -70,10 +72,13 @@ def notes(runs: Runs) -> Iterator[str]:
     """What to mind in the figures."""
     if runs.vanilla is None and runs.variants:
         yield "Without the variant vanilla there are no ratios and no cosines."
-    restless = [f"{v.name} {v.spread:.0%}" for v in runs.variants if v.spread > RESTLESS]
+    restless = [f"{v.name} {v.noise:.0%}" for v in runs.variants if v.noise > RESTLESS]
     if restless:
-        yield f"Warm runs differ by more than {RESTLESS:.0%} ({', '.join(restless)}). Measure on a quiet machine."
-    disturbed = [f"{v.name} {v.others:.0%}" for v in runs.variants if v.others > RESTLESS]
+        yield (
+            f"A warm step is known to no better than {RESTLESS:.0%} ({', '.join(restless)}). "
+            "Measure on a quiet machine, or with more --runs."
+        )
+    disturbed = [f"{v.name} {v.others:.0%}" for v in runs.variants if v.others > BUSY]
     if disturbed:
         yield f"Other programs used the processors meanwhile ({', '.join(disturbed)}). Measure on a quiet machine."
     for variant in runs.variants:
@@ -102,6 +107,7 @@ _MARKDOWN = {
     "range": "min - max",
     "steps_per_s": "steps/s",
     "ratio": "ratio",
+    "noise": "noise",
     "cold_step_s": "cold step, s",
     "cold_growth": "growth",
     "peak_mb": "peak MB",
@@ -125,5 +131,5 @@ def as_markdown(runs: Runs) -> str:
 
 
 def with_range(row: dict[str, str]) -> dict[str, str]:
-    """A row with a cell "range": the fastest and the slowest warm run."""
+    """A row with a cell "range": the fastest and the slowest warm step."""
     return {**row, "range": f"{row['low_s']} - {row['high_s']}" if row["low_s"] else ""}

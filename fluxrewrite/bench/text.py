@@ -24,6 +24,7 @@ _WARM = {
     "range": "min - max",
     "steps_per_s": "steps/s",
     "ratio": "ratio",
+    "noise": "noise",
 }
 _COLD = {
     "variant": "cold, memory",

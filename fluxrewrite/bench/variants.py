@@ -9,7 +9,7 @@ from ..cost.files import Record
 from ..crew import Meeting
 from ..errors import InputError
 from ..kernel import load_kernels
-from ..plan import Selection
+from ..selection import Selection
 from ..torch_backend import Backend, backend
 from .runs import Setup
 

@@ -67,7 +67,7 @@ def _calls(model: str, tokens: tuple[int, int], dtype: torch.dtype, kernels: str
         from ..calls import distinct_calls
         from ..capture import capture_spec
         from ..models import Shapes, find_model
-        from ..plan import Selection
+        from ..selection import Selection
 
         selection = Selection.of(kernels, "reference")
         captured = capture_spec(find_model(model), Shapes(*tokens), dtype)

@@ -15,7 +15,7 @@ from .shared import Dtype, PolicyName, ProofName, Regime, progress, torch_dtype,
 
 if TYPE_CHECKING:
     from ..budget import Limit
-    from ..plan import Selection
+    from ..selection import Selection
 
 __all__ = ["inspect"]
 

@@ -49,7 +49,7 @@ def kernels(
 
 def _forms(kernel: Kernel) -> list[str]:
     """Forms of sites that passes find for the kernel."""
-    from ..plan import Selection
+    from ..selection import Selection
 
     return [f for p in Selection.of(None).passes.values() if p.kernel == kernel.name for f in p.forms]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from .evidence import NEUTRAL, Case, Evidence, Run, Table, kind_of, same_form
+from .evidence import Case, Evidence, Run, Table, kind_of, same_form
+from .noise import threshold
 
 __all__ = ["RUINOUS", "Applied", "Delta", "Prediction", "applied", "delta", "deltas", "predict", "ruined"]
 
@@ -51,7 +52,7 @@ class Delta:
 
     @property
     def threshold(self) -> float:
-        """Share of a step below which the difference is noise: `NEUTRAL`, or twice the spread of the warm steps if more."""
+        """Share of a step below which the difference is noise."""
         return noise(self.table, self.run)
 
     @property
@@ -127,7 +128,7 @@ class Prediction:
 
 def noise(table: Table, run: Run) -> float:
     """Share of a step within which a run does not differ from the one without kernels."""
-    return max(NEUTRAL, 2 * run.spread, 2 * table.baseline.spread)
+    return threshold(run.noise, table.baseline.noise, table.drift)
 
 
 def delta(evidence: Evidence, case: Case, kernel: str) -> Delta | None:

@@ -14,10 +14,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from .devices import Regime
 from .files import Record, read, shipped
+from .noise import median_noise
 
 __all__ = [
     "EVIDENCE_SCHEMA",
-    "NEUTRAL",
     "Case",
     "Evidence",
     "Run",
@@ -29,13 +29,6 @@ __all__ = [
 ]
 
 EVIDENCE_SCHEMA: Final = "fluxrewrite.evidence/1"
-
-NEUTRAL = 0.01
-"""Share of a step below which a difference is no difference.
-
-Warm steps of one process repeat within 0.03 % in the shipped table, but nothing there says how far two processes or two
-compiles of the same model lie apart; 1 % is assumed for that, and it is less than anybody would compile for.
-"""
 
 REMEDY = "`fluxrewrite calibrate --from TABLE -o FILE` writes such a file"
 
@@ -110,10 +103,9 @@ class Run(Record):
         return self
 
     @property
-    def spread(self) -> float:
-        """(largest - smallest) / mean of the warm steps; 0 where they were not published."""
-        steps = self.warm_steps_s
-        return (max(steps) - min(steps)) / self.warm_s_per_step if steps else 0.0
+    def noise(self) -> float:
+        """Share of a step that the median of the warm steps is uncertain by; 0 where they were not published."""
+        return median_noise(self.warm_steps_s) / self.warm_s_per_step
 
     @property
     def compile_s(self) -> float | None:
@@ -129,6 +121,7 @@ class Table(Record):
         stack: compiler or framework, with its version.
         steps: steps of a run.
         source: who published the figures.
+        drift: by what share of a step runs of one program in two processes differed, where such were made.
         runs: the variants.
     """
 
@@ -137,6 +130,7 @@ class Table(Record):
     source: str = Field(min_length=1)
     steps: PositiveInt | None = None
     note: str = ""
+    drift: float = Field(default=0.0, ge=0)
     runs: tuple[Run, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -10,7 +10,8 @@ from typing import Literal
 from ..errors import InputError
 from ..report.model import Verdict
 from .deltas import Prediction, predict, ruined
-from .evidence import NEUTRAL, Case, Evidence
+from .evidence import Case, Evidence
+from .noise import NEUTRAL
 
 __all__ = ["Candidate", "Modelled", "verdicts"]
 

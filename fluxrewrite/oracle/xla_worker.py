@@ -14,8 +14,8 @@ from ..analysis import analyse
 from ..capture import capture_spec
 from ..errors import InputError
 from ..models import Shapes, find_model
-from ..plan import Selection
 from ..rewrite import as_module
+from ..selection import Selection
 from .records import fusion_to_json
 from .xla_graph import dump_folder, xla_fusion_of
 

@@ -14,7 +14,8 @@ from ..capture import Break
 from ..cost import Case
 from ..effect import Effect as Change
 from ..graph import GraphView
-from ..plan import Decision, Plan, Policy, Selection
+from ..plan import Decision, Plan, Policy
+from ..selection import Selection
 from ..site import Code, Miss, Proof, Reason
 from ..steps import size_of
 from ..target import Target

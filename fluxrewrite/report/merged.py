@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ..cost.evidence import NEUTRAL
+from ..cost.noise import NEUTRAL
 from .model import (
     BlockInfo,
     Boundary,
     CallInfo,
-    CollectiveInfo,
     CompileInfo,
     Effect,
     KindSummary,
@@ -34,54 +33,47 @@ def merge(reports: Sequence[Report]) -> Report:
     if len(reports) == 1:
         return first
     inventory: Counter[str] = Counter()
-    sites: list[SiteInfo] = []
-    boundaries: list[Boundary] = []
-    blocks: list[BlockInfo] = []
-    calls: list[CallInfo] = []
-    collectives: list[CollectiveInfo] = []
-    offset = 0
     for report in reports:
         inventory.update(report.inventory)
-        sites += [
-            s.model_copy(update={"graph": s.graph + offset, "id": f"{s.id}@{s.graph + offset}"}) for s in report.sites
-        ]
-        boundaries += [
-            b.model_copy(update={"graph": b.graph + offset, "site": b.site and f"{b.site}@{b.graph + offset}"})
-            for b in report.boundaries
-        ]
-        blocks += [_moved(b, offset) for b in report.blocks]
-        calls += [
-            c.model_copy(update={"graph": c.graph + offset, "site": f"{c.site}@{c.graph + offset}"})
-            for c in report.calls
-        ]
-        collectives += [c.model_copy(update={"graph": c.graph + offset}) for c in report.collectives]
-        offset += report.model.graphs
     kinds = {k: _add([r.summary.kinds[k] for r in reports]) for k in first.summary.kinds}
-    summary = first.summary.model_copy(update={"kinds": kinds})
     return first.model_copy(
         update={
             "model": _model([r.model for r in reports]),
             "timing": _timing([r.timing for r in reports]),
             "inventory": dict(sorted(inventory.items())),
-            "sites": tuple(sites),
-            "summary": summary,
-            "boundaries": tuple(boundaries),
-            "blocks": tuple(blocks),
-            "calls": tuple(calls),
-            "collectives": tuple(collectives),
+            "summary": first.summary.model_copy(update={"kinds": kinds}),
+            **_numbered(reports),
             **_predictions([r for r in reports if r.effect is not None]),
         }
     )
 
 
-def _moved(block: BlockInfo, offset: int) -> BlockInfo:
-    """The block as one of graph `graph + offset`, which its sites are named by."""
-    graph = block.graph + offset
+def _numbered(reports: Sequence[Report]) -> dict[str, tuple[Any, ...]]:
+    """All that has the number of its graph, which is counted through."""
+    found: dict[str, tuple[Any, ...]] = dict.fromkeys(("sites", "boundaries", "blocks", "calls", "collectives"), ())
+    offset = 0
+    for report in reports:
+        for name in found:
+            found[name] += tuple(_moved(item, offset) for item in getattr(report, name))
+        offset += report.model.graphs
+    return found
 
-    def named(parts: Sequence[PartInfo]) -> tuple[PartInfo, ...]:
-        return tuple(p.model_copy(update={"site": f"{p.site}@{graph}"}) if p.site else p for p in parts)
 
-    return block.model_copy(update={"graph": graph, "before": named(block.before), "after": named(block.after)})
+def _moved(item: Any, offset: int) -> Any:
+    """It as one of graph `graph + offset`, which its site is named by."""
+    graph = item.graph + offset
+    update: dict[str, Any] = {"graph": graph}
+    if isinstance(item, SiteInfo):
+        update["id"] = f"{item.id}@{graph}"
+    elif isinstance(item, BlockInfo):
+        update |= {"before": _named(item.before, graph), "after": _named(item.after, graph)}
+    elif isinstance(item, Boundary | CallInfo) and item.site:
+        update["site"] = f"{item.site}@{graph}"
+    return item.model_copy(update=update)
+
+
+def _named(parts: Sequence[PartInfo], graph: int) -> tuple[PartInfo, ...]:
+    return tuple(p.model_copy(update={"site": f"{p.site}@{graph}"}) if p.site else p for p in parts)
 
 
 def _model(models: Sequence[ModelInfo]) -> ModelInfo:

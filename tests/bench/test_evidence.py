@@ -6,7 +6,9 @@ import pytest
 
 from fluxrewrite.bench import evidence_of
 from fluxrewrite.cli import main
-from fluxrewrite.cost import load_evidence
+from fluxrewrite.cost import Evidence, load_evidence
+from fluxrewrite.cost.deltas import delta
+from fluxrewrite.cost.evidence import EVIDENCE_SCHEMA
 from fluxrewrite.errors import InputError
 
 
@@ -27,7 +29,8 @@ def test_variants_become_runs(made):
         (("attention:sdpa",), {"attention:sdpa": 3}, 1.25),
         (("norm_rope_attention",), {"norm_rope_attention": 3}, 0.96),
     ]
-    assert found.baseline.warm_steps_s == (1.0, 1.0, 1.002)
+    assert found.baseline.warm_steps_s == (*[1.0] * 8, *[1.002] * 4)
+    assert found.drift == 0
     assert found.baseline.compile_s == 30.0
     assert found.runs[1].specialisations == {"qkv": 2}
 
@@ -50,6 +53,18 @@ def test_what_says_nothing_is_left_out_and_said(made, row):
         "4 runs, the first cold; eager left out: runs without the compiler; attention left out: other latents than vanilla's; "
         "auto left out: 2 sites written inline; all left out: the same kernels as qkv; rope left out: no warm run"
     )
+
+
+def test_what_processes_differ_by_is_noise_in_verdicts(made, row):
+    runs = made(
+        row("vanilla", 1.0, {}), row("qkv", 0.97, {"qkv:triple": 2}), row("rope", 1.05, {"rope:interleaved": 6}),
+        row("auto", 1.04, {}),
+    )  # fmt: skip
+    found = table(runs)
+    assert found.drift == pytest.approx(0.04)
+    known = Evidence(schema=EVIDENCE_SCHEMA, tables=(found,))
+    assert [delta(known, found.case, name).neutral for name in ("qkv:triple", "rope:interleaved")] == [True, False]
+    assert [runs.noise(v) for v in runs.variants[1:3]] == pytest.approx([0.04, 0.04])
 
 
 @pytest.mark.parametrize("cold", [True, False])

@@ -21,12 +21,13 @@ def test_saved_and_loaded_are_the_same(made, tmp_path):
 def test_figures_of_a_variant(made, row):
     found = made(row("vanilla", 1.0, {}), row("qkv", 0.9, {"qkv:triple": 2}))
     vanilla, qkv = found.variants
-    assert vanilla.warm == (1.0, 1.0, 1.002)
+    assert vanilla.warm == (*[1.0] * 8, *[1.002] * 4)
     assert vanilla.warm_s_per_step == 1.0
-    assert vanilla.spread == pytest.approx(0.002)
+    assert vanilla.noise == pytest.approx(0.002)
     assert vanilla.cold_first_step_s == 30.0
     assert found.ratio(qkv) == pytest.approx(0.9)
     assert found.growth(qkv) == 0
+    assert found.noise(qkv) == 0.01
     assert not qkv.differs
 
 
@@ -34,12 +35,38 @@ def test_without_warm_runs_or_vanilla_there_are_no_ratios(made, row):
     cold = row("qkv", 0.9, {}, runs=[{"steps_s": [5.0, 1.0, 1.0, 1.0]}])
     found = made(row("vanilla", 1.0, {}), cold)
     assert found.variants[1].warm_s_per_step is None
-    assert found.variants[1].spread == 0
+    assert found.variants[1].noise == 0
     assert found.ratio(found.variants[1]) is None
+    assert found.noise(found.variants[1]) is None
     assert found.growth(found.variants[1]) == pytest.approx(5 / 30 - 1)
     assert made(cold).ratio(made(cold).variants[0]) is None
     nothing = made(row("qkv", 0.9, {}, runs=[])).variants[0]
     assert nothing.cold_first_step_s is None
+
+
+def test_a_ratio_is_no_difference_within_what_the_medians_are_uncertain_by(made, row):
+    wide = row("qkv", 0.9, {"qkv:triple": 2})
+    for run in wide["runs"][1:]:
+        run["steps_s"] = [0.85, 0.9, 0.9, 0.95]
+    found = made(row("vanilla", 1.0, {}), wide)
+    assert found.noise(found.variants[1]) == pytest.approx(0.05 / 0.9 + 0.002)
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "fields", "drift"),
+    [
+        ("auto", {}, {}, 0.04),
+        ("qkv", {"qkv:triple": 2}, {}, 0.0),
+        ("eager", {}, {}, 0.0),
+        ("auto", {}, {"inline": 2}, 0.0),
+        ("auto", {}, {"output": {"digest": "e", "finite": True, "cosine": 0.5}}, 0.0),
+        ("auto", {}, {"runs": []}, 0.0),
+    ],
+)
+def test_variants_of_one_program_tell_how_far_processes_lie_apart(made, row, name, calls, fields, drift):
+    found = made(row("vanilla", 1.0, {}), row(name, 1.04, calls, **fields), row("rope", 1.02, {"rope:interleaved": 6}))
+    assert found.drift == pytest.approx(drift)
+    assert found.noise(found.variants[2]) == pytest.approx(max(0.01, drift))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def mixed(made, row):
     """A fast variant, one that computes something else, one whose runs differ, and one that failed."""
     restless = row("norm_rope_attention", 0.9, {"norm_rope_attention:joint": 1})
     restless["runs"][2].update(steps_s=[1.1] * 4, others=0.4)
+    restless["runs"][3].update(steps_s=[0.9] * 4)
     restless["runs"][0].update(others=0.9)
     other = {"digest": "e", "finite": True, "cosine": 0.5}
     return made(
@@ -69,7 +70,9 @@ def test_markdown_is_one_table(mixed):
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
     assert table[0].split(" | ")[2] == "s a step"
     assert "device MB" not in table[0]
-    assert table[3].startswith("| qkv | 4 | 0.9000 | 0.9000 - 0.9018 | 1.111 | 0.900 | 30.00 | +0.0% | 1000 | 0.999990")
+    assert table[3].startswith(
+        "| qkv | 4 | 0.9000 | 0.9000 - 0.9018 | 1.111 | 0.900 | 1.0% | 30.00 | +0.0% | 1000 | 0.999990"
+    )
     assert table[-1].startswith("| auto: RuntimeError: a \\| b |")
 
 
@@ -93,7 +96,7 @@ def test_text_fits_80_columns_and_shows_errors_as_rows(mixed):
 def test_notes_say_what_to_mind(mixed):
     restless, disturbed, other, untaken = notes(mixed)
     assert "meanwhile (norm_rope_attention 40%)" in disturbed
-    assert restless.startswith("Warm runs differ by more than 10% (norm_rope_attention 22%)")
+    assert restless.startswith("A warm step is known to no better than 5% (norm_rope_attention 22%)")
     assert other.startswith("! attention: the last latents are not vanilla's")
     assert untaken == "No kernel was called in rope; fluxrewrite inspect flux2-klein-mini says why."
 

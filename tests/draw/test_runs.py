@@ -35,8 +35,18 @@ def test_the_table_has_the_cells_of_the_bench(report):
     assert len(rows) == len(runs.variants)
     for row, variant in zip(rows, runs.variants, strict=True):
         wanted = cells(runs, variant)
-        names = ("variant", "calls", "s_per_step", "steps_per_s", "ratio", "cold_step_s", "cold_growth", "peak_mb")
-        assert [*row[:3], *row[4:9]] == [wanted[n] for n in names]
+        names = (
+            "variant",
+            "calls",
+            "s_per_step",
+            "steps_per_s",
+            "ratio",
+            "noise",
+            "cold_step_s",
+            "cold_growth",
+            "peak_mb",
+        )
+        assert [*row[:3], *row[4:10]] == [wanted[n] for n in names]
         assert row[3] == f"{wanted['low_s']} - {wanted['high_s']}"
     assert [r[-1] for r in rows] == ["finite", *["0.999990, same bits"] * 3]
 

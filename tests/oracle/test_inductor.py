@@ -17,8 +17,8 @@ from fluxrewrite.kernel import load_kernels
 from fluxrewrite.oracle.compare import lost_fusions
 from fluxrewrite.oracle.inductor import inductor_fusion
 from fluxrewrite.oracle.names import Names
-from fluxrewrite.plan import Selection
 from fluxrewrite.rewrite import as_module
+from fluxrewrite.selection import Selection
 
 pytestmark = pytest.mark.skipif(
     TorchVersion(torch.__version__) < "2.13", reason="Inductor's internals are those of torch 2.13"

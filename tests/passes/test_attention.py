@@ -124,7 +124,9 @@ def test_an_operand_written_before_or_after_it_is_read(check, after, choice):
 
 def test_layouts_of_golden_graph(trace, golden):
     from fluxrewrite.graph import GraphView
-    from fluxrewrite.plan import Selection, apply, make_plan
+    from fluxrewrite.plan import apply
+    from fluxrewrite.planner import make_plan
+    from fluxrewrite.selection import Selection
 
     def fn(q, k, v):
         q, k, v = (t.permute(0, 2, 1, 3) for t in (q, k, v))

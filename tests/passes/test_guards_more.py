@@ -9,7 +9,9 @@ from fluxrewrite.passes.rope import Rope
 
 from fluxrewrite import guards
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, apply, make_plan
+from fluxrewrite.plan import apply
+from fluxrewrite.planner import make_plan
+from fluxrewrite.selection import Selection
 from fluxrewrite.site import Code, Miss, Site
 
 B, H, S, L, D = 2, 3, 6, 7, 8

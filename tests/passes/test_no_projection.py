@@ -8,7 +8,9 @@ from fluxrewrite.passes.rows import _below
 
 from fluxrewrite.elements import Elements
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, apply, make_plan
+from fluxrewrite.plan import apply
+from fluxrewrite.planner import make_plan
+from fluxrewrite.selection import Selection
 from fluxrewrite.site import Code, Miss
 
 B, S, L, D = 2, 6, 7, 8

@@ -11,9 +11,10 @@ from torch import nn
 import fluxrewrite
 from fluxrewrite.capture import capture
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, make_plan
+from fluxrewrite.planner import make_plan
 from fluxrewrite.probe import Limits, budget_of
 from fluxrewrite.proof import Prover, Store
+from fluxrewrite.selection import Selection
 from fluxrewrite.site import Code, Miss, Site
 
 B, H, S, L, D = 2, 3, 6, 5, 8

@@ -11,9 +11,10 @@ from torch import nn
 import fluxrewrite
 from fluxrewrite.capture import capture
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, make_plan
+from fluxrewrite.planner import make_plan
 from fluxrewrite.probe import Limits, budget_of
 from fluxrewrite.proof import Prover, Store
+from fluxrewrite.selection import Selection
 from fluxrewrite.site import Code, Site
 
 B, S, H, D = 2, 12, 3, 8

@@ -114,7 +114,9 @@ def test_packed_projection_that_also_carries_the_mlp(check, blocks):
 @pytest.mark.parametrize("form", ["triple", "packed"])
 def test_weights_are_passed_whole_and_no_product_stays_beside_the_call(trace, form):
     from fluxrewrite.graph import GraphView
-    from fluxrewrite.plan import Selection, apply, make_plan
+    from fluxrewrite.plan import apply
+    from fluxrewrite.planner import make_plan
+    from fluxrewrite.selection import Selection
 
     packed = Packed(lambda y: (*y[..., : 3 * I].chunk(3, -1), y[..., 3 * I : -4], y[..., -4:]), rest=8)
     gm = trace(Siblings() if form == "triple" else packed, **X)
@@ -383,7 +385,9 @@ def test_copies_are_no_siblings_once_written_to(check):
 
 def test_golden_graphs(trace, golden):
     from fluxrewrite.graph import GraphView
-    from fluxrewrite.plan import Selection, apply, make_plan
+    from fluxrewrite.plan import apply
+    from fluxrewrite.planner import make_plan
+    from fluxrewrite.selection import Selection
 
     for name, model in {
         "triple": Siblings(),

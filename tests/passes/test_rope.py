@@ -278,7 +278,9 @@ def test_part_of_the_head_is_rotated(check):
 
 def test_all_sites_share_one_table(trace):
     from fluxrewrite.graph import GraphView
-    from fluxrewrite.plan import Selection, apply, make_plan
+    from fluxrewrite.plan import apply
+    from fluxrewrite.planner import make_plan
+    from fluxrewrite.selection import Selection
 
     def fn(q, k, cos, sin):
         return interleaved(q, cos[None, :, None], sin[None, :, None]) + interleaved(
@@ -346,7 +348,9 @@ def test_near_miss_says_what_was_expected(find):
 
 def test_kernel_replaces_all_but_the_call(trace, golden):
     from fluxrewrite.graph import GraphView
-    from fluxrewrite.plan import Selection, apply, make_plan
+    from fluxrewrite.plan import apply
+    from fluxrewrite.planner import make_plan
+    from fluxrewrite.selection import Selection
 
     cos, sin = tables(1)
     gm = trace(interleaved, x=x_for(1, torch.bfloat16), cos=cos, sin=sin)

@@ -5,7 +5,9 @@ import torch
 
 import fluxrewrite
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, apply, make_plan
+from fluxrewrite.plan import apply
+from fluxrewrite.planner import make_plan
+from fluxrewrite.selection import Selection
 from fluxrewrite.site import Code
 
 B, S, H, D = 2, 6, 3, 8

@@ -10,8 +10,8 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from fluxrewrite.capture import capture
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection
 from fluxrewrite.proof import Prover, Store
+from fluxrewrite.selection import Selection
 from fluxrewrite.site import Site
 
 B, S, L, H, D = 2, 12, 10, 16, 8

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection
 from fluxrewrite.proof import Prover, Store
 from fluxrewrite.proof.region import region_of
+from fluxrewrite.selection import Selection
 from fluxrewrite.site import Site
 
 S, D = 6, 8

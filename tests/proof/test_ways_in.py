@@ -15,11 +15,12 @@ from fluxrewrite import Options
 from fluxrewrite.cli import app
 from fluxrewrite.errors import InputError
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Selection, make_plan
+from fluxrewrite.planner import make_plan
 from fluxrewrite.proof import Prover, Store
 from fluxrewrite.proof.cut import cuts
 from fluxrewrite.proof.region import region_of
 from fluxrewrite.report.text import render
+from fluxrewrite.selection import Selection
 
 ROPE = type(Selection.of("rope").passes["rope"])
 X, COS, SIN = torch.randn(2, 3, 5, 8), torch.randn(5, 8), torch.randn(5, 8)

@@ -7,7 +7,8 @@ from torch import nn
 
 from fluxrewrite.graph import GraphView
 from fluxrewrite.join import owned
-from fluxrewrite.plan import Selection, make_plan
+from fluxrewrite.planner import make_plan
+from fluxrewrite.selection import Selection
 from fluxrewrite.verify.sites import Checking, checks_of
 
 

@@ -17,7 +17,8 @@ from fluxrewrite.models import Shapes
 from fluxrewrite.oracle.compare import agreement, lost_fusions, rank_agreement
 from fluxrewrite.oracle.xla_graph import xla_fusion_of
 from fluxrewrite.oracle.xla_worker import traced
-from fluxrewrite.plan import Selection, make_plan
+from fluxrewrite.planner import make_plan
+from fluxrewrite.selection import Selection
 
 pytest.importorskip("torch_xla", reason="torch-xla is not installed here: make test-xla")
 

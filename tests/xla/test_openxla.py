@@ -19,8 +19,8 @@ from fluxrewrite.models import Shapes, find_model
 from fluxrewrite.oracle.hlo import parse
 from fluxrewrite.oracle.xla_graph import _on_device, _OnXla, dump_folder
 from fluxrewrite.oracle.xla_worker import traced
-from fluxrewrite.plan import Selection
 from fluxrewrite.rewrite import as_module
+from fluxrewrite.selection import Selection
 from fluxrewrite.workload import realise
 
 torch_xla = pytest.importorskip("torch_xla", reason="torch-xla is not installed here: make test-xla")

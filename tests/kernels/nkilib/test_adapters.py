@@ -16,8 +16,8 @@ from fluxrewrite.kernels.toolchain import Emulator
 import fluxrewrite
 from fluxrewrite.errors import InputError
 from fluxrewrite.kernel import load_kernels
-from fluxrewrite.plan import Selection
 from fluxrewrite.provider import implementations
+from fluxrewrite.selection import Selection
 
 BF16 = torch.bfloat16
 OPS = load_kernels()

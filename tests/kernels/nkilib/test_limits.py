@@ -8,8 +8,9 @@ from fluxrewrite.errors import InputError
 from fluxrewrite.graph import GraphView
 from fluxrewrite.kernel import load_kernels
 from fluxrewrite.models import Shapes, find_model
-from fluxrewrite.plan import Selection, make_plan
+from fluxrewrite.planner import make_plan
 from fluxrewrite.provider import provided
+from fluxrewrite.selection import Selection
 from fluxrewrite.site import Code
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
