@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,7 +167,12 @@ _LIMITS = {
 
 
 def _implementations(_: str) -> Mapping[str, Implementation]:
-    runs = {"rope": _rope, "qkv": _qkv, "attention": _attention, "norm_rope_attention": _norm_rope_attention}
+    runs: dict[str, Callable[..., Any]] = {
+        "rope": _rope,
+        "qkv": _qkv,
+        "attention": _attention,
+        "norm_rope_attention": _norm_rope_attention,
+    }
     return {
         name: Implementation(run, _LIMITS[name], f"{_NKI}.{name}:{name}", _EFFICIENCY[name])
         for name, run in runs.items()
