@@ -26,6 +26,7 @@ from torch.fx import Node
 from fluxrewrite.graph import GraphView
 from fluxrewrite.guards import only_checks
 from fluxrewrite.pattern import Attempt, Const, Either, Maybe, Op, Value, match
+from fluxrewrite.probe import is_random
 from fluxrewrite.rewrite import Builder, Pass, blocked, dense_as, odd_dtype
 from fluxrewrite.site import Code, Finding, Miss, Site
 from fluxrewrite.steps import same_dim, same_shape, size_of
@@ -150,8 +151,8 @@ def _spelled(view: GraphView, node: Node, attempt: Attempt) -> Call | Miss:
 
     if found["axis"] not in (-1, rank - 1):
         return miss(Code.PATTERN, f"softmax over axis {found['axis']}, expected the last of {rank}")
-    active = next((n for n in interior if view.op(n) == "dropout"), None)
-    if active is not None and view.arg(active, "training") is not False and view.arg(active, "p") != 0:
+    active = next((n for n in interior if view.op(n) == "dropout" and is_random(view, n)), None)
+    if active is not None:
         return miss(Code.DROPOUT, f"dropout of {view.arg(active, 'p')} while training", active)
     scale, masking, mask = found.get("scale", 1.0), tags["masking"], found.get("mask")
     if tags["scaling"] == "over":

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from ..boundary import Graph
 from ..graph import GraphView, module_path
@@ -170,9 +169,7 @@ def _node(view: GraphView, node: Node, kernels: Sequence[tuple[Any, Step]], site
             {"sourceNodeId": n.name, "sourceNodeOutputId": "0", "targetNodeInputId": str(i)}
             for i, n in enumerate(node.all_input_nodes)
         ],
-        "outputsMetadata": [
-            _result(i, v) for i, v in enumerate(tree_leaves(view.value(node))) if isinstance(v, torch.Tensor)
-        ],
+        "outputsMetadata": [_result(i, v) for i, v in enumerate(view.results(node))],
     }
     return {**found, "style": _CALL} if site is not None else found
 

@@ -44,8 +44,6 @@ def _forwarding(view: GraphView, node: Node) -> bool:
     op = view.op(node)
     if op == "wait":
         return True
-    if op == "dropout":
-        return not view.arg(node, "training") or view.number(view.arg(node, "p")) == 0
     if op == "getitem" and view.tensor(node.all_input_nodes[0]) is None:
         return True
     if not view.forwards(node) or not node.all_input_nodes:

@@ -194,7 +194,7 @@ class Walk(ABC, Generic[B]):
         if not isinstance(passed, Node):
             return passed
         value = self._values.get(passed)
-        if op in ("dropout", "wait"):
+        if op == "wait":
             return value
         if not isinstance(value, Value):
             return None
@@ -220,7 +220,7 @@ class Walk(ABC, Generic[B]):
 
 def _passed(view: GraphView, node: Node, op: str) -> Node | tuple[()] | None:
     """The node whose value, or a view of it, this one is; () for pieces, each of which is a view of its own; else None."""
-    if (op == "dropout" and (not view.arg(node, "training") or view.number(view.arg(node, "p")) == 0)) or op == "wait":
+    if op == "wait":
         source = view.arg(node, "input")
         return source if isinstance(source, Node) else None
     found = view.source(node)

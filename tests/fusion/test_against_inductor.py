@@ -95,6 +95,7 @@ CASES = {
     "attention": (attended, [Q, Q.clone(), Q.clone()]),
     "gated": (gated, [X, torch.zeros(256), W]),
     "cast": (lambda x: (x.to(torch.bfloat16) + 1).float() * 2, [X]),
+    "dropout that is off": (lambda x: F.dropout(x.exp(), 0.5, False).sin() + F.dropout(x.relu(), 0.0), [X]),
 }
 
 
