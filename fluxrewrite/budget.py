@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckFailed, InputError
-from .report.model import KindSummary, Report
+from .report.model import Effect, KindSummary, Report
 
 __all__ = ["BY_KIND", "METRICS", "Limit", "check", "metrics", "parse_limit", "read_budget"]
 
@@ -29,7 +29,7 @@ METRICS: Mapping[str, str] = {
     "extra_compiled": "compiled kernels and calls after less before",
     "collectives": "exchanges between ranks after",
     "step_us": "predicted step after, microseconds",
-    "predicted_slowdown": "predicted step after / before",
+    "predicted_slowdown": "predicted step after / before, by runs of this very case where there are some",
     "executables": "executables after",
     "specialisations": "distinct kernel calls to compile",
     "compile_s": "seconds of a cold compile",
@@ -210,11 +210,17 @@ def _predicted(report: Report) -> dict[str, float | None]:
         "extra_bytes": e.bytes_after - e.bytes_before,
         "extra_compiled": e.kernels_after - e.kernels_before,
         "step_us": e.step_after.us,
-        "predicted_slowdown": e.step_after.us / e.step_before.us if e.step_before.us else None,
+        "predicted_slowdown": _slowdown(e),
         "executables": e.compile.executables,
         "specialisations": e.compile.specialisations,
         "compile_s": e.compile.seconds,
     }
+
+
+def _slowdown(effect: Effect) -> float | None:
+    if effect.measured is not None:
+        return effect.measured.ratio
+    return effect.step_after.us / effect.step_before.us if effect.step_before.us else None
 
 
 def _by_kind(report: Report) -> dict[str, float | None]:

@@ -132,6 +132,15 @@ def test_boundaries_without_a_cost_and_steps_of_no_time_are_not_known(report):
     assert metrics(report.model_copy(update={"effect": effect}))["predicted_slowdown"] is None
 
 
+def test_runs_of_the_very_case_count_before_the_model(report):
+    verdict = Verdict(
+        kernel="qkv", regime="compile", verdict="neutral", why="run", basis="measured", ratio=1.015, predicted_s=2.0
+    )
+    known = report.model_copy(update={"effect": report.effect.model_copy(update={"measured": verdict})})
+    assert metrics(known)["predicted_slowdown"] == 1.015
+    check(known, [parse_limit("predicted_slowdown > 1.02")])
+
+
 def test_a_kind_that_the_report_lacks(report):
     with pytest.raises(InputError, match="no kind 'flash' is looked for; there are qkv, rope"):
         check(report, [parse_limit("missed.flash>0")])

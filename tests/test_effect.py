@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from fluxrewrite.cost import Case
 from fluxrewrite.graph import GraphView
 from fluxrewrite.plan import apply
 from fluxrewrite.planner import make_plan
+from fluxrewrite.report.predicted import Forecast, effect_info
 from fluxrewrite.rewrite import as_module
 from fluxrewrite.selection import Selection
 from fluxrewrite.target import Target
@@ -108,13 +111,15 @@ def test_runs_are_not_overruled_by_the_model(trace, tmp_path):
     evidence = Evidence(schema=EVIDENCE_SCHEMA, tables=(Table(case=case, stack="s", source="t", runs=runs),))
     path = tmp_path / "e.json"
     path.write_text(evidence.to_json())
-    gm = trace(between, x=heads(), **TABLES)
-    analysed, rewritten = analyse(
-        gm, Selection.of("rope", "reference"), "auto", Target.of("trn2", evidence=[path]), case
-    )
+    gm, target = trace(between, x=heads(), **TABLES), Target.of("trn2", evidence=[path])
+    analysed, rewritten = analyse(gm, Selection.of("rope", "reference"), "auto", target, case)
     assert [s.site.kind for s in analysed.plan.replacements()] == ["rope"]
     assert analysed.change.after.us > analysed.change.before.us
     assert rewritten is not gm.graph
+    told = effect_info([Forecast(analysed.plan, analysed.change)], target, case).measured
+    assert (told.verdict, told.ratio, told.predicted_s) == ("faster", 0.5, 0.5)
+    inline = replace(analysed.plan, decisions=tuple(replace(d, choice="inline") for d in analysed.plan.decisions))
+    assert effect_info([Forecast(inline, analysed.change)], target, case).measured is None
 
 
 def test_auto_needs_somebody_to_choose(trace):

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from fluxrewrite.analysis import Options, inspect_spec
+from fluxrewrite.budget import metrics
 from fluxrewrite.cost import load_evidence
+from fluxrewrite.draw.page import page
 from fluxrewrite.models import Shapes, find_model
+from fluxrewrite.report.text_predicted import figures, said_of
 
 TABLE = json.loads((Path(__file__).parent / "data" / "seed_results.json").read_text())
 BOTH = "attention+qkv"
@@ -51,6 +54,7 @@ def test_compile_regime(report):
     assert (found.segments.before, found.segments.after) == (1, 1)
     assert {b.kind for b in found.boundaries} == {"barrier", "layout"}
     assert found.effect.compile.seconds == TABLE["compile"]["variants"]["qkv+flash"]["cold_steps_s"][0]
+    assert found.effect.measured == verdicts[BOTH]
 
 
 def without_the_combined_run(folder):
@@ -98,9 +102,22 @@ def test_lazy_regime(report):
     assert found.segments.after > len(calls) == 10 + 25
 
 
+def test_what_was_run_comes_before_the_model(report):
+    found = report(device="trn2", regime="compile")
+    time, by_model = figures(found)[:2]
+    assert time == ("time, by runs", "3.87 s", "4.15 s", "+7.2%", "measured")
+    assert (by_model[0], by_model[4]) == ("time, by the model", "assumed")
+    assert metrics(found)["predicted_slowdown"] == pytest.approx(variant("qkv+flash") / variant("vanilla"), rel=1e-5)
+    assert "runs of this very case" in said_of(found.effect)
+    shown = page(found)
+    assert "predicted to make a step slower, by runs of this very case: 3.87 s to 4.15 s (+7.2%)" in shown
+    assert "nothing was run on hardware" not in shown
+
+
 def test_auto_takes_no_kernel_where_runs_speak_against_each(report):
     for device, regime in (("trn2", "compile"), ("trn1", "lazy")):
         found = report(device=device, regime=regime, policy="auto")
+        assert found.effect.measured is None
         assert not [s for s in found.sites if s.choice == "kernel"]
         assert {c.chosen for c in found.effect.choices} == {"none"}
         assert [c.blocks for c in found.effect.choices] == [5, 20]

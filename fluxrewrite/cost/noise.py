@@ -12,7 +12,8 @@ NEUTRAL = 0.01
 """Share of a step below which a difference is no difference.
 
 Warm steps of one process repeat within 0.03 % in the shipped table, but nothing there says how far two processes or two
-compiles of the same model lie apart; 1 % is assumed for that, and it is less than anybody would compile for.
+compiles of the same model lie apart; 1 % is assumed for that, and it is less than anybody would compile for. A bench in which
+two variants were one program says it of itself: `Runs.drift`.
 """
 
 

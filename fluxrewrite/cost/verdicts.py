@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..errors import InputError
@@ -13,7 +13,7 @@ from .deltas import Prediction, predict, ruined
 from .evidence import Case, Evidence
 from .noise import NEUTRAL
 
-__all__ = ["Candidate", "Modelled", "verdicts"]
+__all__ = ["Candidate", "Modelled", "from_runs", "verdicts"]
 
 _Word = Literal["faster", "neutral", "slower"]
 
@@ -93,6 +93,22 @@ def verdicts(
                 raise InputError(f"no kernel {name!r} to judge in {'+'.join(members)}; there are {', '.join(by_name)}")
         found.append(_together([by_name[n] for n in members], case, evidence))
     return tuple(v for v in found if v is not None)
+
+
+def from_runs(candidates: Sequence[Candidate], case: Case, evidence: Evidence) -> Verdict | None:
+    """What runs of this very case say of all candidates together, in seconds a step.
+
+    None where the case was not measured, where nothing was measured of one of the candidates, and where one candidate alone was
+    measured in another form only.
+    """
+    if not candidates or all(t.case != case for t in evidence.tables_for(case)):
+        return None
+    unmodelled = [replace(c, modelled=None) for c in candidates]
+    alone = len(candidates) == 1
+    found = _one(unmodelled[0], case, evidence) if alone else _together(unmodelled, case, evidence)
+    if found is None or found.predicted_s is None or (alone and found.basis != "measured"):
+        return None
+    return found
 
 
 def _one(candidate: Candidate, case: Case, evidence: Evidence) -> Verdict | None:

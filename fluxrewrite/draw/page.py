@@ -20,8 +20,8 @@ from ..errors import InputError
 from ..report.advice import better, call_text, command
 from ..report.model import BlockInfo, Boundary, CollectiveInfo, PartInfo, Report, SiteInfo
 from ..report.text_boundaries import absorption_lines, rows_of
-from ..report.text_predicted import figures, times_of
-from ..report.words import bytes_text, change_text, folded, sizes_text, time_text
+from ..report.text_predicted import figures, said_of, times_of
+from ..report.words import bytes_text, folded, sizes_text, time_text
 from ..site import Code
 from .layout import Mark, Section, Tile, sections
 from .near import Near, near, near_svg
@@ -43,6 +43,7 @@ def page(report: Report, runs: Runs | None = None) -> str:
         report=report,
         answer=_answer(report),
         figures=figures(report),
+        said=said_of(report.effect) if report.effect else "",
         better=advice,
         next=command(report, advice[0]) if advice else "",
         call=call_text(report) if any(s.choice == "kernel" for s in report.sites) else "",
@@ -110,9 +111,12 @@ def _answer(report: Report) -> str:
     if e is None:
         return f"Rewritten: {what}. What these calls cost was not predicted."
     before, after = e.step_before.us, e.step_after.us
-    change = change_text(before, after) or "nothing"
-    word = "faster" if after < before * 0.98 else "slower" if after > before * 1.02 else "about as fast as before"
-    return f"Rewriting {what} is predicted to make a step {word}: {time_text(before)} to {time_text(after)} ({change})."
+    word = "faster" if after < before * 0.98 else "slower" if after > before * 1.02 else "neutral"
+    if e.measured is not None:
+        word = e.measured.verdict
+    _, old, new, change, _ = figures(report)[0]
+    how = f"{'about as fast as before' if word == 'neutral' else word}{', by runs of this very case' if e.measured else ''}"
+    return f"Rewriting {what} is predicted to make a step {how}: {old} to {new} ({change or 'nothing'})."
 
 
 @dataclass(frozen=True)

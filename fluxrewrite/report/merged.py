@@ -131,6 +131,7 @@ def _effect(effects: Sequence[Effect]) -> Effect:
             **{n: sum(getattr(e, n) for e in effects) for n in counts},
             "step_before": _step([e.step_before for e in effects]),
             "step_after": _step([e.step_after for e in effects]),
+            "measured": None,  # each is of the calls of one graph
             "compile": CompileInfo(
                 specialisations=sum(c.specialisations for c in compiles),
                 executables=sum(c.executables for c in compiles),

@@ -204,11 +204,27 @@ class ChoiceInfo(Record):
     basis: Literal["modelled", "measured"]
 
 
+class Verdict(Record):
+    """Whether a kernel pays in a regime, why, and on what basis that is said.
+
+    `kernel` joins several kernels by "+". `ratio` is the step with the kernel over the step without; `predicted_s` is seconds
+    a step with it, where a step without it is known.
+    """
+
+    kernel: str
+    regime: Literal["compile", "lazy"]
+    verdict: Literal["faster", "neutral", "slower", "not_applicable"]
+    why: str
+    basis: Literal["measured", "modelled", "assumed"]
+    ratio: float | None = None
+    predicted_s: float | None = None
+
+
 class Effect(Record):
     """The graphs before and after the rewrite, by a model of the compiler and of the device.
 
     `lost_elsewhere` counts pairs of operations outside all kernel calls that are no longer fused. The times are without what
-    collectives take on the way between ranks.
+    collectives take on the way between ranks. `measured` is what runs of this very case say of all calls of the plan, if any do.
     """
 
     device: str
@@ -223,6 +239,7 @@ class Effect(Record):
     collectives_after: int = 0
     step_before: StepInfo
     step_after: StepInfo
+    measured: Verdict | None = None
     compile: CompileInfo
     choices: tuple[ChoiceInfo, ...]
 
@@ -279,22 +296,6 @@ class Segments(Record):
 
     before: int
     after: int
-
-
-class Verdict(Record):
-    """Whether a kernel pays in a regime, why, and on what basis that is said.
-
-    `kernel` joins several kernels by "+". `ratio` is the step with the kernel over the step without; `predicted_s` is seconds
-    a step with it, where a step without it is known.
-    """
-
-    kernel: str
-    regime: Literal["compile", "lazy"]
-    verdict: Literal["faster", "neutral", "slower", "not_applicable"]
-    why: str
-    basis: Literal["measured", "modelled", "assumed"]
-    ratio: float | None = None
-    predicted_s: float | None = None
 
 
 class KindSummary(Record):

@@ -14,7 +14,7 @@ from ..choose import Choice
 from ..cost import Case, Work, estimate
 from ..cost.compile_cost import compile_cost
 from ..cost.deltas import applied
-from ..cost.verdicts import Candidate, Modelled, verdicts
+from ..cost.verdicts import Candidate, Modelled, from_runs, verdicts
 from ..effect import Effect as Change
 from ..plan import Plan
 from ..site import Site
@@ -170,6 +170,7 @@ def effect_info(forecasts: Sequence[Forecast], target: Target, case: Case) -> Ef
         collectives_after=sum(len(c.sent_after) for c in changes),
         step_before=_step([c.before for c in changes]),
         step_after=_step([c.after for c in changes]),
+        measured=_measured(forecasts, target, case),
         compile=CompileInfo(
             specialisations=cost.specialisations,
             executables=cost.executables,
@@ -181,6 +182,16 @@ def effect_info(forecasts: Sequence[Forecast], target: Target, case: Case) -> Ef
         ),
         choices=tuple(_choice(c) for f in forecasts for c in f.plan.choices),
     )
+
+
+def _measured(forecasts: Sequence[Forecast], target: Target, case: Case) -> Verdict | None:
+    """Nothing where sites are written inline: no run is of that program."""
+    if any(d.choice == "inline" for f in forecasts for d in f.plan.decisions):
+        return None
+    calls: dict[str, Counter[str]] = defaultdict(Counter)
+    for site in _rewritten(forecasts):
+        calls[site.kind][site.form] += 1
+    return from_runs([Candidate(kind, forms) for kind, forms in calls.items()], case, target.evidence)
 
 
 def _rewritten(forecasts: Sequence[Forecast]) -> list[Site]:

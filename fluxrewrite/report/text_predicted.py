@@ -14,10 +14,10 @@ from rich.text import Text
 from ..choose import MARGIN, block_path
 from ..plan import CHOOSING
 from .grid import grid
-from .model import ChoiceInfo, Report, StepInfo, Verdict
+from .model import ChoiceInfo, Effect, Report, StepInfo, Verdict
 from .words import bytes_text, change_text, folded, time_text, trimmed
 
-__all__ = ["auto_is_better", "choices", "figures", "prediction", "times_of", "verdict_list"]
+__all__ = ["auto_is_better", "choices", "figures", "prediction", "said_of", "times_of", "verdict_list"]
 
 _WHY = 150  # characters: two lines
 _NAMED = re.compile(r"((?:inline )?\w+:\w+)(?:\[[^\]]*\])?(?: x(\d+))?")  # "qkv:triple[256] x2" of a choice
@@ -32,7 +32,7 @@ def prediction(report: Report) -> Iterable[RenderableType]:
     yield Text(
         f"Predicted for {e.device}, {e.regime}; fusion by {e.compiler}; policy {report.summary.policy}", style="bold"
     )
-    yield Text("A model's figures: nothing was run on hardware.")
+    yield Text(said_of(e))
     yield _figures(report)
     for when, step in (("before", e.step_before), ("after", e.step_after)):
         if _spread(step):
@@ -45,6 +45,13 @@ def prediction(report: Report) -> Iterable[RenderableType]:
     yield Padding(Text(trimmed(c.why.rpartition("; ")[2], _WHY), style="dim"), (0, 0, 0, 2))
     if report.model.tp > 1:
         yield Text(f"tp {report.model.tp}: all sizes, bytes and times are those of one rank, without what is sent")
+
+
+def said_of(effect: Effect) -> str:
+    """Where the figures come from."""
+    if effect.measured is None:
+        return "A model's figures: nothing was run on hardware."
+    return "A model's figures, and runs of this very case, which the verdicts name; nothing was run now."
 
 
 def _figures(report: Report) -> Table:
@@ -66,11 +73,19 @@ def figures(report: Report) -> list[tuple[str, str, str, str, str]]:
     if s is not None:
         counts.append(("executables", s.before, s.after))
     size = (bytes_text(e.bytes_before), bytes_text(e.bytes_after), change_text(e.bytes_before, e.bytes_after))
+    time = (time_text(before.us), time_text(after.us), change_text(before.us, after.us), worse)
+    times = [("time", *time)] if e.measured is None else [_runs_say(e.measured), ("time, by the model", *time)]
     return [
-        ("time", time_text(before.us), time_text(after.us), change_text(before.us, after.us), worse),
+        *times,
         ("memory traffic", *size, fused),
         *((name, str(old), str(new), f"{new - old:+d}" if new != old else "", fused) for name, old, new in counts),
     ]
+
+
+def _runs_say(verdict: Verdict) -> tuple[str, str, str, str, str]:
+    after = (verdict.predicted_s or 0.0) * 1e6
+    before = after / (verdict.ratio or 1.0)
+    return ("time, by runs", time_text(before), time_text(after), change_text(before, after), verdict.basis)
 
 
 def _spread(step: StepInfo) -> bool:

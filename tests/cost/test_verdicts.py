@@ -1,7 +1,7 @@
 import pytest
 
 from fluxrewrite.cost import Case
-from fluxrewrite.cost.verdicts import Candidate, Modelled, verdicts
+from fluxrewrite.cost.verdicts import Candidate, Modelled, from_runs, verdicts
 from fluxrewrite.errors import InputError
 
 S768 = "sequence 768: the kernel takes sequence <= 512 (nkilib 2.27)"
@@ -47,6 +47,33 @@ def test_a_run_of_the_very_set_counts_before_the_sum(evidence, compiled):
     *_, both = verdicts([QKV, FLASH], compiled, other, [("qkv", "attention")])
     assert (both.verdict, both.predicted_s) == ("faster", 3.8)
     assert "measured together: 3.800 (9.2% off)" in both.why
+
+
+@pytest.mark.parametrize(
+    ("candidates", "seconds", "word"),
+    [
+        ([FLASH], 4.159, "slower"),
+        ([QKV], 3.859, "neutral"),
+        ([QKV, FLASH], 4.149, "slower"),
+        ([Candidate("attention", {"sdpa": 5})], 3.927, "slower"),  # a fifth of the calls, a fifth of the difference
+        ([QKV, Candidate("attention", {"sdpa": 5})], 3.917, "neutral"),  # each kind brings its own noise
+    ],
+)
+def test_runs_of_the_very_case_speak_of_a_plan(evidence, compiled, candidates, seconds, word):
+    found = from_runs(candidates, compiled, evidence)
+    assert (found.verdict, found.basis) == (word, "measured")
+    assert found.predicted_s == pytest.approx(seconds)
+    assert found.predicted_s / found.ratio == pytest.approx(3.869, rel=1e-5)
+
+
+def test_where_runs_do_not_speak_of_a_plan(evidence, compiled):
+    assert from_runs([], compiled, evidence) is None
+    assert from_runs([FLASH], compiled.model_copy(update={"image_tokens": 4096}), evidence) is None
+    assert from_runs([modelled(1000, 900)], compiled, evidence) is None
+    assert from_runs([FLASH, modelled(1000, 900)], compiled, evidence) is None
+    assert from_runs([Candidate("qkv", {"packed": 20})], compiled, evidence) is None
+    with_other_form = from_runs([FLASH, Candidate("qkv", {"packed": 20})], compiled, evidence)
+    assert with_other_form.basis == "assumed"
 
 
 def modelled(without, with_, basis="modelled", why=""):
