@@ -51,7 +51,7 @@ def said_of(effect: Effect) -> str:
     """Where the figures come from."""
     if effect.measured is None:
         return "A model's figures: nothing was run on hardware."
-    return "A model's figures, and runs of this very case, which the verdicts name; nothing was run now."
+    return "A model's figures, and runs of this very case; nothing was run now."
 
 
 def _figures(report: Report) -> Table:
