@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 
 from .errors import InputError
 from .kernel import Kernel, load_kernels, load_plugins
@@ -11,7 +12,14 @@ from .provider import provided
 from .rewrite import Pass
 from .site import Site
 
-__all__ = ["Selection"]
+__all__ = ["Selection", "kinds"]
+
+_PASSES = "fluxrewrite.passes"
+
+
+def kinds() -> tuple[str, ...]:
+    """All kinds of site that passes are installed for."""
+    return tuple(sorted(e.name for e in entry_points(group=_PASSES)))
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,10 @@ class Selection:
             words = [w.strip() for w in kernels.split(",") if w.strip()]
         else:
             words = list(kernels)
-        kinds = None if words is None else tuple(dict.fromkeys(w.partition(":")[0] for w in words))
-        if kinds == ():
+        named = None if words is None else tuple(dict.fromkeys(w.partition(":")[0] for w in words))
+        if named == ():
             raise InputError("no kernel named; leave the option out for all, or use policy 'none' for no rewrite")
-        passes = load_plugins("fluxrewrite.passes", kinds, _new_pass)
+        passes = load_plugins(_PASSES, named, _new_pass)
         forms: dict[str, set[str]] = {}
         for word in words or ():
             kind, colon, form = word.partition(":")

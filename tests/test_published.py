@@ -11,6 +11,7 @@ from fluxrewrite.budget import metrics
 from fluxrewrite.cost import load_evidence
 from fluxrewrite.draw.page import page
 from fluxrewrite.models import Shapes, find_model
+from fluxrewrite.report.advice import better
 from fluxrewrite.report.text_predicted import figures, said_of
 
 TABLE = json.loads((Path(__file__).parent / "data" / "seed_results.json").read_text())
@@ -109,6 +110,8 @@ def test_what_was_run_comes_before_the_model(report):
     assert (by_model[0], by_model[4]) == ("time, by the model", "assumed")
     assert metrics(found)["predicted_slowdown"] == pytest.approx(variant("qkv+flash") / variant("vanilla"), rel=1e-5)
     assert "runs of this very case" in said_of(found.effect)
+    assert better(found) == ("--policy auto", "predicted to be faster, without any kernel")
+    assert better(report(device="trn2", regime="compile", kernels="qkv:triple")) is None  # as fast as without
     shown = page(found)
     assert "predicted to make a step slower, by runs of this very case: 3.87 s to 4.15 s (+7.2%)" in shown
     assert "nothing was run on hardware" not in shown

@@ -10,6 +10,7 @@ import fluxrewrite
 from fluxrewrite import Options
 from fluxrewrite.analysis import inspect_spec
 from fluxrewrite.models import Shapes, find_model
+from fluxrewrite.report.advice import command
 from fluxrewrite.report.model import BreakInfo
 from fluxrewrite.report.text import render
 from fluxrewrite.report.text_boundaries import rows_of
@@ -151,6 +152,16 @@ def test_auto_is_the_next_command_only_where_it_is_faster(small, klein):
         assert auto_is_better(changed(klein, step_after=step)) == better
         words = "Next: fluxrewrite inspect flux2-klein-4b --policy auto\n  predicted to be faster"
         assert (words in text_of(changed(klein, step_after=step))) == better
+
+
+def test_the_next_command_looks_for_the_same_kinds(klein):
+    summary = klein.summary.model_copy(update={"kernels": ("qkv:triple", "attention")})
+    narrow = klein.model_copy(update={"summary": summary})
+    assert command(klein, "--policy auto") == "fluxrewrite inspect flux2-klein-4b --policy auto"
+    assert command(narrow, "--policy auto") == (
+        "fluxrewrite inspect flux2-klein-4b --kernels qkv:triple,attention \\\n    --policy auto"
+    )
+    assert command(narrow, "--kernels rope") == "fluxrewrite inspect flux2-klein-4b --kernels rope"
 
 
 def test_auto_is_not_proposed_where_it_would_take_the_same(klein):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from ..selection import kinds
 from .model import Report
 from .text_predicted import auto_is_better
 
@@ -46,6 +47,8 @@ def command(report: Report, more: str) -> str:
     }
     words = ["fluxrewrite inspect", shlex.quote(m.name)]
     words += [f"--{name} {value}" for name, (value, usual) in options.items() if value != usual]
+    if not more.startswith("--kernels") and set(report.summary.kernels) != set(kinds()):
+        words.append(f"--kernels {','.join(report.summary.kernels)}")
     words += ["--dynamic"] * bool(m.dynamic_sizes) + [more]
     lines = [words[0]]
     for word in words[1:]:

@@ -145,13 +145,17 @@ _WORTH_SAYING = 0.005
 def auto_is_better(report: Report) -> bool:
     """Whether "auto" takes other kernels than this plan, and the whole step is predicted to be faster with them.
 
-    What "auto" saves is what its blocks save by their own times; the plan's step is the one predicted for the whole graph.
+    What "auto" saves is what its blocks save by their own times; the plan's step is the one predicted for the whole graph, and
+    where runs speak of the plan, what they say: then shares of a step are compared, for seconds of the two cannot be.
     """
     e = report.effect
     if e is None or report.summary.policy in CHOOSING or all(_as_taken(c, report) for c in e.choices):
         return False
     saved = sum(c.blocks * (c.times_us["none"] - c.times_us[c.chosen]) for c in e.choices)
-    return e.step_before.us - saved < e.step_after.us * (1 - _WORTH_SAYING)
+    if e.measured is None:
+        return e.step_before.us - saved < e.step_after.us * (1 - _WORTH_SAYING)
+    blocks = sum(c.blocks * c.times_us["none"] for c in e.choices)
+    return blocks - saved < blocks * (e.measured.ratio or 1.0) * (1 - _WORTH_SAYING)
 
 
 def _as_taken(choice: ChoiceInfo, report: Report) -> bool:
