@@ -19,7 +19,6 @@ from fluxrewrite.graph import GraphView
 from fluxrewrite.measure import ROUNDS, SCREENING, interleaved, relative, sample
 from fluxrewrite.planner import make_plan
 from fluxrewrite.selection import Selection
-from fluxrewrite.times import Time, Times, machine_text
 
 CPU = torch.device("cpu")
 SDPA, KERNEL = F.scaled_dot_product_attention, ATTENTION.op
@@ -383,28 +382,3 @@ def test_noise_keeps_the_block_as_it_is(trace):
 
     assert len(choose(view, sites, Fixed(7.9))[0]) == 1
     assert choose(view, sites, Fixed(8.1))[0] == []  # 90 + 8.1 is less than 2 % below 100
-
-
-def test_keys_know_kernels_options_and_versions(monkeypatch):
-    kernels = Selection.of(("attention", "qkv")).kernels
-    builtin, reference = (Selection.of("attention", p).kernels["attention"] for p in ("builtin", "reference"))
-    assert len({kernel_text(k) for k in (kernels["qkv"], builtin, reference)}) == 3
-    inner = Inner()
-    texts = [machine_text(CPU, inner, "x", None), machine_text(CPU, inner, "x", {"a": 1})]
-    texts += [
-        machine_text(CPU, inner, "y", None),
-        machine_text(CPU, torch._dynamo.lookup_backend("inductor"), "inductor", None),
-    ]
-    with torch._inductor.config.patch(max_autotune=True):
-        texts.append(machine_text(CPU, torch._dynamo.lookup_backend("inductor"), "inductor", None))
-    monkeypatch.setattr(torch, "__version__", "9.9")
-    texts.append(machine_text(CPU, inner, "x", None))
-    assert len(set(texts)) == len(texts)
-
-
-def test_times_of_two_writers(tmp_path):
-    times = Times(tmp_path)
-    times.save("block", {"a": Time(us=1.5, noise_us=0.1)})
-    assert Times(tmp_path).load("block") == {"a": Time(us=1.5, noise_us=0.1)}
-    assert [p.name for p in tmp_path.iterdir()] == ["block.json"]
-    assert times.load("other") == {}
