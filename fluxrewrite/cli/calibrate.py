@@ -130,7 +130,7 @@ def _runs(evidence: Evidence) -> RenderableType:
         parts.append(Text(f"{table.case.device}, {table.case.regime}: {table.case}", style="bold"))
         parts.append(Text(table.stack, style="dim"))
         grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-        for name in ("kernels", "calls", "s a step", "change", "us a call", "first step, s"):
+        for name in ("kernels", "calls", "s a step", "change", "noise", "us a call", "first step, s"):
             grid.add_column(name, justify="left" if name == "kernels" else "right", no_wrap=True)
         for row in _rows(table):
             grid.add_row(*row)
@@ -139,7 +139,7 @@ def _runs(evidence: Evidence) -> RenderableType:
 
 
 def _rows(table: Table) -> list[tuple[str, ...]]:
-    from ..cost.deltas import RUINOUS, Delta
+    from ..cost.deltas import RUINOUS, Delta, noise
 
     rows: list[tuple[str, ...]] = []
     base = table.baseline.warm_s_per_step
@@ -150,7 +150,8 @@ def _rows(table: Table) -> list[tuple[str, ...]]:
         each = f"{Delta(run.kernels[0], table, run).us_per_call:+,.0f}" if len(run.kernels) == 1 else ""
         cold = f"{run.compile_s:.0f}" if run.compile_s else ""
         calls = str(sum(run.calls.values()))
-        rows.append((name, calls, f"{run.warm_s_per_step:.3f}", change, each, cold))
+        within = f"{noise(table, run):.1%}" if run.kernels else ""
+        rows.append((name, calls, f"{run.warm_s_per_step:.3f}", change, within, each, cold))
     return rows
 
 

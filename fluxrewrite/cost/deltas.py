@@ -9,7 +9,7 @@ from typing import Literal
 from .evidence import Case, Evidence, Run, Table, kind_of, same_form
 from .noise import threshold
 
-__all__ = ["RUINOUS", "Applied", "Delta", "Prediction", "applied", "delta", "deltas", "predict", "ruined"]
+__all__ = ["RUINOUS", "Applied", "Delta", "Prediction", "applied", "delta", "deltas", "noise", "predict", "ruined"]
 
 RUINOUS = 2.0
 """From this ratio on, a run says that kernel calls as such do not work in that stack, whatever the kernel computes."""

@@ -81,7 +81,9 @@ def test_calibrate_reads_runs(content, tmp_path, capsys):
     assert main(["calibrate", "--from", "runs.json", "-o", "ev.json", "--source", "our machine"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
-    assert ["attention:sdpa", "3", "1.250", "+25.0%", "+83,333", "30"] in [line.split() for line in out.splitlines()]
+    assert ["attention:sdpa", "3", "1.250", "+25.0%", "1.0%", "+83,333", "30"] in [
+        line.split() for line in out.splitlines()
+    ]
     (found,) = load_evidence(["ev.json"], shipped_too=False).tables
     assert found.source.startswith("our machine: fluxrewrite bench")
     assert [r.note for r in found.runs] == ["vanilla", "qkv", "attention", "norm_rope_attention"]
