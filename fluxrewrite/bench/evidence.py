@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 
 from ..cost.evidence import EVIDENCE_SCHEMA, Evidence, Run, Table, kind_of
@@ -34,7 +35,8 @@ def evidence_of(runs: Runs, source: str) -> Evidence:
             left_out.append(f"{variant.name} left out: {why}")
             continue
         found[frozenset(calls)] = variant.name
-        kept.append(_run(variant, calls))
+        scale = statistics.median(runs.vanilla.warm) / statistics.median(runs.base(variant))
+        kept.append(_run(variant, calls, scale))
     table = Table(
         case=runs.case,
         stack=f"{runs.setup.inner}, torch {runs.versions.torch}",
@@ -62,14 +64,14 @@ def _there(name: str | None) -> str:
     return "" if name is None else f"the same kernels as {name}"
 
 
-def _run(variant: Variant, calls: dict[str, int]) -> Run:
-    assert variant.warm_s_per_step is not None
+def _run(variant: Variant, calls: dict[str, int], scale: float) -> Run:
+    """The variant, its times as they would have been beside the runs that the table compares with."""
     return Run(
         kernels=tuple(calls),
         calls=calls,
         specialisations=_by_kind(variant.specialisations),
-        warm_s_per_step=variant.warm_s_per_step,
-        warm_steps_s=variant.warm,
+        warm_s_per_step=statistics.median(variant.warm) * scale,
+        warm_steps_s=tuple(s * scale for s in variant.warm),
         cold_steps_s=variant.runs[0].steps_s,
         note=variant.name,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..cost.evidence import Case
 from .process import Failed
 from .runs import Machine, Runs, Timed, Variant
 
-__all__ = ["changed", "cosine", "heard", "latents_of"]
+__all__ = ["beside", "changed", "cosine", "heard", "latents_of"]
 
 
 def changed(runs: Runs, variant: Variant) -> Runs:
@@ -43,18 +43,41 @@ def heard(runs: Runs, name: str, event: Mapping[str, Any], root: Path) -> Runs:
             return runs.model_copy(update={"machine": machine, "case": case})
         if event["event"] != "run":
             return runs
-        now = next(v for v in runs.variants if v.name == name)
-        run = Timed(steps_s=event["steps_s"], others=event.get("others"))
+        now, run = _named(runs, name), _timed(event)
         told = {k: v for k, v in event.items() if k not in ("event", "steps_s", "others")}
         variant = Variant.model_validate({**dict(now), **told, "runs": (*now.runs, run)})
     except (KeyError, ValidationError) as error:
-        what = (
-            "; ".join(str(e["loc"]) + " " + e["msg"] for e in error.errors())
-            if isinstance(error, ValidationError)
-            else error
-        )
-        raise Failed(f"the worker told of a run that makes no sense ({what})") from error
+        raise _senseless(error) from error
     return _compared(changed(runs, variant), root)
+
+
+def beside(runs: Runs, names: Iterable[str], event: Mapping[str, Any]) -> Runs:
+    """The runs with one more of vanilla that was taken in turn with those of other variants. Raises Failed as `heard` does."""
+    if event["event"] != "run":
+        return runs
+    try:
+        run = _timed(event)
+    except (KeyError, ValidationError) as error:
+        raise _senseless(error) from error
+    for name in names:
+        now = _named(runs, name)
+        runs = changed(runs, now.model_copy(update={"beside": (*now.beside, run)}))
+    return runs
+
+
+def _named(runs: Runs, name: str) -> Variant:
+    return next(v for v in runs.variants if v.name == name)
+
+
+def _timed(event: Mapping[str, Any]) -> Timed:
+    return Timed(steps_s=event["steps_s"], others=event.get("others"))
+
+
+def _senseless(error: KeyError | ValidationError) -> Failed:
+    what = str(error)
+    if isinstance(error, ValidationError):
+        what = "; ".join(str(e["loc"]) + " " + e["msg"] for e in error.errors())
+    return Failed(f"the worker told of a run that makes no sense ({what})")
 
 
 def latents_of(root: Path, variant: str) -> Path:

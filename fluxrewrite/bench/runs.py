@@ -136,6 +136,7 @@ class Variant(Record):
         specialisations: different kernels among them (same kernel, shapes and dtype are one).
         inline: sites a step that were written as plain operations.
         runs: the first one is cold. On several ranks a step takes as long as on the slowest.
+        beside: warm runs of vanilla that were taken in turn with those of this variant, where they are not vanilla's own ones.
         peak_rss_mb: peak resident memory of the worker, MB (10^6 bytes); compilers that it starts are not counted. On several
             ranks that of the largest.
         peak_rss_sum_mb: the sum over all ranks; None for one process.
@@ -150,6 +151,7 @@ class Variant(Record):
     specialisations: dict[str, PositiveInt] = Field(default_factory=dict)
     inline: NonNegativeInt = 0
     runs: tuple[Timed, ...] = ()
+    beside: tuple[Timed, ...] = ()
     peak_rss_mb: PositiveFloat | None = None
     peak_rss_sum_mb: PositiveFloat | None = None
     peak_device_mb: PositiveFloat | None = None
@@ -175,7 +177,7 @@ class Variant(Record):
     @property
     def others(self) -> float:
         """Share of all processors that other programs used in the worst warm run, as far as that is known."""
-        return max((run.others or 0.0 for run in self.runs[1:]), default=0.0)
+        return max((run.others or 0.0 for run in (*self.runs[1:], *self.beside)), default=0.0)
 
     @property
     def cold_first_step_s(self) -> float | None:
@@ -195,7 +197,8 @@ class Runs(Record):
     Attributes:
         date: when it began, ISO 8601 with the offset from UTC.
         case: what was run, as evidence names it.
-        in_turn: whether the warm runs were taken in turn: one of each variant, then the next of each.
+        in_turn: whether the warm runs were taken in turn: one of each variant, then the next of each; of some variants at a
+            time, each time beside vanilla, where those of later ones have `beside`.
     """
 
     schema_: Literal["fluxrewrite.runs/1"] = Field(alias="schema")
@@ -228,24 +231,32 @@ class Runs(Record):
         return next((v for v in self.variants if v.name == "vanilla"), None)
 
     def ratio(self, variant: Variant) -> float | None:
-        """Its warm seconds a step / vanilla's."""
-        base = self.vanilla.warm_s_per_step if self.vanilla else None
-        return variant.warm_s_per_step / base if base and variant.warm_s_per_step else None
+        """Its warm seconds a step / vanilla's, in the runs that were taken beside it."""
+        base = self.base(variant)
+        return variant.warm_s_per_step / statistics.median(base) if base and variant.warm_s_per_step else None
+
+    def base(self, variant: Variant) -> tuple[float, ...]:
+        """Seconds of the warm steps of vanilla that a variant is compared with; none where vanilla has none."""
+        if variant.beside:
+            return tuple(s for run in variant.beside for s in run.steps_s)
+        return self.vanilla.warm if self.vanilla else ()
 
     def noise(self, variant: Variant) -> float | None:
         """Share of a step below which its ratio is no difference; None where there is no ratio."""
-        if self.vanilla is None or self.ratio(variant) is None:
+        if self.ratio(variant) is None:
             return None
-        return threshold(variant.noise, self.vanilla.noise, self.drift)
+        base = self.base(variant)
+        return threshold(variant.noise, median_noise(base) / statistics.median(base), self.drift)
 
     @property
     def drift(self) -> float:
         """By what share of a step variants differ whose program is the same, as "auto" that took no kernel and "vanilla"."""
-        times: dict[frozenset[tuple[str, int]], list[float]] = {}
+        ratios: dict[frozenset[tuple[str, int]], list[float]] = {}
         for v in self.variants:
-            if v.warm_s_per_step and v.name != "eager" and not v.inline and not v.differs:
-                times.setdefault(frozenset(v.calls.items()), []).append(v.warm_s_per_step)
-        return max((max(found) / min(found) - 1 for found in times.values()), default=0.0)
+            ratio = self.ratio(v)
+            if ratio is not None and v.name != "eager" and not v.inline and not v.differs:
+                ratios.setdefault(frozenset(v.calls.items()), []).append(ratio)
+        return max((max(found) / min(found) - 1 for found in ratios.values()), default=0.0)
 
     def growth(self, variant: Variant) -> float | None:
         """Its first cold step / vanilla's, less 1."""

@@ -94,8 +94,9 @@ def bench(
     """Run every variant in a process of its own, with empty caches; on several ranks, in a group of one for each rank.
 
     First the cold runs, one after the other, then the warm ones in turn: a first one of each variant, a second one, and so on,
-    so that a slow minute of a shared machine slows down all variants and not one. On several ranks, on an accelerator, and where
-    all workers together do not fit into memory, one variant after the other.
+    so that a slow minute of a shared machine slows down all variants and not one. Where all workers together do not fit into
+    memory, some at a time, each time beside vanilla, if that is the first variant. On several ranks, on an accelerator, and where
+    no two workers fit, one variant after the other.
 
     A variant that fails keeps its finished runs and has an error. On several ranks it fails on all of them if on one.
 

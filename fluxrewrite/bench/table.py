@@ -18,7 +18,7 @@ COLUMNS = {
     "low_s": "fastest warm step",
     "high_s": "slowest warm step",
     "steps_per_s": "1 / s_per_step",
-    "ratio": "s_per_step / vanilla's",
+    "ratio": "s_per_step / vanilla's, in the runs that were taken beside it",
     "noise": "share of a step below which ratio is no difference",
     "cold_step_s": "first step of the first run, with the compile",
     "cold_growth": "cold_step_s / vanilla's, less 1",

@@ -42,7 +42,8 @@ def rendered(runs: Runs) -> RenderableType:
     s, rows = runs.setup, [with_range(cells(runs, v)) for v in runs.variants]
     head = Text.assemble((s.model, "bold"), str(runs.case).removeprefix(s.model))
     where = f"{s.inner} on {s.device}, {runs.machine.threads or s.threads or '?'} threads, torch {runs.versions.torch}"
-    order = "" if s.runs < 2 else ", warm ones in turn" if runs.in_turn else ", one variant after the other"
+    order = ", warm ones in turn" if runs.in_turn else ", one variant after the other"
+    order = "" if s.runs < 2 else order + ", some at a time beside vanilla" * any(v.beside for v in runs.variants)
     how = f"{s.runs} runs of {s.steps} steps, the first run cold{order}"
     kernels = f"provider {s.provider}, execution {s.execution}"
     parts: list[RenderableType] = [head, Text(where), Text(how, style="dim"), Text(kernels, style="dim"), Text("")]

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..crew import Crew
 from ..errors import RankError
-from .heard import changed, heard, latents_of
+from .heard import beside, changed, heard, latents_of
 from .process import Failed, conversation
 from .ranked import Together
 from .runs import Runs, Variant
@@ -25,9 +25,12 @@ SHARE = 0.7
 
 @dataclass(frozen=True)
 class _Worker:
+    """`stays`: it can do more runs than were asked for, beside other variants."""
+
     chosen: Chosen
     events: Generator[Mapping[str, Any], None, None]
     folder: Path
+    stays: bool
 
 
 class Turns:
@@ -60,43 +63,60 @@ class Turns:
 
     def all(self, chosen: Sequence[Chosen], alone: bool) -> None:
         """Every variant: the cold runs one after the other, then the warm ones in turn, so that what slows the machine down for
-        a minute slows down all of them. One variant after the other where they work `alone`, or do not fit into memory together.
+        a minute slows down all of them. Where they do not fit into memory together, as many at a time as do, each time beside
+        vanilla, if that comes first. One variant after the other where they work `alone`, or no two fit.
 
         Raises KeyboardInterrupt and RankError after `keep`.
         """
-        free_mb = available_mb()
+        free_mb, room = available_mb(), len(chosen)
         try:
-            for variant in chosen:
-                worker = self._start(variant)
+            for place, variant in enumerate(chosen):
+                later = 0 if alone or self._waiting else len(chosen) - place - 1
+                worker = self._start(variant, later)
                 if self._listen(worker, to_the_end=alone):
                     continue
-                if not self._waiting and not self._fit(variant, len(chosen), free_mb):
+                if not self._waiting:
+                    room = self._room(worker, len(chosen), free_mb)
+                if room == 1:
                     alone = True
                     self._listen(worker, to_the_end=True)
-                else:
-                    self._waiting.append(worker)
-            if len(self._waiting) > 1:
-                self.runs = self.runs.model_copy(update={"in_turn": True})
-            while self._waiting:
-                for worker in list(self._waiting):
-                    self._listen(worker)
+                    continue
+                self._waiting.append(worker)
+                if len(self._waiting) == room:
+                    self._warm()
+            self._warm()
         except (KeyboardInterrupt, RankError) as error:
             for worker in list(self._waiting):
-                self._ended(worker, str(error) or "interrupted")
+                self._stopped(worker, error)
             raise
         finally:
             for worker in list(self._waiting):
                 self._close(worker)
 
-    def _start(self, chosen: Chosen) -> _Worker:
+    def _warm(self) -> None:
+        """The warm runs of all that wait, in turn, until only the one is left that stays."""
+        if len(self._waiting) > 1:
+            self.runs = self.runs.model_copy(update={"in_turn": True})
+        while any(not (w.stays and self._complete(w)) for w in self._waiting):
+            for worker in list(self._waiting):
+                self._listen(worker)
+
+    def _start(self, chosen: Chosen, later: int) -> _Worker:
+        """Start the worker of a variant, which stays for up to `later` other ones if it is vanilla."""
         self.runs = changed(self.runs, Variant(name=chosen.name, kernels=chosen.kernels))
         self._tell(chosen, {"event": "start"})
+        setup, timeout_s = self.runs.setup, self._timeout_s
+        stays = later > 1 and chosen.name == "vanilla" and setup.runs > 1
+        if stays:
+            runs = 1 + later * (setup.runs - 1)
+            timeout_s = None if timeout_s is None else timeout_s * runs / setup.runs
+            setup = setup.model_copy(update={"runs": runs})
         latents = str(latents_of(self._root, chosen.name))
-        spec = Spec(setup=self.runs.setup, chosen=chosen, latents=latents, meeting=self._together.begin())
+        spec = Spec(setup=setup, chosen=chosen, latents=latents, meeting=self._together.begin())
         folder = self._root / f"{len(self.runs.variants)}.work"
         folder.mkdir()
-        talk = conversation(spec.model_dump_json(), folder, self._timeout_s, self._command, self._together.watch)
-        return _Worker(chosen, talk, folder)
+        talk = conversation(spec.model_dump_json(), folder, timeout_s, self._command, self._together.watch)
+        return _Worker(chosen, talk, folder, stays)
 
     def _listen(self, worker: _Worker, to_the_end: bool = False) -> bool:
         """Until the worker has finished a run and has another one to do, or to its end. Whether that is reached."""
@@ -104,16 +124,22 @@ class Turns:
         try:
             for event in worker.events:
                 self._tell(worker.chosen, event)
-                self.runs = heard(self.runs, worker.chosen.name, event, self._root)
+                if worker.stays and self._complete(worker):
+                    others = [w.chosen.name for w in self._waiting if w is not worker]
+                    self.runs = beside(self.runs, others, event)
+                else:
+                    self.runs = heard(self.runs, worker.chosen.name, event, self._root)
                 if event["event"] != "run":
                     continue
                 self._keep(self.runs)
-                if not to_the_end and len(self._variant(worker).runs) < self.runs.setup.runs:
+                if to_the_end and worker.stays and self._complete(worker):
+                    break
+                if not to_the_end and (worker.stays or not self._complete(worker)):
                     return False
         except Failed as error:
             failure = error
         except (KeyboardInterrupt, RankError) as error:
-            self._ended(worker, str(error) or "interrupted")
+            self._stopped(worker, error)
             raise
         self._settle(worker, failure)
         return True
@@ -124,10 +150,17 @@ class Turns:
         try:
             failure = self._together.end(failure)
         except (KeyboardInterrupt, RankError) as error:
-            self._ended(worker, str(error) or "interrupted")
+            self._stopped(worker, error)
             raise
         if failure is not None:
             self._ended(worker, str(failure))
+
+    def _stopped(self, worker: _Worker, error: BaseException) -> None:
+        """All ends. A worker that stays for others has done what was asked for."""
+        if worker.stays and self._complete(worker):
+            self._close(worker)
+        else:
+            self._ended(worker, str(error) or "interrupted")
 
     def _ended(self, worker: _Worker, error: str) -> None:
         """What stopped a worker goes to its variant."""
@@ -143,10 +176,14 @@ class Turns:
     def _variant(self, worker: _Worker) -> Variant:
         return next(v for v in self.runs.variants if v.name == worker.chosen.name)
 
-    def _fit(self, first: Chosen, count: int, free_mb: float) -> bool:
-        """Whether as many workers as large as the first one fit into memory."""
-        peak = next(v.peak_rss_mb for v in self.runs.variants if v.name == first.name)
-        return count * (peak or free_mb) <= SHARE * free_mb
+    def _complete(self, worker: _Worker) -> bool:
+        """Whether its variant has all the runs that were asked for."""
+        return len(self._variant(worker).runs) >= self.runs.setup.runs
+
+    def _room(self, first: _Worker, count: int, free_mb: float) -> int:
+        """How many of `count` workers as large as the first one may be there at once: all, some if the first one stays, or 1."""
+        fit = int(SHARE * free_mb // (self._variant(first).peak_rss_mb or free_mb or 1.0))
+        return count if fit >= count else max(1, fit) if first.stays else 1
 
 
 def available_mb(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float:

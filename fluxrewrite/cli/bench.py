@@ -227,7 +227,8 @@ def _bars(setup: Setup, leads: bool = True) -> Iterator[Callable[[Chosen, Mappin
             if event["event"] == "ready":
                 bar.update(task, description=f"{chosen.name}: compiling")
             elif event["event"] == "step":
-                which = f"run {event['run'] + 1} of {setup.runs}"
-                bar.update(task, advance=1, description=f"{chosen.name}: {which}, {event['s']:.3g} s")
+                asked = event["run"] < setup.runs
+                which = f"run {event['run'] + 1} of {setup.runs}" if asked else "beside others"
+                bar.update(task, advance=int(asked), description=f"{chosen.name}: {which}, {event['s']:.3g} s")
 
         yield tell

@@ -76,6 +76,10 @@ def test_a_bar_for_each_variant_where_somebody_looks(run, monkeypatch):
     for name in ("vanilla", "qkv"):
         assert f"{name}: run 1 of 3, 1.5 s" in err
     assert "2/6" in err
+    again = "ready()\nrun(1.0, 1.0)\nsys.stdin.readline()\ntell('step', run=7, step=0, s=1.5)\nrun(1.0, 1.0)\nrun(1.0, 1.0)\n"
+    err = run(again, "--variants", "vanilla")[2]
+    assert "vanilla: beside others, 1.5 s" in err
+    assert "0/6" in err
 
 
 def test_timeout(run):

@@ -35,6 +35,17 @@ def test_variants_become_runs(made):
     assert found.runs[1].specialisations == {"qkv": 2}
 
 
+def test_a_variant_is_taken_as_it_was_to_vanilla_at_its_time(made, row):
+    later = row("attention", 2.5, {"attention:sdpa": 3}, beside=[{"steps_s": [2.0] * 4}] * 3)
+    runs = made(row("vanilla", 1.0, {}), row("qkv", 0.9, {"qkv:triple": 2}), later, in_turn=True)
+    assert runs.ratio(runs.variants[2]) == pytest.approx(1.25)
+    _, qkv, attention = table(runs).runs
+    assert qkv.warm_s_per_step == 0.9
+    assert attention.warm_s_per_step == pytest.approx(1.25)
+    assert attention.warm_steps_s == pytest.approx([1.25] * 8 + [1.2525] * 4)
+    assert attention.noise == pytest.approx(runs.variants[2].noise)
+
+
 def test_what_says_nothing_is_left_out_and_said(made, row):
     other = {"digest": "e", "finite": True, "cosine": 0.5}
     found = table(

@@ -93,6 +93,16 @@ def test_text_fits_80_columns_and_shows_errors_as_rows(mixed):
     assert "0.500000 !" in shown[cold:]
 
 
+def test_the_order_of_the_runs_is_told(made, row):
+    both = [row("vanilla", 1.0, {}), row("qkv", 0.9, {"qkv:triple": 2})]
+    assert "the first run cold, one variant after the other" in text(made(*both))
+    assert "the first run cold, warm ones in turn\n" in text(made(*both, in_turn=True))
+    later = row("rope", 0.9, {"rope:interleaved": 2}, beside=[{"steps_s": [1.0] * 4, "others": 0.3}])
+    runs = made(*both, later, in_turn=True)
+    assert "in turn, some at a time beside vanilla" in " ".join(text(runs).split())
+    assert "meanwhile (rope 30%)" in " ".join(notes(runs))
+
+
 def test_notes_say_what_to_mind(mixed):
     restless, disturbed, other, untaken = notes(mixed)
     assert "meanwhile (norm_rope_attention 40%)" in disturbed

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fluxrewrite.bench import bench, parse_variants
+from fluxrewrite.bench import Runs, bench, parse_variants
 from fluxrewrite.bench.turns import SHARE, available_mb
 
 OBEDIENT = """
@@ -44,13 +44,106 @@ def test_warm_runs_are_taken_in_turn(order, place):
     assert (place / "log").read_text().split() == [w for n in ("vanilla", "qkv", "auto") * 2 for w in (n, "go")]
 
 
-def test_one_after_the_other_where_memory_does_not_do(order, monkeypatch):
-    monkeypatch.setattr("fluxrewrite.bench.turns.available_mb", lambda: 3 * 300.0 / SHARE - 1)
-    heard, runs = order("vanilla,qkv,auto")
-    assert heard == ["vanilla"] * 3 + ["qkv"] * 3 + ["auto"] * 3
+@pytest.fixture
+def room(monkeypatch):
+    """`room(n)`: memory for n workers."""
+
+    def give(count):
+        monkeypatch.setattr("fluxrewrite.bench.turns.available_mb", lambda: (count + 0.5) * 300.0 / SHARE)
+
+    return give
+
+
+@pytest.mark.parametrize(
+    ("workers", "variants"), [(1, "vanilla,qkv,auto"), (2, "qkv,vanilla,auto"), (1, "vanilla,qkv")]
+)
+def test_one_after_the_other_where_memory_does_not_do(order, room, workers, variants):
+    room(workers)
+    heard, runs = order(variants)
+    assert heard == [name for name in variants.split(",") for _ in range(3)]
     assert not runs.in_turn
-    monkeypatch.setattr("fluxrewrite.bench.turns.available_mb", lambda: 3 * 300.0 / SHARE + 1)
-    assert order("vanilla,qkv,auto")[1].in_turn
+    assert [len(v.runs) for v in runs.variants] == [3] * len(runs.variants)
+    room(3)
+    assert order(variants)[1].in_turn
+
+
+def test_some_at_a_time_beside_vanilla(order, room):
+    room(3)
+    heard, runs = order("vanilla,qkv,rope,attention,auto")
+    assert heard == [
+        "vanilla", "qkv", "rope", *["vanilla", "qkv", "rope"] * 2,
+        "attention", "auto", *["vanilla", "attention", "auto"] * 2,
+    ]  # fmt: skip
+    assert runs.in_turn
+    assert [(v.name, len(v.runs), len(v.beside), v.error) for v in runs.variants] == [
+        ("vanilla", 3, 0, None), ("qkv", 3, 0, None), ("rope", 3, 0, None), ("attention", 3, 2, None), ("auto", 3, 2, None),
+    ]  # fmt: skip
+    assert Runs.model_validate_json(runs.to_json()) == runs
+
+
+SLOWER = """
+ready()
+run(2.0, 1.0)
+for n in range(spec["setup"]["runs"] - 1):
+    sys.stdin.readline()
+    s = 2.0 if name == "auto" or n > 1 else 1.0  # the machine is half as fast while auto runs
+    run(s, s)
+"""
+
+
+def test_a_variant_is_compared_with_vanilla_at_its_time(order, room):
+    room(2)
+    runs = order("vanilla,qkv,auto", SLOWER)[1]
+    vanilla, qkv, auto = runs.variants
+    assert (vanilla.warm_s_per_step, auto.warm_s_per_step) == (1.0, 2.0)
+    assert [runs.ratio(v) for v in (vanilla, qkv, auto)] == [1.0, 1.0, 1.0]
+    assert runs.drift == 0
+    assert runs.noise(auto) == 0.01
+
+
+def test_vanilla_that_dies_beside_others_leaves_them_theirs(order, room):
+    room(2)
+    body = SLOWER.replace("    run(s, s)", "    if name == 'vanilla' and n == 3: os._exit(9)\n    run(s, s)")
+    heard, runs = order("vanilla,qkv,auto,rope", body)
+    vanilla, _, auto, rope = runs.variants
+    assert (len(vanilla.runs), len(auto.runs), len(auto.beside), len(rope.runs)) == (3, 3, 1, 3)
+    assert "exit code 9" in vanilla.error
+    assert heard[-3:] == ["rope"] * 3
+    assert runs.ratio(auto) == 1.0
+    assert (rope.beside, runs.ratio(rope)) == ((), 1.0)  # compared with vanilla's own runs, for want of others
+
+
+def test_a_run_of_vanilla_beside_others_that_makes_no_sense_is_its_failure(order, room):
+    room(2)
+    body = SLOWER.replace("    run(s, s)", "    run(*([-1.0] if name == 'vanilla' and n == 2 else [s, s]))")
+    runs = order("vanilla,qkv,auto", body)[1]
+    assert "a run that makes no sense" in runs.variants[0].error
+    assert [len(v.runs) for v in runs.variants] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("stop", ["vanilla", "auto"])
+def test_ctrl_c_beside_vanilla_leaves_vanilla_as_finished(setup, fake, room, stop):
+    kept, turns = [], []
+
+    def interrupt(chosen, event):
+        turns.extend([chosen.name] * (event["event"] == "run"))
+        if turns.count("vanilla") == 4 and chosen.name == stop:
+            raise KeyboardInterrupt
+
+    room(2)
+    with pytest.raises(KeyboardInterrupt):
+        bench(setup(), parse_variants("vanilla,qkv,auto"), kept.append, interrupt, worker=fake(OBEDIENT))
+    assert [v.error for v in kept[-1].variants] == [None, None, "interrupted"]
+
+
+def test_time_beside_others_is_not_that_of_a_variant(order, room):
+    room(2)
+    body = OBEDIENT.replace("run(2.0, 1.0)", "time.sleep(0.5)\nrun(2.0, 1.0)")
+    body = body.replace("    run(1.0, 1.0)", "    time.sleep(0.3)\n    run(1.0, 1.0)")
+    runs = order("vanilla,qkv,auto", body, timeout_s=1.4)[1]
+    assert [(v.error, len(v.runs)) for v in runs.variants] == [(None, 3)] * 3
+    slow = order("vanilla,qkv,auto", body.replace("0.3", "2.0"), timeout_s=1.4)[1]
+    assert all("no end after" in v.error for v in slow.variants)
 
 
 def test_a_variant_that_fails_in_its_turn_leaves_the_others_theirs(order):
