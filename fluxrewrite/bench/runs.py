@@ -218,7 +218,7 @@ class Runs(Record):
         for variant in self.variants:
             if len(variant.runs) > self.setup.runs:
                 raise ValueError(f"variant {variant.name!r} has {len(variant.runs)} runs, setup says {self.setup.runs}")
-            for run in variant.runs:
+            for run in (*variant.runs, *variant.beside):
                 if len(run.steps_s) != self.setup.steps:
                     raise ValueError(
                         f"variant {variant.name!r} has a run of {len(run.steps_s)} steps, setup says {self.setup.steps}"

@@ -89,6 +89,7 @@ BAD = [
     (lambda c: c.update(more=1), "more: Extra inputs are not permitted"),
     (lambda c: c["variants"].append(c["variants"][0]), "two variants with the same name"),
     (lambda c: c["variants"][0]["runs"][1]["steps_s"].pop(), "'vanilla' has a run of 3 steps, setup says 4"),
+    (lambda c: c["variants"][1].update(beside=[{"steps_s": [1.0]}]), "'qkv' has a run of 1 steps, setup says 4"),
     (lambda c: c["variants"][0]["runs"].extend(c["variants"][0]["runs"][:1]), "'vanilla' has 5 runs, setup says 4"),
     (lambda c: c["variants"][1]["runs"][0]["steps_s"].__setitem__(0, -1.0), "variants.1.runs.0.steps_s.0"),
     (lambda c: c["variants"][1]["calls"].update(qkv=0), "variants.1.calls.qkv"),
