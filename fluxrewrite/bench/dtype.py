@@ -14,8 +14,8 @@ _ROWS, _WIDTH, _RUNS = 256, 1024, 5
 def bfloat16_slowdown() -> float:
     """Time of a matrix product [256, 1024] @ [1024, 1024] in bfloat16 over that in float32 on this CPU; a tenth of a second.
 
-    Measured, not read off the instruction set: what torch does with a processor changes with its release. It is under 1 with
-    instructions for bfloat16 (AMX, AVX512_BF16), 4.6 with plain AVX-512 and 3.7 with AVX2, where oneDNN converts (torch 2.13).
+    Measured, not read off the instruction set: what torch does with a processor changes with its release. Seen with torch 2.13 on
+    processors without instructions for bfloat16: 4.6 with AVX-512, 3.7 with AVX2.
     """
     return _seconds(torch.bfloat16) / _seconds(torch.float32)
 

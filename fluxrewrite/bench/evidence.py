@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 
 from ..cost.evidence import EVIDENCE_SCHEMA, Evidence, Run, Table, kind_of
 from ..errors import InputError
@@ -35,8 +36,7 @@ def evidence_of(runs: Runs, source: str) -> Evidence:
             left_out.append(f"{variant.name} left out: {why}")
             continue
         found[frozenset(calls)] = variant.name
-        scale = statistics.median(runs.vanilla.warm) / statistics.median(runs.base(variant))
-        kept.append(_run(variant, calls, scale))
+        kept.append(_run(variant, calls, runs.vanilla.warm, runs.base(variant)))
     table = Table(
         case=runs.case,
         stack=f"{runs.setup.inner}, torch {runs.versions.torch}",
@@ -64,14 +64,16 @@ def _there(name: str | None) -> str:
     return "" if name is None else f"the same kernels as {name}"
 
 
-def _run(variant: Variant, calls: dict[str, int], scale: float) -> Run:
-    """The variant, its times as they would have been beside the runs that the table compares with."""
+def _run(variant: Variant, calls: dict[str, int], vanilla: Sequence[float], base: Sequence[float]) -> Run:
+    """The variant, its times as they would have been beside the warm steps of vanilla that the table has, not beside `base`."""
+    scale = statistics.median(vanilla) / statistics.median(base)
     return Run(
         kernels=tuple(calls),
         calls=calls,
         specialisations=_by_kind(variant.specialisations),
         warm_s_per_step=statistics.median(variant.warm) * scale,
         warm_steps_s=tuple(s * scale for s in variant.warm),
+        beside_steps_s=tuple(s * scale for s in base) if variant.beside else (),
         cold_steps_s=variant.runs[0].steps_s,
         note=variant.name,
     )

@@ -43,7 +43,7 @@ def heard(runs: Runs, name: str, event: Mapping[str, Any], root: Path) -> Runs:
             return runs.model_copy(update={"machine": machine, "case": case})
         if event["event"] != "run":
             return runs
-        now, run = _named(runs, name), _timed(event)
+        now, run = runs.named(name), _timed(event)
         told = {k: v for k, v in event.items() if k not in ("event", "steps_s", "others")}
         variant = Variant.model_validate({**dict(now), **told, "runs": (*now.runs, run)})
     except (KeyError, ValidationError) as error:
@@ -60,13 +60,9 @@ def beside(runs: Runs, names: Iterable[str], event: Mapping[str, Any]) -> Runs:
     except (KeyError, ValidationError) as error:
         raise _senseless(error) from error
     for name in names:
-        now = _named(runs, name)
+        now = runs.named(name)
         runs = changed(runs, now.model_copy(update={"beside": (*now.beside, run)}))
     return runs
-
-
-def _named(runs: Runs, name: str) -> Variant:
-    return next(v for v in runs.variants if v.name == name)
 
 
 def _timed(event: Mapping[str, Any]) -> Timed:

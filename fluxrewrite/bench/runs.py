@@ -176,7 +176,8 @@ class Variant(Record):
 
     @property
     def others(self) -> float:
-        """Share of all processors that other programs used in the worst warm run, as far as that is known."""
+        """Share of all processors that other programs used in the worst warm run, or the worst of vanilla beside it, as far as
+        that is known."""
         return max((run.others or 0.0 for run in (*self.runs[1:], *self.beside)), default=0.0)
 
     @property
@@ -229,6 +230,10 @@ class Runs(Record):
     def vanilla(self) -> Variant | None:
         """The variant that others are compared with, if it was run."""
         return next((v for v in self.variants if v.name == "vanilla"), None)
+
+    def named(self, name: str) -> Variant:
+        """The variant of a name, which must be there."""
+        return next(v for v in self.variants if v.name == name)
 
     def ratio(self, variant: Variant) -> float | None:
         """Its warm seconds a step / vanilla's, in the runs that were taken beside it."""

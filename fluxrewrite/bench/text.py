@@ -42,9 +42,7 @@ def rendered(runs: Runs) -> RenderableType:
     s, rows = runs.setup, [with_range(cells(runs, v)) for v in runs.variants]
     head = Text.assemble((s.model, "bold"), str(runs.case).removeprefix(s.model))
     where = f"{s.inner} on {s.device}, {runs.machine.threads or s.threads or '?'} threads, torch {runs.versions.torch}"
-    order = ", warm ones in turn" if runs.in_turn else ", one variant after the other"
-    order = "" if s.runs < 2 else order + ", some at a time beside vanilla" * any(v.beside for v in runs.variants)
-    how = f"{s.runs} runs of {s.steps} steps, the first run cold{order}"
+    how = f"{s.runs} runs of {s.steps} steps, the first run cold{_order(runs) if s.runs > 1 else ''}"
     kernels = f"provider {s.provider}, execution {s.execution}"
     parts: list[RenderableType] = [head, Text(where), Text(how, style="dim"), Text(kernels, style="dim"), Text("")]
     if any(row["s_per_step"] for row in rows):
@@ -55,6 +53,12 @@ def rendered(runs: Runs) -> RenderableType:
     if not rows:
         parts.append(Text("nothing has run"))
     return Group(*parts, *(Text(note, style="yellow") for note in notes(runs)))
+
+
+def _order(runs: Runs) -> str:
+    if any(v.beside for v in runs.variants):
+        return ", warm ones in turn, some at a time beside vanilla"
+    return ", warm ones in turn" if runs.in_turn else ", one variant after the other"
 
 
 def _table(columns: dict[str, str], rows: Sequence[dict[str, str]]) -> Table:

@@ -132,10 +132,10 @@ class Turns:
                 if event["event"] != "run":
                     continue
                 self._keep(self.runs)
-                if to_the_end and worker.stays and self._complete(worker):
-                    break
                 if not to_the_end and (worker.stays or not self._complete(worker)):
                     return False
+                if worker.stays and self._complete(worker):
+                    break
         except Failed as error:
             failure = error
         except (KeyboardInterrupt, RankError) as error:
@@ -174,7 +174,7 @@ class Turns:
         shutil.rmtree(worker.folder, ignore_errors=True)
 
     def _variant(self, worker: _Worker) -> Variant:
-        return next(v for v in self.runs.variants if v.name == worker.chosen.name)
+        return self.runs.named(worker.chosen.name)
 
     def _complete(self, worker: _Worker) -> bool:
         """Whether its variant has all the runs that were asked for."""
@@ -183,7 +183,9 @@ class Turns:
     def _room(self, first: _Worker, count: int, free_mb: float) -> int:
         """How many of `count` workers as large as the first one may be there at once: all, some if the first one stays, or 1."""
         fit = int(SHARE * free_mb // (self._variant(first).peak_rss_mb or free_mb or 1.0))
-        return count if fit >= count else max(1, fit) if first.stays else 1
+        if fit >= count:
+            return count
+        return max(1, fit) if first.stays else 1
 
 
 def available_mb(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
-_SLOW = 2.0  # far from both: under 1 with instructions for bfloat16, 3.7 and more without
+_SLOW = 2.0  # about half of the least that was seen without instructions for bfloat16: see `bfloat16_slowdown`
 _VARIANTS = "vanilla,qkv,attention,qkv+attention,norm_rope_attention,auto"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from .evidence import Case, Evidence, Run, Table, kind_of, same_form
-from .noise import threshold
+from .noise import median_noise, threshold
 
 __all__ = ["RUINOUS", "Applied", "Delta", "Prediction", "applied", "delta", "deltas", "noise", "predict", "ruined"]
 
@@ -128,7 +129,9 @@ class Prediction:
 
 def noise(table: Table, run: Run) -> float:
     """Share of a step within which a run does not differ from the one without kernels."""
-    return threshold(run.noise, table.baseline.noise, table.drift)
+    steps = run.beside_steps_s
+    base = median_noise(steps) / statistics.median(steps) if steps else table.baseline.noise
+    return threshold(run.noise, base, table.drift)
 
 
 def delta(evidence: Evidence, case: Case, kernel: str) -> Delta | None:

@@ -79,6 +79,7 @@ class Run(Record):
         specialisations: different kernels compiled (same kernel, shapes and constants are one), by kernel.
         warm_s_per_step: seconds a step when everything is compiled.
         warm_steps_s: single warm steps, where published.
+        beside_steps_s: warm steps without kernels that were taken beside these, where those of the table were not.
         cold_steps_s: steps of a first run; the first one holds the compile.
         note: which kernel it was, what is uncertain.
     """
@@ -88,6 +89,7 @@ class Run(Record):
     specialisations: dict[str, PositiveInt] = Field(default_factory=dict)
     warm_s_per_step: PositiveFloat
     warm_steps_s: tuple[PositiveFloat, ...] = ()
+    beside_steps_s: tuple[PositiveFloat, ...] = ()
     cold_steps_s: tuple[PositiveFloat, ...] = ()
     note: str = ""
 

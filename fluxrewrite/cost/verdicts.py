@@ -13,7 +13,7 @@ from .deltas import Prediction, predict, ruined
 from .evidence import Case, Evidence
 from .noise import NEUTRAL
 
-__all__ = ["Candidate", "Modelled", "from_runs", "verdicts"]
+__all__ = ["Candidate", "Modelled", "on_plan", "verdicts"]
 
 _Word = Literal["faster", "neutral", "slower"]
 
@@ -95,7 +95,7 @@ def verdicts(
     return tuple(v for v in found if v is not None)
 
 
-def from_runs(candidates: Sequence[Candidate], case: Case, evidence: Evidence) -> Verdict | None:
+def on_plan(candidates: Sequence[Candidate], case: Case, evidence: Evidence) -> Verdict | None:
     """What runs of this very case say of all candidates together, in seconds a step.
 
     None where the case was not measured, where nothing was measured of one of the candidates, and where one candidate alone was

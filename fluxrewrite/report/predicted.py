@@ -14,7 +14,7 @@ from ..choose import Choice
 from ..cost import Case, Work, estimate
 from ..cost.compile_cost import compile_cost
 from ..cost.deltas import applied
-from ..cost.verdicts import Candidate, Modelled, from_runs, verdicts
+from ..cost.verdicts import Candidate, Modelled, on_plan, verdicts
 from ..effect import Effect as Change
 from ..plan import Plan
 from ..site import Site
@@ -191,7 +191,7 @@ def _measured(forecasts: Sequence[Forecast], target: Target, case: Case) -> Verd
     calls: dict[str, Counter[str]] = defaultdict(Counter)
     for site in _rewritten(forecasts):
         calls[site.kind][site.form] += 1
-    return from_runs([Candidate(kind, forms) for kind, forms in calls.items()], case, target.evidence)
+    return on_plan([Candidate(kind, forms) for kind, forms in calls.items()], case, target.evidence)
 
 
 def _rewritten(forecasts: Sequence[Forecast]) -> list[Site]:

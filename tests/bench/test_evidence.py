@@ -7,7 +7,7 @@ import pytest
 from fluxrewrite.bench import evidence_of
 from fluxrewrite.cli import main
 from fluxrewrite.cost import Evidence, load_evidence
-from fluxrewrite.cost.deltas import delta
+from fluxrewrite.cost.deltas import delta, noise
 from fluxrewrite.cost.evidence import EVIDENCE_SCHEMA
 from fluxrewrite.errors import InputError
 
@@ -36,10 +36,14 @@ def test_variants_become_runs(made):
 
 
 def test_a_variant_is_taken_as_it_was_to_vanilla_at_its_time(made, row):
-    later = row("attention", 2.5, {"attention:sdpa": 3}, beside=[{"steps_s": [2.0] * 4}] * 3)
+    others = [{"steps_s": [1.9, 2.0, 2.0, 2.1]}] * 3
+    later = row("attention", 2.5, {"attention:sdpa": 3}, beside=others)
     runs = made(row("vanilla", 1.0, {}), row("qkv", 0.9, {"qkv:triple": 2}), later, in_turn=True)
     assert runs.ratio(runs.variants[2]) == pytest.approx(1.25)
-    _, qkv, attention = table(runs).runs
+    found = table(runs)
+    _, qkv, attention = found.runs
+    assert [noise(found, r) for r in (qkv, attention)] == pytest.approx([runs.noise(v) for v in runs.variants[1:]])
+    assert noise(found, attention) == pytest.approx(0.05 + 0.002)
     assert qkv.warm_s_per_step == 0.9
     assert attention.warm_s_per_step == pytest.approx(1.25)
     assert attention.warm_steps_s == pytest.approx([1.25] * 8 + [1.2525] * 4)

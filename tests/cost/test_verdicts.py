@@ -1,7 +1,7 @@
 import pytest
 
 from fluxrewrite.cost import Case
-from fluxrewrite.cost.verdicts import Candidate, Modelled, from_runs, verdicts
+from fluxrewrite.cost.verdicts import Candidate, Modelled, on_plan, verdicts
 from fluxrewrite.errors import InputError
 
 S768 = "sequence 768: the kernel takes sequence <= 512 (nkilib 2.27)"
@@ -60,19 +60,19 @@ def test_a_run_of_the_very_set_counts_before_the_sum(evidence, compiled):
     ],
 )
 def test_runs_of_the_very_case_speak_of_a_plan(evidence, compiled, candidates, seconds, word):
-    found = from_runs(candidates, compiled, evidence)
+    found = on_plan(candidates, compiled, evidence)
     assert (found.verdict, found.basis) == (word, "measured")
     assert found.predicted_s == pytest.approx(seconds)
     assert found.predicted_s / found.ratio == pytest.approx(3.869, rel=1e-5)
 
 
 def test_where_runs_do_not_speak_of_a_plan(evidence, compiled):
-    assert from_runs([], compiled, evidence) is None
-    assert from_runs([FLASH], compiled.model_copy(update={"image_tokens": 4096}), evidence) is None
-    assert from_runs([modelled(1000, 900)], compiled, evidence) is None
-    assert from_runs([FLASH, modelled(1000, 900)], compiled, evidence) is None
-    assert from_runs([Candidate("qkv", {"packed": 20})], compiled, evidence) is None
-    with_other_form = from_runs([FLASH, Candidate("qkv", {"packed": 20})], compiled, evidence)
+    assert on_plan([], compiled, evidence) is None
+    assert on_plan([FLASH], compiled.model_copy(update={"image_tokens": 4096}), evidence) is None
+    assert on_plan([modelled(1000, 900)], compiled, evidence) is None
+    assert on_plan([FLASH, modelled(1000, 900)], compiled, evidence) is None
+    assert on_plan([Candidate("qkv", {"packed": 20})], compiled, evidence) is None
+    with_other_form = on_plan([FLASH, Candidate("qkv", {"packed": 20})], compiled, evidence)
     assert with_other_form.basis == "assumed"
 
 
