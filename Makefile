@@ -19,7 +19,7 @@ VENV_XLA ?= .venv-xla
 WORKERS ?= 2
 BIN := $(VENV)/bin
 MODEL ?= flux2-klein-4b
-TORCH29 ?= tests/passes tests/inner tests/neuron $(addprefix tests/test_,$(addsuffix .py,torch_backend failures join capture graph flux reasons measure times workload))
+TORCH29 ?= tests/passes tests/dynamo tests/neuron tests/rewrite/test_joined_weights.py tests/graph/test_view.py tests/models/test_capture.py tests/models/test_workload.py tests/provider/test_neuron_device.py tests/test_flux.py tests/test_reasons.py
 
 .PHONY: inspect docs docs-reference sessions map test test-browser test-slow test-quantised xla test-xla test-torch29 lint schema bench bench-kernels bench-plans coverage fuzz mutate verify clean
 

@@ -25,8 +25,9 @@ from diffusers.utils import is_transformers_available
 
 import fluxrewrite
 from fluxrewrite.errors import FluxrewriteError, InputError
-from fluxrewrite.models import PRESETS, Shapes, find_model
-from fluxrewrite.workload import Workload, realise
+from fluxrewrite.models import Shapes, find_model
+from fluxrewrite.models.registry import PRESETS
+from fluxrewrite.models.workload import Workload, realise
 
 SMALL = Path(__file__).parent / "small"
 PATCH = 16  # pixels of an image token along each side: the VAE makes one of 8, the transformer takes two

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analysis import Options, inspect
+    from .dynamo.backend import Backend, backend
     from .errors import CheckFailed, FluxrewriteError, InputError, RewriteError
     from .report.model import Report
     from .site import Code, Miss, Reason, Site
-    from .torch_backend import Backend, backend
 
 __all__ = [
     "Backend",

@@ -14,27 +14,28 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule
 
-from .capture import Capture, capture, capture_spec
-from .choose import Choice, Price, choose
 from .cost import Case
 from .cost.deltas import applied
-from .effect import effect_of
 from .errors import InputError
-from .graph import GraphView
-from .join import Joinable, parameters
-from .models import ModelSpec, Shapes
-from .plan import Plan, Policy, apply_graph, check_policy
-from .planner import Failed, make_plan
-from .price import Predicted
-from .proof import Prover, Store, check_verify
-from .proof.asked import Prove
-from .report.build import Analysed, Foresight, build_report, dynamic_sizes
+from .fusion.boundary.compare import effect_of
+from .fusion.boundary.planned_graph import Analysed
+from .fusion.boundary.predicted_price import Predicted
+from .fusion.boundary.target import Target
+from .graph.view import GraphView
+from .models.capture import Capture, capture, capture_spec
+from .models.registry import ModelSpec, Shapes
+from .report.build import Foresight, build_report, dynamic_sizes
 from .report.model import BreakInfo, ModelInfo, Report, Timing
-from .selection import Selection
+from .rewrite.joined_weights import Joinable, parameters
+from .rewrite.plan import Plan, Policy, apply_graph, check_policy
+from .rewrite.planner import Failed, make_plan
+from .rewrite.proof import Prover, Store, check_verify
+from .rewrite.proof.outcome import Prove
+from .rewrite.search import Choice, Price, choose
+from .rewrite.selection import Selection
 from .site import Site
-from .target import Target
 
-__all__ = ["Options", "analyse", "inspect", "inspect_graphs", "inspect_spec", "peak_rss_mb"]
+__all__ = ["Options", "analyse", "inspect", "inspect_graphs", "inspect_spec"]
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,8 @@ class Kernel:
         limits: checked against every site.
         summary: one line for `fluxrewrite kernels`.
         provider: "reference" for the op's own body, which runs anywhere; else whose kernel it stands for, as
-            `fluxrewrite.provider.load_provider` takes it ("builtin", `nkilib@2.29`).
-        execution: what runs when the op is called, one of `fluxrewrite.provider.EXECUTIONS`.
+            `fluxrewrite.provider.registry.load_provider` takes it ("builtin", `nkilib@2.29`).
+        execution: what runs when the op is called, one of `fluxrewrite.provider.registry.EXECUTIONS`.
         efficiency: as `fluxrewrite.provider.Implementation` has it.
     """
 

@@ -34,7 +34,7 @@ from torch.distributed.tensor import DTensor
 from torch.fx import GraphModule, Node
 
 from .errors import InputError, RankError, RewriteError
-from .local import mesh_of
+from .graph.localize import mesh_of
 
 __all__ = [
     "Ranks",

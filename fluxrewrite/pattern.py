@@ -17,10 +17,10 @@ from typing import Any
 
 from torch.fx import Node
 
-from .elements import pure_reshape, viewed
-from .graph import GraphView
-from .steps import same_dim, same_shape
-from .vocabulary import COMMUTATIVE, OPERANDS
+from .graph.index_map import pure_reshape, viewed
+from .graph.op_table import COMMUTATIVE, OPERANDS
+from .graph.shapes import same_dim, same_shape
+from .graph.view import GraphView
 
 __all__ = ["Attempt", "Const", "Either", "Join", "Lanes", "Maybe", "Op", "Pattern", "Value", "match"]
 

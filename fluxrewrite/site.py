@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import Node
 
-from .steps import Lanes
+from .graph.views import Lanes
 
 __all__ = ["Code", "Finding", "Inline", "Miss", "Proof", "Reason", "Site"]
 

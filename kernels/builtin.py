@@ -12,7 +12,7 @@ from torch import Tensor
 from fluxrewrite.kernel import Limit
 from fluxrewrite.provider import Implementation, Provider
 
-from .asked import profile, suite
+from .harness.hooks import profile, suite
 from .qkv import pieces_of
 from .toolchain import Toolchain, check, toolchain
 

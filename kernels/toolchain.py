@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from fluxrewrite.errors import InputError
-from fluxrewrite.inner.device import Device, imported, typed
+from fluxrewrite.provider.neuron_device import Device, imported, typed
 
 from . import emulator
 

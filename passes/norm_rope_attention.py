@@ -17,15 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fluxrewrite.passes.attention import Attention, Call
-from fluxrewrite.passes.rope import Rope
-from fluxrewrite.passes.tables import emit_tables
+from fluxrewrite.passes.attention.attention import Attention, Call
+from fluxrewrite.passes.rope.rope import Rope
+from fluxrewrite.passes.rope.tables import emit_tables
 from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
+from fluxrewrite.graph.shapes import same_dim
 from fluxrewrite.rewrite import Builder, Pass, blocked
 from fluxrewrite.site import Code, Finding, Miss, Site
-from fluxrewrite.steps import same_dim
 
 __all__ = ["NormRopeAttention"]
 

@@ -15,23 +15,24 @@ from typing import Any
 
 import pytest
 import torch
-from fluxrewrite.kernels.asked import profile, suite
+from fluxrewrite.kernels.harness.hooks import profile, suite
 from fluxrewrite.kernels.nkilib import checkout
 from torch.fx import GraphModule, Node
 
 import fluxrewrite
 from fluxrewrite import kernel
-from fluxrewrite.capture import Capture, capture, capture_spec
-from fluxrewrite.choose import Priced
-from fluxrewrite.effect import Effect, effect_of
+from fluxrewrite.fusion.boundary.compare import Effect, effect_of
+from fluxrewrite.fusion.boundary.target import Target
 from fluxrewrite.graph import GraphView
-from fluxrewrite.models import PRESETS
-from fluxrewrite.plan import apply
-from fluxrewrite.planner import make_plan
-from fluxrewrite.provider import Implementation, Provider, implementations
-from fluxrewrite.selection import Selection
+from fluxrewrite.models.capture import Capture, capture, capture_spec
+from fluxrewrite.models.registry import PRESETS
+from fluxrewrite.provider import Implementation, Provider
+from fluxrewrite.provider.registry import implementations
+from fluxrewrite.rewrite.plan import apply
+from fluxrewrite.rewrite.planner import make_plan
+from fluxrewrite.rewrite.search import Priced
+from fluxrewrite.rewrite.selection import Selection
 from fluxrewrite.site import Miss, Site
-from fluxrewrite.target import Target
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN

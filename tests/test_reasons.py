@@ -9,13 +9,13 @@ from torch import nn
 
 import fluxrewrite
 from fluxrewrite.analysis import analyse
+from fluxrewrite.fusion.boundary.target import Target
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import apply
-from fluxrewrite.planner import make_plan
-from fluxrewrite.proof import Prover, Store
-from fluxrewrite.selection import Selection
+from fluxrewrite.rewrite.plan import apply
+from fluxrewrite.rewrite.planner import make_plan
+from fluxrewrite.rewrite.proof import Prover, Store
+from fluxrewrite.rewrite.selection import Selection
 from fluxrewrite.site import Code, Miss
-from fluxrewrite.target import Target
 
 B, S, H, D = 2, 5, 4, 8
 W = H * D

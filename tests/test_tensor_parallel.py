@@ -12,12 +12,12 @@ from torch.distributed.tensor import DTensor
 
 import fluxrewrite
 from fluxrewrite.analysis import Options, inspect_spec
-from fluxrewrite.capture import capture
 from fluxrewrite.cli import main
 from fluxrewrite.errors import InputError
 from fluxrewrite.models import Shapes, find_model
+from fluxrewrite.models.capture import capture
 from fluxrewrite.parallel import fake_group, shard
-from fluxrewrite.report.text import rendered
+from fluxrewrite.report.text.report import rendered
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.distributed.distributed_c10d, "GroupName"), reason="DTensor's graphs are those of torch 2.13"

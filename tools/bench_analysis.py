@@ -24,10 +24,10 @@ from torch.fx import Graph, GraphModule
 
 from fluxrewrite.analysis import Options, analyse
 from fluxrewrite.cost import Case
+from fluxrewrite.fusion.boundary.executables import segments
 from fluxrewrite.graph import GraphView
 from fluxrewrite.report.build import Foresight, build_report
 from fluxrewrite.report.model import ModelInfo, Timing
-from fluxrewrite.segments import segments
 from fluxrewrite.site import Site
 
 LIMITS_S = {KLEIN: 0.5, DEV: 1.2}

@@ -31,13 +31,13 @@ from pathlib import Path
 
 import torch
 from fluxrewrite.kernels.emulator.timeline import Engine
-from fluxrewrite.kernels.modelled import Modelled, model_call
-from fluxrewrite.kernels.samples import arguments, complete
+from fluxrewrite.kernels.harness.call_cost import Modelled, model_call
+from fluxrewrite.kernels.harness.sample_inputs import arguments, complete
 from fluxrewrite.kernels.toolchain import Profiler
 
 from fluxrewrite.errors import InputError
 from fluxrewrite.kernel import load_plugins
-from fluxrewrite.provider import load_provider
+from fluxrewrite.provider.registry import load_provider
 
 HEAD, HIDDEN, TEXT = 128, 3072, 512
 SEQUENCES = (

@@ -48,11 +48,11 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 
-from fluxrewrite.capture import capture_spec
 from fluxrewrite.graph import GraphView
 from fluxrewrite.models import Shapes, find_model
-from fluxrewrite.planner import make_plan
-from fluxrewrite.selection import Selection
+from fluxrewrite.models.capture import capture_spec
+from fluxrewrite.rewrite.planner import make_plan
+from fluxrewrite.rewrite.selection import Selection
 
 KLEIN, DEV, LARGE = "klein-4B", "8+48 blocks", "100k nodes"
 PRESETS = {KLEIN: "flux2-klein-4b", DEV: "flux2-dev"}

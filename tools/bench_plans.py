@@ -11,7 +11,7 @@ kernel each, projections as one layer on joined weights, "auto" with the shipped
 
 How it measures: all variants of a model are compiled, run once, and then run `--rounds` times in turn; another one comes
 first in each round. Medians, with the least and the largest; ratios are medians of the ratios within a round, with the
-noise that `fluxrewrite.measure.relative` gives. First calls share Inductor's cache, which is empty before each model: what
+noise that `measured_price.relative` gives. First calls share Inductor's cache, which is empty before each model: what
 an earlier variant compiled the next one finds. Variants that rewrite the same sites are the same program, and said so.
 Where other programs use the machine, `--clock cpu --threads 1` counts processor time instead: threads that wait for one
 another burn it, so take one.
@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch._inductor.utils import fresh_cache
 
 import fluxrewrite
-from fluxrewrite.measure import relative
+from fluxrewrite.dynamo.measured_price import relative
 
 KINDS = ("qkv", "rope", "attention", "norm_rope_attention")
 LIMIT = 1.01

@@ -21,15 +21,15 @@ import torch
 from torch.fx import GraphModule
 
 from fluxrewrite.analysis import analyse
-from fluxrewrite.capture import capture_spec
 from fluxrewrite.errors import InputError
 from fluxrewrite.fusion import Fusion, fuse, load_rules
-from fluxrewrite.fusion.edges import edges
 from fluxrewrite.graph import GraphView
+from fluxrewrite.graph.edges import edges
+from fluxrewrite.graph.modules import as_module
+from fluxrewrite.measure.oracle.compare import agreement, lost_fusions, rank_agreement
 from fluxrewrite.models import Shapes, find_model
-from fluxrewrite.oracle.compare import agreement, lost_fusions, rank_agreement
-from fluxrewrite.rewrite import as_module
-from fluxrewrite.selection import Selection
+from fluxrewrite.models.capture import capture_spec
+from fluxrewrite.rewrite.selection import Selection
 from fluxrewrite.site import Site
 
 VARIANTS = {
@@ -69,7 +69,7 @@ def main() -> int:
 
 def elsewhere(python: Path | None) -> int:
     """This command again, with torch-xla and the variables that XLA reads when a process starts."""
-    from fluxrewrite.oracle.xla_graph import environment
+    from fluxrewrite.measure.oracle.xla_graph import environment
 
     python = python or Path(".venv-xla/bin/python")
     if not python.is_file():
@@ -88,10 +88,10 @@ def trace(given: argparse.Namespace) -> GraphModule:
 
 def oracle(compiler: str) -> Oracle:
     if compiler == "xla":
-        from fluxrewrite.oracle.xla_graph import xla_fusion_of
+        from fluxrewrite.measure.oracle.xla_graph import xla_fusion_of
 
         return lambda gm: xla_fusion_of(gm, touched=True)
-    from fluxrewrite.oracle.inductor import inductor_fusion
+    from fluxrewrite.measure.oracle.inductor import inductor_fusion
 
     return lambda gm: inductor_fusion(gm, [n.meta["example_value"] for n in gm.graph.find_nodes(op="placeholder")])
 

@@ -20,14 +20,15 @@ from typing import Any
 
 import typer
 
-from fluxrewrite import budget, site
+from fluxrewrite import site
 from fluxrewrite.cli import app
 from fluxrewrite.cost import load_device, load_evidence
 from fluxrewrite.cost.deltas import RUINOUS
 from fluxrewrite.cost.devices import device_names
 from fluxrewrite.fusion.rules import known_rules, load_rules
 from fluxrewrite.kernel import load_kernels, load_plugins
-from fluxrewrite.selection import Selection
+from fluxrewrite.report import budget
+from fluxrewrite.rewrite.selection import Selection
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BLOCK = re.compile(r"<!-- generated: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)

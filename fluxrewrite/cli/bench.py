@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import CheckFailed, InputError, RankError
-from .ranked import leads, ranked, terminable
-from .shared import Dtype, progress, show, torch_dtype, writable, write
+from .common import Dtype, progress, show, torch_dtype, writable, write
+from .ranks import leads, ranked, terminable
 
 if TYPE_CHECKING:
-    from ..bench import Chosen, Runs, Setup
-    from ..crew import Crew
+    from ..cost.runs import Runs, Setup
+    from ..measure.bench.variants import Chosen
+    from ..measure.rendezvous import Crew
 
 __all__ = ["bench"]
 
@@ -87,8 +88,8 @@ def bench(
             writable(save)
             writable(output)
         with progress("checking", leads(crew)):
-            from ..bench import parse_variants
-            from ..torch_backend import default_inner
+            from ..dynamo.backend import default_inner
+            from ..measure.bench.variants import parse_variants
 
             inner = inner or default_inner()
             runs_on = execution or (Execution.DEVICE if inner == "neuron" else Execution.REFERENCE)
@@ -108,7 +109,7 @@ def _dtype(device: str, crew: Crew | None) -> Dtype:
     """The dtype that models run in unless it makes matrix products slow; the first rank decides for all."""
     if device != "cpu":
         return Dtype.BF16
-    from ..bench.dtype import bfloat16_slowdown
+    from ..measure.bench.default_dtype import bfloat16_slowdown
 
     mine = Dtype.FP32 if bfloat16_slowdown() > _SLOW else Dtype.BF16
     return mine if crew is None else Dtype(crew.gather("dtype", mine.value)[0])
@@ -125,7 +126,7 @@ def _check_numbers(counts: tuple[tuple[str, int | None, int], ...], timeout: flo
 
 def _check(setup: Setup, chosen: tuple[Chosen, ...], crew: Crew | None) -> None:
     """Raise InputError, on every rank, for what no worker could run on one of them."""
-    from ..bench.suite import check_setup
+    from ..measure.bench.run import check_setup
 
     if crew is None:
         check_setup(setup, chosen)
@@ -134,8 +135,8 @@ def _check(setup: Setup, chosen: tuple[Chosen, ...], crew: Crew | None) -> None:
 
 
 def _setup(**fields: Any) -> Setup:
-    from ..bench import Setup
-    from ..models import Shapes
+    from ..cost.runs import Setup
+    from ..models.registry import Shapes
 
     # Shapes says what is wrong in the words of the options.
     Shapes(fields["image_tokens"], fields["text_tokens"], fields["batch"])
@@ -151,7 +152,7 @@ class _Kept:
         self.problem: InputError | None = None
 
     def __call__(self, runs: Runs) -> None:
-        from ..bench import save_runs
+        from ..cost.runs import save_runs
 
         self.runs = runs
         if self.path is None:
@@ -176,7 +177,7 @@ def _run(
     crew: Crew | None,
 ) -> None:
     """All variants, then the table of what finished, then what went wrong."""
-    from ..bench import bench as run_all
+    from ..measure.bench.run import bench as run_all
 
     stopped: KeyboardInterrupt | RankError | None = None
     try:
@@ -198,10 +199,10 @@ def _run(
 
 
 def _out(runs: Runs, format: TableFormat, output: Path | None) -> None:
-    from ..bench.table import as_csv, as_markdown
+    from ..report.runs_table import as_csv, as_markdown
 
     if format is TableFormat.TEXT:
-        from ..bench.text import rendered
+        from ..report.text.runs import rendered
 
         show(rendered(runs), output)
     else:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError
+from .common import Dtype, counted, progress, show, torch_dtype, writable, write
 from .devices import profile
-from .shared import Dtype, counted, progress, show, torch_dtype, writable, write
 
 if TYPE_CHECKING:
     import torch
     from rich.console import RenderableType
 
-    from ..calls import Call
     from ..cost.devices import Device
     from ..cost.evidence import Evidence, Table
+    from ..measure.kernel_times import Call
 
 __all__ = ["calibrate"]
 
@@ -55,7 +55,7 @@ def calibrate(
 
 def _measure(quick: bool, threads: int | None) -> Device:
     with progress("loading torch"):
-        from ..cost import calibrate as measure
+        from ..measure import calibrate as measure
 
     with counted("measured", len(measure.steps())) as step:
         return measure.calibrate(measure.QUICK if quick else measure.FULL, threads=threads, step=step)
@@ -64,10 +64,10 @@ def _measure(quick: bool, threads: int | None) -> Device:
 def _calls(model: str, tokens: tuple[int, int], dtype: torch.dtype, kernels: str | None) -> list[Call]:
     """The distinct kernel calls of a model, traced without weights."""
     with progress(f"tracing {model}"):
-        from ..calls import distinct_calls
-        from ..capture import capture_spec
-        from ..models import Shapes, find_model
-        from ..selection import Selection
+        from ..measure.kernel_times import distinct_calls
+        from ..models.capture import capture_spec
+        from ..models.registry import Shapes, find_model
+        from ..rewrite.selection import Selection
 
         selection = Selection.of(kernels, "reference")
         captured = capture_spec(find_model(model), Shapes(*tokens), dtype)
@@ -81,8 +81,8 @@ def _timed(device: Device, calls: Sequence[Call], quick: bool, threads: int | No
     """The profile with the times of these calls."""
     if not calls:
         return device
-    from ..calls import call_time
-    from ..cost import calibrate as measure
+    from ..measure import calibrate as measure
+    from ..measure.kernel_times import call_time
 
     effort = measure.QUICK if quick else measure.FULL
     with counted("timed", len(calls)) as step, measure.with_threads(threads):
@@ -96,7 +96,7 @@ def _timed(device: Device, calls: Sequence[Call], quick: bool, threads: int | No
 def _restless(device: Device) -> None:
     from rich.text import Text
 
-    from ..cost.calibrate import RESTLESS
+    from ..measure.calibrate import RESTLESS
 
     names = [name for name, f in device.figures.items() if f.spread is not None and f.spread > RESTLESS]
     if names:
@@ -106,10 +106,10 @@ def _restless(device: Device) -> None:
 
 
 def _evidence(path: Path, source: str | None, output: Path | None) -> None:
-    from ..bench.evidence import evidence_of
-    from ..bench.runs import REMEDY, RUNS_SCHEMA, load_runs
-    from ..cost.files import read_json
+    from ..cost.data_files import read_json
     from ..cost.published import from_table
+    from ..cost.runs import REMEDY, RUNS_SCHEMA, load_runs
+    from ..cost.runs_as_evidence import evidence_of
 
     content = read_json(path, REMEDY)
     if isinstance(content, dict) and content.get("schema") == RUNS_SCHEMA:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .shared import show
+from .common import show
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,7 +60,7 @@ def profile(device: Device) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from ..report.words import sizes_text
+    from ..report.text.format import sizes_text
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for name in ("a core", "figure", "basis", "source"):

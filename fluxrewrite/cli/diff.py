@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import Format, show, writable, write
+from .common import Format, show, writable, write
 
 __all__ = ["diff"]
 
@@ -29,7 +29,7 @@ def diff(
     if format is Format.JSON:
         write(json.dumps(difference.as_dict(), indent=2) + "\n", output)
     else:
-        from ..report.diff_text import rendered_diff
+        from ..report.text.diff import rendered_diff
 
         show(rendered_diff(difference, str(before), str(after)), output)
     if exit_code and not difference.equal:

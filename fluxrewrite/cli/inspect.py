@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .forms import InspectFormat, check_forms, emit, read_runs, timed
-from .shared import Dtype, PolicyName, ProofName, Regime, progress, torch_dtype, writable
+from .common import Dtype, PolicyName, ProofName, Regime, progress, torch_dtype, writable
+from .formats import InspectFormat, check_forms, emit, read_runs, timed
 
 if TYPE_CHECKING:
-    from ..budget import Limit
-    from ..selection import Selection
+    from ..report.budget import Limit
+    from ..rewrite.selection import Selection
 
 __all__ = ["inspect"]
 
@@ -62,9 +62,9 @@ def inspect(
 ) -> None:  # fmt: skip
     """Trace MODEL without weights and report which parts of it kernels can replace, and why not more."""
     from ..analysis import Options, inspect_graphs
-    from ..artifacts import compared, read_artifacts
-    from ..budget import check
-    from ..models import Shapes, find_model
+    from ..models.registry import Shapes, find_model
+    from ..report.artifacts import compared, read_artifacts
+    from ..report.budget import check
 
     check_forms(format, site, runs, timelines)
     known, how = tuple(evidence or ()), proof.value
@@ -83,7 +83,7 @@ def inspect(
 
 
 def _limits(fail_on: Sequence[str], budget: Path | None, selection: Selection) -> list[Limit]:
-    from ..budget import parse_limit, read_budget
+    from ..report.budget import parse_limit, read_budget
 
     limits = [parse_limit(text, kinds=selection.passes) for text in fail_on]
     return limits + (read_budget(budget, selection.passes) if budget else [])

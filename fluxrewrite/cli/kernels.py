@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .profile import profile
-from .shared import Format, show, write
+from .common import Format, show, write
+from .kernels_profile import profile
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,7 +49,7 @@ def kernels(
 
 def _forms(kernel: Kernel) -> list[str]:
     """Forms of sites that passes find for the kernel."""
-    from ..selection import Selection
+    from ..rewrite.selection import Selection
 
     return [f for p in Selection.of(None).passes.values() if p.kernel == kernel.name for f in p.forms]
 

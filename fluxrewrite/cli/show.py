@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .forms import ReportFormat, check_forms, emit, read_runs, timed
-from .shared import writable
+from .common import writable
+from .formats import ReportFormat, check_forms, emit, read_runs, timed
 
 __all__ = ["show"]
 

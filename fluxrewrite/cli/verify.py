@@ -17,15 +17,15 @@ from rich.progress import Progress as Bars
 from typer.core import TyperCommand
 
 from ..errors import InputError
-from .matrix import check_kernels
-from .ranked import leads, leave, ranked
-from .shared import Dtype, Format, PolicyName, progress, show, torch_dtype, writable, write
+from .common import Dtype, Format, PolicyName, progress, show, torch_dtype, writable, write
+from .ranks import leads, leave, ranked
+from .verify_kernels import check_kernels
 from .watchdog import watched
 
 if TYPE_CHECKING:
-    from ..crew import Crew
-    from ..models import ModelSpec, Shapes
-    from ..verify import Options, Progress, Verification
+    from ..measure.rendezvous import Crew
+    from ..measure.verify import Options, Progress, Verification
+    from ..models.registry import ModelSpec, Shapes
 
 __all__ = ["OptionalKernels", "verify"]
 
@@ -132,8 +132,8 @@ def _check_model(
     crew: Crew | None,
     out: tuple[Format, Path | None],
 ) -> None:
-    from ..models import Shapes
-    from ..verify import Options, judge
+    from ..measure.verify import Options, judge
+    from ..models.registry import Shapes
 
     found = _verified(model, Shapes(*tokens), dtype, Options(**asked), seed, crew)
     if leads(crew):
@@ -169,9 +169,9 @@ def _refuse(ctx: typer.Context, names: Sequence[str], meant: str) -> None:
 def _verified(name: str, shapes: Shapes, dtype: Dtype, options: Options, seed: int, crew: Crew | None) -> Verification:
     """What there is to say of a model. Kernels and models that print do not print into the result."""
     with progress("loading torch"):
-        from ..models import find_model
-        from ..verify import verify as run
-        from ..workload import realise
+        from ..measure.verify import verify as run
+        from ..models.registry import find_model
+        from ..models.workload import realise
 
     def refused() -> ModelSpec:
         options.backend()  # a wrong name is told before the weights are made
@@ -200,7 +200,7 @@ def _group(crew: Crew | None) -> Iterator[int]:
 @contextlib.contextmanager
 def _bars(steps: int, leads: bool = True) -> Iterator[Progress]:
     """Bars for sites and steps with the time left, on stderr, only where somebody looks; others' logs are kept quiet."""
-    from ..verify import Progress
+    from ..measure.verify import Progress
 
     logging.disable(logging.ERROR)
     console = Console(stderr=True)
@@ -226,6 +226,6 @@ def _out(found: Verification, format: Format, output: Path | None) -> None:
     if format is Format.JSON:
         write(found.to_json(), output)
         return
-    from ..verify.text import rendered
+    from ..measure.verify.text import rendered
 
     show(rendered(found), output)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ..errors import RankError
 
 if TYPE_CHECKING:
-    from ..crew import Crew
+    from ..measure.rendezvous import Crew
 
 __all__ = ["watched"]
 
@@ -80,7 +80,7 @@ def _told(signals: socket.socket, wait: float) -> bool:
 
 def _failed(crew: Crew) -> bool:
     """Whether a rank has told of its failure, or nobody can tell any more."""
-    from ..crew import END
+    from ..measure.rendezvous import END
 
     try:
         return any(json.loads(text)["code"] for text in crew.heard(END).values())

@@ -2,7 +2,7 @@
 
 from .devices import Device, Figure, device_names, load_device
 from .evidence import Case, Evidence, load_evidence
-from .times import Estimate, Work, estimate
+from .roofline import Estimate, Work, estimate
 
 __all__ = [
     "Case", "Device", "Estimate", "Evidence", "Figure", "Work", "device_names", "estimate", "load_device", "load_evidence",

@@ -13,7 +13,7 @@ from typing import Final, Literal, Self
 from pydantic import Field, PositiveFloat, model_validator
 
 from ..errors import InputError
-from .files import Record, read, shipped
+from .data_files import Record, read, shipped
 
 __all__ = [
     "DEVICE_SCHEMA",

@@ -12,8 +12,8 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from .data_files import Record, read, shipped
 from .devices import Regime
-from .files import Record, read, shipped
 from .noise import median_noise
 
 __all__ = [

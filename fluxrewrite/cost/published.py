@@ -8,9 +8,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from ..errors import InputError
+from .data_files import read
 from .devices import device_names
 from .evidence import EVIDENCE_SCHEMA, Case, Evidence, Run, Table
-from .files import read
 
 __all__ = ["from_table"]
 

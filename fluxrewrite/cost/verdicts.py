@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..errors import InputError
-from ..report.model import Verdict
 from .deltas import Prediction, predict, ruined
 from .evidence import Case, Evidence
 from .noise import NEUTRAL
 
-__all__ = ["Candidate", "Modelled", "on_plan", "verdicts"]
+__all__ = ["Candidate", "KernelVerdict", "Modelled", "on_plan", "verdicts"]
 
 _Word = Literal["faster", "neutral", "slower"]
 
@@ -47,6 +46,29 @@ class Modelled:
 
 
 @dataclass(frozen=True)
+class KernelVerdict:
+    """Whether a kernel pays in a regime, why, and on what basis that is said.
+
+    Attributes:
+        kernel: the kind; several are joined by "+".
+        regime: "compile" or "lazy".
+        verdict: one word.
+        why: in words.
+        basis: of `ratio`.
+        ratio: time of a step with the kernel / time of a step without it.
+        predicted_s: seconds a step with the kernel, where a step without it is known.
+    """
+
+    kernel: str
+    regime: Literal["compile", "lazy"]
+    verdict: Literal["faster", "neutral", "slower", "not_applicable"]
+    why: str
+    basis: Literal["measured", "modelled", "assumed"]
+    ratio: float | None = None
+    predicted_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One kind of kernel in one model.
 
@@ -70,7 +92,7 @@ class Candidate:
 
 def verdicts(
     candidates: Sequence[Candidate], case: Case, evidence: Evidence, combinations: Iterable[Iterable[str]] = ()
-) -> tuple[Verdict, ...]:
+) -> tuple[KernelVerdict, ...]:
     """A verdict for each candidate, then for each combination of them, in the regime of `case`.
 
     Where neither evidence nor the candidate's model says anything, there is no verdict.
@@ -95,7 +117,7 @@ def verdicts(
     return tuple(v for v in found if v is not None)
 
 
-def on_plan(candidates: Sequence[Candidate], case: Case, evidence: Evidence) -> Verdict | None:
+def on_plan(candidates: Sequence[Candidate], case: Case, evidence: Evidence) -> KernelVerdict | None:
     """What runs of this very case say of all candidates together, in seconds a step.
 
     None where the case was not measured, where nothing was measured of one of the candidates, and where one candidate alone was
@@ -111,7 +133,7 @@ def on_plan(candidates: Sequence[Candidate], case: Case, evidence: Evidence) -> 
     return found
 
 
-def _one(candidate: Candidate, case: Case, evidence: Evidence) -> Verdict | None:
+def _one(candidate: Candidate, case: Case, evidence: Evidence) -> KernelVerdict | None:
     if not candidate.counts:
         return _not_applicable(candidate.kernel, candidate.refusals, case)
     prediction = predict(evidence, case, candidate.counts)
@@ -122,7 +144,7 @@ def _one(candidate: Candidate, case: Case, evidence: Evidence) -> Verdict | None
     return _by_stack(candidate.kernel, case, evidence) or _from_model(candidate, case) or runs
 
 
-def _together(members: Sequence[Candidate], case: Case, evidence: Evidence) -> Verdict | None:
+def _together(members: Sequence[Candidate], case: Case, evidence: Evidence) -> KernelVerdict | None:
     name = "+".join(c.kernel for c in members)
     usable = [c for c in members if c.counts]
     if len(usable) < len(members):
@@ -141,7 +163,7 @@ def _together(members: Sequence[Candidate], case: Case, evidence: Evidence) -> V
     return _mixed(name, usable, case, evidence)
 
 
-def _from_runs(name: str, case: Case, p: Prediction) -> Verdict:
+def _from_runs(name: str, case: Case, p: Prediction) -> KernelVerdict:
     """A run of the very set counts before the sum of single ones."""
     seconds = p.measured_s or p.predicted_s
     ratio = p.measured_s / p.baseline_s if p.measured_s and p.baseline_s else p.ratio
@@ -150,7 +172,7 @@ def _from_runs(name: str, case: Case, p: Prediction) -> Verdict:
     return _verdict(name, case, word, why, p.basis, ratio, seconds)
 
 
-def _by_stack(name: str, case: Case, evidence: Evidence) -> Verdict | None:
+def _by_stack(name: str, case: Case, evidence: Evidence) -> KernelVerdict | None:
     """In a lazy stack where one kind of kernel call was ruinous, others are assumed to be."""
     worst = ruined(evidence, case)
     if worst is None:
@@ -160,7 +182,7 @@ def _by_stack(name: str, case: Case, evidence: Evidence) -> Verdict | None:
     return _verdict(name, case, "slower", why, "assumed", None, None)
 
 
-def _from_model(candidate: Candidate, case: Case) -> Verdict | None:
+def _from_model(candidate: Candidate, case: Case) -> KernelVerdict | None:
     m = candidate.modelled
     if m is None:
         return None
@@ -168,7 +190,7 @@ def _from_model(candidate: Candidate, case: Case) -> Verdict | None:
     return _verdict(candidate.kernel, case, _word(m.ratio, NEUTRAL), why, m.basis, m.ratio, m.with_us / 1e6)
 
 
-def _mixed(name: str, members: Sequence[Candidate], case: Case, evidence: Evidence) -> Verdict | None:
+def _mixed(name: str, members: Sequence[Candidate], case: Case, evidence: Evidence) -> KernelVerdict | None:
     """Shares of a step added up, some from runs, some from the model: seconds of the two cannot be added."""
     single = [_one(c, case, evidence) for c in members]
     known = [v for v in single if v is not None and v.ratio is not None]
@@ -180,12 +202,12 @@ def _mixed(name: str, members: Sequence[Candidate], case: Case, evidence: Eviden
     return _verdict(name, case, _word(ratio, NEUTRAL), f"shares of a step added up: {parts}", basis, ratio, None)
 
 
-def _not_applicable(name: str, refusals: Sequence[str], case: Case) -> Verdict:
+def _not_applicable(name: str, refusals: Sequence[str], case: Case) -> KernelVerdict:
     distinct = list(dict.fromkeys(refusals))
     why = "; ".join(distinct[:3]) if distinct else "no site found"
     if len(distinct) > 3:
         why += f"; and {len(distinct) - 3} more"
-    return Verdict(kernel=name, regime=case.regime, verdict="not_applicable", why=why, basis="modelled")
+    return KernelVerdict(kernel=name, regime=case.regime, verdict="not_applicable", why=why, basis="modelled")
 
 
 def _word(ratio: float, threshold: float) -> _Word:
@@ -202,9 +224,9 @@ def _verdict(
     basis: Literal["measured", "modelled", "assumed"],
     ratio: float | None,
     seconds: float | None,
-) -> Verdict:
+) -> KernelVerdict:
     """Ratios and seconds to six digits: more is not known, and reports stay the same bytes."""
-    return Verdict(
+    return KernelVerdict(
         kernel=name,
         regime=case.regime,
         verdict=word,

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from torch.fx import Node
 
-from ..graph import GraphView
-from .region import hint
+from ..graph.shapes import LEFT_OUT, hint
+from ..graph.view import GraphView
 
 __all__ = ["flops"]
 
@@ -34,4 +34,4 @@ def _one(view: GraphView, node: Node) -> int:
 
 
 def _sizes(view: GraphView, node: object) -> list[int]:
-    return [hint(n) for n in view.shape(node) or ()]
+    return [hint(n, LEFT_OUT) for n in view.shape(node) or ()]

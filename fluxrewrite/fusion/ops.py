@@ -11,12 +11,13 @@ import torch
 from torch.fx import Node
 
 from ..errors import InputError
-from ..graph import GraphView
+from ..graph.shapes import LEFT_OUT, hints
+from ..graph.view import GraphView
 from ..site import Site
+from .graph_walk import Value, Walk
 from .groups import Kind
-from .region import Region, hint
 from .rules import Rules, Step
-from .walk import Value, Walk
+from .strided import Region
 
 __all__ = ["Op", "Ops"]
 
@@ -83,7 +84,7 @@ class Ops(Walk[Op]):
     def _arrived(self, tensor: Any) -> Value[Op] | None:
         if not isinstance(tensor, torch.Tensor):
             return None
-        return _all_of(self._add("input", "", tuple(map(hint, tensor.shape)), tensor.element_size()))
+        return _all_of(self._add("input", "", hints(tensor.shape, LEFT_OUT), tensor.element_size()))
 
     def _result(self, value: Any) -> None:
         for one in value if isinstance(value, list) else [value]:
@@ -111,7 +112,7 @@ class Ops(Walk[Op]):
             copied = [(v, t) for v, t in zip(operands, call.operands, strict=True) if _copies(v, t)]
             self.copies[name] = tuple((self._named(v), t.base.elements * t.base.itemsize) for v, t in copied)
         for tensor in results:
-            call.results.append(self._add("result", name, tuple(map(hint, tensor.shape)), tensor.element_size()))
+            call.results.append(self._add("result", name, hints(tensor.shape, LEFT_OUT), tensor.element_size()))
         return [_all_of(made) for made in call.results]
 
     def _taken(self, kind: Kind, value: Value[Op]) -> Value[Op]:
@@ -141,7 +142,7 @@ class Ops(Walk[Op]):
     # *** loops
 
     def _compute(self, node: Node, op: str, tensor: torch.Tensor) -> None:
-        sizes, itemsize = tuple(map(hint, tensor.shape)), tensor.element_size()
+        sizes, itemsize = hints(tensor.shape, LEFT_OUT), tensor.element_size()
         operands = self._operands(node)
         parts = self.rules.of(op)
         if op in self.rules.steps:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from ..graph import GraphView
+from ..graph.op_table import is_collective
+from ..graph.view import GraphView
 from ..site import Site
-from ..vocabulary import is_collective
-from .by_use import lower_by_use
+from .graph_walk import Key, Loop, Lowered
 from .groups import Fusion, Group
-from .lower import lower
+from .lower_as_met import lower
+from .lower_by_use import lower_by_use
 from .rules import Rules
-from .walk import Key, Loop, Lowered
 
 __all__ = ["Prediction", "fuse"]
 

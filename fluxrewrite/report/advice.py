@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections import Counter
 
-from ..selection import kinds
-from .model import Report
-from .text_predicted import auto_is_better
+from ..graph.module_paths import block_path
+from ..rewrite.plan import CHOOSING
+from ..rewrite.selection import kinds
+from .model import ChoiceInfo, Report
 
-__all__ = ["better", "call_text", "command"]
+__all__ = ["auto_is_better", "better", "call_text", "command"]
 
 
 def better(report: Report) -> tuple[str, str] | None:
@@ -62,3 +65,36 @@ def call_text(report: Report) -> str:
     kernels = ",".join(report.summary.kernels)
     policy = "" if report.summary.policy == "all" else f',\n    policy="{report.summary.policy}"'
     return f'torch.compile(model, backend=fluxrewrite.backend(\n    kernels="{kernels}"{policy}))'
+
+
+_NAMED = re.compile(r"((?:inline )?\w+:\w+)(?:\[[^\]]*\])?(?: x(\d+))?")  # "qkv:triple[256] x2" of a choice
+_WORTH_SAYING = 0.005
+"""Share of a step: the sum of the blocks and the whole step agree to less than this."""
+
+
+def auto_is_better(report: Report) -> bool:
+    """Whether "auto" takes other kernels than this plan, and the whole step is predicted to be faster with them.
+
+    What "auto" saves is what its blocks save by their own times; the plan's step is the one predicted for the whole graph, and
+    where runs speak of the plan, what they say: then shares of a step are compared, for seconds of the two cannot be.
+    """
+    e = report.effect
+    if e is None or report.summary.policy in CHOOSING or all(_as_taken(c, report) for c in e.choices):
+        return False
+    saved = sum(c.blocks * (c.times_us["none"] - c.times_us[c.chosen]) for c in e.choices)
+    if e.measured is None:
+        return e.step_before.us - saved < e.step_after.us * (1 - _WORTH_SAYING)
+    blocks = sum(c.blocks * c.times_us["none"] for c in e.choices)
+    return blocks - saved < blocks * (e.measured.ratio or 1.0) * (1 - _WORTH_SAYING)
+
+
+def _as_taken(choice: ChoiceInfo, report: Report) -> bool:
+    """Whether kernels take in the first of these blocks what "auto" would have them take."""
+    taken: Counter[str] = Counter()
+    for s in report.sites:
+        if s.choice != "keep" and block_path(s.path) == choice.block:
+            taken[f"{'inline ' * (s.choice == 'inline')}{s.kind}:{s.form}"] += 1
+    wanted: Counter[str] = Counter()
+    for name, times in _NAMED.findall(choice.chosen):
+        wanted[name] += int(times or 1)
+    return taken == wanted

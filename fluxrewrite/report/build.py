@@ -10,30 +10,21 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ..capture import Break
 from ..cost import Case
-from ..effect import Effect as Change
-from ..graph import GraphView
-from ..plan import Decision, Plan, Policy
-from ..selection import Selection
+from ..fusion.boundary.planned_graph import Analysed
+from ..fusion.boundary.target import Target
+from ..graph.fake_values import value_of
+from ..graph.shapes import size_of
+from ..graph.view import GraphView
+from ..models.capture import Break
+from ..rewrite.plan import Decision, Policy
+from ..rewrite.selection import Selection
 from ..site import Code, Miss, Proof, Reason
-from ..steps import size_of
-from ..target import Target
-from ..traced import value_of
+from .build_blocks import blocks_of, calls_of
+from .build_predicted import Forecast, boundaries_of, breaks_of, collectives_of, effect_info, segments_of, verdicts_of
 from .model import KernelInfo, KindSummary, ModelInfo, ProofInfo, ReasonInfo, Report, SiteInfo, Summary, Timing
-from .predicted import Forecast, boundaries_of, breaks_of, collectives_of, effect_info, segments_of, verdicts_of
-from .strips import blocks_of, calls_of
 
-__all__ = ["Analysed", "Foresight", "build_report", "dynamic_sizes", "policy_name"]
-
-
-@dataclass(frozen=True)
-class Analysed:
-    """One graph with its plan, and what the plan does to it where that was predicted."""
-
-    view: GraphView
-    plan: Plan
-    change: Change | None = None
+__all__ = ["Foresight", "build_report", "dynamic_sizes", "policy_name"]
 
 
 @dataclass(frozen=True)

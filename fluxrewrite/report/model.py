@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from .record import Record
-from .timeline import EngineInfo, TimelineInfo
+from .base import Record
+from .timeline_records import EngineInfo, TimelineInfo
 
 __all__ = [
     "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "BlockInfo", "Boundary", "BreakInfo", "CallInfo", "ChoiceInfo",
@@ -378,9 +378,8 @@ class Report(Record):
 
     def _repr_html_(self) -> str:
         """The page of `--format html` in a frame, as Jupyter shows it."""
-        from ..draw.page import frame
-
-        return frame(self)
+        (found,) = entry_points(group="fluxrewrite.renderers", name="frame")
+        return str(found.load()(self))
 
 
 def schema_text() -> str:

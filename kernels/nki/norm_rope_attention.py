@@ -15,7 +15,7 @@ number of heads is odd.
 import nki
 import nki.isa as nisa
 import nki.language as nl
-from fluxrewrite.kernels.nki import bounded, flash, prologue
+from fluxrewrite.kernels.nki import bounded_softmax, flash, norm_rope
 
 
 class Head(nl.NKIObject):
@@ -85,7 +85,7 @@ def norm_rope_attention(
     total = cos.shape[0]
     shape = (batches, total, heads * size) if flat else (batches, total, heads, size)
     out = nl.ndarray(shape, q0.dtype, buffer=nl.shared_hbm)
-    tables = prologue.make_tables(streams, cos, sin, interleaved)
+    tables = norm_rope.make_tables(streams, cos, sin, interleaved)
     run = Launch(streams=streams, tables=tables, interleaved=interleaved, is_bounded=is_bounded)
     _plan(run, q0.dtype, scale)
     _share(run, out, batches, heads, flat)
@@ -102,8 +102,8 @@ def _stream(
     eps_q: float,
     eps_k: float,
     start: int,
-) -> prologue.Stream:
-    stream = prologue.Stream(q=q, k=k, v=v, gamma_q=gamma_q, gamma_k=gamma_k, eps_q=eps_q, eps_k=eps_k)
+) -> norm_rope.Stream:
+    stream = norm_rope.Stream(q=q, k=k, v=v, gamma_q=gamma_q, gamma_k=gamma_k, eps_q=eps_q, eps_k=eps_k)
     stream.start = start
     stream.size = q.shape[1]
     return stream
@@ -138,7 +138,7 @@ def _key_tiles(streams: list) -> list:
 def _share(run: Launch, out: nl.NkiTensor, batches: int, heads: int, flat: bool) -> None:
     """Lay out this core's part of the work."""
     cores, core = nl.num_programs(axes=0), nl.program_id(axis=0)
-    queries = flash.pieces(out.shape[1], bounded.GROUP if run.is_bounded else flash.ROWS)
+    queries = flash.pieces(out.shape[1], bounded_softmax.GROUP if run.is_bounded else flash.ROWS)
     jobs = []
     for batch in range(batches):
         for index in range(heads):
@@ -156,15 +156,15 @@ def _add_head(run: Launch, head: Head, queries: list, out: nl.NkiTensor, flat: b
     """Append the units and tiles of one head."""
     size = run.streams[0].q.shape[3]
     run.heads.append(head)
-    run.units.extend(prologue.units_of(run.streams, run.tables, head, run.is_bounded))
+    run.units.extend(norm_rope.units_of(run.streams, run.tables, head, run.is_bounded))
     place = out if flat else out.flatten_dims(2, 3)
     place = place[head.batch, :, head.index * size : (head.index + 1) * size]
     for piece in queries:
         start, rows = piece
         view = place[start : start + rows, :]
         if run.is_bounded:
-            group = bounded.Group(head=head, start=start, size=rows, view=view)
-            run.tiles.extend(bounded.slabs_of(group, run.key_tiles))
+            group = bounded_softmax.Group(head=head, start=start, size=rows, view=view)
+            run.tiles.extend(bounded_softmax.slabs_of(group, run.key_tiles))
         else:
             row = flash.Row(head=head, start=start, first=start, rows=rows, out=view)
             run.tiles.extend(flash.tiles_of(run.plan, row, out.shape[1]))
@@ -180,15 +180,15 @@ def _drive(run: Launch) -> None:
         ahead = step + run.plan.look - 1
         if ahead < count:
             begun = (ahead // tiles + 1) * units + (ahead % tiles + 1) * units // tiles
-            _prepare(run, min(begun, len(run.units)) + prologue.STAGES, units)
+            _prepare(run, min(begun, len(run.units)) + norm_rope.STAGES, units)
             if run.is_bounded:
-                bounded.score(run.plan, run.tiles[ahead])
+                bounded_softmax.score(run.plan, run.tiles[ahead])
             else:
                 row = run.tiles[ahead].block.row
                 row.query_t = row.head.query_t
                 flash.score(run.plan, run.tiles[ahead])
         if run.is_bounded:
-            bounded.advance(run.plan, run.tiles, step)
+            bounded_softmax.advance(run.plan, run.tiles, step)
         else:
             flash.advance(run.plan, run.tiles, step)
 
@@ -205,12 +205,12 @@ def _prepare(run: Launch, until: int, per_head: int) -> None:
         if tick % per_head == per_head - 1 and tick < len(run.units):
             _load_value(run, run.heads[tick // per_head])
             run.heads[tick // per_head] = None
-        for back in range(prologue.STAGES):
-            stage = prologue.STAGES - 1 - back
+        for back in range(norm_rope.STAGES):
+            stage = norm_rope.STAGES - 1 - back
             if 0 <= tick - stage < len(run.units):
-                prologue.run_stage(stage, run.units[tick - stage], run.tables.identity, run.interleaved)
-        if 0 <= tick - prologue.STAGES + 1 < len(run.units):
-            run.units[tick - prologue.STAGES + 1] = None
+                norm_rope.run_stage(stage, run.units[tick - stage], run.tables.identity, run.interleaved)
+        if 0 <= tick - norm_rope.STAGES + 1 < len(run.units):
+            run.units[tick - norm_rope.STAGES + 1] = None
 
 
 def _load_value(run: Launch, head: Head) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from fluxrewrite.provider import Implementation, Provider
 
 from .. import toolchain
-from ..asked import profile, suite
+from ..harness.hooks import profile, suite
 from . import adapters, limits
 from .library import checkout, package
 

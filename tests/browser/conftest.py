@@ -8,9 +8,9 @@ from made_runs import made
 
 import fluxrewrite
 from fluxrewrite.analysis import inspect_graphs
-from fluxrewrite.draw.page import page
 from fluxrewrite.models import Shapes, find_model
-from fluxrewrite.timelines import with_timelines
+from fluxrewrite.report.draw.page import page
+from fluxrewrite.report.timelines import with_timelines
 
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 FLAGS = (

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from fluxrewrite.analysis import inspect_graphs
-from fluxrewrite.draw.explorer import collection, node_data
-from fluxrewrite.models import ModelSpec, Shapes
+from fluxrewrite.models import Shapes
+from fluxrewrite.models.registry import ModelSpec
+from fluxrewrite.report.draw.model_explorer import collection, node_data
 
 pytestmark = pytest.mark.slow
 EVIL = "<script>alert(1)</script>"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from made_runs import made
 
-from fluxrewrite.draw.page import page
+from fluxrewrite.report.draw.page import page
 
 pytestmark = pytest.mark.slow
 SIZES = [(w, d) for w in (360, 1280, 3840) for d in (False, True)]

@@ -12,9 +12,9 @@ import pytest
 from documented import ROOT, fences
 
 from fluxrewrite import analysis
-from fluxrewrite.bench.runs import Runs
 from fluxrewrite.cli import main
-from fluxrewrite.cost import calibrate
+from fluxrewrite.cost.runs import Runs
+from fluxrewrite.measure import calibrate
 
 SMALL = ROOT / "examples" / "small"
 CALL = '%0 = stablehlo.custom_call @AwsNeuronCustomNativeKernel(%arg0) {backend_config = "e30="} : (f) -> f\n'

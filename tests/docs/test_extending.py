@@ -10,7 +10,7 @@ from documented import ROOT, fences
 
 import fluxrewrite
 from fluxrewrite import kernel
-from fluxrewrite.provider import implementations
+from fluxrewrite.provider.registry import implementations
 
 PAGE = ROOT / "docs" / "extending.md"
 FILES = {

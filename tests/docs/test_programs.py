@@ -31,7 +31,7 @@ def test_every_program_is_run_by_a_test():
 @pytest.fixture
 def eager(monkeypatch):
     """Nothing is compiled: Inductor takes its time, and what it does is tested elsewhere."""
-    monkeypatch.setattr("fluxrewrite.torch_backend.default_inner", lambda: "eager")
+    monkeypatch.setattr("fluxrewrite.dynamo.backend.default_inner", lambda: "eager")
 
 
 def test_in_your_code(flux2, eager, monkeypatch):

@@ -7,8 +7,8 @@ import tomllib
 import pytest
 from documented import ROOT, fences
 
-from fluxrewrite.budget import BY_KIND, METRICS, parse_limit, read_budget
 from fluxrewrite.cost.devices import device_names
+from fluxrewrite.report.budget import BY_KIND, METRICS, parse_limit, read_budget
 from fluxrewrite.site import Code
 
 

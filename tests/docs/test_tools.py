@@ -84,8 +84,8 @@ def test_plans(tool, monkeypatch):
     plans = tool("bench_plans", "--models", "small", "--threads", "1")
     monkeypatch.setattr(plans, "MODELS", {"small": lambda: (Attend(), {"x": torch.randn(1, 16, 64)})})
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda gm, inputs, **_: gm.forward)
-    monkeypatch.setattr("fluxrewrite.measure.ROUNDS", (2, 3))
-    monkeypatch.setattr("fluxrewrite.measure.SECONDS", 0.1)
+    monkeypatch.setattr("fluxrewrite.dynamo.measured_price.ROUNDS", (2, 3))
+    monkeypatch.setattr("fluxrewrite.dynamo.measured_price.SECONDS", 0.1)
     threads = torch.get_num_threads()
     try:
         assert plans.main() in (0, 1)

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch.torch_version import TorchVersion
 
 from fluxrewrite.fusion import fuse, load_rules
-from fluxrewrite.fusion.edges import edges
 from fluxrewrite.graph import GraphView
-from fluxrewrite.oracle.inductor import inductor_fusion
+from fluxrewrite.graph.edges import edges
+from fluxrewrite.measure.oracle.inductor import inductor_fusion
 
 pytestmark = pytest.mark.skipif(
     TorchVersion(torch.__version__) < "2.13", reason="Inductor's internals are those of torch 2.13"

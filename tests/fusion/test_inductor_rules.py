@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from fluxrewrite.fusion import fuse, load_rules
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import apply
-from fluxrewrite.planner import make_plan
-from fluxrewrite.selection import Selection
+from fluxrewrite.rewrite.plan import apply
+from fluxrewrite.rewrite.planner import make_plan
+from fluxrewrite.rewrite.selection import Selection
 
 KIB = 1024
 X = torch.ones(64, 64)

@@ -101,7 +101,7 @@ def test_equal_cases_are_equal_graphs():
 
 
 def test_the_judge_sees_a_wrong_rewrite(monkeypatch):
-    from fluxrewrite.passes.attention import Attention
+    from fluxrewrite.passes.attention.attention import Attention
 
     assert judged(Case("attention_plain/apart/float32", (("renamed", 1),)), Judge()).status == "found"
     emit = Attention.emit
@@ -112,7 +112,7 @@ def test_the_judge_sees_a_wrong_rewrite(monkeypatch):
 
 
 def test_the_judge_sees_a_crash(monkeypatch):
-    from fluxrewrite.passes.rope import Rope
+    from fluxrewrite.passes.rope.rope import Rope
 
     assert judged(Case("rope_halves/apart/float32", (("renamed", 1),)), Judge()).status == "found"
     monkeypatch.setattr(Rope, "_site", lambda *given: 1 / 0)
@@ -153,7 +153,7 @@ def test_what_a_long_run_found_stays_mended(number):
 
 
 def test_bad_cases_are_known_by_their_numbers(monkeypatch):
-    from fluxrewrite.passes.attention import Attention
+    from fluxrewrite.passes.attention.attention import Attention
 
     monkeypatch.setattr("fuzz.tally.drawn", lambda *_: Case("attention_plain/apart/float32", (("renamed", 1),)))
     assert ran([7], Judge(), "equivalent").numbers == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from fluxrewrite.crew import Crew
+from fluxrewrite.measure.rendezvous import Crew
 from fluxrewrite.parallel import Ranks
 
 

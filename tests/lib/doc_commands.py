@@ -93,7 +93,7 @@ _ROWS: tuple[tuple[str, How], ...] = (
         r"fluxrewrite inspect flux2-klein-4b --tp 4",  # tests/test_tensor_parallel.py has klein-4B on four ranks
         Run("fluxrewrite inspect small --tp 2 --image-tokens 24 --text-tokens 12", slow=True),
     ),
-    (r"fluxrewrite inspect flux2-dev --format html .*", Run(slow=True)),  # tests/draw/test_page.py has the page of 56 blocks
+    (r"fluxrewrite inspect flux2-dev --format html .*", Run(slow=True)),  # tests/report/draw/test_page.py has the page of 56 blocks
     (r"fluxrewrite inspect (flux2-klein-4b|flux2-klein-mini).*", Whole()),
     (r"fluxrewrite inspect --device trn1 --regime lazy", Run(smaller("fluxrewrite inspect flux2-dev --device trn1 --regime lazy"))),
     (r"fluxrewrite inspect mymodels:block", Run()),
@@ -133,14 +133,14 @@ _ROWS: tuple[tuple[str, How], ...] = (
     (r"python tools/bench_plans.py", Tool("one small attention, 7 rounds, its graphs run as they are in the place of Inductor")),
     (r"python tools/compare_oracles.py", Tool("16 + 8 tokens, the kernel qkv alone")),
     (r"python tools/compare_oracles.py --compiler xla .*", NotHere("needs the environment of make xla: tests/xla asks XLA there")),
-    (r"python tools/coverage.py .*|make coverage", ByTest("tests/test_coverage.py")),
+    (r"python tools/coverage.py .*|make coverage", ByTest("tests/tools/test_coverage.py")),
     (r"make fuzz|python tools/fuzz.py .*", ByTest("tests/fuzz/test_tool.py")),
     (r"make mutate|python tools/mutate_guards.py .*", ByTest("tests/tools/test_mutate_guards.py")),
     (r"python tools/docs_reference.py", ByTest("tests/docs/test_reference.py::test_pages_say_what_the_code_says")),
     (r"python tools/docs_sessions.py", ByTest("tests/docs/test_sessions.py::test_a_session_is_taken_anew")),
     (r"python examples/flux2_pipeline.py", ByTest("tests/test_examples.py::test_the_pipeline_of_diffusers")),
     (r"torchrun --nproc-per-node 4 script.py", ByTest("tests/test_parallel.py")),
-    (r"torchrun --nproc-per-node 4 -m fluxrewrite (bench|verify) .*", ByTest("tests/test_torchrun.py")),
+    (r"torchrun --nproc-per-node 4 -m fluxrewrite (bench|verify) .*", ByTest("tests/cli/test_torchrun.py")),
     (r"model-explorer graphs.json .*", ByTest("tests/browser/test_model_explorer.py")),
     # pytest and pip
     (r"pytest tests/test_parallel.py -m slow", ByTest("make test-slow")),

@@ -2,7 +2,7 @@
 
 import json
 
-from fluxrewrite.bench import Runs
+from fluxrewrite.cost.runs import Runs
 
 MINI = {"model": "flux2-klein-mini", "dtype": "bfloat16", "batch": 1, "image_tokens": 256, "text_tokens": 512}
 TIMES = {"vanilla": 1.0, "qkv": 0.9, "attention": 1.25, "norm_rope_attention": 0.96}

@@ -119,7 +119,7 @@ def compare(here: parallel.Ranks, model: str, sets: list[str | None], inner: str
 def placed(here: parallel.Ranks, config: str) -> Any:
     """The latents of a model in parts, of which no rank ever held the whole, and those of one process."""
     from fluxrewrite.models import Shapes, find_model
-    from fluxrewrite.workload import realise
+    from fluxrewrite.models.workload import realise
 
     given = (find_model(config), Shapes(image_tokens=12, text_tokens=6), torch.float32)
     whole, parts = realise(*given), realise(*given, world=here.world)

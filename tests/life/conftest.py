@@ -28,7 +28,7 @@ def small(flux2: Any) -> Callable[..., tuple[torch.nn.Module, dict[str, Any]]]:
 
 
 @pytest.fixture
-def plugin() -> Callable[..., fluxrewrite.torch_backend.Backend]:
+def plugin() -> Callable[..., fluxrewrite.dynamo.backend.Backend]:
     """`plugin(policy)`: a backend that raises what it would only warn of; "inline" is a policy here."""
 
     def make(policy: Any = "all", inner: Any = "eager", strict: bool = True, **options: Any) -> Any:

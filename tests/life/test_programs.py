@@ -5,9 +5,9 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import apply
-from fluxrewrite.planner import make_plan
-from fluxrewrite.selection import Selection
+from fluxrewrite.rewrite.plan import apply
+from fluxrewrite.rewrite.planner import make_plan
+from fluxrewrite.rewrite.selection import Selection
 
 
 @pytest.mark.slow

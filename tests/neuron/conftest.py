@@ -16,9 +16,9 @@ from fluxrewrite.kernels import emulator
 from torch._dynamo.backends import registry
 
 import fluxrewrite
-from fluxrewrite.inner.device import runtime_lnc
 from fluxrewrite.kernel import load_kernels
-from fluxrewrite.provider import implementations
+from fluxrewrite.provider.neuron_device import runtime_lnc
+from fluxrewrite.provider.registry import implementations
 
 _HERE = Path(__file__).parent
 _STAND_IN = _HERE / "stand_in"

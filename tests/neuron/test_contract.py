@@ -9,10 +9,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fluxrewrite
+from fluxrewrite.dynamo.failures import Failures
+from fluxrewrite.dynamo.inner.neuron import neuron_op
 from fluxrewrite.errors import InputError
-from fluxrewrite.failures import Failures
-from fluxrewrite.inner.device import Device
-from fluxrewrite.inner.neuron import neuron_op
+from fluxrewrite.provider.neuron_device import Device
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*mode .* is not supported")
 

@@ -41,5 +41,5 @@ def test_the_program(neuron, tmp_path, monkeypatch):
 
 def test_settings_are_those_that_the_code_reads():
     text = PAGE.read_text()
-    assert f"export {fluxrewrite.inner.neuron.NO_FALLBACK}=1" in text
-    assert f"`{fluxrewrite.custom_call.TARGET}`" in text
+    assert f"export {fluxrewrite.dynamo.inner.neuron.NO_FALLBACK}=1" in text
+    assert f"`{fluxrewrite.provider.custom_call.TARGET}`" in text

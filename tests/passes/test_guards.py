@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from fluxrewrite.passes.attention import Attention
+from fluxrewrite.passes.attention.attention import Attention
 
 from fluxrewrite.graph import GraphView
 from fluxrewrite.site import Code, Miss, Site

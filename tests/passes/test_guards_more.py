@@ -3,15 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from fluxrewrite.passes.attention import Attention
-from fluxrewrite.passes.pairs import column
-from fluxrewrite.passes.rope import Rope
+from fluxrewrite.passes.attention.attention import Attention
+from fluxrewrite.passes.rope.pairs import column
+from fluxrewrite.passes.rope.rope import Rope
 
-from fluxrewrite import guards
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import apply
-from fluxrewrite.planner import make_plan
-from fluxrewrite.selection import Selection
+from fluxrewrite.rewrite import guards
+from fluxrewrite.rewrite.plan import apply
+from fluxrewrite.rewrite.planner import make_plan
+from fluxrewrite.rewrite.selection import Selection
 from fluxrewrite.site import Code, Miss, Site
 
 B, H, S, L, D = 2, 3, 6, 7, 8

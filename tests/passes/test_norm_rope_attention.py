@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from fluxrewrite.graph import GraphView
 from fluxrewrite.kernel import Limit
-from fluxrewrite.plan import apply
-from fluxrewrite.planner import make_plan
-from fluxrewrite.selection import Selection
+from fluxrewrite.rewrite.plan import apply
+from fluxrewrite.rewrite.planner import make_plan
+from fluxrewrite.rewrite.selection import Selection
 from fluxrewrite.site import Code, Site
 
 B, H, D = 2, 3, 8

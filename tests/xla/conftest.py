@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxrewrite.oracle.xla_graph import environment
+from fluxrewrite.measure.oracle.xla_graph import environment
 
 if importlib.util.find_spec("torch_xla"):
     _dump = tempfile.TemporaryDirectory()

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from fluxrewrite.fusion import fuse, load_rules
-from fluxrewrite.fusion.edges import edges
 from fluxrewrite.graph import GraphView
+from fluxrewrite.graph.edges import edges
+from fluxrewrite.measure.oracle.compare import agreement, lost_fusions, rank_agreement
+from fluxrewrite.measure.oracle.xla_graph import xla_fusion_of
+from fluxrewrite.measure.oracle.xla_worker import traced
 from fluxrewrite.models import Shapes
-from fluxrewrite.oracle.compare import agreement, lost_fusions, rank_agreement
-from fluxrewrite.oracle.xla_graph import xla_fusion_of
-from fluxrewrite.oracle.xla_worker import traced
-from fluxrewrite.planner import make_plan
-from fluxrewrite.selection import Selection
+from fluxrewrite.rewrite.planner import make_plan
+from fluxrewrite.rewrite.selection import Selection
 
 pytest.importorskip("torch_xla", reason="torch-xla is not installed here: make test-xla")
 

@@ -14,14 +14,14 @@ import torch
 
 import fluxrewrite
 from fluxrewrite.analysis import analyse
-from fluxrewrite.custom_call import TARGET, custom_call
+from fluxrewrite.graph.modules import as_module
+from fluxrewrite.measure.oracle.hlo import parse
+from fluxrewrite.measure.oracle.xla_graph import _on_device, _OnXla, dump_folder
+from fluxrewrite.measure.oracle.xla_worker import traced
 from fluxrewrite.models import Shapes, find_model
-from fluxrewrite.oracle.hlo import parse
-from fluxrewrite.oracle.xla_graph import _on_device, _OnXla, dump_folder
-from fluxrewrite.oracle.xla_worker import traced
-from fluxrewrite.rewrite import as_module
-from fluxrewrite.selection import Selection
-from fluxrewrite.workload import realise
+from fluxrewrite.models.workload import realise
+from fluxrewrite.provider.custom_call import TARGET, custom_call
+from fluxrewrite.rewrite.selection import Selection
 
 torch_xla = pytest.importorskip("torch_xla", reason="torch-xla is not installed here: make test-xla")
 

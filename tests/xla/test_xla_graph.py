@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from fluxrewrite.errors import InputError
+from fluxrewrite.measure.oracle.xla import xla_fusion
+from fluxrewrite.measure.oracle.xla_graph import xla_fusion_of
+from fluxrewrite.measure.oracle.xla_worker import traced
 from fluxrewrite.models import Shapes
-from fluxrewrite.oracle.xla import xla_fusion
-from fluxrewrite.oracle.xla_graph import xla_fusion_of
-from fluxrewrite.oracle.xla_worker import traced
 
 pytest.importorskip("torch_xla", reason="torch-xla is not installed here: make test-xla")
 

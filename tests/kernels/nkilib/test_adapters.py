@@ -16,8 +16,8 @@ from fluxrewrite.kernels.toolchain import Emulator
 import fluxrewrite
 from fluxrewrite.errors import InputError
 from fluxrewrite.kernel import load_kernels
-from fluxrewrite.provider import implementations
-from fluxrewrite.selection import Selection
+from fluxrewrite.provider.registry import implementations
+from fluxrewrite.rewrite.selection import Selection
 
 BF16 = torch.bfloat16
 OPS = load_kernels()

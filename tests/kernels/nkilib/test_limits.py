@@ -8,9 +8,9 @@ from fluxrewrite.errors import InputError
 from fluxrewrite.graph import GraphView
 from fluxrewrite.kernel import load_kernels
 from fluxrewrite.models import Shapes, find_model
-from fluxrewrite.planner import make_plan
-from fluxrewrite.provider import provided
-from fluxrewrite.selection import Selection
+from fluxrewrite.provider.registry import provided
+from fluxrewrite.rewrite.planner import make_plan
+from fluxrewrite.rewrite.selection import Selection
 from fluxrewrite.site import Code
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

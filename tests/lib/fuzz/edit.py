@@ -10,7 +10,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
-from fluxrewrite.vocabulary import read
+from fluxrewrite.graph.op_table import read
 
 __all__ = ["Draft", "Draw", "Unfit"]
 

@@ -16,10 +16,10 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from fluxrewrite.graph import GraphView
-from fluxrewrite.plan import Plan, apply_graph
-from fluxrewrite.planner import make_plan
-from fluxrewrite.proof import Prover, Store
-from fluxrewrite.selection import Selection
+from fluxrewrite.rewrite.plan import Plan, apply_graph
+from fluxrewrite.rewrite.planner import make_plan
+from fluxrewrite.rewrite.proof import Prover, Store
+from fluxrewrite.rewrite.selection import Selection
 from fluxrewrite.site import Code, Site
 
 __all__ = ["Found", "Judge", "apart", "outcome"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Graph
 
-from fluxrewrite.capture import capture
+from fluxrewrite.models.capture import capture
 
 from . import forms
 from .forms import Sizes

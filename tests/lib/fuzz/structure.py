@@ -7,7 +7,7 @@ import operator
 import torch
 from torch.fx import Node
 
-from fluxrewrite.vocabulary import CASTS, RESHAPES, read
+from fluxrewrite.graph.op_table import CASTS, RESHAPES, read
 
 from .edit import Draft, Draw, Unfit
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fluxrewrite.vocabulary import read
+from fluxrewrite.graph.op_table import read
 
 from .edit import Draft, Draw, Unfit
 

@@ -1,0 +1,214 @@
+"""One graph on its way through the inner backend: rewritten, compiled, run once, with fewer kernels where some fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch.fx import GraphModule
+
+from .. import parallel
+from ..graph.localize import Local, localise
+from ..report.model import Report
+from ..rewrite.base import Replacement
+from ..rewrite.joined_weights import Joinable, join, owned, settle, with_joined
+from .failures import Failures, Key, blamed, first_run, writes_inputs
+
+__all__ = ["Compiling", "Host"]
+
+Run = Callable[..., Any]
+
+
+class Host(Protocol):
+    """What a graph needs of the backend that compiles it.
+
+    Attributes:
+        strict: failures are raised.
+        failures: kernels that failed before.
+    """
+
+    strict: bool
+    failures: Failures
+
+    def rewrite(self, local: Local, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
+        """The rewritten graph, `local.gm` itself where nothing is; what was replaced; the report."""
+
+    def compile(self, gm: GraphModule, inputs: list[Any]) -> Run:
+        """By the inner backend."""
+
+    def tell(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
+        """Deliver a report, in the place of one that was delivered before."""
+
+    def failed(self, doing: str, error: Exception) -> None:
+        """Raise the error if strict, else say it once."""
+
+    def warn_once(self, key: str, message: str) -> None:
+        """Say something, but not again under the same key."""
+
+
+@dataclass
+class _Attempt:
+    """One way to compile a graph.
+
+    Attributes:
+        rewritten: the graph itself where nothing is rewritten.
+        taken: what was rewritten.
+        joined: the weights that it wants joined.
+        supposed: what was remembered of kernels that may not be at fault.
+        report: the one that stands for the graph.
+        inline: sites may be written inline.
+    """
+
+    rewritten: GraphModule
+    taken: list[Replacement] = field(default_factory=list)
+    joined: list[torch.Tensor] = field(default_factory=list)
+    supposed: list[Key] = field(default_factory=list)
+    report: Report | None = None
+    inline: bool = True
+
+
+class Compiling:
+    """See the module.
+
+    Where several ranks run the graph they do all of this together: they agree on the plan and on whether it compiled, and a
+    first run that fails ends the run, for the others are inside it.
+
+    Args:
+        host: the backend.
+        gm: the graph as Dynamo made it.
+        among: the ranks that run it, as `parallel.peers` answers them.
+    """
+
+    def __init__(self, host: Host, gm: GraphModule, among: Sequence[int] = ()) -> None:
+        self._host, self._gm, self._among = host, gm, among
+
+    @cached_property
+    def _local(self) -> Local:
+        return localise(self._gm)
+
+    def run(self, inputs: list[Any]) -> Run:
+        """The compiled graph, the first run of which is watched if kernels are in it."""
+        return self._watched(*self._compiled(inputs, None))
+
+    def _watched(self, compiled: Run, attempt: _Attempt) -> Run:
+        if attempt.rewritten is self._gm or self._host.strict or self._among:
+            return compiled
+        return first_run(compiled, lambda error, inputs: self._after(error, attempt, inputs))
+
+    def _after(self, error: Exception, attempt: _Attempt, inputs: Sequence[Any]) -> Run:
+        """What runs after the first run of `attempt` failed. Raises the error where the graph cannot be run again."""
+        if writes_inputs(self._gm):
+            raise error
+        self._blame(error, attempt, "first run")
+        compiled, other = self._compiled(list(inputs), attempt)
+        if other.rewritten is not self._gm:
+            return self._watched(compiled, other)
+        return first_run(compiled, lambda error, inputs: self._acquit(error, other))
+
+    def _acquit(self, error: Exception, attempt: _Attempt) -> Run:
+        """The graph fails without kernels too: none is to blame."""
+        self._host.failures.forget(attempt.supposed)
+        raise error
+
+    def _compiled(self, inputs: list[Any], last: _Attempt | None) -> tuple[Run, _Attempt]:
+        """The graph compiled without the sites whose kernels fail at that; each attempt has fewer of them."""
+        while True:
+            attempt = self._attempt(inputs, last)
+            found = self._tried(attempt, inputs)
+            if not isinstance(found, Exception):
+                return found, attempt
+            if attempt.rewritten is self._gm:
+                self._acquit(found, attempt)
+            if self._host.strict:
+                raise found
+            self._blame(found, attempt, "compile")
+            last = attempt
+
+    def _tried(self, attempt: _Attempt, inputs: list[Any]) -> Run | Exception:
+        """The compiled graph, or why the inner backend failed, which it does on every rank or on none."""
+        found: Run | Exception
+        try:
+            found = self._compile_joined(attempt, inputs)
+        except Exception as error:
+            found = error
+        failed = isinstance(found, Exception)
+        parallel.agree([f"{type(found).__name__} in the inner backend" if failed else "compiled"], self._among)
+        return found
+
+    def _compile_joined(self, attempt: _Attempt, inputs: list[Any]) -> Run:
+        rewritten, joined = attempt.rewritten, attempt.joined
+        if rewritten is self._gm:
+            return self._host.compile(rewritten, inputs)
+        given = self._local.inputs(inputs)
+        compiled = self._host.compile(rewritten, [*given, *joined])
+        if joined:
+            settle(rewritten, given, joined)
+            compiled = with_joined(compiled, rewritten, joined, self._apart)
+        return self._local.taking_dtensors(compiled)
+
+    def _apart(self, inputs: Sequence[Any]) -> Run:
+        """The graph as it was, for weights that are no longer joined."""
+        return self._host.compile(self._local.gm, list(inputs))
+
+    def _blame(self, error: Exception, attempt: _Attempt, moment: str) -> None:
+        """Remember the kernels that failed, and say so; where there are none, what is written inline is left out next."""
+        failures = self._host.failures
+        sites, known = blamed(error, attempt.taken, attempt.rewritten)
+        added = failures.add(sites, moment, error)
+        attempt.supposed += [] if known else added
+        attempt.inline = attempt.inline and bool(sites)
+        for item in sites[:1]:
+            failure = None if item.kernel is None else failures.of(item.site, item.kernel)
+            where = item.site.path or item.site.kind
+            more = f" and {len(sites) - 1} more sites" if len(sites) > 1 else ""
+            off = f"kernels= without {item.site.kind!r} switches it off"
+            self._host.warn_once(f"{failure}", f"{failure}; {where}{more} run as they were; {off}")
+
+    def _attempt(self, inputs: list[Any], last: _Attempt | None) -> _Attempt:
+        """The graph rewritten, and its report delivered; as it was where fluxrewrite itself fails."""
+        attempt = _Attempt(self._gm)
+        if last is not None:
+            attempt = _Attempt(self._gm, supposed=list(last.supposed), report=last.report, inline=last.inline)
+        found: Report | Exception
+        try:
+            found = self._rewritten(inputs, attempt)
+        except Exception as error:
+            found = error
+        parallel.agree(_lines(found), self._among)
+        if isinstance(found, Exception):
+            self._host.failed("rewriting; the graph is compiled as it was", found)
+            attempt.rewritten, attempt.taken, attempt.joined = self._gm, [], []
+            return attempt
+        report = found
+        self._host.tell(report, attempt.rewritten, attempt.report)
+        attempt.report = report
+        return attempt
+
+    def _rewritten(self, inputs: list[Any], attempt: _Attempt) -> Report:
+        """Fill in the rewritten graph and the weights that it wants joined; without these if joining fails."""
+        given = self._local.inputs(inputs)
+        if attempt.inline:
+            report = self._rewrite(attempt, owned(self._local.gm, given))
+            try:
+                attempt.joined = join(attempt.rewritten, given)
+                return report
+            except Exception as error:
+                self._host.failed("joining weights; no site is written inline", error)
+        return self._rewrite(attempt, lambda nodes: False)
+
+    def _rewrite(self, attempt: _Attempt, joinable: Joinable) -> Report:
+        """Where nothing is rewritten the graph stays as Dynamo made it, with its DTensors."""
+        rewritten, attempt.taken, report = self._host.rewrite(self._local, joinable)
+        attempt.rewritten = self._gm if rewritten is self._local.gm else rewritten
+        return report
+
+
+def _lines(found: Report | Exception) -> list[str]:
+    """A line for each site: what ranks must agree on. Sizes are not among it: the last rank's part may be smaller."""
+    if isinstance(found, Exception):
+        return [f"no plan ({type(found).__name__}: {found})"]
+    kernels = [f" by {s.kernel.provider}" if s.kernel else "" for s in found.sites]
+    return [f"{s.kind}:{s.form} at {s.path}: {s.choice}{k}" for s, k in zip(found.sites, kernels, strict=True)]

@@ -1,0 +1,40 @@
+"""The canonical ops for torch-xla, whose dynamo backend is named "openxla": their bodies see lazy tensors of the device xla.
+
+A call is then the op's reference in aten ops, the `@nki.jit` kernel where the Neuron packages of the XLA stack are installed,
+or a bare custom call. None of them needs another graph.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+from ...errors import InputError
+from ...provider.neuron_device import native
+
+__all__ = ["check", "has_neuron"]
+
+
+def has_neuron() -> bool:
+    """Whether the Neuron packages of the XLA stack are installed: torch_neuronx without TorchNeuron's `wrap_nki`, and nki."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch_neuronx", "nki")):
+        return False
+    try:
+        return not native()
+    except ImportError:  # a placeholder, or a wheel for another platform
+        return False
+
+
+def check(execution: str) -> None:
+    """Raise InputError unless torch-xla is there and ops of that execution can run on its tensors."""
+    if importlib.util.find_spec("torch_xla") is None:
+        raise InputError("inner='openxla' needs torch-xla, in an environment with torch 2.9; run: make xla")
+    if execution == "emulate":
+        raise InputError(
+            "inner='openxla' with execution='emulate': the emulator reads numbers, XLA's tensors are lazy; choose reference, "
+            "custom_call or, with Neuron's packages, device"
+        )
+    if execution == "device" and native():
+        raise InputError(
+            "inner='openxla' with execution='device' needs torch_neuronx of the XLA stack; the one installed here is "
+            "TorchNeuron: choose inner='neuron'"
+        )

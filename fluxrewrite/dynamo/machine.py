@@ -1,0 +1,45 @@
+"""The machine at hand: what measured times depend on, and the memory that the process has used."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..provider.digests import function_digest
+from .time_cache import SCHEMA
+
+__all__ = ["device_name", "machine_text", "processor"]
+
+
+def machine_text(device: torch.device, inner: Callable[..., Any], name: str, options: Mapping[str, Any] | None) -> str:
+    """All but the graph and the kernels that a time depends on: versions, compiler, device and threads."""
+    compiler = [name, function_digest(inner), repr(sorted((options or {}).items()))]
+    if name == "inductor":
+        compiler.append(hashlib.sha256(torch._inductor.config.save_config_portable().__repr__().encode()).hexdigest())
+    where = [str(device.type), device_name(device), str(torch.get_num_threads())]
+    return "\n".join([SCHEMA, torch.__version__, version("fluxrewrite"), *compiler, *where])
+
+
+def device_name(device: torch.device) -> str:
+    """What a device calls itself; of the CPU, the processor with the vector instructions that torch uses."""
+    if device.type == "cpu":
+        return f"{platform.machine()} {processor()} {torch.backends.cpu.get_cpu_capability()}"
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return str(name(device)) if name is not None else device.type
+
+
+@functools.cache
+def processor() -> str:
+    """The model of processor 0; on Linux `platform.processor` does not tell."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

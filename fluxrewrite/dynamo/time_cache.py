@@ -1,0 +1,68 @@
+"""Times that were measured, kept in files for the next compile."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+__all__ = ["Time", "Times"]
+
+log = logging.getLogger("fluxrewrite")
+SCHEMA = "fluxrewrite.times/1"
+
+
+class Time(BaseModel):
+    """Microseconds of a block, and what its difference from the block without kernels is uncertain by."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    us: float
+    noise_us: float
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    schema_: Literal["fluxrewrite.times/1"] = "fluxrewrite.times/1"
+    times: dict[str, Time]
+
+
+class Times:
+    """Times by key, in one file for each block.
+
+    Args:
+        folder: where the files are; by default beside Inductor's own cache.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = Path(folder) if folder is not None else Path(cache_dir()) / "fluxrewrite"
+
+    def load(self, block: str) -> dict[str, Time]:
+        """What is known of a block. A file that cannot be read is left out with a warning."""
+        path = self._path(block)
+        try:
+            return _File.model_validate_json(path.read_bytes()).times
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValidationError) as error:
+            first = str(error).splitlines()[0]
+            log.warning("fluxrewrite: %s is no file of times (%s); the block is measured again", path, first)
+            return {}
+
+    def save(self, block: str, times: Mapping[str, Time]) -> None:
+        """Replace what is known of a block. A folder that cannot be written to is said, and nothing is kept."""
+        path = self._path(block)
+        draft = path.with_suffix(f".{os.getpid()}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            draft.write_text(_File(times=dict(times)).model_dump_json(indent=1))
+            draft.replace(path)
+        except OSError as error:
+            log.warning("fluxrewrite: measured times are not kept (%s); give a cache_dir that can be written to", error)
+
+    def _path(self, block: str) -> Path:
+        return self.folder / f"{block}.json"

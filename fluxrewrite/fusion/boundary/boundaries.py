@@ -1,0 +1,193 @@
+"""Where a kernel call stands between operations that a compiler would have fused, and what that costs in memory traffic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch.fx import Node
+
+from ...graph.edges import edges, producers
+from ...graph.shapes import LEFT_OUT, hints, size_of
+from ...graph.view import GraphView
+from ...site import Site
+from .. import Prediction
+from .absorption import Absorption, Neighbours
+
+__all__ = ["Boundary", "Graph", "Materialised", "calls_of", "described", "find_boundaries"]
+
+Kind = Literal["split", "barrier", "layout"]
+
+
+@dataclass(frozen=True)
+class Materialised:
+    """A tensor that goes through memory because of a kernel call, and did not before.
+
+    Attributes:
+        name: node that computes it.
+        op: what that node does.
+        role: "operand" or "result" of the call.
+        shape: ints, or the text of a symbolic size.
+        bytes: its size; of a symbolic one at the size that was traced.
+    """
+
+    name: str
+    op: str
+    role: Literal["operand", "result"]
+    shape: tuple[int | str, ...]
+    dtype: torch.dtype
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """One kernel call as a border.
+
+    Attributes:
+        site: what the call takes the place of.
+        call: name of the call in the rewritten graph.
+        kind: "barrier": an opaque call inside an executable; "split": it also ends the executable; "layout": a copy made only
+            because the kernel wants contiguous operands.
+        tensors: what goes through memory because of it; of a tensor that two calls share, the first has it.
+        lost: producer and consumer pairs whose fusion it breaks; one end is inside the call.
+        absorptions: dearest first.
+    """
+
+    site: Site
+    call: str
+    kind: Kind
+    tensors: tuple[Materialised, ...]
+    lost: tuple[tuple[str, str], ...] = ()
+    absorptions: tuple[Absorption, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors: each is written once and read once more often than without the call."""
+        return sum(t.bytes for t in self.tensors)
+
+
+@dataclass
+class _Found:
+    tensors: list[Materialised] = field(default_factory=list)
+    lost: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph and what a compiler makes of it."""
+
+    view: GraphView
+    prediction: Prediction
+
+
+def find_boundaries(before: Graph, after: Graph, sites: Sequence[Site], regime: str) -> list[Boundary]:
+    """The borders that kernel calls in the place of `sites` make.
+
+    Args:
+        before: the original graph.
+        after: the rewritten one.
+        sites: those that kernels took; they do not overlap.
+        regime: "compile", where a call is a barrier, or "lazy", where it also splits the executable.
+
+    Returns:
+        One "barrier" or "split" for each site, and a "layout" for each whose operands must be copied, in graph order.
+    """
+    view = before.view
+    owner = {n: i for i, site in enumerate(sites) for n in (*site.interior, *site.outputs)}
+    found = [_Found() for _ in sites]
+    for producer, consumer in edges(view):
+        a, b = owner.get(producer), owner.get(consumer)
+        if (a is None and b is None) or a == b:
+            continue
+        if before.prediction.fusion.fused(producer.name, consumer.name):
+            found[b if b is not None else a or 0].lost.append((producer.name, consumer.name))
+    _materialised(view, sites, owner, before.prediction, after.prediction, found)
+    calls = calls_of(after.view, sites)
+    neighbours = Neighbours(after.view, after.prediction.fusion)
+    kind: Kind = "split" if regime == "lazy" else "barrier"
+    result = []
+    for site, one, call in zip(sites, found, calls, strict=True):
+        if call is None:
+            continue
+        absorbed = neighbours.absorptions(call)
+        result.append(Boundary(site, call.name, kind, tuple(one.tensors), tuple(one.lost), absorbed))
+        copied = tuple(_copied(after.view, after.prediction.copies.get(call.name, ())))
+        if copied:
+            result.append(Boundary(site, call.name, "layout", copied))
+    return result
+
+
+def calls_of(view: GraphView, sites: Sequence[Site]) -> list[Node | None]:
+    """The call that took the place of each site in a rewritten graph."""
+    made: dict[tuple[str, str], Node] = {}
+    for node in view.nodes:
+        origin = next(iter(node.meta.get("from_node") or ()), None)
+        if view.op(node).startswith("fluxrewrite.") and origin is not None:
+            made.setdefault((origin.name, view.op(node)), node)
+    keys = [(site.outputs[0].name, f"fluxrewrite.{site.kind}") for site in sites]
+    return [made.get(key) for key in keys]
+
+
+def _materialised(
+    view: GraphView,
+    sites: Sequence[Site],
+    owner: Mapping[Node, int],
+    before: Prediction,
+    after: Prediction,
+    found: Sequence[_Found],
+) -> None:
+    """Operands and results that lie in memory with the calls and did not without; each once."""
+    done: set[Node] = set()
+    for index, site in enumerate(sites):
+        for node in _operands(view, site, owner, index):
+            if node not in done and node.name not in before.stored and node.name in after.stored:
+                done.add(node)
+                found[index].tensors.append(_tensor(view, node, "operand"))
+        for node in site.outputs:
+            made = _computing(view, node)
+            if made not in done and made.name not in before.stored and view.tensor(node) is not None:
+                done.add(made)
+                found[index].tensors.append(_tensor(view, node, "result"))
+
+
+def _operands(view: GraphView, site: Site, owner: Mapping[Node, int], index: int) -> list[Node]:
+    """What operations inside the site read from operations outside, inputs of the graph left out."""
+    seen: dict[Node, None] = {}
+    for node in sorted({*site.interior, *site.outputs}, key=view.order):
+        for producer in producers(view, node):
+            if owner.get(producer) != index and producer.op in ("call_function", "call_method"):
+                seen[producer] = None
+    return list(seen)
+
+
+def _computing(view: GraphView, node: Node) -> Node:
+    """The operation whose value `node` views."""
+    while True:
+        source = view.source(node)
+        if source is None or view.dtype(source[0]) != view.dtype(node):
+            return node
+        node = source[0]
+
+
+def _tensor(view: GraphView, node: Node, role: Literal["operand", "result"]) -> Materialised:
+    return described(node.name, view.op(node), role, view.tensor(node))
+
+
+def described(name: str, op: str, role: Literal["operand", "result"], value: torch.Tensor | None) -> Materialised:
+    """The record of a tensor; of what is no tensor one without sizes and bytes."""
+    if value is None:
+        return Materialised(name, op, role, (), torch.float32, 0)
+    elements = math.prod(hints(value.shape, LEFT_OUT))
+    return Materialised(name, op, role, tuple(map(size_of, value.shape)), value.dtype, elements * value.element_size())
+
+
+def _copied(view: GraphView, copies: Iterable[tuple[str, int]]) -> Iterator[Materialised]:
+    for name, size in copies:
+        node = view.named.get(name)
+        value = view.tensor(node) if node is not None else None
+        shape = tuple(size_of(n) for n in value.shape) if value is not None else ()
+        op = view.op(node) if node is not None else ""
+        yield Materialised(name, op, "operand", shape, value.dtype if value is not None else torch.float32, size)

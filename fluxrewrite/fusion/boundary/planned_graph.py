@@ -1,0 +1,20 @@
+"""One graph with its plan, and what the plan is predicted to change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...graph.view import GraphView
+from ...rewrite.plan import Plan
+from .compare import Effect as Change
+
+__all__ = ["Analysed"]
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """One graph with its plan, and what the plan does to it where that was predicted."""
+
+    view: GraphView
+    plan: Plan
+    change: Change | None = None

@@ -1,0 +1,85 @@
+"""The predicted time of a block with some of its sites taken by kernels: from evidence where there is some, else modelled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from ...cost import Case
+from ...cost.deltas import delta, ruined
+from ...cost.evidence import same_form
+from ...graph.view import GraphView
+from ...kernel import Kernel
+from ...rewrite.search import Basis, Block, Priced
+from ...site import Site
+from .. import fuse
+from .executables import segments
+from .step_time import calls_for, step_time
+from .target import Target
+
+__all__ = ["Predicted"]
+
+
+class Predicted:
+    """A `choose.Price` in microseconds.
+
+    Evidence counts before the model: where calls of a kernel were measured on this device in this regime, each alone adds the
+    share of a step that it added there, nothing if that was within the noise; what it changes for its neighbours is modelled.
+    In a stack where kernel calls were ruinous none is worth a try.
+    """
+
+    basis: Basis = "modelled"
+    dear = False
+
+    def __init__(self, view: GraphView, target: Target, case: Case, kernels: Mapping[str, Kernel]) -> None:
+        self._kernels = kernels
+        self._view, self._target, self._case = view, target, case
+        self._corrections: dict[tuple[int, int], float] = {}
+        self._known: dict[tuple[object, ...], float] = {}
+        self._ruined = ruined(target.evidence, case) is not None
+
+    def __call__(self, block: Block, candidates: Sequence[Sequence[Site]]) -> list[Priced]:
+        """Microseconds of `block` with kernels in the place of each candidate's sites."""
+        return [Priced(self._us(block, taken)) for taken in candidates]
+
+    def _us(self, block: Block, taken: Sequence[Site]) -> float:
+        calls = [site for site in taken if not site.inline]
+        if calls and self._ruined:
+            return math.inf
+        return self._modelled(block, taken) + sum(self._correction(block, site) for site in calls)
+
+    def _modelled(self, block: Block, taken: Sequence[Site]) -> float:
+        key = (id(block), frozenset(map(id, taken)))
+        if key not in self._known:
+            self._known[key] = self._step_us(block, taken)
+        return self._known[key]
+
+    def _step_us(self, block: Block, taken: Sequence[Site]) -> float:
+        prediction = fuse(self._view, self._target.rules, nodes=block.nodes, calls=taken)
+        work = calls_for(self._view, {s.outputs[0].name: s for s in taken}, self._target, self._kernels)
+        lazy = self._target.regime == "lazy"
+        cuts = [s for s in taken if not s.inline]
+        executables = segments(self._view, cuts, block.nodes) + len(cuts) if lazy else 1
+        return step_time(self._view, prediction, self._target, work, executables).us
+
+    def _correction(self, block: Block, site: Site) -> float:
+        """What a call of the site alone adds as measured, less what it adds by the model; 0 where nothing was measured."""
+        key = (id(block), id(site))
+        if key not in self._corrections:
+            share = self._share(block, site)
+            alone = None if share is None else self._modelled(block, ())
+            measured = (
+                0.0 if alone is None or share is None else share * alone - (self._modelled(block, [site]) - alone)
+            )
+            self._corrections[key] = measured
+        return self._corrections[key]
+
+    def _share(self, block: Block, site: Site) -> float | None:
+        """Share of the block's time that a call in the place of `site` adds by evidence on its very form; None without any."""
+        kernel = f"{site.kind}:{site.form}"
+        found = delta(self._target.evidence, self._case, kernel) if self._case.model else None
+        if found is None or not same_form(found.kernel, kernel):
+            return None
+        return (
+            0.0 if found.neutral else (found.ratio - 1) / sum(s.kind == site.kind and not s.inline for s in block.sites)
+        )

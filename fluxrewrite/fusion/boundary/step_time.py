@@ -1,0 +1,131 @@
+"""How long one step is predicted to take, from what a compiler makes of the graph and a device profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from torch.fx import Node
+
+from ...cost import Work, estimate
+from ...graph.view import GraphView
+from ...kernel import Kernel
+from ...site import Site
+from .. import Group, Prediction, fuse
+from ..flops import flops
+from .target import Target
+
+__all__ = ["Calls", "Step", "calls_for", "group_times", "step_time", "total"]
+
+_ASSUMED = 0.1  # share of a step above which assumed figures make the whole an assumption
+_EMPTY: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Step:
+    """Predicted time of one step in microseconds, with the ends of the figures' ranges."""
+
+    us: float
+    low_us: float
+    high_us: float
+    basis: Literal["modelled", "assumed"]
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What kernel calls do, by name of the call.
+
+    Attributes:
+        flops: operations of matrix products.
+        efficiency: share of the device's peaks that the kernel reaches.
+        known: of calls that were measured, and where the op's body runs in the kernel's place.
+    """
+
+    flops: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+    efficiency: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+    known: Mapping[str, Step] = field(default_factory=dict)
+
+
+def step_time(view: GraphView, prediction: Prediction, target: Target, calls: Calls, executables: int = 1) -> Step:
+    """Add up the kernels of a graph: each takes the longer of its memory traffic and its matrix products, and its fixed costs.
+
+    Args:
+        view: the graph that `prediction` is of.
+        prediction: its kernels.
+        target: device and regime.
+        calls: of the kernel calls among them.
+        executables: programs that the step starts; each beyond the first costs a launch.
+    """
+    return total(group_times(view, prediction, target, calls), target, executables)
+
+
+def group_times(view: GraphView, prediction: Prediction, target: Target, calls: Calls) -> list[Step]:
+    """The time of each kernel of `prediction`, in its order; arguments as `step_time` takes them."""
+    return [_group(view, group, view.named, target, calls) for group in prediction.fusion.groups]
+
+
+def total(times: Sequence[Step], target: Target, executables: int = 1) -> Step:
+    """The time of a step from the times of its kernels, and the launches of its executables beyond the first."""
+    parts = list(times)
+    if executables > 1:
+        launches = estimate(target.device, Work(launches=executables - 1))
+        parts.append(Step(launches.us, launches.low_us, launches.high_us, launches.basis))
+    us = sum(p.us for p in parts)
+    assumed = sum(p.us for p in parts if p.basis == "assumed")
+    guess = target.rules.assumed or assumed > _ASSUMED * us
+    basis: Literal["modelled", "assumed"] = "assumed" if guess else "modelled"
+    return Step(us, sum(p.low_us for p in parts), sum(p.high_us for p in parts), basis)
+
+
+def _group(view: GraphView, group: Group, named: Mapping[str, Node], target: Target, calls: Calls) -> Step:
+    name = next(iter(group.nodes), "")
+    opaque = group.kind == "opaque"
+    if opaque and name in calls.known:
+        return calls.known[name]
+    found = [named[n] for n in group.nodes] if group.kind != "fused" else []
+    share = calls.efficiency.get(name, 1.0) if opaque else 1.0
+    known = calls.flops.get(name, 0.0 if opaque else None)
+    work = Work(
+        bytes=(group.reads + group.writes) / share,
+        flops=flops(view, found) if known is None else known / share,
+        dtype=_dtype(view, found, target),
+        kernels=1,
+        calls=int(opaque),
+    )
+    times: dict[Work, Step] = view.memo(("times", id(target.device)), lambda _: (target.device, {}))[1]
+    if work not in times:  # blocks repeat
+        time = estimate(target.device, work)
+        times[work] = Step(time.us, time.low_us, time.high_us, time.basis)
+    return times[work]
+
+
+def _dtype(view: GraphView, products: Sequence[Node], target: Target) -> str:
+    """The dtype of matrix products or of a call's first result, or the profile's slowest where it has no rate for it."""
+    rates = target.device.matmul
+    names = [str(v.dtype).removeprefix("torch.") for n in products for v in view.results(n)]
+    known = [n for n in names if n in rates]
+    return known[0] if known else min(rates, key=lambda n: rates[n].value)
+
+
+def calls_for(view: GraphView, sites: Mapping[str, Site], target: Target, kernels: Mapping[str, Kernel]) -> Calls:
+    """What the calls in the place of `sites` do, by name of the call; `kernels` by kind of site.
+
+    A call has the matrix products that stood in its place. Where the profile has its measured time, that counts. Where the op's
+    body runs, each of its operations is a kernel of its own, as in eager torch.
+    """
+    eager = target.rules.model_copy(update={"inline": False, "merge": False, "join": "map", "name": "eager"})
+    counts, known = {}, {}
+    for name, site in sites.items():
+        inside = sorted({*site.interior, *site.outputs}, key=view.order)
+        counts[name] = float(flops(view, inside))
+        timed = None if site.inline else target.device.call_us(site.kind, site.form, site.dtype, site.shapes)
+        if timed is not None:
+            known[name] = Step(timed.value, *timed.range, "modelled")
+        elif target.calls_reference and not site.inline:
+            prediction = fuse(view, eager, nodes=inside)
+            us = step_time(view, prediction, target, Calls()).us + target.device.call.value
+            known[name] = Step(us, us, us, "modelled")
+    efficiency = {name: kernels[s.kind].efficiency for name, s in sites.items() if s.kind in kernels and not s.inline}
+    return Calls(counts, efficiency, known)

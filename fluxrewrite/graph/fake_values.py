@@ -1,0 +1,95 @@
+"""What a traced graph says of a node beside its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import Node
+
+from ..errors import RewriteError
+
+__all__ = ["FakeCalls", "fake_run", "name_of", "value_of"]
+
+
+def value_of(node: Node) -> Any:
+    """The traced fake value: Dynamo keeps it as `example_value`, torch.export and AOTAutograd as `val`; None without either."""
+    return node.meta["example_value"] if "example_value" in node.meta else node.meta.get("val")
+
+
+def name_of(target: Callable[..., Any] | str) -> str:
+    """What a node calls, as text that is the same in every process: "aten.add.Tensor", "torch.nn.functional.silu", "view"."""
+    if isinstance(target, str):
+        return target
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return str(target)
+    name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None) or type(target).__qualname__
+    return f"{getattr(target, '__module__', '')}.{name}"
+
+
+def fake_run(node: Node, other: Mapping[Node, Any] = MappingProxyType({})) -> Any:
+    """The result of a node on the traced values of its arguments, or on `other` ones.
+
+    Raises RewriteError where the graph was traced without shapes, and whatever the operation raises.
+    """
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: other[n] if n in other else value_of(n))
+    # Not detect_fake_mode: while a backend runs, the tracing context holds another mode than the one that Dynamo traced with.
+    fakes = (v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, FakeTensor))
+    fake = next(fakes, None)
+    if fake is None:
+        raise RewriteError(f"no fake tensors reach {node.target}: the graph was not traced with shapes")
+    with fake.fake_mode, torch.no_grad():
+        if isinstance(node.target, str):
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+class FakeCalls:
+    """Results of kernel ops on traced values: in a model whose blocks repeat each op asks its fake kernel once for its shapes."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[FakeTensor, ...] | FakeTensor | None] = {}
+
+    def run(self, node: Node) -> Any:
+        """As `fake_run`; an op that writes to an argument or returns a view of one is asked every time."""
+        key = _likeness((node.target, node.args, node.kwargs)) if _functional(node.target) else None
+        known = self._known.get(key) if key is not None else None
+        if known is not None:
+            return _like(known) if isinstance(known, FakeTensor) else type(known)(map(_like, known))
+        found = fake_run(node)
+        plain = [found] if isinstance(found, FakeTensor) else found
+        if key is not None and isinstance(plain, (list, tuple)) and all(_likeness(t) is not None for t in plain):
+            self._known[key] = found
+        return found
+
+
+def _functional(op: Any) -> bool:
+    schema = getattr(op, "_schema", None)
+    return schema is not None and all(a.alias_info is None for a in (*schema.arguments, *schema.returns))
+
+
+def _likeness(value: Any) -> Any:
+    """Equal for arguments of which an op makes like results in sizes, strides and dtype; None where sizes are symbols."""
+    if isinstance(value, Node):
+        value = value_of(value)
+    if isinstance(value, FakeTensor):
+        numbers = (*value.shape, *value.stride(), value.storage_offset())
+        kind = value.device.type
+        known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        casts = torch.get_autocast_dtype(kind) if known else None
+        told = (numbers, value.dim(), value.dtype, value.device, id(value.fake_mode), casts)
+        return told if all(isinstance(n, int) for n in numbers) else None
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    if isinstance(value, (list, tuple)):
+        parts = tuple(map(_likeness, value))
+        return None if None in parts else parts
+    return (type(value), value) if isinstance(value, (int, float, str)) or value is None or callable(value) else None
+
+
+def _like(value: FakeTensor) -> FakeTensor:
+    meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return FakeTensor(value.fake_mode, meta, value.device)

@@ -1,0 +1,204 @@
+"""Which element of a tensor each element of a view of it is, however many views lie between the two.
+
+Chains of views that are written otherwise and do the same are the same here: a reshape split in two, one that is undone again, a
+permute made of transposes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from .shapes import Dim, Shape, same_dim, same_shape
+from .views import Cast, Expand, Lanes, Permute, Reshape, Select, Slice, Step
+
+__all__ = ["Elements", "pure_reshape", "viewed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """`size` elements of axis `axis` of the tensor, `stride` apart."""
+
+    axis: int
+    stride: int
+    size: Dim
+
+
+@dataclass(frozen=True)
+class Elements:
+    """A view of a tensor.
+
+    Attributes:
+        source: shape of the tensor.
+        shape: of the view.
+        runs: for each axis of the view the runs that it goes through, the outermost first; none for an axis of size 1.
+        offsets: for each axis of the tensor, the first element that is seen.
+    """
+
+    source: Shape
+    shape: Shape
+    runs: tuple[tuple[Run, ...], ...]
+    offsets: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shape: Sequence[Dim]) -> Elements:
+        """The whole tensor as it is."""
+        runs = tuple(() if same_dim(n, 1) else (Run(axis, 1, n),) for axis, n in enumerate(shape))
+        return cls(tuple(shape), tuple(shape), runs, (0,) * len(shape))
+
+    def apply(self, step: Step) -> Elements | None:
+        """After one more view; None where that cannot be told."""
+        match step:
+            case Cast():
+                return self
+            case Expand(shape):
+                return self if same_shape(shape, self.shape) else None
+            case Permute(dims):
+                return self._keep(dims)
+            case Select(dim, index):
+                return self._selected(dim, index)
+            case Slice(dim, start, size, by):
+                return self._sliced(dim, start, size, by)
+            case Reshape(shape):
+                return self._reshaped(tuple(shape))
+
+    def _keep(self, dims: Sequence[int]) -> Elements:
+        return replace(self, shape=tuple(self.shape[d] for d in dims), runs=tuple(self.runs[d] for d in dims))
+
+    def _selected(self, dim: int, index: int) -> Elements | None:
+        offsets = list(self.offsets)
+        for run in reversed(self.runs[dim]):
+            if len(self.runs[dim]) > 1 and not isinstance(run.size, int):
+                return None
+            position = index if len(self.runs[dim]) == 1 else index % run.size
+            offsets[run.axis] += position * run.stride
+            index //= run.size if isinstance(run.size, int) else 1
+        rest = self._keep([d for d in range(len(self.shape)) if d != dim])
+        return replace(rest, offsets=tuple(offsets))
+
+    def _sliced(self, dim: int, start: int, size: Dim, by: int) -> Elements | None:
+        """Only the outermost run of an axis may be cut: the others stay whole."""
+        if not self.runs[dim]:
+            return self if start == 0 and same_dim(size, 1) else None
+        first, *rest = self.runs[dim]
+        inner = math.prod(run.size for run in rest)
+        if rest and (by != 1 or not all(isinstance(n, int) for n in (inner, size)) or start % inner or size % inner):
+            return None
+        count = size // inner if rest else size
+        offsets = list(self.offsets)
+        offsets[first.axis] += start // inner * first.stride
+        cut = () if same_dim(count, 1) else (Run(first.axis, first.stride * by, count),)
+        shape, runs = list(self.shape), list(self.runs)
+        shape[dim], runs[dim] = size, (*cut, *rest)
+        return replace(self, shape=tuple(shape), runs=tuple(runs), offsets=tuple(offsets))
+
+    def _reshaped(self, shape: Shape) -> Elements | None:
+        """The same runs in the same order, parted anew."""
+        left = list(_joined(run for runs in self.runs for run in runs))[::-1]  # the outermost last
+        found: list[tuple[Run, ...]] = []
+        for size in shape:
+            taken = _taken(left, size)
+            if taken is None:
+                return None
+            found.append(_joined(taken))
+        return None if left else replace(self, shape=shape, runs=tuple(found))
+
+    @property
+    def whole(self) -> bool:
+        """Whether the view is the tensor as it is: the same shape, the same elements in the same places."""
+        return self.same(Elements.of(self.source))
+
+    @property
+    def permutation(self) -> tuple[int, ...] | None:
+        """For each axis of the view the axis of the tensor that it is, or None where they are not one for one.
+
+        Axes of size 1, of which none differs from another, stand for each other in order.
+        """
+        if len(self.shape) != len(self.source):
+            return None
+        taken = {runs[0].axis for runs in self.runs if runs}
+        single = [axis for axis in range(len(self.source)) if axis not in taken]
+        if not all(same_dim(self.source[axis], 1) for axis in single):
+            return None
+        if not all(same_dim(r.size, self.source[r.axis]) for runs in self.runs for r in runs):
+            return None
+        return tuple(runs[0].axis if runs else single.pop(0) for runs in self.runs)
+
+    def same(self, other: Elements) -> bool:
+        """Whether two views of tensors of one shape are the same for certain."""
+        if self.offsets != other.offsets or not same_shape(self.shape, other.shape):
+            return False
+        pairs = zip(self.runs, other.runs, strict=True)
+        return all(len(a) == len(b) and all(map(_same, a, b)) for a, b in pairs)
+
+    def lanes(self) -> Lanes | None:
+        """What is seen of the last axis of the tensor; None where another axis is not whole, or not an axis of its own."""
+        tracked = len(self.source) - 1
+        if any(len(runs) > 1 for runs in self.runs):
+            return None
+        others = [r for runs in self.runs for r in runs if r.axis != tracked]
+        if not all(same_dim(r.size, self.source[r.axis]) for r in others):
+            return None
+        seen = {r.axis for r in others}
+        missing = [axis for axis in range(tracked) if axis not in seen]
+        if not all(same_dim(self.source[axis], 1) for axis in missing):
+            return None
+        axes = tuple(runs[0].axis if runs else missing.pop(0) if missing else -1 for runs in self.runs)
+        strides = tuple(runs[0].stride if runs and runs[0].axis == tracked else 0 for runs in self.runs)
+        return Lanes(self.shape, strides, axes, tracked, self.offsets[tracked])
+
+
+def viewed(shape: Sequence[Dim], steps: Iterable[Step]) -> Elements | None:
+    """What a chain of views shows of a tensor of `shape`; None where that cannot be told."""
+    found: Elements | None = Elements.of(shape)
+    for step in steps:
+        found = found and found.apply(step)
+    return found
+
+
+def pure_reshape(shape: Sequence[Dim], steps: Sequence[Step], result: Sequence[Dim]) -> bool:
+    """Whether a chain of views of a tensor of `shape` is one reshape to `result`, and casts."""
+    if all(isinstance(s, (Reshape, Cast)) for s in steps):
+        last = next((s.shape for s in reversed(steps) if isinstance(s, Reshape)), shape)
+        return same_shape(last, result)
+    found, direct = viewed(shape, steps), viewed(shape, [Reshape(tuple(result))])
+    return found is not None and direct is not None and found.same(direct)
+
+
+def _same(a: Run, b: Run) -> bool:
+    return (a.axis, a.stride) == (b.axis, b.stride) and same_dim(a.size, b.size)
+
+
+def _taken(left: list[Run], size: Dim) -> list[Run] | None:
+    """Runs of `size` elements from the end of `left`, the last one cut where it is longer; None where that cannot be."""
+    taken: list[Run] = []
+    count: Dim = 1
+    while not same_dim(count, size):
+        if not left:
+            return None
+        run = left.pop()
+        if isinstance(size, int) and isinstance(run.size, int) and isinstance(count, int):
+            missing = size // count if size % count == 0 else 0
+            if missing and missing < run.size and run.size % missing == 0:
+                rest = run.size // missing
+                left.append(Run(run.axis, run.stride, rest))
+                run = Run(run.axis, run.stride * rest, missing)
+        taken.append(run)
+        count = count * run.size
+        if len(taken) > 16:
+            return None
+    return taken
+
+
+def _joined(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """Runs of one axis that go on where the next one ends, as one."""
+    found: list[Run] = []
+    for run in runs:
+        last = found[-1] if found else None
+        ints = last is not None and isinstance(last.size, int) and isinstance(run.size, int)
+        if last is not None and ints and last.axis == run.axis and last.stride == run.stride * run.size:
+            found[-1] = Run(run.axis, run.stride, last.size * run.size)
+        else:
+            found.append(run)
+    return tuple(found)

@@ -1,0 +1,255 @@
+"""What a view does to a tensor, and which elements of one axis reach the other end of a chain of views.
+
+A step is read off the shapes of the traced values, not off the spelling: `x.view(2, -1)`, `x.unflatten(0, (2, 3))` and
+`x.reshape_as(y)` are the same `Reshape`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .op_table import RESHAPES, Fact
+from .shapes import Dim, Shape, same_dim, same_shape
+
+__all__ = [
+    "Cast",
+    "Expand",
+    "Lanes",
+    "Permute",
+    "Reshape",
+    "Select",
+    "Slice",
+    "Step",
+    "cast_steps",
+    "holds",
+    "same_steps",
+    "unchanged",
+    "view_steps",
+]
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """Same elements in the same row-major order, other shape."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Axis i of the result is axis `dims[i]` of the input."""
+
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """`input[..., start : start + size * step : step, ...]` on axis `dim`."""
+
+    dim: int
+    start: int
+    size: Dim
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class Select:
+    """Element `index` of axis `dim`, which disappears."""
+
+    dim: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Expand:
+    """Broadcast to `shape`."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Change of dtype only; `lossless` when every input value is representable in the result."""
+
+    lossless: bool
+
+
+Step = Reshape | Permute | Slice | Select | Expand | Cast
+
+
+def same_steps(a: Sequence[Step], b: Sequence[Step]) -> bool:
+    """True when two chains of views do the same for certain."""
+    return len(a) == len(b) and all(_same_step(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _same_step(a: Step, b: Step) -> bool:
+    if type(a) is not type(b):
+        return False
+    pairs = zip(vars(a).values(), vars(b).values(), strict=True)
+    return all(same_shape(x, y) if isinstance(x, tuple) else same_dim(x, y) for x, y in pairs)
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Which elements of one tracked axis a view of a tensor exposes.
+
+    Attributes:
+        sizes: shape of the view.
+        strides: how far one step along each axis of the view moves on the tracked axis; 0 for all other axes.
+        axes: the axis of the tensor that each axis of the view is, or is part of; -1 for new axes of size 1.
+        tracked: the tracked axis of the tensor.
+        offset: first element exposed.
+    """
+
+    sizes: Shape
+    strides: tuple[int, ...]
+    axes: tuple[int, ...]
+    tracked: int
+    offset: int = 0
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """(start, length) when the exposed elements are one contiguous run, in any order of axes; else None."""
+        tracked = sorted((s, n) for s, n in zip(self.strides, self.sizes, strict=True) if s and not same_dim(n, 1))
+        length = 1
+        for stride, size in tracked:
+            if stride != length or not isinstance(size, int):
+                return None
+            length *= size
+        return self.offset, length
+
+
+_FLOATS = {torch.float16: 1, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+_COMPLEX = {torch.complex32: 1, torch.complex64: 2, torch.complex128: 3}
+
+
+def holds(wide: torch.dtype | None, narrow: torch.dtype | None) -> bool:
+    """Whether every value of the dtype `narrow` is one of `wide`."""
+    if wide == narrow:
+        return True
+    ranks = next((r for r in (_FLOATS, _COMPLEX) if wide in r and narrow in r), None)
+    return ranks is not None and ranks[wide] > ranks[narrow]  # type: ignore[index]
+
+
+def cast_steps(before: torch.dtype, after: torch.dtype | None, old: Shape, new: Shape) -> tuple[Step, ...] | None:
+    """A cast between floats, or between complex numbers; None for all others, and where the shape changes."""
+    if not same_shape(old, new):
+        return None
+    both = any(before in ranks and after in ranks for ranks in (_FLOATS, _COMPLEX))
+    return (Cast(holds(after, before)),) if both or before == after else None
+
+
+def unchanged(fact: Fact) -> Any:
+    """The operand that an operation answers as it is: a product with 1, one tensor joined, a dropout that is off; else None."""
+    match fact.op:
+        case "mul" | "div":
+            a, b = fact.args.get("input"), fact.args.get("other")
+            if type(b) in (int, float) and b == 1 and fact.args.get("rounding_mode") is None:
+                return a
+            return b if fact.op == "mul" and type(a) in (int, float) and a == 1 else None
+        case "dropout":
+            off = fact.args.get("training", True) is False or fact.args.get("p", 0.5) == 0
+            return fact.args.get("input") if off and not fact.writes else None
+        case "cat":
+            tensors = fact.args.get("tensors")
+            return tensors[0] if isinstance(tensors, (tuple, list)) and len(tensors) == 1 else None
+    return None
+
+
+def view_steps(fact: Fact, before: Shape, after: Shape) -> tuple[Step, ...] | None:
+    """Steps of a node that keeps dtype and device, from its name and the shapes on both sides."""
+    rank = len(before)
+    match fact.op:
+        case op if op in RESHAPES:
+            return (Reshape(after),)
+        case "permute":
+            dims = fact.args.get("dims", ())
+            return (Permute(tuple(d % rank for d in dims)),) if all(isinstance(d, int) for d in dims) else None
+        case "movedim":
+            return _moved(rank, fact.args.get("source"), fact.args.get("destination"))
+        case "transpose":
+            return _swap(rank, fact.args.get("dim0"), fact.args.get("dim1"))
+        case "t":
+            return _swap(2, 0, 1) if rank == 2 else (Reshape(after),)
+        case "getattr" if fact.args.get("name") == "T" or fact.args.get("name") == "mT":
+            return _swap(rank, -2, -1) if rank == 2 or fact.args["name"] == "mT" else None
+        case "expand":
+            return (Expand(after),)
+        case "slice" | "narrow" | "select":
+            return _axis_steps(fact, before, after)
+        case "getitem":
+            return _index_steps(fact.args.get("index"), before, after)
+    return None
+
+
+def _swap(rank: int, a: Any, b: Any) -> tuple[Step, ...] | None:
+    if not isinstance(a, int) or not isinstance(b, int):
+        return None
+    dims = list(range(rank))
+    dims[a], dims[b] = dims[b], dims[a]
+    return (Permute(tuple(dims)),)
+
+
+def _moved(rank: int, source: Any, destination: Any) -> tuple[Step, ...] | None:
+    froms, tos = ([n] if isinstance(n, int) else list(n) for n in (source, destination))
+    if not all(isinstance(n, int) for n in (*froms, *tos)):
+        return None
+    placed = dict(zip((n % rank for n in tos), (n % rank for n in froms), strict=True))
+    rest = iter([d for d in range(rank) if d not in placed.values()])
+    return (Permute(tuple(placed[d] if d in placed else next(rest) for d in range(rank))),)
+
+
+def _axis_steps(fact: Fact, before: Shape, after: Shape) -> tuple[Step, ...] | None:
+    dim = fact.args.get("dim", 0) % len(before)
+    if fact.op == "select":
+        return _index_steps((*[slice(None)] * dim, fact.args.get("index")), before, after)
+    start, step = fact.args.get("start", 0), fact.args.get("step", 1)
+    return _index_steps((*[slice(None)] * dim, slice(start, None, step)), before, after)
+
+
+def _index_steps(index: Any, before: Shape, after: Shape) -> tuple[Step, ...] | None:
+    """Basic indexing (ints, slices, None, Ellipsis) as selects and slices, then one reshape for the new axes."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if not all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items) or any(
+        i is True or i is False for i in items
+    ):
+        return None
+    real = sum(1 for i in items if i is not None and i is not Ellipsis)
+    fill: list[Any] = [slice(None)] * (len(before) - real)
+    at = next((n for n, i in enumerate(items) if i is Ellipsis), len(items))
+    items = [*items[:at], *fill, *items[at + 1 :]]
+    steps: list[Step] = []
+    dim, out = 0, 0  # axis of the running value, axis of the result
+    for item in items:
+        if item is None:
+            out += 1
+            continue
+        size = before[dim + sum(isinstance(s, Select) for s in steps)]
+        if isinstance(item, int):
+            if item < 0 and not isinstance(size, int):
+                return None
+            steps.append(Select(dim, item % size if item < 0 else item))
+            continue
+        step = _slice_step(dim, item, size, after[out])
+        if step is None:
+            return None
+        steps.extend(step)
+        dim, out = dim + 1, out + 1
+    return (*steps, Reshape(after)) if None in items else tuple(steps)
+
+
+def _slice_step(dim: int, item: slice, size: Dim, result: Dim) -> tuple[Step, ...] | None:
+    start, by = item.start or 0, item.step or 1
+    if not isinstance(start, int) or not isinstance(by, int):
+        return None
+    if start == 0 and by == 1 and same_dim(size, result):
+        return ()
+    if start < 0:
+        if not isinstance(size, int):
+            return None
+        start = max(0, start + size)
+    return (Slice(dim, start, result, by),)

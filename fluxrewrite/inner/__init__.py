@@ -1,6 +1,0 @@
-"""Compilers behind fluxrewrite's backend that need more than the rewritten graph: TorchNeuron and torch-xla."""
-
-from .device import Device, runtime_lnc
-from .prepare import Inner, prepare
-
-__all__ = ["Device", "Inner", "prepare", "runtime_lnc"]

@@ -1,0 +1,111 @@
+"""How the record of a bench grows with what its workers tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from ...cost.evidence import Case
+from ...cost.runs import Machine, Runs, Timed, Variant
+from .worker_process import Failed
+
+__all__ = ["beside", "changed", "cosine", "heard", "latents_of"]
+
+
+def changed(runs: Runs, variant: Variant) -> Runs:
+    """The runs with this variant in the place of its earlier state, or as the last one."""
+    names = [v.name for v in runs.variants]
+    at = names.index(variant.name) if variant.name in names else len(names)
+    return runs.model_copy(update={"variants": (*runs.variants[:at], variant, *runs.variants[at + 1 :])})
+
+
+def heard(runs: Runs, name: str, event: Mapping[str, Any], root: Path) -> Runs:
+    """The runs with what the worker of a variant told.
+
+    Args:
+        runs: as they were.
+        name: of the variant.
+        event: of its worker.
+        root: the folder of the variants' latents, as `latents_of` names them.
+
+    Raises:
+        Failed: the event makes no sense.
+    """
+    try:
+        if event["event"] == "ready":
+            machine = Machine(**{**dict(runs.machine), "threads": event["threads"], "device": event["device"]})
+            case = Case(**{**dict(runs.case), "dtype": event["dtype"]})
+            return runs.model_copy(update={"machine": machine, "case": case})
+        if event["event"] != "run":
+            return runs
+        now, run = runs.named(name), _timed(event)
+        told = {k: v for k, v in event.items() if k not in ("event", "steps_s", "others")}
+        variant = Variant.model_validate({**dict(now), **told, "runs": (*now.runs, run)})
+    except (KeyError, ValidationError) as error:
+        raise _senseless(error) from error
+    return _compared(changed(runs, variant), root)
+
+
+def beside(runs: Runs, names: Iterable[str], event: Mapping[str, Any]) -> Runs:
+    """The runs with one more of vanilla that was taken in turn with those of other variants. Raises Failed as `heard` does."""
+    if event["event"] != "run":
+        return runs
+    try:
+        run = _timed(event)
+    except (KeyError, ValidationError) as error:
+        raise _senseless(error) from error
+    for name in names:
+        now = runs.named(name)
+        runs = changed(runs, now.model_copy(update={"beside": (*now.beside, run)}))
+    return runs
+
+
+def _timed(event: Mapping[str, Any]) -> Timed:
+    return Timed(steps_s=event["steps_s"], others=event.get("others"))
+
+
+def _senseless(error: KeyError | ValidationError) -> Failed:
+    what = str(error)
+    if isinstance(error, ValidationError):
+        what = "; ".join(str(e["loc"]) + " " + e["msg"] for e in error.errors())
+    return Failed(f"the worker told of a run that makes no sense ({what})")
+
+
+def latents_of(root: Path, variant: str) -> Path:
+    """Where a worker puts the last latents of a variant; names of variants hold no path."""
+    return root / f"{variant.replace('/', '_')}.pt"
+
+
+def _compared(runs: Runs, root: Path) -> Runs:
+    """The runs with every variant's cosine to vanilla."""
+    base = _read(latents_of(root, "vanilla"))
+    if base is None:
+        return runs
+    found = []
+    for variant in runs.variants:
+        latents = None if variant.name == "vanilla" else _read(latents_of(root, variant.name))
+        if latents is not None and variant.output is not None:
+            output = variant.output.model_copy(update={"cosine": cosine(latents, base)})
+            variant = variant.model_copy(update={"output": output})
+        found.append(variant)
+    return runs.model_copy(update={"variants": tuple(found)})
+
+
+def _read(path: Path) -> Tensor | None:
+    return torch.load(path, weights_only=True) if path.is_file() else None
+
+
+def cosine(a: Tensor, b: Tensor) -> float | None:
+    """Of two tensors of one size, in float64; None where not all is finite, or the sizes differ. Zeros are like zeros only."""
+    x, y = a.double().reshape(-1), b.double().reshape(-1)
+    if x.shape != y.shape or not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+        return None
+    length = float(x.norm() * y.norm())
+    if not length:
+        return float(bool(x.norm() == y.norm()))
+    return min(1.0, max(-1.0, float(x @ y) / length))

@@ -1,0 +1,187 @@
+"""Run by `fluxrewrite.measure.bench.worker_process`: one variant of a model, timed. `python -m fluxrewrite.measure.bench.worker`
+
+stdin: one line, the JSON of a `Spec`, then one before each run after the first; it stays open for as long as the parent lives.
+stdout: one JSON object a line, each with "event": "ready", "step", "run", "error".
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+
+from ...analysis import peak_rss_mb
+from ...cost.runs import Setup
+from ...dynamo.machine import device_name
+from ...errors import InputError, RankError
+from ...models.registry import Shapes, find_model
+from ...models.workload import Call, Workload, realise
+from ...parallel import Ranks, of_transport
+from .kernel_counts import Counted
+from .machine_load import Load
+from .ranks import joined, pooled
+from .variants import Chosen, Spec, backend_of
+
+__all__ = ["main", "work"]
+
+Tell = Callable[..., None]
+
+
+def main() -> int:
+    """Answer the spec on stdin. 0 when all runs finished, 1 after an event "error"."""
+    line = sys.stdin.readline()
+    events = _take_stdout()
+
+    def tell(event: str, **fields: Any) -> None:
+        events.write(json.dumps({"event": event, **fields}) + "\n")
+        events.flush()
+
+    turn = threading.Semaphore(0)
+    threading.Thread(target=_listen, args=(turn,), daemon=True).start()
+    try:
+        work(Spec.model_validate_json(line), tell, turn.acquire)
+    except BaseException as error:  # whatever it is, the table has it
+        tell("error", error=one_line(error), lost=_lost(error))
+        return 1
+    return 0
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether another rank is to blame."""
+    inner = getattr(error, "inner_exception", None) or error
+    return isinstance(inner, RankError) or of_transport(inner)
+
+
+def _take_stdout() -> TextIO:
+    """What was stdout, for events alone; what else is printed, here or by compilers, goes to stderr."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return events
+
+
+def _listen(turn: threading.Semaphore) -> None:
+    """Pass on each line; end this process and the compilers that it started once the parent is gone: then stdin ends."""
+    while heard := os.read(0, 4096):
+        for _ in range(heard.count(b"\n")):
+            turn.release()
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+
+
+def work(spec: Spec, tell: Tell, wait: Callable[[], object] = lambda: None) -> None:
+    """Build the model, compile it, and run its denoising loops; `tell` hears of every step and run.
+
+    `wait` is called before each run after the first.
+
+    Raises RankError where a worker of another rank ended or does not answer, and whatever model and compiler raise.
+    """
+    if spec.setup.threads is not None:
+        torch.set_num_threads(spec.setup.threads)
+    with joined(spec.meeting) as here:
+        _work(spec, tell, wait, here)
+
+
+def _work(spec: Spec, tell: Tell, wait: Callable[[], object], here: Ranks | None) -> None:
+    setup, device = spec.setup, torch.device(spec.setup.device)
+    workload = _workload(setup, device, 1 if here is None else here.world)
+    call, counted = _call(spec.chosen, setup, workload)
+    tell("ready", threads=torch.get_num_threads(), device=device_name(device), dtype=_dtype(workload))
+    for run in range(setup.runs):
+        if run:
+            wait()
+        step, load = functools.partial(tell, "step", run=run), Load()
+        steps_s, latents = _loop(workload, call, setup.steps, device, step)
+        mine = {
+            "steps_s": steps_s,
+            "peak_rss_mb": round(peak_rss_mb(), 1),
+            "peak_device_mb": _peak_device_mb(device),
+            "output": _keep(latents, Path(spec.latents)),
+        }
+        tell("run", **pooled(here, mine, load), **(counted.told() if counted else {}))
+
+
+def _workload(setup: Setup, device: torch.device, world: int) -> Workload:
+    """The model with its numbers, or this rank's part of it."""
+    shapes = Shapes(setup.image_tokens, setup.text_tokens, setup.batch)
+    workload = realise(find_model(setup.model), shapes, getattr(torch, setup.dtype), setup.seed, device, world)
+    if workload.denoises:  # the scheduler is imported now, not in the first step
+        next(workload.steps(1, lambda **inputs: inputs["hidden_states"]))
+    return workload
+
+
+def _call(chosen: Chosen, setup: Setup, workload: Workload) -> tuple[Call, Counted | None]:
+    """What runs in the place of the model, and what counts its kernel calls."""
+    if chosen.name == "eager":
+        return workload.model, None
+    made = backend_of(chosen, setup)
+    counted = None if made is None else Counted(made)
+    call: Call = torch.compile(workload.model, backend=setup.inner if counted is None else counted)
+    return (call, None) if counted is None else (counted.per_step(call), counted)
+
+
+def _loop(workload: Workload, call: Call, count: int, device: torch.device, step: Tell) -> tuple[list[float], Tensor]:
+    """Seconds of each step, and the last latents."""
+    finish = (lambda: None) if device.type == "cpu" else (lambda: torch.accelerator.synchronize(device))
+    seconds: list[float] = []
+    steps = workload.steps(count, call)
+    finish()
+    latents = None
+    for number in range(count):
+        start = time.perf_counter()
+        latents = next(steps)
+        finish()
+        seconds.append(time.perf_counter() - start)
+        step(step=number, s=seconds[-1])
+    assert latents is not None
+    return seconds, latents
+
+
+def _keep(latents: Tensor, path: Path) -> dict[str, Any]:
+    """Write the latents, whole or not at all, and answer their digest."""
+    kept = latents.detach().to("cpu").contiguous()
+    draft = path.with_suffix(".draft")
+    torch.save(kept, draft)
+    draft.replace(path)
+    content = kept.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return {"digest": hashlib.sha256(content).hexdigest(), "finite": bool(torch.isfinite(kept).all())}
+
+
+def _dtype(workload: Workload) -> str:
+    """Of most parameters, else of the inputs: what `inspect` calls the dtype of the model."""
+    tensors = [*workload.model.parameters(), *(v for v in workload.inputs.values() if isinstance(v, Tensor))]
+    dtypes = [t.dtype for t in tensors if t.dtype.is_floating_point]
+    return str(max(dtypes, key=dtypes.count, default=torch.float32)).removeprefix("torch.")
+
+
+def _peak_device_mb(device: torch.device) -> float | None:
+    """Peak of what torch allocated on an accelerator, MB; None on the CPU and where the device does not tell."""
+    peak = getattr(torch.get_device_module(device), "max_memory_allocated", None) if device.type != "cpu" else None
+    return round(peak(device) / 1e6, 1) if peak is not None else None
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, without Dynamo's frame around it; of a compiler's output the first line with an error."""
+    inner = getattr(error, "inner_exception", None) or error
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    text = f"{type(inner).__name__}: {lines[0]}" if lines else type(inner).__name__
+    text = lines[0] if isinstance(inner, InputError) and lines else text
+    said = next((line for line in lines[1:] if "error: " in line), "")
+    text += f" ({said[:200]})" if said else ""
+    starved = isinstance(inner, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
+    return f"out of memory ({text})" if starved else text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

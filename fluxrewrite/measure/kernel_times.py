@@ -1,0 +1,77 @@
+"""Timing the kernel calls of a model one by one, for a device profile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule
+
+from ..cost.devices import CallTime, dtype_name
+from ..dynamo.measured_price import sample
+from ..errors import RewriteError
+from ..fusion.boundary.boundaries import calls_of
+from ..graph.subgraph import Part, extract
+from ..graph.view import GraphView
+from ..rewrite.apply import rewrite
+from ..rewrite.base import Replacement
+from ..rewrite.planner import make_plan
+from ..rewrite.selection import Selection
+from ..site import Site
+from .calibrate import Effort, figure, seconds
+
+__all__ = ["Call", "call_time", "distinct_calls"]
+
+_LEAST_S = 1e-3  # a shorter call runs several times in a try
+
+
+@dataclass(frozen=True)
+class Call:
+    """A kernel call in the place of a site, as a module of its own."""
+
+    site: Site
+    part: Part
+
+    @property
+    def name(self) -> str:
+        """As "attention:sdpa sequence 768"."""
+        return f"{self.site.kind}:{self.site.form} sequence {self.site.shapes.get('sequence', '?')}"
+
+
+def distinct_calls(gm: GraphModule, selection: Selection) -> Iterator[Call]:
+    """One call for each kind, form, dtype and sizes of the sites that kernels may take; those of symbolic sizes are left out.
+
+    Raises RewriteError for a site that cannot be replaced.
+    """
+    view = GraphView(gm.graph)
+    seen: set[tuple[object, ...]] = set()
+    for decision in make_plan(view, selection).decisions:
+        site, kernel = decision.finding, selection.kernels.get(decision.finding.kind)
+        if not isinstance(site, Site) or not site.eligible or kernel is None:
+            continue
+        key = (site.kind, site.form, site.dtype, *site.shapes.items())
+        if key in seen or not all(isinstance(n, int) for n in site.shapes.values()):
+            continue
+        seen.add(key)
+        rewritten, left = rewrite(gm, [Replacement(selection.passes[site.kind], site, kernel)])
+        (call,) = calls_of(GraphView(rewritten.graph), [site])
+        if left or call is None:
+            raise RewriteError(f"{site.path}: {left[0][1].message if left else 'no call takes its place'}")
+        yield Call(site, extract(rewritten, [call]))
+
+
+def call_time(call: Call, effort: Effort) -> CallTime:
+    """Run the call on made-up tensors of the model's shapes, strides and dtypes, and time it.
+
+    Raises whatever the kernel raises.
+    """
+    operands = [sample(o) for o in call.part.operands]
+    with torch.no_grad():
+        run = lambda: call.part.module(*operands)  # noqa: E731
+        run()
+        loops = max(1, min(effort.loops, round(_LEAST_S / max(seconds(run), 1e-9))))
+        values = [seconds(run, loops) * 1e6 for _ in range(effort.rounds)]
+    us = figure(values, "us", f"fluxrewrite calibrate --for, median of {effort.rounds}: the call alone")
+    shapes = {name: size for name, size in call.site.shapes.items() if isinstance(size, int)}
+    return CallTime(kernel=call.site.kind, form=call.site.form, dtype=dtype_name(call.site.dtype), shapes=shapes, us=us)

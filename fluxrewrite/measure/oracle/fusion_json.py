@@ -1,0 +1,21 @@
+"""`Fusion` records as JSON, from one process to another."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from ...fusion.groups import Fusion, Group
+
+__all__ = ["fusion_from_json", "fusion_to_json"]
+
+
+def fusion_to_json(fusion: Fusion) -> str:
+    """JSON of a `Fusion`; nodes in alphabetical order, so that the same fusion is the same text."""
+    return json.dumps({"by": fusion.by, "groups": [{**asdict(g), "nodes": sorted(g.nodes)} for g in fusion.groups]})
+
+
+def fusion_from_json(text: str) -> Fusion:
+    """The `Fusion` that `fusion_to_json` wrote."""
+    read = json.loads(text)
+    return Fusion(read["by"], tuple(Group(**{**g, "nodes": frozenset(g["nodes"])}) for g in read["groups"]))

@@ -1,0 +1,201 @@
+"""The processes that torchrun started, and what they tell each other beside any collective: in torchrun's own store.
+
+A process group cannot tell that one of its ranks failed: whoever waits in a collective waits on. Here nobody waits without
+looking: every wait asks the store again and again, so that a signal or the end of another rank is heard at once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import TypeVar
+
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from ..cost.data_files import Record
+from ..errors import FluxrewriteError, InputError, RankError
+from ..parallel import Ranks, ranks
+
+__all__ = ["AFTER_FAILURE_S", "END", "RANK_TIMEOUT_S", "Crew", "Meeting", "meet"]
+
+RANK_TIMEOUT_S = 300.0
+"""How long a rank waits for another one: as much as one may compile longer than another."""
+AFTER_FAILURE_S = 15.0
+"""How long the reasons of other ranks are waited for once one has failed; torchrun itself gives them 30 s."""
+END = "end"
+"""What a rank tells last."""
+
+_LOOK_S = 0.05
+_CONNECT_S = 60.0
+T = TypeVar("T")
+
+
+class Meeting(Record):
+    """Where a process of one rank meets those of the others: a part of the store of its parent.
+
+    Attributes:
+        host, port: of the store.
+        name: of the part.
+        rank, world: which of how many processes.
+        wait_s: seconds that a wait for another rank may take.
+    """
+
+    host: str
+    port: int
+    name: str
+    rank: int
+    world: int
+    wait_s: float
+
+    def store(self) -> Store:
+        """The part. Raises RankError when the store does not answer."""
+        return PrefixStore(self.name, _connected(self.host, self.port, False, self.wait_s))
+
+
+def meet(environment: Mapping[str, str] | None = None, wait_s: float = RANK_TIMEOUT_S) -> Crew | None:
+    """The crew that torchrun's environment speaks of; None outside of torchrun, and for one process.
+
+    Raises:
+        InputError: an environment that is not torchrun's.
+        RankError: the store does not answer.
+    """
+    given = os.environ if environment is None else environment
+    here = ranks(given)
+    if here is None or here.world == 1:
+        return None
+    host, port = given.get("MASTER_ADDR", ""), given.get("MASTER_PORT", "")
+    if not host or not port.isdigit():
+        raise InputError(
+            f"WORLD_SIZE is {here.world}, but MASTER_ADDR and MASTER_PORT are {host!r} and {port!r}: run under torchrun, "
+            "or unset WORLD_SIZE"
+        )
+    hosts = here.leads and given.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    attempt = given.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = _connected(host, int(port), hosts, wait_s)
+    return Crew(here, store, wait_s, (host, int(port)), f"fluxrewrite/{attempt}")
+
+
+def _connected(host: str, port: int, hosts: bool, wait_s: float) -> Store:
+    """The store at an address, which this process holds itself if it `hosts`."""
+    wait = timedelta(seconds=min(wait_s, _CONNECT_S))
+    try:
+        return TCPStore(host, port, is_master=hosts, timeout=wait, wait_for_workers=False)
+    except RuntimeError as error:
+        raise _gone(f"{host}:{port}", error) from error
+
+
+def _gone(place: str, error: Exception) -> RankError:
+    first = str(error).strip().partition("\n")[0]
+    return RankError(f"torchrun's store at {place} does not answer ({first}); torchrun or the first rank has ended")
+
+
+class Crew:
+    """This process among those of all ranks.
+
+    Args:
+        here: this one.
+        store: that all of them use.
+        wait_s: seconds that a wait for another rank may take.
+        address: host and port of the store, for processes that each rank starts; no host: it is in this process.
+        name: of the part of the store that is used.
+    """
+
+    def __init__(
+        self,
+        here: Ranks,
+        store: Store,
+        wait_s: float,
+        address: tuple[str, int] = ("", 0),
+        name: str = "fluxrewrite",
+    ) -> None:
+        self.here, self.wait_s = here, wait_s
+        self._address, self._name = address, name
+        self._given = store
+        self._store = PrefixStore(name, store)
+
+    def twin(self) -> Crew:
+        """The same with a connection of its own, for another thread. Raises RankError when the store does not answer."""
+        host, port = self._address
+        store = _connected(host, port, False, self.wait_s) if host else self._given
+        return Crew(self.here, store, self.wait_s, self._address, self._name)
+
+    def part(self, name: str) -> Store:
+        """A part of the store, for a process group."""
+        return PrefixStore(name, self._store)
+
+    def meeting(self, name: str) -> Meeting:
+        """The same for a process that this rank starts."""
+        host, port = self._address
+        here = self.here
+        name = f"{self._name}/{name}"
+        return Meeting(host=host, port=port, name=name, rank=here.rank, world=here.world, wait_s=self.wait_s)
+
+    def tell(self, what: str, text: str) -> None:
+        """Tell the others, once for each `what`. Raises RankError when the store is gone."""
+        self._ask(lambda: self._store.set(f"{what}/{self.here.rank}", text))
+
+    def heard(self, what: str) -> dict[int, str]:
+        """What each rank has told by now, this one among them."""
+        return {rank: text for rank in range(self.here.world) if (text := self._told(what, rank)) is not None}
+
+    def gather(self, what: str, text: str, wait_s: float | None = None) -> list[str]:
+        """Tell, and wait for what all others tell; the same list on every rank, in order of ranks.
+
+        Args:
+            what: a name that is used once.
+            text: this rank's.
+            wait_s: other than the crew's.
+
+        Raises:
+            RankError: a rank has ended or did not tell in time.
+        """
+        self.tell(what, text)
+        wait_s = self.wait_s if wait_s is None else wait_s
+        found = self.await_all(what, wait_s)
+        missing = [rank for rank in range(self.here.world) if rank not in found]
+        if missing:
+            ended = [rank for rank in self.heard(END) if rank in missing]
+            named = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+            raise RankError(f"{named} ended early" if ended else f"{named} did not answer within {wait_s:g} s ({what})")
+        return [found[rank] for rank in range(self.here.world)]
+
+    def await_all(self, what: str, wait_s: float) -> dict[int, str]:
+        """What was told once all ranks have, a rank that has not has ended, or time is over."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            ended = set() if what == END else set(self.heard(END))
+            found = self.heard(what)
+            if len(found) == self.here.world or ended - set(found) or time.monotonic() > deadline:
+                return found
+            time.sleep(_LOOK_S)
+
+    def together(self, what: str, work: Callable[[], T]) -> T:
+        """Do what can be refused, on every rank: where one refuses, all do.
+
+        Raises InputError with this rank's reason, else with that of the first one that has one.
+        """
+        try:
+            result = work()
+        except FluxrewriteError as error:
+            self.tell(what, str(error))
+            self.await_all(what, AFTER_FAILURE_S)
+            raise
+        reasons = self.gather(what, "")
+        for rank, reason in enumerate(reasons):
+            if reason:
+                raise InputError(f"rank {rank}: {reason}")
+        return result
+
+    def _told(self, what: str, rank: int) -> str | None:
+        key = f"{what}/{rank}"
+        if not self._ask(lambda: self._store.check([key])):
+            return None
+        return self._ask(lambda: self._store.get(key)).decode()
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        try:
+            return question()
+        except RuntimeError as error:
+            raise _gone(":".join(map(str, self._address)), error) from error

@@ -1,0 +1,101 @@
+"""Two runs of a denoising loop step by step: what the experiments looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from torch import Tensor
+
+from ...errors import InputError, RankError, RewriteError
+from ...models.workload import Call, Workload
+from ...parallel import degree, of_transport
+from .records import Loop, StepResult
+from .tensor_error import difference, moments
+
+__all__ = ["chain_of", "compared", "one_line", "origin", "run_loop"]
+
+Done = Callable[[StepResult], None]
+
+
+def run_loop(workload: Workload, call: Call, steps: int, least: float, done: Done = lambda _: None) -> Loop:
+    """Run the loop with the model and with `call` in its place, side by side: each goes on from its own latents.
+
+    Args:
+        workload: the model and its inputs.
+        call: the rewritten model.
+        steps: of the loop, 1 or more.
+        least: least cosine of the latents after each step.
+        done: told of each step.
+
+    Raises:
+        InputError: the model itself fails. A failure of `call` ends the loop, and its note says so.
+        RewriteError: `call` fails on one of several ranks, where the others are inside it and cannot go on; or torch's own error
+            that another rank has ended.
+    """
+    found: list[StepResult] = []
+    original = _model_steps(workload, steps)
+    try:
+        for step in compared(original, workload.steps(steps, call), least):
+            found.append(step)
+            done(step)
+    except InputError:
+        raise
+    except Exception as error:
+        _raise_if_lost(error)
+        note = f"step {len(found) + 1} of the rewritten model fails: {one_line(origin(error))}"
+        if degree(workload.model) > 1:
+            raise RewriteError(note) from error
+        return Loop(steps=tuple(found), note=note)
+    return Loop(steps=tuple(found))
+
+
+def _model_steps(workload: Workload, steps: int) -> Iterator[Tensor]:
+    try:
+        yield from workload.steps(steps)
+    except Exception as error:
+        _raise_if_lost(error)
+        raise InputError(f"{workload.name}: the model itself fails ({type(error).__name__}: {error})") from error
+
+
+def _raise_if_lost(error: Exception) -> None:
+    """Raise what says that another rank ended or does not answer, if that is behind an error."""
+    lost = next((e for e in chain_of(error) if isinstance(e, RankError) or of_transport(e)), None)
+    if lost is not None:
+        raise lost
+
+
+def compared(original: Iterable[Tensor], rewritten: Iterable[Tensor], least: float) -> Iterator[StepResult]:
+    """The latents of two loops after each step, compared. Ends where either does; `least` is the least cosine."""
+    for number, (expected, got) in enumerate(zip(original, rewritten, strict=False), 1):
+        apart = difference(got, expected)
+        figures = (None,) * 3 if apart.note else (apart.max_abs, apart.relative, apart.cosine)
+        yield StepResult(
+            step=number,
+            original=moments(expected),
+            rewritten=moments(got),
+            max_abs=figures[0],
+            relative=figures[1],
+            cosine=figures[2],
+            least_cosine=least,
+            note=apart.note,
+        )
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """An error and those behind it, down to the one that was raised first: Dynamo wraps a backend's, and not as the cause."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = getattr(found, "inner_exception", None) or found.__cause__
+
+
+def origin(error: BaseException) -> BaseException:
+    """The error that was raised first."""
+    *_, first = chain_of(error)
+    return first
+
+
+def one_line(error: BaseException) -> str:
+    """An error with its class; only the first line of what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

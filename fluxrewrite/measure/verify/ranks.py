@@ -1,0 +1,45 @@
+"""A verification on several ranks: each checks its own shards, and all report the worst of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...cost.data_files import Record
+from ...errors import RewriteError
+from ..rendezvous import Crew
+from .records import Loop, SiteResult
+
+__all__ = ["of_all_ranks"]
+
+
+class _Found(Record):
+    """What one rank found."""
+
+    sites: tuple[SiteResult, ...]
+    loop: Loop
+
+
+def of_all_ranks(crew: Crew, sites: Sequence[SiteResult], loop: Loop) -> tuple[list[SiteResult], Loop]:
+    """For each site the rank where it is worst, and the loop of the first rank: the latents are the same on all.
+
+    The same on every rank.
+
+    Raises:
+        RewriteError: the ranks did not check the same sites.
+        RankError: a rank ended, or did not answer in time.
+    """
+    mine = _Found(sites=tuple(sites), loop=loop).model_dump_json(round_trip=True)
+    told = [_Found.model_validate_json(text) for text in crew.gather("what was found", mine)]
+    checked = [[(s.graph, s.kind, s.form, s.path, s.node, s.choice) for s in found.sites] for found in told]
+    other = next((rank for rank, names in enumerate(checked) if names != checked[0]), None)
+    if other is not None:
+        raise RewriteError(
+            f"rank {other} checked {len(checked[other])} sites, rank 0 {len(checked[0])}, and they are not the same; "
+            "give every rank the same options and model"
+        )
+    return [_worst(results) for results in zip(*(found.sites for found in told), strict=True)], told[0].loop
+
+
+def _worst(results: Sequence[SiteResult]) -> SiteResult:
+    rank, worst = max(enumerate(results), key=lambda found: found[1].excess)
+    return worst.model_copy(update={"rank": rank})

@@ -1,0 +1,271 @@
+"""The whole verification of one model: its sites on captured activations, then the denoising loop."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ... import parallel
+from ...analysis import analyse
+from ...cost import Case
+from ...dynamo.backend import Backend, backend
+from ...dynamo.failures import Failures
+from ...errors import CheckFailed, FluxrewriteError, InputError
+from ...graph.localize import Local, localise
+from ...models.capture import fresh_entry, own_cache_entries
+from ...models.registry import Shapes
+from ...models.workload import Workload
+from ...rewrite.joined_weights import owned
+from ...rewrite.plan import Plan, Policy
+from ..rendezvous import Crew
+from .loop import chain_of, one_line, origin, run_loop
+from .ranks import of_all_ranks
+from .records import Loop, Setting, SiteResult, StepResult, Verification
+from .sites import Checking, checks_of
+from .tensor_error import least_cosine
+
+__all__ = ["Options", "Progress", "judge", "verify"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is verified.
+
+    Attributes:
+        kernels, policy, provider, execution, evidence: as `fluxrewrite.backend` takes them; not the policy "measure".
+        device: profile that the policy "auto" predicts with.
+        inner: what compiles the rewritten model for the loop.
+        steps: of the denoising loop.
+        tolerance: greatest error of a site relative to the largest expected value; by default as `TOLERANCES` says.
+
+    Raises InputError for steps below 1, a tolerance below 0, and the policy "measure".
+    """
+
+    kernels: str | Iterable[str] | None = None
+    policy: Policy = "all"
+    provider: str = "builtin"
+    execution: str = "reference"
+    evidence: tuple[str | Path, ...] = ()
+    device: str | Path = "trn2"
+    inner: str = "eager"
+    steps: int = 4
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"--steps {self.steps}: must be 1 or more")
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise InputError(f"--tolerance {self.tolerance:g}: must be 0 or more")
+        if self.policy == "measure":
+            raise InputError(
+                "policy 'measure' may choose otherwise each time; verify 'all', which has its sites, or 'auto'"
+            )
+
+    def backend(self) -> Backend:
+        """The backend that is verified. Raises InputError as `fluxrewrite.backend` does."""
+        made = backend(
+            self.inner,
+            self.kernels,
+            self.policy,
+            strict=True,
+            provider=self.provider,
+            execution=self.execution,
+            device=self.device if self.policy == "auto" else None,
+            evidence=self.evidence,
+            verify="structural",  # every site is run here, on the values that the model has
+        )
+        made.failures = Failures()  # a kernel that failed elsewhere in this process is verified all the same
+        return made
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told how far the work is: `found` of the number of sites, when a graph has been planned; `site` and `step` of each."""
+
+    found: Callable[[int], None] = lambda _: None
+    site: Callable[[SiteResult], None] = lambda _: None
+    step: Callable[[StepResult], None] = lambda _: None
+
+
+def verify(
+    workload: Workload,
+    options: Options = Options(),
+    shapes: Shapes | None = None,
+    seed: int = 0,
+    progress: Progress = Progress(),
+    crew: Crew | None = None,
+) -> Verification:
+    """Verify what fluxrewrite makes of a model, with its weights and inputs.
+
+    First the original graph runs once, and each site's replacement on the operands that it has there. Then the denoising loop
+    runs with the model and with the compiled rewritten one. Several ranks do this together, each with its part of the model.
+
+    Args:
+        workload: the model and its inputs, as `fluxrewrite.models.workload.realise` makes them.
+        options: what to verify.
+        shapes, seed: that the workload was made with, for the record.
+        progress: told how far the work is.
+        crew: the ranks that the model is divided among; None: this process alone. What is found is the same on all of them.
+
+    Raises:
+        InputError: unknown names in `options`, a model that fails by itself, or one in which nothing is rewritten.
+        RankError: another rank ended or does not answer; or torch's own error that says so.
+        RewriteError: on several ranks, the rewritten model fails, or they plan differently.
+    """
+    start = time.perf_counter()
+    rewriter = options.backend()
+    sites = _sites(workload, rewriter, options, progress)
+    if not sites:
+        words = ",".join(rewriter.selection.names())
+        raise InputError(
+            f"{workload.name}: nothing was rewritten with kernels {words}, policy {options.policy!r}, provider "
+            f"{options.provider!r}; fluxrewrite inspect {workload.name} says why"
+        )
+    loop = _loop(workload, rewriter, options, progress, sites)
+    if crew is not None:
+        sites, loop = of_all_ranks(crew, sites, loop)
+    return Verification(
+        setting=_setting(workload, rewriter, options, shapes, seed),
+        sites=tuple(sites),
+        loop=loop,
+        seconds=round(time.perf_counter() - start, 3),
+    )
+
+
+def _sites(workload: Workload, rewriter: Backend, options: Options, progress: Progress) -> list[SiteResult]:
+    """What the first step says of every site that the backend rewrites."""
+    found: list[SiteResult] = []
+
+    def done(result: SiteResult) -> None:
+        found.append(result)
+        progress.site(result)
+
+    graphs = 0
+
+    def checking(gm: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        nonlocal graphs
+        local = localise(gm)
+        checks = checks_of(local.gm, _agreed(gm, local, inputs, rewriter))
+        progress.found(len(checks))
+        runs = [Checking(local.gm, checks, graphs, options.tolerance, done)]
+        graphs += 1
+        return local.taking_dtensors(lambda *values: runs.pop().run(*values) if runs else local.gm.forward(*values))
+
+    try:
+        with own_cache_entries():
+            compiled = torch.compile(fresh_entry(workload.model), backend=checking, dynamic=False)
+            for _ in workload.steps(1, lambda **inputs: compiled(inputs)):
+                pass
+    except Exception as error:
+        raise _told(workload, error) from error
+    return found
+
+
+def _agreed(gm: GraphModule, local: Local, inputs: list[Any], rewriter: Backend) -> Plan:
+    """The plan for the graph of one rank, the same on all: otherwise some would wait for what others never compute."""
+    found: Plan | Exception
+    try:
+        found = _plan(local.gm, local.inputs(inputs), rewriter)
+        told = [f"{d.finding.kind} at {d.finding.path}: {d.choice}" for d in found.decisions]
+    except Exception as error:
+        found = error
+        told = [f"no plan ({one_line(error)})"]
+    parallel.agree(told, parallel.peers(gm))
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _plan(gm: GraphModule, inputs: list[Any], rewriter: Backend) -> Plan:
+    """What the backend plans for this graph."""
+    target = rewriter.target
+    case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
+    analysed, _ = analyse(gm, rewriter.selection, rewriter.policy, target, case, joinable=owned(gm, inputs))
+    return analysed.plan
+
+
+def _told(workload: Workload, error: Exception) -> BaseException:
+    """What stopped the first step: an error that fluxrewrite raised on purpose, the end of another rank, or the model's own."""
+    known = (e for e in chain_of(error) if isinstance(e, FluxrewriteError) or parallel.of_transport(e))
+    found = next(known, None)
+    return found or InputError(f"{workload.name}: the first step fails: {one_line(origin(error))}")
+
+
+def _loop(
+    workload: Workload, rewriter: Backend, options: Options, progress: Progress, sites: Sequence[SiteResult]
+) -> Loop:
+    """The denoising loop; it must have run the rewrites that were checked, and no others."""
+    least = least_cosine(options.tolerance or 0.0)
+    with own_cache_entries():
+        compiled = torch.compile(fresh_entry(workload.model), backend=rewriter, dynamic=False)
+        loop = run_loop(workload, lambda **inputs: compiled(inputs), options.steps, least, progress.step)
+    checked = Counter((s.kind, s.form, s.path, s.choice) for s in sites)
+    taken = Counter((s.kind, s.form, s.path, s.choice) for r in rewriter.reports for s in r.sites if s.choice != "keep")
+    if loop.note or taken == checked:
+        return loop
+    (kind, form, path, _), *_ = (taken - checked) + (checked - taken)
+    note = f"it rewrote {taken.total()} sites, {checked.total()} were checked; they differ in {kind}:{form} at {path}"
+    return loop.model_copy(update={"note": note})
+
+
+def _setting(workload: Workload, rewriter: Backend, options: Options, shapes: Shapes | None, seed: int) -> Setting:
+    dtypes = [p.dtype for p in workload.model.parameters()] or [torch.get_default_dtype()]
+    policy = options.policy if isinstance(options.policy, str) else getattr(options.policy, "__name__", "callable")
+    generated = shapes if workload.denoises else None
+    return Setting(
+        model=workload.name,
+        dtype=str(max(dtypes, key=dtypes.count)).removeprefix("torch."),
+        batch=generated.batch if generated else None,
+        image_tokens=generated.image_tokens if generated else None,
+        text_tokens=generated.text_tokens if generated else None,
+        kernels=rewriter.selection.names(),
+        policy=policy,
+        provider=options.provider,
+        execution=options.execution,
+        inner=rewriter.inner_name,
+        steps=options.steps,
+        seed=seed,
+        tp=parallel.degree(workload.model),
+        versions={
+            "fluxrewrite": version("fluxrewrite"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def judge(found: Verification) -> None:
+    """Raise CheckFailed where something is past its limit: a line on the sites with the worst of them, one on the loop."""
+    lines = []
+    failed = [s for s in found.sites if not s.passed]
+    if failed:
+        worst = max(failed, key=lambda s: s.excess)
+        lines.append(f"{len(failed)} of {len(found.sites)} sites fail; worst: {worst.name}: {_figures(worst)}")
+    wrong = [s for s in found.loop.steps if not s.passed]
+    if wrong:
+        first = min(wrong, key=lambda s: -1.0 if s.cosine is None else s.cosine)
+        told = first.note or f"cosine {first.cosine:.6f} (limit {first.least_cosine:g})"
+        lines.append(
+            f"{len(wrong)} of {len(found.loop.steps)} steps of the loop fail; worst: step {first.step}: {told}"
+        )
+    if found.loop.note:
+        lines.append(f"the loop: {found.loop.note}")
+    if lines:
+        raise CheckFailed(*lines)
+
+
+def _figures(site: SiteResult) -> str:
+    if site.note:
+        return site.note
+    figures = f"error {site.relative:.2g} of the largest value (limit {site.tolerance:.2g})"
+    figures += f", {site.norm:.2g} of the norm (limit {site.norm_tolerance:.2g})"
+    return f"{figures}, cosine {site.cosine:.6f} (limit {site.least_cosine:g})"

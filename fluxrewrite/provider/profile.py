@@ -1,0 +1,168 @@
+"""What a provider says of one call of a kernel that its model ran: engines, time, and what the device could do at best.
+
+The records are the provider's own; these protocols are what the core reads of them.
+"""
+
+# ruff: noqa: D102 (each class says what its properties are)
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from ..errors import InputError
+
+__all__ = ["Asked", "Engine", "Event", "Instruction", "Launch", "Memory", "Profiled", "parse_sizes"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call of a kernel that a provider is asked to model.
+
+    Attributes:
+        kernel: name of the op.
+        sizes: of the arguments, by the names of `Site.shapes`; the provider completes those that are left out.
+        dtype: of the activations.
+        device, cores: name of the device, and physical cores of a logical one.
+        form, details: of the site, as the report has them; "" and {} for a call that belongs to no site.
+        operands: shape and dtype of each tensor that the call reads, in order; () where it belongs to no site.
+    """
+
+    kernel: str
+    sizes: Mapping[str, int]
+    dtype: torch.dtype
+    device: str = "trn2"
+    cores: int = 1
+    form: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    operands: tuple[tuple[tuple[int, ...], str], ...] = ()
+
+
+class Event(Protocol):
+    """One instruction on the timeline: `engine` by name, `start` and `end` in ns, `bytes` that it moves."""
+
+    @property
+    def engine(self) -> str: ...
+    @property
+    def start(self) -> float: ...
+    @property
+    def end(self) -> float: ...
+    @property
+    def bytes(self) -> int: ...
+
+
+class Engine(Protocol):
+    """Totals of one engine of one core; `utilisation` is the share of the launch's time, 0 to 1, that it is busy."""
+
+    @property
+    def core(self) -> int: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def instructions(self) -> int: ...
+    @property
+    def cycles(self) -> float: ...
+    @property
+    def busy_us(self) -> float: ...
+    @property
+    def utilisation(self) -> float: ...
+    @property
+    def macs(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+
+class Instruction(Protocol):
+    """Totals of one instruction on one engine of one core."""
+
+    @property
+    def core(self) -> int: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def busy_us(self) -> float: ...
+
+
+class Memory(Protocol):
+    """Peak use of an on-chip memory of one core, bytes a partition."""
+
+    @property
+    def core(self) -> int: ...
+    @property
+    def memory(self) -> str: ...
+    @property
+    def peak(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+
+
+class Launch(Protocol):
+    """One kernel that the call launches; `events` by core, in ns from its start."""
+
+    @property
+    def latency_us(self) -> float: ...
+    @property
+    def engines(self) -> Sequence[Engine]: ...
+    @property
+    def memory(self) -> Sequence[Memory]: ...
+    @property
+    def events(self) -> Sequence[Sequence[Event]]: ...
+    def instructions(self) -> Sequence[Instruction]:
+        """Totals by instruction, busiest first."""
+
+    def chrome_trace(self) -> dict[str, Any]:
+        """The timeline in the Chrome trace event format."""
+
+
+class Profiled(Protocol):
+    """The modelled cost of one call.
+
+    `latency_us` is the time of all launches one after another, without what a launch itself costs; `roofline_us` what the
+    device's peaks allow; `flops` what the op asks for; `traffic` bytes of operands and results; `bound` what limits it, in words.
+    """
+
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def provider(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def cores(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
+    @property
+    def profiles(self) -> Sequence[Launch]: ...
+    @property
+    def flops(self) -> float: ...
+    @property
+    def traffic(self) -> int: ...
+    @property
+    def latency_us(self) -> float: ...
+    @property
+    def roofline_us(self) -> float: ...
+    @property
+    def peak_tflops(self) -> float: ...
+    @property
+    def peak_gbs(self) -> float: ...
+    @property
+    def bound(self) -> str: ...
+
+
+def parse_sizes(text: str | None) -> dict[str, int]:
+    """Sizes as the command line gives them: "heads=6,sequence=4608". Raises InputError for what is no number."""
+    given: dict[str, int] = {}
+    for part in text.split(",") if text else ():
+        key, _, value = (s.strip() for s in part.partition("="))
+        if not value.removeprefix("-").isdecimal():
+            raise InputError(f"--shape {part.strip()!r}: {key} takes a whole number, as in {key}=128")
+        given[key] = int(value)
+    return given

@@ -1,0 +1,48 @@
+"""The blocks of the model and the kernel calls in them, as records of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ..fusion.boundary.block_map import Part
+from ..fusion.boundary.compare import Effect as Change
+from .build_predicted import rounded, tensor_info
+from .model import BlockInfo, CallInfo, PartInfo, UserInfo
+
+__all__ = ["blocks_of", "calls_of"]
+
+
+def blocks_of(change: Change, graph: int, ids: Mapping[int, str]) -> Iterator[BlockInfo]:
+    """The blocks of one graph; `ids` names sites by their identity."""
+    for strip in change.strips:
+        yield BlockInfo(
+            path=strip.path,
+            graph=graph,
+            before=tuple(_part(p, ids) for p in strip.before),
+            after=tuple(_part(p, ids) for p in strip.after),
+        )
+
+
+def _part(part: Part, ids: Mapping[int, str]) -> PartInfo:
+    return PartInfo(
+        kind=part.kind,  # type: ignore[arg-type]
+        ops=part.ops,
+        nodes=part.nodes,
+        reads=part.reads,
+        writes=part.writes,
+        us=rounded(part.us),
+        site="" if part.site is None else ids[id(part.site)],
+    )
+
+
+def calls_of(change: Change, graph: int, ids: Mapping[int, str]) -> Iterator[CallInfo]:
+    """The kernel calls of one graph."""
+    for one in change.calls:
+        yield CallInfo(
+            site=ids[id(one.site)],
+            graph=graph,
+            name=one.call,
+            operands=tuple(map(tensor_info, one.operands)),
+            results=tuple(map(tensor_info, one.results)),
+            users=tuple(UserInfo(name=name, op=op, path=path) for name, op, path in one.users),
+        )

@@ -1,0 +1,225 @@
+"""From findings to decisions: which sites a kernel takes, and why the others are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch.fx import Node
+
+from ..errors import InputError
+from ..graph.view import GraphView
+from ..kernel import Kernel
+from ..site import Code, Finding, Miss, Reason, Site
+from .base import Pass
+from .checks import needs_grad
+from .guards import across_autocast, of_other_class
+from .joined_weights import Joinable, parameters
+from .nested_graphs import misses_within
+from .plan import CHOOSING, Decision, Plan, Policy, check_policy, kept
+from .proof.outcome import Prove, proved, refuted
+from .search import Choice
+from .selection import Selection
+
+__all__ = ["Chooser", "Failed", "make_plan"]
+
+OnError = Callable[[str, Exception], None]
+Failed = Callable[[Site, Kernel], object | None]
+"""How a kernel failed at a site like this one, or None."""
+Chooser = Callable[[GraphView, Sequence[Site]], tuple[Sequence[Site], Sequence[Choice]]]
+"""Answers which of the eligible sites kernels take, and why: `choose.choose` with a price."""
+
+
+def _raise(_: str, error: Exception) -> None:
+    raise error
+
+
+def make_plan(
+    view: GraphView,
+    selection: Selection,
+    policy: Policy = "all",
+    on_error: OnError = _raise,
+    chooser: Chooser | None = None,
+    joinable: Joinable = parameters,
+    failed: Failed = lambda site, kernel: None,
+    prove: Prove | None = None,
+) -> Plan:
+    """Find all sites of the selected passes and decide on each.
+
+    `policy`: "all" rewrites every eligible site, "none" keeps them all, a callable answers True for each site that its kernel
+    is to take and "inline" for one to be written as plain operations, and "auto" and "measure" take what `chooser` answers.
+    `chooser` is asked whatever the policy, if there is one; `joinable` tells whether weights can be joined for an inline form,
+    `failed` whether a kernel has failed at a site like this one. `prove` is asked of each site that a kernel may take, and of
+    each that may be written inline; without it nothing is proved. Policy "none" asks for no proof.
+    `on_error` is told of a pass or policy that raised, and what it was doing; by default the error goes on up. If it
+    returns, that pass finds nothing, or that site is kept.
+
+    Raises InputError for an unknown policy, and for one that compares times where there is no `chooser`.
+    """
+    check_policy(policy)
+    if policy in CHOOSING and chooser is None:
+        raise InputError(f"policy {policy!r} compares times; it needs a device profile (device=)")
+    planner = _Planner(view, selection, policy, on_error, joinable, failed, None if policy == "none" else prove)
+    decisions: Sequence[Decision] = list(planner.decisions())
+    choices: Sequence[Choice] = ()
+    if chooser is not None:
+        decisions, choices = planner.compared(decisions, chooser)
+    taken = [d.finding for d in decisions if d.choice != "keep" and isinstance(d.finding, Site)]
+    return Plan(tuple(_without_covered(decisions, taken)), selection, tuple(choices))
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """What all decisions on one graph go by; as the arguments of `make_plan`."""
+
+    view: GraphView
+    selection: Selection
+    policy: Policy
+    on_error: OnError
+    joinable: Joinable
+    failed: Failed
+    prove: Prove | None
+
+    def decisions(self) -> Iterator[Decision]:
+        """One on each finding of each pass, before sites within others are told apart."""
+        for kind, rewriter in self.selection.passes.items():
+            for finding in self._found(kind, rewriter):
+                yield self._decision(finding, rewriter)
+
+    def compared(self, decisions: Sequence[Decision], chooser: Chooser) -> tuple[Sequence[Decision], Sequence[Choice]]:
+        """The decisions, which follow the chooser where the policy asks for that; and what the chooser answers."""
+        variants = self._variants(decisions)
+        chosen: Sequence[Site] = ()
+        choices: Sequence[Choice] = ()
+        why = f"policy {self.policy!r} keeps it: no set of kernels with it makes its block faster"
+        try:
+            could = [d.finding for d in decisions if _could(d) and isinstance(d.finding, Site)]
+            chosen, choices = chooser(self.view, [*could, *variants.values()])
+        except Exception as error:
+            self.on_error("choosing kernels", error)
+            why = f"policy {self.policy!r} raised {error!r}"
+        if self.policy not in CHOOSING:
+            return decisions, choices
+        taken = {id(s) for s in chosen}
+        return [_chosen(d, variants, taken, why) for d in _without_covered(decisions, chosen)], choices
+
+    def _found(self, kind: str, rewriter: Pass) -> Sequence[Finding]:
+        try:
+            return [*rewriter.find(self.view), *misses_within(rewriter, self.view)]
+        except Exception as error:
+            self.on_error(f"pass {kind!r}", error)
+            return []
+
+    def _decision(self, finding: Finding, rewriter: Pass) -> Decision:
+        kernel = self.selection.kernels.get(rewriter.kernel)
+        try:
+            reasons = self._checked(finding, kernel)
+            if self.prove is not None and not reasons and isinstance(finding, Site) and self.selection.has(finding):
+                finding, reasons = proved(self.view, finding, rewriter, kernel, self.prove)
+            elif self.prove is None and self.policy != "none" and not reasons:
+                reasons = _needs_proof(finding)
+            return self._decided(finding, kernel, reasons)
+        except Exception as error:
+            self.on_error(f"policy {self.policy!r}", error)
+            return Decision(finding, "keep", (Reason(Code.POLICY, f"the policy raised {error!r}", ""),))
+
+    def _checked(self, finding: Finding, kernel: Kernel | None) -> tuple[Reason, ...]:
+        """Why its kernel may not take a finding."""
+        if isinstance(finding, Miss):
+            return (finding.reason,)
+        where = finding.outputs[0].name
+        if kernel is None:
+            missing = f"provider {self.selection.provider!r} has no kernel named {finding.kind!r}"
+            return (Reason(Code.NO_KERNEL, missing, where),)
+        view = self.view
+        guards = (needs_grad(view, finding.outputs), of_other_class(view, finding), across_autocast(view, finding))
+        symbolic = kernel.symbolic(finding.shapes)
+        limits = kernel.refusals({**finding.facts, **finding.shapes}, finding.dtype) + ((symbolic,) if symbolic else ())
+        failure = self.failed(finding, kernel)
+        reasons = tuple(replace(r, node=where) for r in limits) + tuple(r for r in guards if r is not None)
+        return reasons + ((Reason(Code.FAILED, str(failure), where),) if failure is not None else ())
+
+    def _decided(self, finding: Finding, kernel: Kernel | None, reasons: tuple[Reason, ...]) -> Decision:
+        if isinstance(finding, Miss):
+            return Decision(finding, "keep", reasons)
+        if reasons:
+            return Decision(replace(finding, reasons=reasons), "keep", reasons)
+        if not self.selection.has(finding):
+            forms = ", ".join(sorted(self.selection.forms[finding.kind]))
+            message = f"form {finding.form!r} is not among the selected {forms}"
+            return Decision(finding, "keep", (Reason(Code.NOT_SELECTED, message, finding.outputs[0].name),))
+        policy = self.policy
+        answer = policy(finding) if callable(policy) else policy != "none"
+        if answer == "inline":
+            inline = self._inlined(finding, self.prove)
+            if inline is None:
+                return kept(finding, "it has no inline form here")
+            return Decision(inline, "keep", inline.reasons) if refuted(inline) else Decision(inline, "inline")
+        if not answer:
+            name = policy if isinstance(policy, str) else getattr(policy, "__name__", type(policy).__name__)
+            return kept(finding, f"policy {name!r} keeps it")
+        return Decision(finding, "kernel", (), kernel)
+
+    def _variants(self, decisions: Sequence[Decision]) -> dict[int, Site]:
+        """The inline form of each site that has one and that nothing but its kernel's limits or the policy stands against."""
+        allowed = {Code.POLICY, Code.LIMIT, Code.NO_KERNEL, Code.FAILED}
+        prove = self.prove if self.policy in CHOOSING else None
+        found = {}
+        for site in (d.finding for d in decisions if {r.code for r in d.reasons} <= allowed):
+            if isinstance(site, Site) and self.selection.has(site):
+                inline = self._inlined(site, prove)
+                found.update({} if inline is None or refuted(inline) else {id(site): inline})
+        return found
+
+    def _inlined(self, site: Site, prove: Prove | None) -> Site | None:
+        """The site as plain operations, with the reason if that is not proved; None where it has no such form."""
+        view, rewriter = self.view, self.selection.passes[site.kind]
+        form = rewriter.inline(view, site)
+        if form is None or not all(self.joinable(group) for group in form.joined):
+            return None
+        if view.written([n for group in form.joined for n in group], 0, len(view.nodes)) is not None:
+            return None  # the joined tensor is an input of its own: compilers would read it as it was before the write
+        inline = replace(site, inline=form, proof=None)
+        if prove is None:
+            return inline
+        inline, reasons = proved(view, inline, rewriter, None, prove)
+        return replace(inline, reasons=reasons) if reasons else inline
+
+
+def _could(decision: Decision) -> bool:
+    """Whether nothing but the policy stands between a site and its kernel."""
+    return decision.choice == "kernel" or [r.code for r in decision.reasons] == [Code.POLICY]
+
+
+def _chosen(decision: Decision, variants: Mapping[int, Site], taken: set[int], why: str) -> Decision:
+    inline = variants.get(id(decision.finding))
+    if inline is not None and id(inline) in taken:
+        return Decision(inline, "inline", inline.reasons)
+    if decision.choice != "kernel" or id(decision.finding) in taken or not isinstance(decision.finding, Site):
+        return decision
+    return kept(decision.finding, why)
+
+
+def _without_covered(decisions: Sequence[Decision], taken: Sequence[Site]) -> Iterator[Decision]:
+    """Where two sites hold the same values, the larger one is taken by its kernel and the smaller ones are kept."""
+    owners: dict[Node, Site] = {}
+    for site in sorted(taken, key=lambda s: len(s.interior)):
+        owners.update(dict.fromkeys((*site.interior, *site.outputs), site))
+    for d in decisions:
+        held = [owners.get(n, d.finding) for n in d.finding.outputs] if isinstance(d.finding, Site) else []
+        owner = next((o for o in held if o is not d.finding), None)
+        if owner is None or d.choice != "kernel" or not isinstance(d.finding, Site):
+            yield d
+            continue
+        why = Reason(Code.COVERED, f"part of a {owner.kind} site that a kernel takes", d.finding.outputs[0].name)
+        yield Decision(d.finding, "keep", (why,))
+
+
+def _needs_proof(finding: Finding) -> tuple[Reason, ...]:
+    """Why a site that was found by what it computes is left alone where nothing is proved."""
+    if isinstance(finding, Miss) or not finding.needs_proof:
+        return ()
+    message = (
+        "it was found by what it computes on made-up inputs; only verify='numeric' confirms that the call does the same"
+    )
+    return (Reason(Code.NEEDS_PROOF, message, finding.outputs[0].name),)

@@ -1,0 +1,79 @@
+"""What was proved, kept in files for the next compile."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+from ...site import Proof
+
+__all__ = ["Store"]
+
+log = logging.getLogger("fluxrewrite")
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    schema_: Literal["fluxrewrite.proof/1"] = "fluxrewrite.proof/1"
+    key: str
+    status: Literal["proved", "failed"]
+    error: float | None
+    dtype: str
+    note: str
+
+
+class Store:
+    """Proofs by key, a file for each, and in memory once read.
+
+    Args:
+        folder: where the files are; by default `fluxrewrite` beside Inductor's own cache, where `times.Times` has its.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self._folder = Path(folder) if folder is not None else Path(cache_dir()) / "fluxrewrite"
+        self._known: dict[str, Proof] = {}
+
+    def load(self, key: str) -> Proof | None:
+        """What is known. A file that cannot be read, or is another's, is left out with a warning."""
+        known = self._known.get(key)
+        if known is not None:
+            return known
+        path = self._path(key)
+        try:
+            found = _File.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            first = str(error).splitlines()[0]
+            log.warning("fluxrewrite: %s is no file of a proof (%s); the site is proved again", path, first)
+            return None
+        if found.key != key:
+            log.warning("fluxrewrite: %s is the proof of another site; this one is proved again", path)
+            return None
+        proof = Proof(found.status, found.error, found.dtype, found.note)
+        self._known[key] = proof
+        return proof
+
+    def save(self, key: str, proof: Proof) -> None:
+        """Keep a proof, or that it failed. A folder that cannot be written to is said, and it is kept in memory only."""
+        self._known[key] = proof
+        if proof.status not in ("proved", "failed"):
+            return
+        path = self._path(key)
+        draft = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            content = _File(key=key, status=proof.status, error=proof.error, dtype=proof.dtype, note=proof.note)
+            draft.write_text(content.model_dump_json(indent=1))
+            draft.replace(path)
+        except OSError as error:
+            log.warning("fluxrewrite: proofs are not kept (%s); give a cache_dir that can be written to", error)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.proof.json"

@@ -1,0 +1,263 @@
+"""Which eligible sites to give to kernels: for each distinct block of the model the set with the least predicted time."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from torch.fx import Node
+
+from ..graph.module_paths import block_path, module_path
+from ..graph.view import GraphView
+from ..site import Site
+
+__all__ = ["MARGIN", "Basis", "Block", "Choice", "Price", "Priced", "blocks", "choose", "kinds_of", "label"]
+
+MARGIN = 0.02
+"""A set of kernels must save at least this share of a block's time: neither models nor measurements are exact to less."""
+
+Kinds = frozenset[tuple[object, ...]]
+Basis = Literal["modelled", "measured"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the graph that repeats: its sites, and its nodes in order.
+
+    Attributes:
+        path: the module, as "transformer_blocks.3"; "" for what lies in no numbered module.
+        sites: sites that kernels may take, in graph order.
+        nodes: everything from the first to the last node of the module.
+    """
+
+    path: str
+    sites: tuple[Site, ...]
+    nodes: tuple[Node, ...]
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Equal for blocks that are decided alike."""
+        return (len(self.nodes), *(_kind(site) for site in self.sites))
+
+    @property
+    def family(self) -> tuple[object, ...]:
+        """Equal for blocks that are decided alike where that is dear: those of one list of modules that hold the same sites.
+
+        The first and the last block of a list often differ from the others in an operation or two at their ends.
+        """
+        parts = self.path.split(".")
+        return (".".join(parts[:-1]) if self.path else len(self.nodes), *(_kind(site) for site in self.sites))
+
+
+class Price(Protocol):
+    """Tells times of a block with kernels in the place of some of its sites.
+
+    Attributes:
+        basis: where the times come from.
+        dear: each time takes seconds to find, so that only sets which may well be the best are asked for.
+    """
+
+    basis: Basis
+    dear: bool
+
+    def __call__(self, block: Block, candidates: Sequence[Sequence[Site]]) -> Sequence[Priced]:
+        """One time for each candidate: the sites that kernels take; no site for the block as it is."""
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Microseconds of a block, infinite if it cannot run so, and the least difference from the block as it is that counts."""
+
+    us: float
+    noise_us: float = 0.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided for the sites of one kind of block.
+
+    Attributes:
+        block: path of the first such block.
+        blocks: how many there are.
+        taken: the kinds of site that kernels take.
+        times: time of the block by the names of the kernels in it.
+        chosen: the names of those taken.
+        alone: what each kind of kernel alone adds to the block's time.
+        basis: where the times come from.
+    """
+
+    block: str
+    blocks: int
+    taken: Kinds
+    times: Mapping[str, float]
+    chosen: str
+    alone: Mapping[str, float]
+    basis: Basis = "modelled"
+
+
+def blocks(view: GraphView, sites: Sequence[Site]) -> list[Block]:
+    """The blocks that hold `sites`, by the first numbered module on their path; each call of a module is a block of its own."""
+    paths = {block_path(site.path) for site in sites}
+    runs = _runs(view, paths)
+    members: dict[tuple[str, int], list[Site]] = defaultdict(list)
+    for site in sites:
+        path, at = block_path(site.path), view.order(site.outputs[0])
+        starts = [first for first, _ in runs[path]]
+        members[path, max(0, bisect.bisect_right(starts, at) - 1)].append(site)
+    found = []
+    for (path, number), held in members.items():
+        inside = [view.order(n) for s in held for n in (*s.interior, *s.outputs, s.before)]
+        first, last = runs[path][number] if runs[path] else (min(inside), max(inside))
+        nodes = view.nodes[min(first, *inside) : max(last, *inside) + 1]
+        computed = tuple(n for n in nodes if n.op in ("call_function", "call_method"))
+        found.append(Block(path, tuple(held), computed))
+    return found
+
+
+def _runs(view: GraphView, paths: Collection[str]) -> dict[str, list[list[int]]]:
+    """First and last node of each call of the modules `paths`: between two calls of one there are nodes of another."""
+    runs: dict[str, list[list[int]]] = {path: [] for path in paths}
+    current = ""
+    for index, node in enumerate(view.nodes):
+        if node.op not in ("call_function", "call_method"):
+            continue
+        path = block_path(module_path(node))
+        if path in runs and runs[path] and (path in (current, "")):
+            runs[path][-1][1] = index
+        elif path in runs:
+            runs[path].append([index, index])
+        current = path or current
+    return runs
+
+
+def kinds_of(sites: Iterable[Site]) -> Kinds:
+    """The kinds of site among some."""
+    return frozenset(map(_kind, sites))
+
+
+def _kind(site: Site) -> tuple[object, ...]:
+    return (site.kind, site.form, tuple(site.shapes.items()), site.dtype, bool(site.inline))
+
+
+def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[Site], list[Choice]]:
+    """The sites to rewrite, and one `Choice` for each distinct block.
+
+    Args:
+        view: the graph.
+        sites: sites that kernels may take; they may overlap.
+        price: time of a block with some of its sites taken by kernels.
+
+    Returns:
+        Sites, none of which overlaps another; and what was decided for each kind of block. A set is taken only if it is at
+        least `MARGIN` faster than none.
+    """
+    decided: dict[tuple[object, ...], Choice] = {}
+    chosen: list[Site] = []
+    for block in blocks(view, sites):
+        alike = block.family if price.dear else block.signature
+        known = decided.get(alike)
+        choice = _decide(block, price) if known is None else known
+        decided[alike] = _counted(choice, known)
+        chosen += _largest([s for s in block.sites if _kind(s) in choice.taken])
+    return chosen, list(decided.values())
+
+
+def _counted(choice: Choice, known: Choice | None) -> Choice:
+    if known is None:
+        return choice
+    return replace(known, blocks=known.blocks + 1)
+
+
+def _decide(block: Block, price: Price) -> Choice:
+    """No kernel, each kind alone, any two and all of them, and from the best of these whatever one more kind makes better.
+
+    Where prices are dear no two are tried but those with the best kind, and only kinds that alone are not slower beyond doubt.
+    """
+    kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
+    trials = _Trials(block, price)
+    none, *single, _ = trials.run([frozenset(), *(frozenset([kind]) for kind in kinds), frozenset(kinds)])
+    alone: dict[str, float] = defaultdict(float)
+    for kind, found in zip(kinds, single, strict=True):
+        alone[str(kind[0])] += 0.0 if kind[-1] else trials.times[found].us - trials.times[none].us
+    if price.dear:
+        kinds = [kind for kind, found in zip(kinds, single, strict=True) if trials.may_pay(found, none)]
+    else:
+        trials.run([frozenset(pair) for pair in itertools.combinations(kinds, 2)])
+    trials.grow(trials.least(trials.times), kinds)
+    best = trials.least(trials.times)
+    found_us, none_us = trials.times[best], trials.times[none].us
+    if found_us.us > none_us * (1 - MARGIN) - found_us.noise_us:
+        best = none
+    times = {label(block, taken): priced.us for taken, priced in trials.times.items()}
+    return Choice(block.path, 1, best, times, label(block, best), alone, price.basis)
+
+
+class _Trials:
+    """What was priced of one block, by the kinds of site that kernels take in it."""
+
+    def __init__(self, block: Block, price: Price) -> None:
+        self._block, self._price = block, price
+        self.times: dict[Kinds, Priced] = {}
+
+    def run(self, wanted: Sequence[Kinds]) -> list[Kinds]:
+        """Price those that are new, together. For each the kinds that it comes to, without those inside larger sites."""
+        taken = [_largest([s for s in self._block.sites if _kind(s) in kinds]) for kinds in wanted]
+        found = [kinds_of(sites) for sites in taken]
+        new = {kinds: sites for kinds, sites in zip(found, taken, strict=True) if kinds not in self.times}
+        if new:
+            self.times.update(zip(new, self._price(self._block, list(new.values())), strict=True))
+        return found
+
+    def grow(self, start: Kinds, kinds: Sequence[tuple[object, ...]]) -> None:
+        """Add the kind that helps most until none does."""
+        while True:
+            wider = [found for found in self.run([start | {kind} for kind in kinds]) if found != start]
+            if not wider or self._worst(self.least(wider)) >= self._worst(start):
+                return
+            start = self.least(wider)
+
+    def least(self, sets: Iterable[Kinds]) -> Kinds:
+        """The set with the least time, at its worst; of equal ones the smallest."""
+        return min(sets, key=lambda kinds: (self._worst(kinds), len(kinds)))
+
+    def may_pay(self, kinds: Kinds, none: Kinds) -> bool:
+        """Whether a set is perhaps no slower than none."""
+        return self.times[kinds].us - self.times[kinds].noise_us <= self.times[none].us
+
+    def _worst(self, kinds: Kinds) -> float:
+        return self.times[kinds].us + self.times[kinds].noise_us
+
+
+def _largest(sites: Sequence[Site]) -> list[Site]:
+    """Without sites that lie inside a larger one; of a site that is there twice, the one that a kernel takes."""
+    owner: dict[Node, Site] = {}
+    for site in sorted(sites, key=lambda s: (len(s.interior), not s.inline)):
+        owner.update(dict.fromkeys((*site.interior, *site.outputs), site))
+    return [s for s in sites if all(owner[n] is s for n in s.outputs)]
+
+
+def label(block: Block, taken: Kinds) -> str:
+    """ "qkv:triple[256] + attention:sdpa x2"; "none" for no kind. Sizes tell kinds of one form apart."""
+    kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
+    words = []
+    for kind in kinds:
+        if kind not in taken:
+            continue
+        like = [s for s in block.sites if _kind(s) == kind]
+        others = [k for k in kinds if (k[:2], k[-1]) == (kind[:2], kind[-1])]
+        sizes = f"[{_telling(like[0], others)}]" if len(others) > 1 else ""
+        words.append(
+            f"{'inline ' * bool(like[0].inline)}{kind[0]}:{kind[1]}{sizes}"
+            + (f" x{len(like)}" if len(like) > 1 else "")
+        )
+    return " + ".join(words) or "none"
+
+
+def _telling(site: Site, others: Sequence[tuple[object, ...]]) -> str:
+    """The sequence length where that tells the kinds apart, else the number of the kind."""
+    lengths = [dict(k[2]).get("sequence") for k in others]  # type: ignore[call-overload]
+    return str(site.shapes.get("sequence") if len(set(lengths)) == len(others) else others.index(_kind(site)) + 1)

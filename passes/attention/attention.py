@@ -1,0 +1,389 @@
+"""Attention: one call of scaled_dot_product_attention, or the same thing spelled out.
+
+    scores = q @ k^T  [* scale | / scale]  [+ mask | masked_fill | where]        (also as one baddbmm)
+    softmax(scores, -1)  [dropout that does nothing]  @ v                        3 axes (heads in the batch) or 4
+    whatever does the same on made-up inputs                                     see `probed_attention`
+
+Permutes between [B, S, H, D] and [B, H, S, D] on either side are taken into the call as its layouts.
+
+    before                                                            after
+    q, k, v = (t.permute(0, 2, 1, 3) for t in (q, k, v))              fluxrewrite.attention(
+    F.scaled_dot_product_attention(q, k, v).permute(0, 2, 1, 3)           q, k, v, None, None, False, "bshd", "bshd")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fluxrewrite.passes.attention.layout import emit_meant, layouts_of, sizes_of
+from fluxrewrite.passes.attention.probed import Meant, probed_attention
+from fluxrewrite.passes.near_misses import with_notes
+from torch.fx import Node
+
+from fluxrewrite.graph import GraphView
+from fluxrewrite.graph.shapes import same_dim, same_shape, size_of
+from fluxrewrite.pattern import Attempt, Const, Either, Maybe, Op, Value, match
+from fluxrewrite.rewrite import Builder, Pass, blocked
+from fluxrewrite.rewrite.checks import dense_as, odd_dtype
+from fluxrewrite.rewrite.guards import only_checks
+from fluxrewrite.rewrite.proof.probe import is_random
+from fluxrewrite.site import Code, Finding, Miss, Site
+
+__all__ = ["Attention", "Call", "attention_calls"]
+
+_TURN = (0, 2, 1, 3)
+_ABSORBING = torch.finfo(
+    torch.bfloat16
+).min  # of float32 and bfloat16: score + fill is fill, as if it had been replaced
+
+_q, _k, _v = (Value(name, exact=True) for name in ("query", "key", "value"))
+_product = Either(
+    "product",
+    plain=Op("matmul", _q, _k),
+    added=Op("baddbmm", Value("base"), _q, _k, beta=Const("beta"), alpha=Const("alpha")),
+)
+_scaled = Either(
+    "scaling", times=Op("mul", _product, Const("scale")), over=Op("div", _product, Const("scale")), none=_product
+)
+_masked = Either(
+    "masking",
+    additive=Op("add", _scaled, Value("mask", exact=True)),
+    drop=Op("masked_fill", _scaled, mask=Value("mask", exact=True), value=Const("fill")),
+    keep=Op("where", _scaled, condition=Value("mask", exact=True), other=Const("fill")),
+    none=_scaled,
+)
+_probabilities = Maybe(
+    "dropout",
+    lambda softmax: Op("dropout", softmax, ignore=("p", "training", "inplace")),
+    Op("softmax", _masked, dim=Const("axis"), ignore=("dtype", "_stacklevel", "half_to_float")),
+)
+SPELLED = Op("matmul", _probabilities, _v)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attention computation: `node` gives softmax(scale * query key^T + mask) value.
+
+    `transposed` says that `key` is [..., D, L] as a product takes it; `masking` how `mask` acts ("additive", "bool",
+    "drop" with `fill` where True, "keep" with `fill` where False, "none"). One that was found by what it computes is `meant`,
+    with axes in any order.
+    """
+
+    node: Node
+    form: str
+    query: Node
+    key: Node
+    value: Node
+    interior: tuple[Node, ...]
+    transposed: bool = False
+    masking: str = "none"
+    mask: Node | None = None
+    fill: float = 0.0
+    scale: float | None = None
+    is_causal: bool = False
+    meant: Meant | None = None
+
+
+def attention_calls(view: GraphView) -> list[Call | Miss]:
+    """All attention computations of a graph, and what only looks like one; found once per view."""
+    return view.memo("attention_calls", _find_calls)
+
+
+def _find_calls(view: GraphView) -> list[Call | Miss]:
+    calls: list[Call | Miss] = [_sdpa(view, node) for node in view.with_op("sdpa")]
+    for node in view.with_op("matmul"):
+        attempt = match(SPELLED, view, node)
+        if attempt.matched:
+            calls.append(_spelled(view, node, attempt))
+        elif any(view.op(n) == "softmax" for n in attempt.visited):
+            at = attempt.failed_at or node
+            calls.append(_miss(view, Code.PATTERN, f"{at.name}: {attempt.failure}", node, "spelled"))
+    return _with_probed(view, calls)
+
+
+def _with_probed(view: GraphView, calls: Sequence[Call | Miss]) -> list[Call | Miss]:
+    """The calls, and those that are found by what they compute; these are no near misses of a known form then."""
+    taken = {n for c in calls if isinstance(c, Call) for n in c.interior}
+    near = {c.reason.node: c.reason.code for c in calls if isinstance(c, Miss)}
+    probed, notes = probed_attention(view, taken, near)
+    more = [p if isinstance(p, Miss) else _meant(p) for p in probed]
+    held = {n.name for c in more if isinstance(c, Call) for n in (*c.interior, c.node)}
+    return [*with_notes([c for c in calls if isinstance(c, Call) or c.reason.node not in held], notes), *more]
+
+
+def _meant(found: Meant) -> Call:
+    causal = found.masking == "causal"
+    return Call(
+        found.out, "probed", found.query, found.key, found.value, found.interior, masking="none" if causal else found.masking,
+        mask=found.mask, fill=float("-inf"), scale=found.scale, is_causal=causal, meant=found,
+    )  # fmt: skip
+
+
+def _miss(view: GraphView, code: Code, message: str, node: Node, form: str) -> Miss:
+    return Attention().miss(code, message, view.path(node), node, form)
+
+
+def _sdpa(view: GraphView, node: Node) -> Call | Miss:
+    query, key, value, mask = (view.arg(node, name) for name in ("query", "key", "value", "attn_mask"))
+    if any(view.shape(t) is None for t in (node, query, key, value)):
+        return _miss(view, Code.NO_SHAPE, "query, key, value or result has no traced shape", node, "sdpa")
+    given = {name: view.arg(node, name) for name in ("dropout_p", "is_causal", "scale")}
+    numbers = {name: view.number(value) for name, value in given.items()}
+    if numbers["dropout_p"] != 0:
+        return _miss(view, Code.DROPOUT, f"dropout_p is {given['dropout_p']}", node, "sdpa")
+    is_causal, scale = numbers["is_causal"], numbers["scale"]
+    if is_causal is None or (scale is None and given["scale"] is not None):
+        message = f"is_causal={given['is_causal']} and scale={given['scale']} are not constants"
+        return _miss(view, Code.PATTERN, message, node, "sdpa")
+    masking = "none" if mask is None else "bool" if view.dtype(mask) == torch.bool else "additive"
+    return Call(node, "sdpa", query, key, value, (), masking=masking, mask=mask, scale=scale, is_causal=bool(is_causal))
+
+
+def _spelled(view: GraphView, node: Node, attempt: Attempt) -> Call | Miss:
+    found, tags = attempt.captures, attempt.tags
+    interior = tuple(n for n in dict.fromkeys(attempt.nodes) if n is not node)
+    rank = len(view.shape(node) or ())
+
+    def miss(code: Code, message: str, at: Node = node) -> Miss:
+        return _miss(view, code, message, at, "spelled")
+
+    if found["axis"] not in (-1, rank - 1):
+        return miss(Code.PATTERN, f"softmax over axis {found['axis']}, expected the last of {rank}")
+    active = next((n for n in interior if view.op(n) == "dropout" and is_random(view, n)), None)
+    if active is not None:
+        return miss(Code.DROPOUT, f"dropout of {view.arg(active, 'p')} while training", active)
+    scale, masking, mask = found.get("scale", 1.0), tags["masking"], found.get("mask")
+    if tags["scaling"] == "over":
+        if scale == 0:
+            return miss(Code.PATTERN, "scores divided by 0")
+        scale = 1.0 / scale
+    if tags["product"] == "added":
+        scale *= found["alpha"]
+        if found["beta"] != 0 and (found["beta"] != 1 or masking != "none" or tags["scaling"] != "none"):
+            return miss(Code.PATTERN, f"baddbmm with beta={found['beta']} beside another mask or scale")
+        if found["beta"] == 1:
+            masking, mask = "additive", found["base"]
+    fill = found.get("fill", 0.0)
+    absorbs = fill <= _ABSORBING and view.dtype(node) in (torch.float32, torch.bfloat16)
+    if masking in ("drop", "keep") and fill != float("-inf") and not absorbs:
+        return miss(Code.MASK, f"masked scores become {fill}; the kernel takes -inf, or {_ABSORBING} and less")
+    query, key, value = (found[name] for name in ("query", "key", "value"))
+    return Call(node, "spelled", query, key, value, interior, True, masking, mask, fill, float(scale))
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """Query, key and value without the permutes that the call's layout stands for."""
+
+    query: Node
+    key: Node
+    value: Node
+    layout: str
+    transposed: bool
+    interior: tuple[Node, ...]
+
+
+class Attention(Pass):
+    """Finds attention and replaces each computation by one `fluxrewrite.attention` call."""
+
+    kind = "attention"
+    kernel = "attention"
+    forms = ("sdpa", "spelled", "probed")
+    looks_for = "scaled_dot_product_attention in any call form, matmul, softmax, matmul, or what does the same as these"
+
+    def find(self, view: GraphView) -> list[Finding]:
+        """One finding for each attention computation, found once per view."""
+        return view.memo("attention_sites", self._find)
+
+    def _find(self, view: GraphView) -> list[Finding]:
+        return [c if isinstance(c, Miss) else self._site(view, c) for c in attention_calls(view)]
+
+    def _site(self, view: GraphView, call: Call) -> Finding:
+        path = view.path(call.node)
+        if call.meant is not None:
+            return self._probed(view, call, call.meant, path)
+        problem = self._shapes(view, call, path) or self._dtypes(view, call, path)
+        if problem is not None:
+            return problem
+        found = _without_permutes(view, call)
+        out, out_layout, passed = _result(view, call)
+        interior = tuple(
+            n for n in dict.fromkeys([*found.interior, *call.interior, call.node, *passed]) if n is not out
+        )
+        operands = [found.query, found.key, found.value, call.mask]
+        problem = blocked(self, view, path, interior, [out], operands)
+        if problem is not None:
+            return problem
+        q = view.shape(call.query) or ()
+        turned = out_layout == "bhsd" and len(q) == 4 and dense_as(view, out, _TURN)
+        return Site(
+            kind=self.kind,
+            form=call.form,
+            path=path,
+            operands={"q": found.query, "k": found.key, "v": found.value, "mask": call.mask},
+            outputs=(out,),
+            interior=interior,
+            shapes=_sizes(q, view.shape(call.value) or ()),
+            dtype=view.dtype(call.query) or torch.float32,
+            facts=_facts(view, call),
+            extra={
+                "call": call,
+                "layout": found.layout,
+                "out_layout": "bshd" if turned else out_layout,
+                "turned": turned,
+                "transposed": found.transposed,
+                "rank": len(q),
+                "causal": call.is_causal,
+            },
+        )
+
+    def _probed(self, view: GraphView, call: Call, meant: Meant, path: str) -> Finding:
+        """The site of a computation that was found by what it does; only a proof says that it is attention."""
+        operands, layouts = layouts_of(view, meant)
+        given = zip((meant.query, meant.key, meant.value), operands.values(), strict=True)
+        turned = [n for node, end in given for n in view.between(node, end)]
+        interior = tuple(dict.fromkeys((*turned, *meant.interior)))
+        problem = self._dtypes(view, call, path) or blocked(
+            self, view, path, interior, [call.node], [*operands.values(), call.mask]
+        )
+        if problem is not None:
+            return problem
+        sizes = sizes_of(view, meant)
+        return Site(
+            kind=self.kind,
+            form=call.form,
+            path=path,
+            operands={**operands, "mask": call.mask},
+            outputs=(call.node,),
+            interior=interior,
+            shapes={k: size_of(v) for k, v in sizes.items()},
+            dtype=view.dtype(call.query) or torch.float32,
+            facts=_facts(view, call),
+            extra={"call": call, "causal": call.is_causal, **layouts},
+            needs_proof=True,
+        )
+
+    def _shapes(self, view: GraphView, call: Call, path: str) -> Miss | None:
+        q, k, v = (view.shape(t) or () for t in (call.query, call.key, call.value))
+        if call.transposed:
+            k = (*k[:-2], k[-1], k[-2])
+        if {len(q), len(k), len(v)} not in ({3}, {4}):
+            return self.miss(
+                Code.AXES,
+                f"query, key and value have {len(q)}, {len(k)}, {len(v)} axes; 3 or 4 expected",
+                path,
+                call.node,
+            )
+        heads, kv_heads = q[-3], k[-3]
+        grouped = view.arg(call.node, "enable_gqa") is True
+        agree = same_shape(k[:-1], v[:-1]) and same_shape(q[:-3], k[:-3])
+        if not agree or not (grouped or same_dim(heads, kv_heads)):
+            return self.miss(
+                Code.AXES, f"query {q}, key {k} and value {v} do not go together without broadcasting", path, call.node
+            )
+        return None
+
+    def _dtypes(self, view: GraphView, call: Call, path: str) -> Miss | None:
+        dtypes = {view.dtype(t) for t in (call.query, call.key, call.value, call.node)}
+        if len(dtypes) > 1:
+            names = ", ".join(sorted(str(d) for d in dtypes))
+            return self.miss(Code.MIXED_DTYPE, f"query, key, value and result are of {names}", path, call.node)
+        odd = odd_dtype(view, call.interior, dtypes)
+        if odd is not None:
+            message = f"{odd.name} computes in {view.dtype(odd)}, the kernel in float32"
+            return self.miss(Code.PRECISION, message, path, odd)
+        return self._mask(view, call, path)
+
+    def _mask(self, view: GraphView, call: Call, path: str) -> Miss | None:
+        """A mask must be of the right dtype, and broadcast to the scores without widening them."""
+        expected = {"none": None, "additive": view.dtype(call.query)}.get(call.masking, torch.bool)
+        if view.dtype(call.mask) != expected:
+            message = f"{call.masking} mask of {view.dtype(call.mask)}, expected {expected}"
+            return self.miss(Code.MASK, message, path, call.mask)
+        if call.mask is None:
+            return None
+        mask, q, v = (view.shape(t) or () for t in (call.mask, call.query, call.value))
+        if call.meant is not None:
+            return None  # it was told from the scores
+        scores = (*q[:-1], v[-2])
+        pairs = zip(reversed(mask), reversed(scores), strict=False)
+        if not 2 <= len(mask) <= len(scores) or not all(same_dim(m, 1) or same_dim(m, n) for m, n in pairs):
+            return self.miss(
+                Code.MASK, f"mask {mask} does not broadcast to scores {scores} on 2 or more axes", path, call.mask
+            )
+        return None
+
+    def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
+        """The call, with views where heads are folded into the batch or the key comes transposed.
+
+        Where the result is [B, H, S, D] in shape but [B, S, H, D] in memory, so is the call's.
+        """
+        call: Call = site.extra["call"]
+        if call.meant is not None:
+            return emit_meant(site, builder, op, _mask_for(builder, call, site.dtype))
+        q, k, v = (site.operands[name] for name in ("q", "k", "v"))
+        if site.extra["transposed"]:
+            k = builder.call("transpose", k, -1, -2)
+        if site.extra["rank"] == 3:
+            q, k, v = (builder.call("unsqueeze", t, 0) for t in (q, k, v))
+        mask = _mask_for(builder, call, site.dtype)
+        layouts = (site.extra["layout"], site.extra["out_layout"])
+        out = builder.call(op, q, k, v, mask, call.scale, call.is_causal, *layouts)
+        if site.extra["turned"]:
+            return [builder.call("permute", out, *_TURN)]
+        return [builder.call("squeeze", out, 0) if site.extra["rank"] == 3 else out]
+
+
+def _sizes(q: Sequence[Any], v: Sequence[Any]) -> dict[str, int | str]:
+    """Sizes of attention on a query [B, H, S, D], or without B, and a value of the same rank, by name."""
+    sizes = {
+        "batch": q[0] if len(q) == 4 else 1, "heads": q[-3], "kv_heads": v[-3], "sequence": q[-2], "kv_sequence": v[-2],
+        "head_size": q[-1], **({} if same_dim(q[-1], v[-1]) else {"value_size": v[-1]}),
+    }  # fmt: skip
+    return {k: size_of(v) for k, v in sizes.items()}
+
+
+def _facts(view: GraphView, call: Call) -> dict[str, Any]:
+    """What limits speak of."""
+    mask = "none" if call.mask is None else "bool" if view.dtype(call.mask) == torch.bool else "additive"
+    return {"mask": mask, "scale": call.scale}
+
+
+def _without_permutes(view: GraphView, call: Call) -> _Operands:
+    given = (call.query, call.key, call.value)
+    bare = [view.bare(t) for t in given]
+    turns = (_TURN, (0, 2, 3, 1) if call.transposed else _TURN, _TURN)
+    turned = [s for t, dims in zip(bare, turns, strict=True) if (s := view.permuted(t, dims)) is not None]
+    rank = len(view.shape(call.key) or ())
+    source = view.permuted(bare[1], (*range(rank - 2), rank - 1, rank - 2)) if call.transposed else None
+    layout, transposed = "bhsd", call.transposed
+    if len(turned) == 3:
+        bare, layout, transposed = turned, "bshd", False
+    elif source is not None:
+        bare[1], transposed = source, False
+    passed = (n for t, end in zip(given, bare, strict=True) for n in view.between(t, end))
+    return _Operands(bare[0], bare[1], bare[2], layout, transposed, tuple(passed))
+
+
+def _result(view: GraphView, call: Call) -> tuple[Node, str, list[Node]]:
+    """The result, below a permute back to [B, S, H, D] if that is all that happens to it; and what is passed on the way."""
+    node, passed = call.node, []
+    while len(users := [u for u in node.users if not only_checks(u)]) == 1 and view.source(users[0]) is not None:
+        passed.append(node)
+        (node,) = users
+        if view.permuted(node, _TURN) is call.node:
+            return node, "bshd", passed
+    return call.node, "bhsd", []
+
+
+def _mask_for(builder: Builder, call: Call, dtype: torch.dtype) -> Any:
+    """The mask as the op takes it: bool (True takes part) where the fill is -inf, else added to the scores."""
+    if call.masking in ("none", "additive", "bool"):
+        return call.mask
+    if call.fill == float("-inf"):
+        return call.mask if call.masking == "keep" else builder.call(torch.logical_not, call.mask)
+    dropped = builder.call(torch.logical_not, call.mask) if call.masking == "keep" else call.mask
+    return builder.call(torch.mul, builder.call("to", dropped, dtype), max(call.fill, torch.finfo(dtype).min))

@@ -1,0 +1,105 @@
+"""Workers that end in every way there is, and that none is left."""
+
+import contextlib
+import os
+import sys
+import time
+
+import pytest
+
+from fluxrewrite.measure.bench.worker_process import CACHES, Failed, conversation
+
+REQUEST = '{"chosen": {"name": "qkv"}}'
+
+
+def talk(worker, folder, timeout_s=None):
+    with contextlib.closing(conversation(REQUEST, folder, timeout_s, worker)) as events:
+        return list(events)
+
+
+def test_events_come_in_order(fake, tmp_path):
+    events = talk(fake("ready()\nrun(1.0, 2.0)\n"), tmp_path)
+    assert [e["event"] for e in events] == ["ready", "run"]
+    assert events[1]["steps_s"] == [1.0, 2.0]
+
+
+ENDS = [
+    ("tell('error', error='ValueError: no')", "^ValueError: no$"),
+    ("raise KeyError('x')", "ended with exit code 1 and no word; last on stderr: KeyError: 'x'$"),
+    ("os._exit(9)", "ended with exit code 9 and no word$"),
+    ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL; the system may be out of memory$"),
+    ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV$"),
+    ("os.kill(os.getpid(), 40)", "killed by signal 40$"),
+    ("print('hello')", "said 'hello', which is no event"),
+    ("print('[1]')", r"said '\[1\]', which is no event"),
+    ("print('{}')", "said '{}', which is no event"),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), ENDS, ids=[b for b, _ in ENDS])
+def test_a_worker_that_does_not_finish_is_one_line(fake, tmp_path, body, message):
+    with pytest.raises(Failed, match=message) as caught:
+        talk(fake(f"ready()\n{body}\n"), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_worker_that_never_reads(tmp_path):
+    with pytest.raises(Failed, match="exit code 3"):
+        talk([sys.executable, "-S", "-c", "raise SystemExit(3)"], tmp_path)
+
+
+def test_a_command_that_is_not_there(tmp_path):
+    with pytest.raises(Failed, match=r"cannot be started \(.*no-such-python"):
+        talk([str(tmp_path / "no-such-python")], tmp_path)
+
+
+def test_time_is_over(fake, tmp_path):
+    start = time.monotonic()
+    with pytest.raises(Failed, match=r"no end after 1\.5 s; give a longer --timeout"):
+        talk(fake("ready()\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)\n"), tmp_path, 1.5)
+    assert time.monotonic() - start < 20
+    assert not alive(int((tmp_path / "pid").read_text()))
+
+
+def test_output_that_is_closed_too_early(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr("fluxrewrite.measure.bench.worker_process._AFTER_LAST_WORD_S", 0.5)
+    with pytest.raises(Failed, match=r"closed its output and did not end within 0\.5 s"):
+        talk(fake("ready()\nsys.stdout.flush()\nos.close(1)\ntime.sleep(60)\n"), tmp_path)
+
+
+def test_leaving_the_conversation_ends_the_worker_and_what_it_started(fake, tmp_path):
+    body = (
+        "import subprocess\n"
+        "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])\n"
+        "tell('pids', mine=os.getpid(), child=child.pid)\n"
+        "time.sleep(60)\n"
+    )
+    with contextlib.closing(conversation(REQUEST, tmp_path, None, fake(body))) as events:
+        pids = next(events)
+        assert alive(pids["mine"])
+        assert alive(pids["child"])
+    assert not alive(pids["mine"])
+    gone_by = time.monotonic() + 10
+    while alive(pids["child"]) and time.monotonic() < gone_by:
+        time.sleep(0.05)
+    assert not alive(pids["child"])
+
+
+def test_caches_are_the_workers_own_and_empty(fake, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    body = "tell('caches', **{n: os.environ[n] for n in " + repr(list(CACHES)) + "})\n"
+    ((event),) = talk(fake(body), tmp_path)
+    places = {v for k, v in event.items() if k != "event"}
+    assert len(places) == len(CACHES)
+    for place in places:
+        assert os.path.dirname(place) == str(tmp_path)
+        assert not os.path.exists(place)
+
+
+def alive(pid):
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
