@@ -55,9 +55,7 @@ def shipped() -> list[str]:
 
 
 def main(
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="CLASS", help="Only this class; repeat for more.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="CLASS", help="Only this class; repeat for more.")] = None,
     format: Annotated[Format, typer.Option(help="Print a table, or write the page docs/coverage.md.")] = Format.TEXT,
     output: Annotated[Path, typer.Option("-o", help="Where --format markdown writes.")] = PAGE,
 ) -> None:
