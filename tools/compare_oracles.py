@@ -1,9 +1,9 @@
-"""What our model says a compiler fuses, against what the compiler did: lost fusions and extra bytes of each set of kernels.
+"""Compare predicted fusion with what a compiler really fuses: lost fusions and extra bytes for each set of kernels.
 
     python tools/compare_oracles.py                                        Inductor, in this environment
     python tools/compare_oracles.py --compiler xla --python .venv-xla/bin/python     XLA, in the environment of `make xla`
 
-The model is a FLUX.2 of real widths with 1 double and 2 single blocks; nothing is computed and no weight is allocated.
+The model is a FLUX.2 of real widths with 1 double and 2 single blocks. Nothing is computed and no weight is allocated.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Oracle = Callable[[GraphModule], Fusion]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--compiler", choices=("inductor", "xla"), default="inductor")
-    parser.add_argument("--python", type=Path, help="for xla: the interpreter of the environment with torch-xla")
+    parser.add_argument("--python", type=Path, help="with --compiler xla: the Python of the environment with torch-xla")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--image-tokens", type=int, default=256)
     parser.add_argument("--text-tokens", type=int, default=512)
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def elsewhere(python: Path | None) -> int:
-    """This command again, with torch-xla and the variables that XLA reads when a process starts."""
+    """Run this command again with torch-xla and the variables that XLA reads when a process starts."""
     from fluxrewrite.oracle.xla_graph import environment
 
     python = python or Path(".venv-xla/bin/python")
@@ -97,7 +97,7 @@ def oracle(compiler: str) -> Oracle:
 
 
 def compare(gm: GraphModule, compiler: str) -> list[dict[str, object]]:
-    """One row for each set of kernels; the first is of the graph without any."""
+    """One row per set of kernels; the first row is the graph without kernels."""
     ask, rules, view = oracle(compiler), load_rules(compiler), GraphView(gm.graph)
     predicted, actual = fuse(view, rules).fusion, ask(gm)
     pairs = [(p.name, c.name) for p, c in edges(view)]
@@ -116,7 +116,7 @@ def compare(gm: GraphModule, compiler: str) -> list[dict[str, object]]:
 
 
 def _outside(pairs: Sequence[tuple[str, str]], sites: Sequence[Site]) -> list[tuple[str, str]]:
-    """Pairs that do not lie within one kernel call."""
+    """The pairs that are not inside a single kernel call."""
     owner = {n.name: i for i, s in enumerate(sites) for n in (*s.interior, *s.outputs)}
     return [(a, b) for a, b in pairs if a not in owner or owner[a] != owner.get(b)]
 

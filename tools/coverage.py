@@ -4,8 +4,8 @@
     python tools/coverage.py --only WanTransformer3DModel      one class with its misses and their reasons
     python tools/coverage.py --format markdown                 writes docs/coverage.md
 
-Models are small and built offline with random weights. Exit code 1 when a goal is missed (attention 98 %, rotations and projection
-groups 95 %), when an output differs, or when a class of diffusers is neither built nor left out with a reason.
+Models are small and built offline with random weights. Exit code 1 when a goal is missed (attention 98 %, rotations and
+projection groups 95 %), when an output differs, or when a class of diffusers is neither built nor left out with a reason.
 """
 
 from __future__ import annotations
