@@ -58,7 +58,7 @@ def reason_codes() -> str:
         if isinstance(item, ast.Assign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             (target,) = item.targets
             texts[site.Code[getattr(target, "id", "")]] = str(below.value.value)
-    return table(("code", "what it says"), ((_code(code.value), texts[code]) for code in site.Code))
+    return table(("code", "meaning"), ((_code(code.value), texts[code]) for code in site.Code))
 
 
 def metrics() -> str:
