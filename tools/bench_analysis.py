@@ -1,11 +1,12 @@
-"""How long the analysis takes beyond capture: sites, choice, rewrite, boundaries, prediction and report.
+"""Time the analysis after the capture: sites, choice, rewrite, boundaries, prediction and report.
 
     python tools/bench_analysis.py [--runs 5] [--partitioner]
 
-On klein-4B's graph, FLUX.2-dev's 8+48 blocks, and klein-4B's node sequence repeated up to 100,000 nodes, measured as
-tools/bench_matching.py measures: the collector off, one warm-up, medians and min - max over the rounds. Beside it what
-torch.fx's CapabilityBasedPartitioner takes only to count partitions around attention (once; with --partitioner also on 8+48
-blocks, minutes), and the segments that both count.
+The graphs are klein-4B, FLUX.2-dev with 8+48 blocks, and klein-4B's node sequence repeated up to 100,000 nodes. They are
+measured as in tools/bench_matching.py: collector off, one warm-up, medians and min - max over the rounds.
+
+For comparison the tool times torch.fx's CapabilityBasedPartitioner, which only counts partitions around attention, and prints
+the segments that both count. The partitioner runs once; --partitioner also runs it on 8+48 blocks, which takes minutes.
 
 Exit code: 0 when every requirement is met, 1 when one is not.
 """
@@ -31,11 +32,11 @@ from fluxrewrite.report.model import ModelInfo, Timing
 from fluxrewrite.site import Site
 
 LIMITS_S = {KLEIN: 0.5, DEV: 1.2}
-GROWTH = 1.5  # time per node at 100,000 nodes, times klein-4B's
+GROWTH = 1.5  # time per node at 100,000 nodes, as a multiple of klein-4B's
 
 
 def analysis(module: GraphModule, options: Options) -> int:
-    """All that `fluxrewrite inspect` does after the capture, which answers a module; the number of boundaries."""
+    """Do everything that `fluxrewrite inspect` does after the capture; return the number of boundaries."""
     selection, target = options.resolve()
     case = Case(device=target.device.name, regime=target.regime)
     analysed, _ = analyse(module, selection, options.policy, target, case)
@@ -54,7 +55,7 @@ def seconds(call: Callable[[], object]) -> tuple[object, float]:
 
 
 def counted(graph: Graph) -> int:
-    """Executables when each attention call is one of its own."""
+    """The number of executables when every attention call is an executable of its own."""
     view = GraphView(graph)
     calls = [Site("", "", "", {}, (n,), (), {}, view.dtype(n)) for n in graph.nodes if is_sdpa(n)]
     return segments(view, calls)
@@ -64,10 +65,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument(
-        "--partitioner", action="store_true", help="CapabilityBasedPartitioner on 8+48 blocks too: minutes"
+        "--partitioner", action="store_true", help="run CapabilityBasedPartitioner on 8+48 blocks too (minutes)"
     )
     given = parser.parse_args()
-    captured(KLEIN)  # a first capture is slower
+    captured(KLEIN)  # thrown away: the first capture is slower
     graphs = {name: captured(name).graph for name in PRESETS}
     graphs[LARGE] = repeated(graphs[KLEIN], LARGE_NODES)
     print("| graph | policy | boundaries | analysis, s (min - max) | us a node |\n|---|---|---:|---:|---:|")

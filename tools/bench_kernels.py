@@ -1,23 +1,23 @@
-"""Modelled time of the kernels on FLUX.2-klein-4B's shapes, against the roofline and against other kernels.
+"""Modelled time of the kernels on FLUX.2-klein-4B's shapes, compared with the roofline and with other kernels.
 
     python tools/bench_kernels.py [--device trn2] [--short] [--check] [--nkilib CHECKOUT] [--nkilib-version 2.29]
 
-Everything here is a model: the emulator prices every instruction by published figures, and no hardware is used. It computes
-no numbers and gives the same result every time. What a launch costs is not in it.
+All times are modelled: the emulator prices every instruction from published figures, and no hardware is used. It computes no
+numbers, so the result is always the same. The cost of a launch is not included.
 
 Columns:
   us        modelled time of the builtin kernel
-  peaks     what the device's peaks allow: floating-point operations at the Tensor engines' peak, or operands and results
-            once at the cores' share of HBM, the longer; `of peaks`: the share of that reached
-  busiest   engine; `tensor`: how much of the time the Tensor engine is busy
-  nkilib    AWS's kernel under the same emulator, without the copies that its layouts need, on as many of the cores as make
+  peaks     time at the device's peaks: all floating-point operations at the Tensor engines' peak, or all operands and results
+            once at the cores' share of HBM, whichever is longer; `of peaks` is the share of that reached
+  busiest   the busiest engine; `tensor` is the share of the time in which the Tensor engine is busy
+  nkilib    AWS's kernel under the same emulator, without the copies that its layouts need, on the number of cores that makes
             it fastest
   other     for attention, the loop of the first experiments (`baselines/flash_unnormalised.py`, which overflows for large
             scores); for norm_rope_attention, two rope kernels and one attention kernel, without the norms
 
-Clocks, HBM share and DMA rates: `kernels/emulator/specs.py`, with their sources.
+`kernels/emulator/specs.py` has the clocks, HBM share and DMA rates with their sources.
 
-Exit code: 0; 1 with --check when a goal does not hold; 2 for a bad argument.
+Exit code: 0; 1 with --check when a goal is missed; 2 for a bad argument.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from fluxrewrite.kernels.emulator.timeline import Engine
 from fluxrewrite.kernels.harness.call_cost import Modelled, model_call
 from fluxrewrite.kernels.harness.sample_inputs import arguments, complete
 from fluxrewrite.kernels.toolchain import Profiler
+from fluxrewrite.provider.registry.registry import load_provider
 
 from fluxrewrite.errors import InputError
 from fluxrewrite.kernel import load_plugins
-from fluxrewrite.provider.registry import load_provider
 
 HEAD, HIDDEN, TEXT = 128, 3072, 512
 SEQUENCES = (
@@ -53,7 +53,7 @@ TENSOR_BUSY, FUSED, LONG = 0.7, 0.8, 4608  # the goals
 
 @dataclass(frozen=True)
 class Row:
-    """One call on one or two cores; `other_us` and `nkilib_us` None where there is nothing to compare with."""
+    """One call on one or two cores; `other_us` and `nkilib_us` are None when there is nothing to compare with."""
 
     kernel: str
     shape: str
@@ -69,7 +69,7 @@ class Row:
 
 
 def calls(short: bool) -> Iterator[tuple[str, str, dict[str, int]]]:
-    """Kernel, shape in words, sizes."""
+    """Yield kernel, shape in words, and sizes of every call."""
     chosen = [s for s in SEQUENCES if s[0] < LONG or not short]
     for kernel in ("rope", "attention", "norm_rope_attention"):
         for bounded in (0, 1) if kernel == "norm_rope_attention" else (0,):
@@ -82,7 +82,7 @@ def calls(short: bool) -> Iterator[tuple[str, str, dict[str, int]]]:
 
 
 def loop_us(sizes: dict[str, int], device: str, cores: int) -> float:
-    """Modelled time of the experiments' loop."""
+    """Modelled time of the loop of the first experiments."""
     profiler = Profiler(device, cores, trace=False)
     q, k, v, *_ = arguments("attention", sizes, torch.bfloat16)
     profiler.run(LOOP, q, k, v, HEAD**-0.5)
@@ -90,7 +90,7 @@ def loop_us(sizes: dict[str, int], device: str, cores: int) -> float:
 
 
 def measure(short: bool, device: str, library: str | None, progress: Callable[[str], None]) -> list[Row]:
-    """All rows; `library` is nkilib as a provider, or None."""
+    """Return all rows; `library` is the nkilib provider, or None."""
     rows: list[Row] = []
     times: dict[tuple[str, str, int], float] = {}
     for kernel, shape, sizes in calls(short):
@@ -109,7 +109,10 @@ def measure(short: bool, device: str, library: str | None, progress: Callable[[s
 
 
 def theirs(name: str, sizes: dict[str, int], device: str, cores: int, library: str | None) -> tuple[float | None, str]:
-    """Modelled time of nkilib's kernel, or why there is none. Where two cores do all the work twice, that of one core."""
+    """Modelled time of nkilib's kernel, or the reason why there is no such time.
+
+    If a kernel repeats all its work on the second core, the time on one core is used.
+    """
     if library is None:
         return None, ""
     times = []
@@ -161,7 +164,10 @@ def _goal(text: str, found: list[tuple[float, Row]], limit: float) -> tuple[bool
 
 @contextlib.contextmanager
 def nkilib(path: Path | None, version: str) -> Iterator[str | None]:
-    """The name of the provider with the checkout importable, or None without one. Raises InputError when it is unusable."""
+    """Make the checkout importable and yield the provider's name; None without a checkout.
+
+    Raises InputError when the checkout is unusable.
+    """
     if path is None:
         yield None
         return
@@ -183,8 +189,8 @@ def main(argv: list[str] | None = None) -> int:
         description="Modelled kernel times on FLUX.2-klein-4B's shapes; no hardware is used."
     )
     parser.add_argument("--device", choices=("trn1", "trn2", "trn3"), default="trn2")
-    parser.add_argument("--short", action="store_true", help=f"leave out S = {LONG}")
-    parser.add_argument("--check", action="store_true", help="exit code 1 when a goal does not hold")
+    parser.add_argument("--short", action="store_true", help=f"skip S = {LONG}")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a goal is missed")
     parser.add_argument("--nkilib", type=Path, help="checkout of aws-neuron/nki-library to compare with")
     parser.add_argument("--nkilib-version", default="2.29", help="SDK version of that checkout")
     options = parser.parse_args(argv)

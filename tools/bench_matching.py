@@ -1,21 +1,23 @@
-"""Time of matching on real graphs: fluxrewrite's passes, PyTorch's two matchers and its partitioner.
+"""Time matching on real graphs: fluxrewrite's passes, PyTorch's two matchers and its partitioner.
 
     python tools/bench_matching.py [--runs 7] [--json FILE] [--partitioner-large]
 
-Needs the `diffusers` extra and no weights. Graphs: FLUX.2-klein-4B (5+20 blocks) and FLUX.2-dev (8+48 blocks) as Dynamo
-traces them, and klein-4B's node sequence repeated up to 100,000 nodes: fresh weights, each copy fed by the one before.
+Needs the `diffusers` extra and no weights. The graphs are FLUX.2-klein-4B (5+20 blocks) and FLUX.2-dev (8+48 blocks) as Dynamo
+traces them, and klein-4B's node sequence repeated up to 100,000 nodes, with fresh weights and each copy fed by the previous
+one.
 
-How it measures, ours and peers alike: `time.perf_counter` around the call, `gc.collect()` before it and the collector
-off during it; one warm-up, then `--runs` rounds in which every job of every graph runs once, in turn. Medians and
-min - max over the rounds. What exists before the first round is frozen (`gc.freeze`), so that collections take no time.
-Patterns are built outside the timed region. CapabilityBasedPartitioner runs once, without warm-up: it is that slow.
+Fluxrewrite and its peers are measured in the same way: `time.perf_counter` around the call, `gc.collect()` before it and the
+collector off during it. After one warm-up come `--runs` rounds, in each of which every job of every graph runs once. The
+figures are medians and min - max over the rounds. Objects that exist before the first round are frozen (`gc.freeze`), so that
+collections take no time. Patterns are built outside the timed region. CapabilityBasedPartitioner is so slow that it runs once,
+without warm-up.
 
-- Captures: once each, `gc` as above, after one that is thrown away (a first one takes longer).
-- Ours: `GraphView`, then `make_plan` pass by pass: all that a compile does up to the decisions. A pass that shares what
-  an earlier one found (qkv: the attention calls) pays only for the rest, so the order of the rows matters.
-- SubgraphMatcher: equivalent patterns, literals ignored in the RoPE pattern.
-- Inductor's PatternMatcherPass: on a copy of the graph with `val` metadata and, from the warm-up, mutation regions;
-  matches are counted by the pattern's extra check and nothing is rewritten.
+- Captures: once each, `gc` as above, after one that is thrown away because the first takes longer.
+- Fluxrewrite: `GraphView`, then `make_plan` pass by pass, which is everything a compile does up to the decisions. A pass that
+  reuses what an earlier one found (qkv: the attention calls) pays only for the rest, so the order of the rows matters.
+- SubgraphMatcher: equivalent patterns, with literals ignored in the RoPE pattern.
+- Inductor's PatternMatcherPass: on a copy of the graph with `val` metadata and, from the warm-up, mutation regions. Matches are
+  counted by the pattern's extra check and nothing is rewritten.
 
 Exit code: 0 when every requirement is met, 1 when one is not, 2 for a bad argument.
 """
@@ -40,6 +42,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fluxrewrite.models.registry.capture import capture_spec
+from fluxrewrite.rewrite.apply.planner import make_plan
+from fluxrewrite.rewrite.apply.selection import Selection
 from rich.console import Console
 from rich.table import Column, Table
 from torch._inductor import pattern_matcher as inductor
@@ -50,25 +55,22 @@ from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 
 from fluxrewrite.graph import GraphView
 from fluxrewrite.models import Shapes, find_model
-from fluxrewrite.models.capture import capture_spec
-from fluxrewrite.rewrite.planner import make_plan
-from fluxrewrite.rewrite.selection import Selection
 
 KLEIN, DEV, LARGE = "klein-4B", "8+48 blocks", "100k nodes"
 PRESETS = {KLEIN: "flux2-klein-4b", DEV: "flux2-dev"}
-LARGE_NODES, SHARE, GROWTH = 100_000, 0.03, 1.3  # limits: of the capture time; time per node, times klein-4B's
+LARGE_NODES, SHARE, GROWTH = 100_000, 0.03, 1.3  # limits: share of capture time; time per node, relative to klein-4B's
 SDPA = F.scaled_dot_product_attention
 SDPA_DEFAULTS: dict[str, Any] = dict(attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False)
 FLUXREWRITE, PARTITIONER, LEVELS = "fluxrewrite", "CapabilityBasedPartitioner", "one-pass level count"
 TOTAL, TRIPLES = f"{FLUXREWRITE}: all", "SubgraphMatcher: triples"
 
 Search = Callable[[], Sized]
-Times = dict[str, tuple[int | None, float]]  # what was done -> what it found (None: no such figure), seconds
+Times = dict[str, tuple[int | None, float]]  # job -> number found (None: not applicable), seconds
 
 
 @dataclass(frozen=True)
 class Series:
-    """What one job found, and its seconds in each round."""
+    """What one job found, and how many seconds it took in each round."""
 
     found: int | None
     seconds: list[float] = field(default_factory=list)
@@ -84,7 +86,7 @@ class Series:
 
 @dataclass
 class Subject:
-    """A graph with what was measured on it."""
+    """A graph and what was measured on it."""
 
     name: str
     graph: Graph
@@ -100,7 +102,7 @@ class Subject:
         return self.series[TOTAL].median / self.nodes
 
     def record(self, times: Times) -> None:
-        """Add one round. Raises RuntimeError when a job found something else than before."""
+        """Add one round. Raises RuntimeError when a job finds something other than before."""
         for what, (found, seconds) in times.items():
             series = self.series.setdefault(what, Series(found))
             if series.found != found:
@@ -109,7 +111,7 @@ class Subject:
 
 
 class Requirement(NamedTuple):
-    """One thing that must hold, whether it does, and the figures that say so."""
+    """A requirement, whether it is met, and the figures that show it."""
 
     text: str
     met: bool
@@ -122,7 +124,7 @@ def _ms(seconds: float) -> str:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """No garbage collection inside, one before."""
+    """Collect garbage once, then not inside the block."""
     gc.collect()
     gc.disable()
     try:
@@ -132,7 +134,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of `call` and its seconds."""
+    """Return the result of `call` and the seconds it took."""
     with undisturbed():
         start = time.perf_counter()
         result = call()
@@ -140,14 +142,14 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def captured(name: str) -> Subject:
-    """The one Dynamo graph of a preset, at the default sizes."""
+    """Capture the single Dynamo graph of a preset at the default sizes."""
     found, seconds = timed(partial(capture_spec, find_model(PRESETS[name]), Shapes(), torch.bfloat16))
     (module,) = found.graphs
     return Subject(name, module.graph, seconds)
 
 
 def repeated(source: Graph, nodes: int) -> Graph:
-    """`source` as often as it takes for `nodes` nodes; the result of every copy is the latents of the next."""
+    """Repeat `source` until the graph has `nodes` nodes; the result of every copy becomes the latents of the next."""
     graph = Graph()
     result: Node | None = None
     while len(graph.nodes) < nodes:
@@ -157,7 +159,7 @@ def repeated(source: Graph, nodes: int) -> Graph:
 
 
 def append(graph: Graph, source: Graph, latents: Node | None) -> Node:
-    """Copy `source` to the end of `graph`, with `latents` as its first input of the result's type; the new result."""
+    """Append a copy of `source` to `graph`, with `latents` as its first input of the result's type; return the new result."""
     twins: dict[Node, Node] = {}
     (result,) = source.output_node().all_input_nodes
     feed = next(p for p in source.find_nodes(op="placeholder") if _type(p) == _type(result))
@@ -177,7 +179,7 @@ def _type(node: Node) -> Any:
 
 
 def ours(graph: Graph, selection: Selection) -> Times:
-    """The view, then each pass with its decisions: what `make_plan` does, timed in parts."""
+    """Time the view, then each pass with its decisions: the parts of what `make_plan` does."""
     with undisturbed():
         ticks, found = [time.perf_counter()], []
         view = GraphView(graph)
@@ -196,7 +198,7 @@ def is_sdpa(node: Node) -> bool:
 
 
 def level_count(graph: Graph, opaque: Callable[[Node], bool]) -> Sized:
-    """The segments that `opaque` nodes leave: one a level. A level is the inputs' highest, +1 below an opaque."""
+    """The segments between `opaque` nodes: one per level. A level is the highest of the inputs, plus 1 after an opaque node."""
     levels: dict[Node, int] = {}
     for node in graph.nodes:
         levels[node] = max((levels[i] + opaque(i) for i in node.all_input_nodes), default=0)
@@ -212,7 +214,7 @@ def fx_triples() -> Graph:
 
 
 def fx_rope() -> Graph:
-    """The interleaved form, as diffusers spells it. The numbers stand for any: literals are ignored."""
+    """The interleaved form, as diffusers spells it. The numbers are arbitrary, because literals are ignored."""
     graph = Graph()
     x, cos, sin = (graph.placeholder(name) for name in ("x", "cos", "sin"))
     pairs = graph.call_method("unbind", (graph.call_method("reshape", (x, 1, 1, 1, -1, 2)), -1))
@@ -225,7 +227,7 @@ def fx_rope() -> Graph:
 
 
 def fx_sdpa() -> Graph:
-    """Attention with every argument by keyword, as Dynamo binds them."""
+    """Attention with every argument passed by keyword, as Dynamo binds them."""
     graph = Graph()
     operands = {name: graph.placeholder(name) for name in ("query", "key", "value")}
     graph.output(graph.call_function(SDPA, (), {**operands, **SDPA_DEFAULTS}))
@@ -247,12 +249,12 @@ class AllButSdpa(OperatorSupportBase):
 
 
 def partitions(graph: Graph) -> Sized:
-    """The partitions that torch.fx proposes around attention."""
+    """Partitions that torch.fx proposes around attention."""
     return CapabilityBasedPartitioner(GraphModule({}, graph), AllButSdpa(), True).propose_partitions()
 
 
 def inductor_rope() -> inductor.PatternExpr:
-    """`fx_rope` as Inductor writes patterns."""
+    """`fx_rope` as an Inductor pattern."""
     call, method, x = inductor.CallFunction, inductor.CallMethod, inductor.KeywordArg("x")
     *sizes, dtype = (inductor.Ignored() for _ in range(6))
     pairs = method("unbind", method("reshape", x, *sizes), -1, _users=2)
@@ -263,7 +265,7 @@ def inductor_rope() -> inductor.PatternExpr:
 
 
 def inductor_matchers(graph: Graph) -> dict[str, Search]:
-    """A search for each pattern on a copy of the graph that has what Inductor expects."""
+    """A search for each pattern, on a copy of the graph with the metadata that Inductor expects."""
     twin = GraphModule({}, copy.deepcopy(graph))
     for node in twin.graph.nodes:
         if "example_value" in node.meta:
@@ -275,7 +277,7 @@ def inductor_matchers(graph: Graph) -> dict[str, Search]:
 
 
 def counting(pattern: inductor.PatternExpr, module: GraphModule) -> Search:
-    """A search that counts matches and, by refusing each in the extra check, rewrites none."""
+    """A search that counts matches; the extra check refuses each, so that nothing is rewritten."""
     matches: list[inductor.Match] = []
     entries = inductor.PatternMatcherPass()
 
@@ -300,7 +302,7 @@ def search_times(name: str, search: Search) -> Times:
 
 
 def measure(subjects: Iterable[Subject], selection: Selection, runs: int) -> None:
-    """A warm-up, then rounds in which every job runs once; ours on every graph, the peers on the captured ones."""
+    """Run a warm-up, then rounds in which every job runs once: ours on every graph, the peers on the captured graphs."""
     jobs: list[tuple[Subject, Callable[[], Times]]] = []
     for subject in subjects:
         jobs.append((subject, partial(ours, subject.graph, selection)))
@@ -318,7 +320,7 @@ def measure(subjects: Iterable[Subject], selection: Selection, runs: int) -> Non
 
 
 def requirements(klein: Subject, dev: Subject, large: Subject) -> list[Requirement]:
-    """What the project promises of its matching, with the figures of this run."""
+    """The requirements on matching, with the figures of this run."""
     result = []
     for s in (klein, dev):
         total, peer, capture_s = s.series[TOTAL].median, s.series[TRIPLES].median, s.capture_s or 0.0
@@ -337,7 +339,7 @@ def requirements(klein: Subject, dev: Subject, large: Subject) -> list[Requireme
 
 
 def matching_table(subjects: Iterable[Subject], runs: int) -> Table:
-    """What every job found and took, graph by graph."""
+    """What every job found and how long it took, graph by graph."""
     right = partial(Column, justify="right")
     table = Table("", right("found"), right("ms"), title=f"Matching: medians (min - max) of {runs} runs")
     for subject in subjects:
@@ -350,7 +352,7 @@ def matching_table(subjects: Iterable[Subject], runs: int) -> Table:
 
 
 def as_json(subjects: Iterable[Subject], checks: Iterable[Requirement], runs: int) -> dict[str, Any]:
-    """All numbers of the run; times in seconds."""
+    """All numbers of the run, with times in seconds."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
     graphs = []
     for s in subjects:
@@ -362,8 +364,10 @@ def as_json(subjects: Iterable[Subject], checks: Iterable[Requirement], runs: in
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=7, help="timed rounds after the warm-up (default 7)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
-    parser.add_argument("--partitioner-large", action="store_true", help=f"{PARTITIONER} on 8+48 blocks too: minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    parser.add_argument(
+        "--partitioner-large", action="store_true", help=f"run {PARTITIONER} on 8+48 blocks too (minutes)"
+    )
     options = parser.parse_args()
     if options.runs < 1:
         parser.error(f"--runs {options.runs}: must be 1 or more")
@@ -373,11 +377,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Measure, print, and say whether the requirements hold."""
+    """Measure, print the table, and check the requirements."""
     options, console = _arguments(), Console()
     selection = Selection.of()
     console.print("capturing", *PRESETS.values(), "...")
-    captured(KLEIN)  # imports, Dynamo's and fake tensors' caches: a first capture is slower, and would flatter us
+    captured(KLEIN)  # thrown away: imports and cold caches make a first capture slower, which would flatter us
     klein, dev = (captured(name) for name in PRESETS)
     large = Subject(LARGE, repeated(klein.graph, LARGE_NODES))
     subjects = [klein, dev, large]

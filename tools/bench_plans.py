@@ -1,23 +1,24 @@
-"""Time of whole models under each policy: whether the plan that was chosen is as fast as the best one.
+"""Time whole models under each policy, to check that the chosen plan is as fast as the best one.
 
     python tools/bench_plans.py [--models flux2,sd3] [--rounds 7] [--threads 2] [--clock wall|cpu] [--json FILE]
 
-Needs the `diffusers` extra, no weights, and 5 GB of memory. Models: blocks of FLUX.2-klein-4B's, FLUX.1's and SD3-medium's
-widths, and decoder layers of a Llama of 1 B parameters; random weights, float32, Inductor on the CPU, every kernel call
-the body of its op (`provider="reference"`).
+Needs the `diffusers` extra, no weights, and 5 GB of memory. The models are blocks of FLUX.2-klein-4B's, FLUX.1's and
+SD3-medium's widths, and decoder layers of a Llama of 1 B parameters. They have random weights in float32 and run on Inductor's
+CPU backend; every kernel call runs the body of its op (`provider="reference"`).
 
-Variants: "vanilla" is `torch.compile` alone, the others are fluxrewrite with policy "none", "all", "all" with one kind of
+Variants: "vanilla" is `torch.compile` alone. The others are fluxrewrite with policy "none", "all", "all" with one kind of
 kernel each, projections as one layer on joined weights, "auto" with the shipped profile of a CPU, and "measure".
 
-How it measures: all variants of a model are compiled, run once, and then run `--rounds` times in turn; another one comes
-first in each round. Medians, with the least and the largest; ratios are medians of the ratios within a round, with the
-noise that `measured_price.relative` gives. First calls share Inductor's cache, which is empty before each model: what
-an earlier variant compiled the next one finds. Variants that rewrite the same sites are the same program, and said so.
-Where other programs use the machine, `--clock cpu --threads 1` counts processor time instead: threads that wait for one
-another burn it, so take one.
+All variants of a model are compiled, run once, and then run in turn for `--rounds` rounds; each round starts with another
+variant. The table has medians with the smallest and the largest time. Ratios are medians of the ratios within a round, with the
+noise from `measured_price.relative`. First calls share Inductor's cache, which is empty before each model, so a variant
+reuses what an earlier one compiled. Variants that rewrite the same sites are marked as the same program.
 
-Goals: "auto" within 1.01 times vanilla and within 1.01 times the best fixed variant; "measure" within 1.01 times the best
-of all. Exit code: 0 when no goal is missed by more than the noise, 1 when one is, 2 for a bad argument.
+On a machine that other programs use, `--clock cpu --threads 1` counts processor time instead. Use one thread then, because
+threads that wait for each other consume processor time.
+
+Goals: "auto" within 1.01 times vanilla and within 1.01 times the best fixed variant; "measure" within 1.01 times the best of
+all. Exit code: 0 when no goal is missed by more than the noise, 1 when one is, 2 for a bad argument.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ Model = tuple[nn.Module, dict[str, Any]]
 
 
 def flux2() -> Model:
-    """One double and two single blocks of FLUX.2-klein-4B; 256 image and 512 text tokens."""
+    """One double and two single blocks of FLUX.2-klein-4B, with 256 image and 512 text tokens."""
     import diffusers
 
     model = diffusers.Flux2Transformer2DModel(
@@ -72,7 +73,7 @@ def flux2() -> Model:
 
 
 def flux1() -> Model:
-    """One double and one single block of FLUX.1; 256 image and 256 text tokens."""
+    """One double and one single block of FLUX.1, with 256 image and 256 text tokens."""
     import diffusers
 
     model = diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True)
@@ -89,7 +90,7 @@ def flux1() -> Model:
 
 
 def sd3() -> Model:
-    """Two layers of SD3-medium; 256 image and 154 text tokens."""
+    """Two layers of SD3-medium, with 256 image and 154 text tokens."""
     import diffusers
 
     model = diffusers.SD3Transformer2DModel(
@@ -111,7 +112,7 @@ def sd3() -> Model:
 
 
 class RMSNorm(nn.Module):
-    """Spelled out, as in the models of transformers."""
+    """RMSNorm spelled out, as in the models of transformers."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -123,7 +124,7 @@ class RMSNorm(nn.Module):
 
 
 class Layer(nn.Module):
-    """A decoder layer: grouped heads, halves of a head rotated, causal attention, gated MLP."""
+    """A decoder layer: grouped heads, RoPE on halves of a head, causal attention, gated MLP."""
 
     def __init__(self, size: int, heads: int, kv_heads: int, hidden: int) -> None:
         super().__init__()
@@ -164,7 +165,7 @@ class Decoder(nn.Module):
 
 
 def llama() -> Model:
-    """Two layers of Llama-3.2-1B; 256 tokens."""
+    """Two layers of Llama-3.2-1B, with 256 tokens."""
     angles = torch.outer(torch.arange(256.0), 500_000.0 ** (-torch.arange(0, 64, 2) / 64)).repeat(1, 2)
     return Decoder(2, 2048, 32, 8, 8192), {"x": torch.randn(1, 256, 2048), "cos": angles.cos(), "sin": angles.sin()}
 
@@ -174,7 +175,7 @@ MODELS: dict[str, Callable[[], Model]] = {"flux2": flux2, "flux1": flux1, "sd3":
 
 @dataclass
 class Variant:
-    """A compiled model: seconds of its first call and of each round, and the sites that are rewritten."""
+    """A compiled model: the seconds of its first call and of each round, and the rewritten sites."""
 
     name: str
     run: Callable[[], Any]
@@ -188,12 +189,12 @@ class Variant:
         return statistics.median(self.seconds)
 
     def beside(self, other: Variant) -> tuple[float, float]:
-        """Ratio and noise."""
+        """Ratio to another variant, and its noise."""
         return relative(self.seconds, other.seconds)
 
 
 def variants(model: nn.Module, inputs: dict[str, Any], cache: str) -> Iterator[Variant]:
-    """Compile the model in every way."""
+    """Compile the model for every variant."""
     ways: list[tuple[str, dict[str, Any] | None]] = [("vanilla", None), ("none", {"policy": "none"}), ("all", {})]
     ways += [(f"{kind} alone", {"kernels": kind}) for kind in KINDS]
     ways += [("qkv inline", {"kernels": "qkv", "policy": lambda site: "inline"})]
@@ -213,7 +214,7 @@ def variants(model: nn.Module, inputs: dict[str, Any], cache: str) -> Iterator[V
         taken = tuple(f"{s.choice} {s.id}" for r in reports for s in r.sites if s.choice != "keep")
         chosen = tuple(f"{c.block}: {c.chosen}" for r in reports if r.effect for c in r.effect.choices)
         if not (taken or backend is None or name in ("none", "auto", "measure")):
-            continue  # nothing of this kind in this model
+            continue  # this model has no site of this kind
         yield Variant(name, lambda compiled=compiled: compiled(**inputs), compile_s, taken, chosen)
 
 
@@ -221,7 +222,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def measure(name: str, rounds: int, clock: Callable[[], float]) -> list[Variant]:
-    """All variants of one model, timed."""
+    """Time all variants of one model."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     model, inputs = MODELS[name]()
@@ -245,7 +246,7 @@ def measure(name: str, rounds: int, clock: Callable[[], float]) -> list[Variant]
 
 @dataclass(frozen=True)
 class Goal:
-    """One variant beside another: the ratio, its noise, and what that says."""
+    """One variant compared with another: the ratio, its noise, and the verdict."""
 
     text: str
     ratio: float
@@ -254,7 +255,7 @@ class Goal:
 
 
 def goals(found: Sequence[Variant]) -> list[Goal]:
-    """What is asked of "auto" and "measure"."""
+    """Check the goals of "auto" and "measure"."""
     named = {v.name: v for v in found}
     fixed = [v for v in found if v.name not in ("auto", "measure")]
     best = min(fixed, key=lambda v: v.median)
@@ -278,7 +279,7 @@ def _goal(variant: Variant, other: Variant) -> Goal:
 
 
 def table(name: str, found: Sequence[Variant]) -> str:
-    """Markdown: one row for each variant."""
+    """A Markdown table with one row per variant."""
     vanilla = found[0]
     lines = [
         f"| {name} | sites | ms, median (min - max) | / vanilla | first call, s | |",
@@ -299,11 +300,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", default=",".join(MODELS), help="comma-separated (default: all)")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds, 7 or more (default 7)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the processor (default 2)")
+    parser.add_argument("--threads", type=int, default=2, help="processor threads (default 2)")
     parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a machine that others use"
+        "--clock", choices=CLOCKS, default="wall", help="cpu counts processor time, for a shared machine"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     options = parser.parse_args()
     options.models = options.models.split(",")
     unknown = set(options.models) - set(MODELS)
@@ -317,7 +318,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Measure, print, and say whether the goals hold."""
+    """Measure, print the tables, and check the goals."""
     options = _arguments()
     torch.set_num_threads(options.threads)
     torch._dynamo.config.recompile_limit = 64

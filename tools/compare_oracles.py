@@ -1,9 +1,9 @@
-"""What our model says a compiler fuses, against what the compiler did: lost fusions and extra bytes of each set of kernels.
+"""Compare predicted fusion with what a compiler really fuses: lost fusions and extra bytes for each set of kernels.
 
     python tools/compare_oracles.py                                        Inductor, in this environment
     python tools/compare_oracles.py --compiler xla --python .venv-xla/bin/python     XLA, in the environment of `make xla`
 
-The model is a FLUX.2 of real widths with 1 double and 2 single blocks; nothing is computed and no weight is allocated.
+The model is a FLUX.2 of real widths with 1 double and 2 single blocks. Nothing is computed and no weight is allocated.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from fluxrewrite.dynamo.measured_price.oracle.compare import agreement, lost_fusions, rank_agreement
+from fluxrewrite.graph.view.edges import edges
+from fluxrewrite.graph.view.modules import as_module
+from fluxrewrite.models.registry.capture import capture_spec
+from fluxrewrite.rewrite.apply.selection import Selection
 from torch.fx import GraphModule
 
 from fluxrewrite.analysis import analyse
 from fluxrewrite.errors import InputError
 from fluxrewrite.fusion import Fusion, fuse, load_rules
 from fluxrewrite.graph import GraphView
-from fluxrewrite.graph.edges import edges
-from fluxrewrite.graph.modules import as_module
-from fluxrewrite.measure.oracle.compare import agreement, lost_fusions, rank_agreement
 from fluxrewrite.models import Shapes, find_model
-from fluxrewrite.models.capture import capture_spec
-from fluxrewrite.rewrite.selection import Selection
 from fluxrewrite.site import Site
 
 VARIANTS = {
@@ -51,7 +51,7 @@ Oracle = Callable[[GraphModule], Fusion]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--compiler", choices=("inductor", "xla"), default="inductor")
-    parser.add_argument("--python", type=Path, help="for xla: the interpreter of the environment with torch-xla")
+    parser.add_argument("--python", type=Path, help="with --compiler xla: the Python of the environment with torch-xla")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--image-tokens", type=int, default=256)
     parser.add_argument("--text-tokens", type=int, default=512)
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def elsewhere(python: Path | None) -> int:
-    """This command again, with torch-xla and the variables that XLA reads when a process starts."""
+    """Run this command again with torch-xla and the variables that XLA reads when a process starts."""
     from fluxrewrite.measure.oracle.xla_graph import environment
 
     python = python or Path(".venv-xla/bin/python")
@@ -88,16 +88,16 @@ def trace(given: argparse.Namespace) -> GraphModule:
 
 def oracle(compiler: str) -> Oracle:
     if compiler == "xla":
-        from fluxrewrite.measure.oracle.xla_graph import xla_fusion_of
+        from fluxrewrite.dynamo.measured_price.oracle.xla_graph import xla_fusion_of
 
         return lambda gm: xla_fusion_of(gm, touched=True)
-    from fluxrewrite.measure.oracle.inductor import inductor_fusion
+    from fluxrewrite.dynamo.measured_price.oracle.inductor import inductor_fusion
 
     return lambda gm: inductor_fusion(gm, [n.meta["example_value"] for n in gm.graph.find_nodes(op="placeholder")])
 
 
 def compare(gm: GraphModule, compiler: str) -> list[dict[str, object]]:
-    """One row for each set of kernels; the first is of the graph without any."""
+    """One row per set of kernels; the first row is the graph without kernels."""
     ask, rules, view = oracle(compiler), load_rules(compiler), GraphView(gm.graph)
     predicted, actual = fuse(view, rules).fusion, ask(gm)
     pairs = [(p.name, c.name) for p, c in edges(view)]
@@ -116,7 +116,7 @@ def compare(gm: GraphModule, compiler: str) -> list[dict[str, object]]:
 
 
 def _outside(pairs: Sequence[tuple[str, str]], sites: Sequence[Site]) -> list[tuple[str, str]]:
-    """Pairs that do not lie within one kernel call."""
+    """The pairs that are not inside a single kernel call."""
     owner = {n.name: i for i, s in enumerate(sites) for n in (*s.interior, *s.outputs)}
     return [(a, b) for a, b in pairs if a not in owner or owner[a] != owner.get(b)]
 

@@ -1,10 +1,10 @@
-"""What fluxrewrite finds in other models, against what they compute.
+"""Compare what fluxrewrite finds in other models with what those models compute.
 
     python tools/coverage.py                                   all classes, as a table
-    python tools/coverage.py --only WanTransformer3DModel      one class, its misses and reasons
+    python tools/coverage.py --only WanTransformer3DModel      one class with its misses and their reasons
     python tools/coverage.py --format markdown                 writes docs/coverage.md
 
-Models are small and built offline with random weights. Exit code 1 when less is found than the goals (attention 98 %, rotations and
+Models are small and built offline with random weights. Exit code 1 when a goal is missed (attention 98 %, rotations and
 projection groups 95 %), when an output differs, or when a class of diffusers is neither built nor left out with a reason.
 """
 
@@ -42,7 +42,7 @@ class Format(StrEnum):
 
 
 def shipped() -> list[str]:
-    """Names of all model classes in diffusers' folder of transformers."""
+    """Names of all model classes in `diffusers.models.transformers`."""
     import diffusers.models.transformers as folder
     from diffusers import ModelMixin
 
@@ -55,19 +55,17 @@ def shipped() -> list[str]:
 
 
 def main(
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="CLASS", help="This class only; may be given again.")
-    ] = None,
-    format: Annotated[Format, typer.Option(help="A table here, or the page docs/coverage.md.")] = Format.TEXT,
+    only: Annotated[list[str] | None, typer.Option(metavar="CLASS", help="Only this class; repeat for more.")] = None,
+    format: Annotated[Format, typer.Option(help="Print a table, or write the page docs/coverage.md.")] = Format.TEXT,
     output: Annotated[Path, typer.Option("-o", help="Where --format markdown writes.")] = PAGE,
 ) -> None:
-    """Build each model small, count what it computes, compile it with every kernel, and compare."""
+    """Build a small version of each model, count what it computes, compile it with every kernel, and compare."""
     unknown = sorted(set(only or ()) - set(CASES))
     if unknown:
-        sys.stderr.write(f"coverage: no class {', '.join(unknown)}; classes are in tests/lib/zoo\n")
+        sys.stderr.write(f"coverage: unknown class {', '.join(unknown)}; classes are in tests/lib/zoo\n")
         raise typer.Exit(2)
     if format == Format.MARKDOWN and only:
-        sys.stderr.write("coverage: --format markdown writes the page of all classes; leave out --only\n")
+        sys.stderr.write("coverage: --format markdown writes the page for all classes; leave out --only\n")
         raise typer.Exit(2)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -77,7 +75,7 @@ def main(
     else:
         show(rows)
     absent = [] if only else sorted(set(shipped()) - set(CASES))
-    short = [*below(rows), *(f"{name}: a class of diffusers that is not in tests/lib/zoo" for name in absent)]
+    short = [*below(rows), *(f"{name}: this class of diffusers is missing from tests/lib/zoo" for name in absent)]
     for line in short:
         sys.stderr.write(f"coverage: {line}\n")
     raise typer.Exit(bool(short))

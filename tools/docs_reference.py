@@ -1,9 +1,9 @@
-"""Writes the parts of docs/ that say what the code says: tables between markers, and docs/cli.md as a whole.
+"""Write the generated parts of docs/: tables between markers, and the whole of docs/cli.md.
 
     python tools/docs_reference.py [--check]
 
-A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is one of `TABLES`. Exit code: 0; 1 with --check
-when a page is not up to date; 2 for a page that asks for a table that is not there.
+A table is placed between `<!-- generated: NAME -->` and `<!-- end -->`, where NAME is one of `TABLES`. Exit code: 0; 1 with
+--check when a page is not up to date; 2 when a page names an unknown table.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from fluxrewrite.rewrite.apply.selection import Selection
 
 from fluxrewrite import site
 from fluxrewrite.cli import app
@@ -28,7 +29,6 @@ from fluxrewrite.cost.devices import device_names
 from fluxrewrite.fusion.rules import known_rules, load_rules
 from fluxrewrite.kernel import load_kernels, load_plugins
 from fluxrewrite.report import budget
-from fluxrewrite.rewrite.selection import Selection
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BLOCK = re.compile(r"<!-- generated: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -36,7 +36,7 @@ _EXAMPLES = re.compile(r"\s*Examples?: (.*)", re.DOTALL)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> str:
-    """A table of Markdown; columns named in `right` hold numbers."""
+    """A Markdown table; columns named in `right` are right-aligned."""
     rule = ["---:" if name in right else "---" for name in head]
     lines = [head, rule, *([_cell(c) for c in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -51,7 +51,7 @@ def _code(text: str) -> str:
 
 
 def reason_codes() -> str:
-    """Every `Code` with the text that stands below it in fluxrewrite/site.py."""
+    """Every `Code` with the docstring below it in fluxrewrite/site.py."""
     tree = ast.parse(inspect.getsource(site))
     (members,) = [n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Code"]
     texts = {}
@@ -59,22 +59,22 @@ def reason_codes() -> str:
         if isinstance(item, ast.Assign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             (target,) = item.targets
             texts[site.Code[getattr(target, "id", "")]] = str(below.value.value)
-    return table(("code", "what it says"), ((_code(code.value), texts[code]) for code in site.Code))
+    return table(("code", "meaning"), ((_code(code.value), texts[code]) for code in site.Code))
 
 
 def metrics() -> str:
-    """What `--fail-on` and budgets know of a whole report."""
-    return table(("metric", "what it is"), ((_code(name), text) for name, text in budget.METRICS.items()))
+    """The metrics of a whole report that `--fail-on` and budgets accept."""
+    return table(("metric", "meaning"), ((_code(name), text) for name, text in budget.METRICS.items()))
 
 
 def metrics_by_kind() -> str:
-    """What they know of the sites, of all kinds together or of one."""
+    """The metrics that they accept for sites, of all kinds together or of a single kind."""
     rows = ((_code(name), _code(f"{name}.qkv"), text) for name, text in budget.BY_KIND.items())
-    return table(("of all kinds", "of one, say qkv", "what it is"), rows)
+    return table(("all kinds", "one kind, e.g. qkv", "meaning"), rows)
 
 
 def devices() -> str:
-    """The figures of the shipped profiles with their bases."""
+    """The figures of the shipped device profiles, each with its basis."""
     found = [load_device(name) for name in device_names()]
     figures = [d.figures for d in found]
     names = dict.fromkeys(name for f in figures for name in f)
@@ -91,7 +91,7 @@ def _figure(figure: Any) -> str:
 
 
 def evidence() -> str:
-    """The runs that ship, each against the run without kernels of its table."""
+    """The shipped runs, each compared with the run without kernels from the same table."""
     rows = []
     for found in load_evidence().tables:
         base = found.baseline.warm_s_per_step
@@ -108,7 +108,7 @@ def evidence() -> str:
 
 
 def rules() -> str:
-    """The compilers whose fusion is described, and where each rule comes from."""
+    """The compilers whose fusion is described, with the source of each rule."""
     rows = []
     for name in known_rules():
         found = load_rules(name)
@@ -117,7 +117,7 @@ def rules() -> str:
 
 
 def kernels() -> str:
-    """The kernels, the forms of site that they take, and the limits of the op and of each provider."""
+    """The kernels, the forms of site that they accept, and the limits of the op and of each provider."""
     return table(("kernel", "provider", "limits"), _kernel_rows())
 
 
@@ -150,7 +150,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def cli() -> str:
-    """The page on the command line, from the commands themselves."""
+    """The command line page, generated from the commands."""
     root: Any = typer.main.get_command(app)
     parts = [
         "# Command line\n",
@@ -194,7 +194,7 @@ def _short(command: Any) -> str:
 
 
 def _told(text: str) -> tuple[str, str]:
-    """The help of a parameter, and its default."""
+    """Split the help of a parameter from its default."""
     text, _, default = text.partition("  [default: ")
     text = text.replace("  [required]", " Required.")
     return text.replace("<", "&lt;"), f"`{default.removesuffix(']')}`" if default else ""
@@ -205,7 +205,7 @@ def _prose(text: str | None) -> str:
 
 
 def _epilog(text: str) -> tuple[str, list[str]]:
-    """What is said of exit codes, and the examples."""
+    """Split an epilog into the text on exit codes and the examples."""
     found = _EXAMPLES.search(text)
     if found is None:
         return text, []
@@ -213,7 +213,7 @@ def _epilog(text: str) -> tuple[str, list[str]]:
 
 
 def filled(text: str, page: str) -> str:
-    """A page with its tables as they are now. Raises KeyError for a table that is not there, naming the page."""
+    """The page with up-to-date tables. Raises KeyError, naming the page, for an unknown table."""
 
     def fill(found: re.Match[str]) -> str:
         if found[1] not in TABLES:
@@ -224,13 +224,13 @@ def filled(text: str, page: str) -> str:
 
 
 def pages(folder: Path = DOCS) -> dict[Path, str]:
-    """What each page should hold: those with tables, and the page on the command line."""
+    """The wanted text of every page that has tables, and of the command line page."""
     found = {p: p.read_text(encoding="utf-8") for p in sorted(folder.glob("*.md")) if p.name != "cli.md"}
     return {p: filled(t, p.name) for p, t in found.items() if _BLOCK.search(t)} | {folder / "cli.md": cli()}
 
 
 def main() -> int:
-    """Write the pages, or say which are not up to date."""
+    """Write the pages, or list those that are not up to date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a page is not up to date")
     check = parser.parse_args().check

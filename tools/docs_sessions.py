@@ -1,9 +1,9 @@
-"""Takes the terminal sessions of README.md and docs/ anew: every block of ```console is a command and what it prints.
+"""Record the terminal sessions of README.md and docs/ again: every ```console block is a command and its output.
 
     python tools/docs_sessions.py [PAGE ...]
 
-The commands run as they stand there, in a terminal of 80 columns; minutes for all of them. Times are those of this machine, so it
-should be a quiet one. Exit code: 0; 1 when a command fails, and its page is left as it was.
+The commands run exactly as shown, in a terminal of 80 columns; all of them take minutes. The output contains times of this
+machine, so run it on a quiet one. Exit code: 0; 1 when a command fails, and its page is then left unchanged.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _SESSION = re.compile(r"```console\n\$ (?P<command>[^\n]+)\n.*?```", re.DOTALL)
 
 
 class Failed(Exception):
-    """A command of a page that did not exit with 0."""
+    """A command of a page exited with a code other than 0."""
 
 
 def printed(command: str) -> str:
-    """What a command prints. Raises Failed when it does not exit with 0, with the end of what it said."""
+    """The output of a command. Raises Failed, with the end of stderr, when it does not exit with 0."""
     program, *arguments = shlex.split(command)
     words = [sys.executable, "-m", program, *arguments]
     done = subprocess.run(
@@ -37,12 +37,12 @@ def printed(command: str) -> str:
 
 
 def taken(text: str) -> str:
-    """A page with its sessions as they are now."""
+    """The page with its sessions recorded again."""
     return _SESSION.sub(lambda f: f"```console\n$ {f['command']}\n{printed(f['command'])}```", text)
 
 
 def main() -> int:
-    """Take the sessions of the pages that are named, or of all."""
+    """Record the sessions of the named pages, or of all pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", type=Path, help="default: README.md and docs/*.md")
     for path in parser.parse_args().pages or [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:

@@ -1,10 +1,10 @@
-"""Small programs respelled at random, and close-but-wrong ones: what the passes find, and whether the rewrite computes the same.
+"""Fuzz the passes with randomly respelled small programs and close-but-wrong ones, and check that rewrites compute the same.
 
     python tools/fuzz.py                                     100,000 cases, each site proved first; every third is close but wrong
     python tools/fuzz.py --only wrong --verify structural    what the guards refuse without a proof
     python tools/fuzz.py --seed 4711 --cases 1 --show        one case
 
-Case N is the same on every machine: an interrupted run says with which --seed it goes on. Exit code 1 on a wrong rewrite, a
+Case N is the same on every machine, and an interrupted run prints the --seed to continue with. Exit code 1 on a wrong rewrite, a
 crash, a case that the harness could not judge, or when fewer than 99 % of the equivalent respellings are found.
 """
 
@@ -47,18 +47,18 @@ class Verify(StrEnum):
 
 
 def main(
-    cases: Annotated[int, typer.Option(min=1, help="How many.")] = 100_000,
-    seed: Annotated[int, typer.Option(min=0, help="Number of the first.")] = 0,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 1,
+    cases: Annotated[int, typer.Option(min=1, help="Number of cases.")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="Number of the first case.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of processes, with one thread each.")] = 1,
     only: Annotated[
-        Only, typer.Option(help="Equivalent cases, close-but-wrong ones, or every third of the latter.")
+        Only, typer.Option(help="Equivalent cases, close-but-wrong cases, or both, with every third close but wrong.")
     ] = Only.BOTH,
     verify: Annotated[
-        Verify, typer.Option(help="Prove each site before it is rewritten, or go by structure.")
+        Verify, typer.Option(help="Prove each site before it is rewritten, or rely on structure alone.")
     ] = Verify.NUMERIC,
     show: Annotated[bool, typer.Option(help="Print every case with its graph and verdict.")] = False,
 ) -> None:
-    """Run cases and print what came of them, by respelling and by change."""
+    """Run cases and print the results by respelling and by change."""
     quiet()
     if show:
         for number in range(seed, seed + cases):
@@ -76,19 +76,19 @@ def main(
                     task, advance=count, description=f"cases ({len(tally.bad)} bad)" if tally.bad else "cases"
                 )
         except KeyboardInterrupt:
-            sys.stderr.write(f"fuzz: interrupted; go on with --seed {seed + done} --cases {cases - done}\n")
+            sys.stderr.write(f"fuzz: interrupted; continue with --seed {seed + done} --cases {cases - done}\n")
     summary(tally, done, time.perf_counter() - start, verify)
     raise typer.Exit(bool(tally.bad or tally.faults) or tally.found < GOAL or done < cases)
 
 
 def quiet() -> None:
-    """One thread, and no log of what edits that do not fit made fake tensors raise."""
+    """Use one thread, and silence the log: edits that do not fit make fake tensors raise."""
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
 
 
 def chunks(seed: int, cases: int, jobs: int, only: str, verify: str) -> Iterator[tuple[Tally, int]]:
-    """Tallies of runs of cases, in order of their numbers."""
+    """Tallies of chunks of cases, ordered by case number."""
     runs = [range(at, min(at + CHUNK, seed + cases)) for at in range(seed, seed + cases, CHUNK)]
     work = partial(ran, judge=Judge(verify), kind=only)
     context = multiprocessing.get_context("spawn")
@@ -134,7 +134,7 @@ def summary(tally: Tally, done: int, seconds: float, verify: str) -> None:
         console.print(f"bad cases: --seed {tally.numbers}")
     if tally.faults:
         console.print(
-            f"the harness failed in {len(tally.faults)} more, which say nothing: --seed {sorted(tally.faults)}"
+            f"the harness failed in {len(tally.faults)} more, which are not judged: --seed {sorted(tally.faults)}"
         )
     equivalent = tally.equivalent.total() - tally.equivalent["void"]
     console.print(

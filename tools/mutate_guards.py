@@ -1,26 +1,28 @@
-"""Each guard of the passes and the matcher disabled in turn: is there a test that fails without it?
+"""Disable each guard of the passes and the matcher in turn, and check that some test fails without it.
 
-    python tools/mutate_guards.py                                  all of them
-    python tools/mutate_guards.py --only passes/rope/rope.py            those of one file
-    python tools/mutate_guards.py --list                           what the guards are
-    python tools/mutate_guards.py --save guards.json --resume      after a change of tests: without those killed before
+    python tools/mutate_guards.py                                  all guards
+    python tools/mutate_guards.py --only passes/rope/rope.py            the guards of one file
+    python tools/mutate_guards.py --list                           list the guards
+    python tools/mutate_guards.py --save guards.json --resume      after a change of tests: skip guards killed before
 
 A guard is a condition that keeps the code from going on:
 
 - of an `if` that ends in a refusal: no value, None, False, (), [], a Miss, Reason, Refusal or Unfit, a sentence, a failed
   match, a refusal made elsewhere and passed on (`if problem is not None: return problem`), continue, break, raise;
-- of an `if` that answers something, in a function that otherwise ends in a refusal;
-- of a `while` (not of one over a list of what is left to do), of a `case`, and of `x if condition else None`;
-- the operands of `and` or `all` that a function answers as its bool, and of `found or fail(...)`.
+- of an `if` that returns something, in a function that otherwise ends in a refusal;
+- of a `while` (except one over a worklist), of a `case`, and of `x if condition else None`;
+- the operands of `and` or `all` that a function returns as its bool, and of `found or fail(...)`.
 
-Operands that refuse on their own are guards of their own, also where a local has the condition. Operands that refuse only
-together are one guard together, and each of several operands in one of them is a guard too. Not guards: `if` that only chooses
-between ways to go on, filters of comprehensions, which pick what to look at, and assert, which tells types.
+An operand that refuses on its own is a guard of its own, even if a local variable holds the condition. Operands that refuse
+only together form one guard; if one of them has several operands itself, each of these is a guard too. Not guards are: an `if`
+that only chooses between ways to go on, filters of comprehensions, which select what to look at, and `assert`, which narrows
+types.
 
-A disabled guard is computed and not listened to: what it captures stays captured. Tests run in a copy of the tree with a switch
-at every guard, first all of them, to see which make each guard refuse; only these can tell that it is gone. A guard that no test
-makes refuse has survived. Where no test could tell, tools/mutate_guards.toml says why. Exit code 1 if another survived, or if
-what stands there is no longer so; 2 if nothing can be told, as when the tests fail as it is.
+A disabled guard is still evaluated, but its result is ignored, so what it captures stays captured. Tests run in a copy of the
+tree with a switch at every guard. All of them run first, to see which tests make each guard refuse; only these can detect that
+it is gone. A guard that no test makes refuse has survived. tools/mutate_guards.toml lists the guards whose absence no test can
+detect, with the reason. Exit code 1 if any other guard survives or an entry there no longer holds; 2 if no result is possible,
+for example because tests fail with all guards in place.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ PRELOAD = (
 
 @dataclass(frozen=True)
 class Job:
-    """Where the guards are and what could tell."""
+    """Where the guards are, and which tests could detect their absence."""
 
     root: Path = ROOT
     files: tuple[str, ...] = FILES
@@ -85,27 +87,25 @@ class Job:
         return Tree(self.root, [file for file in found if not only or file in only])
 
     def equivalent(self) -> dict[tuple[str, str], str]:
-        """Reasons why no test can tell, by file and guard."""
+        """The reasons why no test can detect it, by file and guard."""
         given = tomllib.loads(self.reasons.read_text()) if self.reasons.exists() else {}
         return {(file, key): reason for file, of_file in given.items() for key, reason in of_file.items()}
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(metavar="FILE", help="This file only; may be given again.")] = None,
-    tests: Annotated[
-        list[str] | None, typer.Option(metavar="PATH", help="These tests only; may be given again.")
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 1,
-    save: Annotated[Path | None, typer.Option(help="Write what is known after each guard to this file.")] = None,
-    resume: Annotated[bool, typer.Option(help="Leave out what --save's file says was killed.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Print the guards and run nothing.")] = False,
+    only: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Only this file; repeat for more.")] = None,
+    tests: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Only these tests; repeat for more.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of processes, with one thread each.")] = 1,
+    save: Annotated[Path | None, typer.Option(help="Write the results to this file after each guard.")] = None,
+    resume: Annotated[bool, typer.Option(help="Skip guards that the --save file lists as killed.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the guards and run nothing.")] = False,
 ) -> None:
-    """Disable each guard and print which test fails without it."""
+    """Disable each guard and print the test that fails without it."""
     job = Job(tests=tuple(tests or TESTS))
     tree = job.tree(only or [])
     unknown = sorted(set(only or ()) - set(tree.sources))
     if unknown or (resume and save is None):
-        what = f"no guards are looked for in {', '.join(unknown)}" if unknown else "--resume needs --save"
+        what = f"no guards are checked in {', '.join(unknown)}" if unknown else "--resume needs --save"
         sys.stderr.write(f"mutate_guards: {what}\n")
         raise typer.Exit(2)
     if list_:
@@ -123,7 +123,7 @@ def main(
 
 
 def run(job: Job, tree: Tree, jobs: int, save: Path | None = None, resume: bool = False) -> list[Outcome]:
-    """What became of each guard of `tree`, in order."""
+    """The outcome of each guard of `tree`, in order."""
     before = _saved(save) if resume and save is not None and save.exists() else {}
     found = {n: o for n, g in tree.guards.items() if (o := _kept(before, g, tree)) is not None}
     left = [number for number in tree.guards if number not in found]
@@ -144,14 +144,14 @@ def run(job: Job, tree: Tree, jobs: int, save: Path | None = None, resume: bool 
         for number, outcome in runner.kill(left):
             found[number] = outcome
             bad = sum(o.status in ("never", "survived") for o in found.values())
-            progress.update(task, advance=1, description=f"guards ({bad} not missed)" if bad else "guards")
+            progress.update(task, advance=1, description=f"guards ({bad} not detected)" if bad else "guards")
             if save is not None:
                 _save(save, [found[n] for n in sorted(found)], tree)
     return [found[number] for number in sorted(found)]
 
 
 def summary(found: list[Outcome], equivalent: Mapping[tuple[str, str], str], tree: Tree, seconds: float) -> bool:
-    """Print the table of what was found; whether all is well."""
+    """Print the table of outcomes; return whether no guard survived and every listed reason holds."""
     console = Console()
     table = Table("guard", "refuses", "without it", title="Guards, each disabled in turn")
     counts: Counter[str] = Counter()
@@ -204,7 +204,7 @@ def _saved(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _kept(before: Mapping[tuple[str, str], dict[str, Any]], guard: Guard, tree: Tree) -> Outcome | None:
-    """What was found before, where that was a kill and the file is as it was."""
+    """The earlier outcome if it was a kill and the file is unchanged, else None."""
     entry = before.get((guard.file, guard.key))
     if entry is None or entry["status"] not in ("killed", "timeout") or entry["source"] != tree.digest(guard.file):
         return None

@@ -103,10 +103,10 @@ def _misses(sites: Sequence[SiteInfo]) -> tuple[tuple[str, str, str, int], ...]:
 def _outside(
     there: Mapping[str, int], found: Mapping[str, int], sites: Sequence[SiteInfo]
 ) -> list[tuple[str, str, str, int]]:
-    """What is neither found nor a near miss: it ran outside of all graphs, or looks like nothing that is looked for."""
+    """What is neither found nor a near miss: it ran outside all graphs, or matches no known pattern."""
     told = Counter(s.kind for s in sites if not _found(s))
     left = {kind: there[kind] - found[kind] - told[kind] for kind in KINDS}
-    message = "in no graph that Dynamo made, or like nothing that is looked for"
+    message = "in no graph that Dynamo captured, or matches no known pattern"
     return [(kind, "not_seen", message, n) for kind, n in left.items() if n > 0]
 
 

@@ -1,4 +1,4 @@
-"""The comparison as text: a row for each class, misses by reason, what is left out."""
+"""The comparison as text: a row for each class, misses by reason, and the classes left out."""
 
 from __future__ import annotations
 
@@ -10,30 +10,35 @@ from .compare import GOALS, KINDS, TOLERANCE, Row
 __all__ = ["below", "markdown", "row_text", "totals"]
 
 HEAD = """\
-# Coverage: what is found in other models
+# Coverage of other models
 
-Written by `python tools/coverage.py --format markdown`. Every transformer class of diffusers {diffusers}, a UNet and decoders of
-transformers {transformers} are built from small configurations with random weights, and compiled with every kernel (`policy="all"`,
-provider "reference", inner backend "eager", float32).
+What fluxrewrite finds in each transformer class of diffusers {diffusers}, a UNet and decoders of transformers {transformers},
+compared with what the model computes. The models are built from small configurations with random weights and compiled with
+every kernel (`policy="all"`, provider "reference", inner backend "eager", float32).
+`python tools/coverage.py --format markdown` writes this page.
 
-What is there is counted while the model runs in eager mode, without looking at a graph: calls of `scaled_dot_product_attention`,
-of `flex_attention`, and softmaxes whose result goes into a matrix product; tensors that the model's own rotary functions
-return; linear layers that read one tensor and are, by autograd's record, where two or three of query, key and value of
-one attention come from. Linear attention has no softmax and is not counted. What is found are sites that a kernel may take, or
-that a larger site holds, as often as their graph runs. Outputs are equal when the largest difference from eager is at most
-{tolerance:g} of the largest value.
+The totals are counted while the model runs in eager mode, without looking at a graph:
+
+- attention: calls of `scaled_dot_product_attention` and of `flex_attention`, and softmaxes whose result goes into a matrix
+  product. Linear attention has no softmax and is not counted;
+- rotations: tensors that the model's own rotary functions return;
+- projection groups: linear layers that read one tensor and that autograd records as the source of two or three of query, key
+  and value of one attention.
+
+A site counts as found when a kernel may take it or a larger site contains it; it counts once for each run of its graph. Outputs
+are equal when the largest difference from eager is at most {tolerance:g} of the largest value.
 
 """
 
 
 def totals(rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
-    """For each kind how many are found, and how many there are."""
+    """For each kind, how many were found and how many there are."""
     compared = [r for r in rows if not r.problem]
     return {k: (sum(r.share(k) for r in compared), sum(r.there[k] for r in compared)) for k in KINDS}
 
 
 def below(rows: Sequence[Row]) -> list[str]:
-    """Which goals are not met, a line each."""
+    """The goals that are missed, one line each."""
     short = [
         f"{kind}: {found} of {there} found, goal {GOALS[kind]:.0%}"
         for kind, (found, there) in totals(rows).items()
@@ -60,7 +65,7 @@ def markdown(rows: Sequence[Row], versions: dict[str, str]) -> str:
 
 
 def _misses(rows: Sequence[Row]) -> list[str]:
-    lines = ["## What is not found", "", "| class | kind | reason | | times |", "|---|---|---|---|---|"]
+    lines = ["## What was not found", "", "| class | kind | reason | | times |", "|---|---|---|---|---|"]
     for row in rows:
         lines += [
             f"| {row.name} | {kind} | {code} | {message.replace('|', '/')} | {n} |"
@@ -73,4 +78,4 @@ def _misses(rows: Sequence[Row]) -> list[str]:
 
 def _left_out(rows: Sequence[Row]) -> list[str]:
     left = [f"- {r.name}: {r.problem}." for r in rows if r.problem]
-    return ["## What is left out", "", *(left or ["Nothing."])]
+    return ["## Models left out", "", *(left or ["Nothing."])]
