@@ -102,18 +102,17 @@ def main(
 ) -> None:
     """Disable each guard and print the test that fails without it."""
     job = Job(tests=tuple(tests or TESTS))
-    tree = job.tree(only or [])
-    unknown = sorted(set(only or ()) - set(tree.sources))
-    if unknown or (resume and save is None):
-        what = f"no guards are checked in {', '.join(unknown)}" if unknown else "--resume needs --save"
-        sys.stderr.write(f"mutate_guards: {what}\n")
-        raise typer.Exit(2)
-    if list_:
-        for guard in tree.guards.values():
-            print(f"{guard.file}:{guard.line}: {guard.function} {_said(guard)}")
-        print(f"{len(tree.guards)} guards")
-        return
     try:
+        tree = job.tree(only or [])
+        if unknown := sorted(set(only or ()) - set(tree.sources)):
+            raise Unfit(f"no guards are checked in {', '.join(unknown)}")
+        if resume and save is None:
+            raise Unfit("--resume needs --save")
+        if list_:
+            for guard in tree.guards.values():
+                print(f"{guard.file}:{guard.line}: {guard.function} {_said(guard)}")
+            print(f"{len(tree.guards)} guards")
+            return
         start = time.perf_counter()
         found = run(job, tree, jobs, save, resume)
     except Unfit as error:

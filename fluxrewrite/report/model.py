@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field

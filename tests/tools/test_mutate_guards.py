@@ -1,9 +1,11 @@
 """Guards found and disabled in a tree of a few lines; `make mutate` does it to the passes and the matcher."""
 
+import dataclasses
 import importlib
 import json
 
 import pytest
+import typer
 from documented import ROOT
 from mutants import Runner, Unfit, guards_of, instrumented
 
@@ -77,6 +79,23 @@ def job(tool, tmp_path):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return tool.Job(root, ("rule/numbers.py",), ("tests",), (), root / "reasons.toml")
+
+
+def test_a_folder_without_sources_is_an_error_and_not_a_tree_without_guards(tool, job, monkeypatch, capsys):
+    with pytest.raises(Unfit, match=r"no file matches rules/\*\*/\*.py"):
+        dataclasses.replace(job, files=(*job.files, "rules/**/*.py")).tree([])
+    monkeypatch.setattr(tool, "Job", lambda tests: dataclasses.replace(job, files=("rules/*.py",)))
+    with pytest.raises(typer.Exit) as caught:
+        tool.main(list_=True)
+    assert caught.value.exit_code == 2
+    assert "no file matches rules/*.py" in capsys.readouterr().err
+
+
+def test_sources_of_every_pass_are_among_those_with_guards(tool):
+    found = set(tool.Job().tree([]).sources)
+    passes = {str(p.relative_to(ROOT)) for p in (ROOT / "passes").rglob("*.py")}
+    assert len(passes) > 15
+    assert passes <= found
 
 
 def statuses(found):
