@@ -18,17 +18,17 @@ from .cost import Case
 from .cost.deltas import applied
 from .errors import InputError
 from .fusion.boundary.compare import effect_of
-from .fusion.boundary.planned_graph import Analysed
+from .fusion.boundary.planned_graph import PlannedGraph
 from .fusion.boundary.predicted_price import Predicted
 from .fusion.boundary.target import Target
 from .graph.view import GraphView
 from .models.capture import Capture, capture, capture_spec
 from .models.registry import ModelSpec, Shapes
-from .report.build import Foresight, build_report, dynamic_sizes
+from .report.build import PredictionContext, build_report, dynamic_sizes
 from .report.model import BreakInfo, ModelInfo, Report, Timing
 from .rewrite.joined_weights import Joinable, parameters
 from .rewrite.plan import Plan, Policy, apply_graph, check_policy
-from .rewrite.planner import Failed, make_plan
+from .rewrite.planner import PastFailure, make_plan
 from .rewrite.proof import Prover, Store, check_verify
 from .rewrite.proof.outcome import Prove
 from .rewrite.search import Choice, Price, choose
@@ -90,9 +90,9 @@ def analyse(
     on_error: Callable[[str, Exception], None] | None = None,
     price: Callable[[GraphView], Price] | None = None,
     joinable: Joinable = parameters,
-    failed: Failed = lambda site, kernel: None,
+    failed: PastFailure = lambda site, kernel: None,
     prove: Prove | None = None,
-) -> tuple[Analysed, Graph]:
+) -> tuple[PlannedGraph, Graph]:
     """View one graph, plan its rewrite, carry it out on a copy, and predict what that does if there is a target.
 
     Args:
@@ -116,7 +116,7 @@ def analyse(
     plan = make_plan(view, selection, policy, chooser=chooser, joinable=joinable, failed=failed, prove=prove, **errors)
     rewritten, plan = apply_graph(gm, plan)
     if target is None or case is None:
-        return Analysed(view, plan), rewritten
+        return PlannedGraph(view, plan), rewritten
     try:
         change = effect_of(view, rewritten, plan, target)
         if policy == "auto" and change.after.us > change.before.us and not _measured(plan, target, case):
@@ -126,8 +126,8 @@ def analyse(
         if on_error is None:
             raise
         on_error("predicting what the rewrite does; the report says nothing of it", error)
-        return Analysed(view, plan), rewritten
-    return Analysed(view, plan, change), rewritten
+        return PlannedGraph(view, plan), rewritten
+    return PlannedGraph(view, plan, change), rewritten
 
 
 def _measured(plan: Plan, target: Target, case: Case) -> bool:
@@ -177,7 +177,7 @@ def inspect_spec(
 
 def inspect_graphs(
     spec: ModelSpec, shapes: Shapes, dtype: torch.dtype = torch.bfloat16, options: Options = Options()
-) -> tuple[Report, tuple[Analysed, ...]]:
+) -> tuple[Report, tuple[PlannedGraph, ...]]:
     """`inspect_spec`, and the graphs that its report is about."""
     start = time.perf_counter()
     resolved = options.resolve()
@@ -208,7 +208,7 @@ def _report(
     options: Options,
     start: float,
     shapes: Shapes | None = None,
-) -> tuple[Report, tuple[Analysed, ...]]:
+) -> tuple[Report, tuple[PlannedGraph, ...]]:
     traced = time.perf_counter()
     selection, target = resolved
     case = Case(
@@ -226,7 +226,7 @@ def _report(
     matched = time.perf_counter()
     model = _model_info(name, captured, case, sum(len(a.view.nodes) for a in analysed))
     zero = Timing(capture_s=traced - start, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=peak_rss_mb())
-    foresight = Foresight(target, case, captured.breaks)
+    foresight = PredictionContext(target, case, captured.breaks)
     report = build_report(analysed, selection, options.policy, model, zero, foresight)
     end = time.perf_counter()
     times = {"match_s": matched - traced, "analyse_s": end - traced, "total_s": end - start}

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
-    "Call",
     "CheckFailed",
     "FluxrewriteError",
     "InputError",
+    "KernelCall",
     "RankError",
     "RewriteError",
     "call_of",
@@ -52,7 +52,7 @@ class CheckFailed(FluxrewriteError):
 
 
 @dataclass(frozen=True)
-class Call:
+class KernelCall:
     """Which kernel an error came from, and the shapes and dtypes of the tensors that it was given."""
 
     kernel: str
@@ -61,10 +61,10 @@ class Call:
 
 def mark(error: Exception, kernel: str, arguments: Sequence[Any]) -> None:
     """Note on an error which kernel call it came from; the error stays what it is."""
-    setattr(error, _MARK, Call(kernel, signature(arguments)))
+    setattr(error, _MARK, KernelCall(kernel, signature(arguments)))
 
 
-def call_of(error: BaseException) -> Call | None:
+def call_of(error: BaseException) -> KernelCall | None:
     """The kernel call that an error is marked with."""
     return getattr(error, _MARK, None)
 

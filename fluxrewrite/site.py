@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import Node
 
-from .graph.views import Lanes
+from .graph.views import AxisLanes
 
 __all__ = ["Code", "Finding", "Inline", "Miss", "Proof", "Reason", "Site"]
 
@@ -134,7 +134,7 @@ class Inline:
 
     joined: tuple[tuple[Node, ...], ...]
     columns: int
-    results: tuple[Lanes, ...]
+    results: tuple[AxisLanes, ...]
 
 
 @dataclass(frozen=True)

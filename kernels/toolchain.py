@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from fluxrewrite.errors import InputError
-from fluxrewrite.provider.neuron_device import Device, imported, typed
+from fluxrewrite.provider.neuron_device import NeuronDevice, imported, typed
 
 from . import emulator
 
-__all__ = ["Device", "Emulator", "Profiler", "Simulator", "Toolchain", "check", "has_nki", "toolchain"]
+__all__ = ["Emulator", "NeuronDevice", "Profiler", "Simulator", "Toolchain", "check", "has_nki", "toolchain"]
 
 _IMPORTING = threading.Lock()
 
@@ -141,5 +141,5 @@ def toolchain(execution: str | Toolchain) -> Toolchain:
         return execution
     check(execution)
     if execution == "device":
-        return Device()
+        return NeuronDevice()
     return Simulator() if has_nki() else Emulator()

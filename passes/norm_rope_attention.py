@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fluxrewrite.passes.attention.attention import Attention, Call
+from fluxrewrite.passes.attention.attention import Attention, AttentionCall
 from fluxrewrite.passes.rope.rope import Rope
 from fluxrewrite.passes.rope.tables import emit_tables
 from torch.fx import Node
@@ -64,7 +64,7 @@ class NormRopeAttention(Pass):
         return findings
 
     def _region(self, view: GraphView, site: Site, query: Site | None, key: Site | None) -> Finding:
-        call: Call = site.extra["call"]
+        call: AttentionCall = site.extra["call"]
         path, at = site.path, site.outputs[0]
         if query is None or key is None:
             return self.miss(Code.PATTERN, f"the {'key' if query else 'query'} is not rotated", path, at)

@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 
 import fluxrewrite
 from fluxrewrite import kernel
-from fluxrewrite.fusion.boundary.compare import Effect, effect_of
+from fluxrewrite.fusion.boundary.compare import RewriteEffect, effect_of
 from fluxrewrite.fusion.boundary.target import Target
 from fluxrewrite.graph import GraphView
 from fluxrewrite.models.capture import Capture, capture, capture_spec
@@ -139,7 +139,7 @@ def find(trace: Any) -> Callable[..., list[Site | Miss]]:
 
 
 @pytest.fixture
-def foresee() -> Callable[..., Effect]:
+def foresee() -> Callable[..., RewriteEffect]:
     """`foresee(gm, kernels, ...)`: what rewriting a graph does to it; every site is eligible."""
 
     def run(
@@ -149,7 +149,7 @@ def foresee() -> Callable[..., Effect]:
         regime: str = "compile",
         compiler: str = "inductor",
         device: str = "trn2",
-    ) -> Effect:
+    ) -> RewriteEffect:
         view = GraphView(gm.graph)
         rewritten, plan = apply(gm, make_plan(view, Selection.of(kernels, "reference"), policy))
         return effect_of(view, rewritten.graph, plan, Target.of(device, regime, compiler))

@@ -27,7 +27,7 @@ from fluxrewrite.analysis import Options, analyse
 from fluxrewrite.cost import Case
 from fluxrewrite.fusion.boundary.executables import segments
 from fluxrewrite.graph import GraphView
-from fluxrewrite.report.build import Foresight, build_report
+from fluxrewrite.report.build import PredictionContext, build_report
 from fluxrewrite.report.model import ModelInfo, Timing
 from fluxrewrite.site import Site
 
@@ -42,7 +42,7 @@ def analysis(module: GraphModule, options: Options) -> int:
     analysed, _ = analyse(module, selection, options.policy, target, case)
     none = Timing(capture_s=0, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=0)
     model = ModelInfo(name="", parameters=0, dtype="bfloat16", graphs=1, graph_nodes=len(module.graph.nodes))
-    report = build_report([analysed], selection, options.policy, model, none, Foresight(target, case))
+    report = build_report([analysed], selection, options.policy, model, none, PredictionContext(target, case))
     report.to_json()
     return len(report.boundaries)
 

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 from fluxrewrite.kernels.emulator.timeline import Engine
-from fluxrewrite.kernels.harness.call_cost import Modelled, model_call
+from fluxrewrite.kernels.harness.call_cost import ModelledCall, model_call
 from fluxrewrite.kernels.harness.sample_inputs import arguments, complete
 from fluxrewrite.kernels.toolchain import Profiler
 from fluxrewrite.provider.registry.registry import load_provider
@@ -57,7 +57,7 @@ class Row:
 
     kernel: str
     shape: str
-    call: Modelled
+    call: ModelledCall
     other_us: float | None
     nkilib_us: float | None
     note: str

@@ -18,7 +18,7 @@ from .ranks import leads, ranked, terminable
 if TYPE_CHECKING:
     from ..cost.runs import Runs, Setup
     from ..measure.bench.variants import Chosen
-    from ..measure.rendezvous import Crew
+    from ..measure.rendezvous import RankGroup
 
 __all__ = ["bench"]
 
@@ -105,7 +105,7 @@ def bench(
         _run(setup, chosen, timeout, _Kept(save if leads(crew) else None), format, output, crew)
 
 
-def _dtype(device: str, crew: Crew | None) -> Dtype:
+def _dtype(device: str, crew: RankGroup | None) -> Dtype:
     """The dtype that models run in unless it makes matrix products slow; the first rank decides for all."""
     if device != "cpu":
         return Dtype.BF16
@@ -124,7 +124,7 @@ def _check_numbers(counts: tuple[tuple[str, int | None, int], ...], timeout: flo
         raise InputError(f"--timeout {timeout:g}: more than 0 seconds")
 
 
-def _check(setup: Setup, chosen: tuple[Chosen, ...], crew: Crew | None) -> None:
+def _check(setup: Setup, chosen: tuple[Chosen, ...], crew: RankGroup | None) -> None:
     """Raise InputError, on every rank, for what no worker could run on one of them."""
     from ..measure.bench.run import check_setup
 
@@ -174,7 +174,7 @@ def _run(
     kept: _Kept,
     format: TableFormat,
     output: Path | None,
-    crew: Crew | None,
+    crew: RankGroup | None,
 ) -> None:
     """All variants, then the table of what finished, then what went wrong."""
     from ..measure.bench.run import bench as run_all

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..cost.devices import Device
     from ..cost.evidence import Evidence, Table
-    from ..measure.kernel_times import Call
+    from ..measure.kernel_times import TimedCall
 
 __all__ = ["calibrate"]
 
@@ -61,7 +61,7 @@ def _measure(quick: bool, threads: int | None) -> Device:
         return measure.calibrate(measure.QUICK if quick else measure.FULL, threads=threads, step=step)
 
 
-def _calls(model: str, tokens: tuple[int, int], dtype: torch.dtype, kernels: str | None) -> list[Call]:
+def _calls(model: str, tokens: tuple[int, int], dtype: torch.dtype, kernels: str | None) -> list[TimedCall]:
     """The distinct kernel calls of a model, traced without weights."""
     with progress(f"tracing {model}"):
         from ..measure.kernel_times import distinct_calls
@@ -77,7 +77,7 @@ def _calls(model: str, tokens: tuple[int, int], dtype: torch.dtype, kernels: str
     return found
 
 
-def _timed(device: Device, calls: Sequence[Call], quick: bool, threads: int | None) -> Device:
+def _timed(device: Device, calls: Sequence[TimedCall], quick: bool, threads: int | None) -> Device:
     """The profile with the times of these calls."""
     if not calls:
         return device

@@ -12,7 +12,7 @@ from .common import counted, show, write
 
 if TYPE_CHECKING:
     from ..cost.runs import Runs
-    from ..fusion.boundary.planned_graph import Analysed
+    from ..fusion.boundary.planned_graph import PlannedGraph
     from ..report.model import Report
 
 __all__ = ["InspectFormat", "ReportFormat", "check_forms", "emit", "read_runs", "timed"]
@@ -72,7 +72,7 @@ def emit(
     output: Path | None,
     site: str | None = None,
     runs: Runs | None = None,
-    graphs: Sequence[Analysed] = (),
+    graphs: Sequence[PlannedGraph] = (),
 ) -> None:
     """Write a report in a format, to a file or the terminal; with `site`, the neighbourhood of that site, with `runs`, them too.
 
@@ -103,7 +103,7 @@ def _text(report: Report, format: ReportFormat, site: str | None, runs: Runs | N
     return svg.map_svg(report) if format is ReportFormat.SVG else dot.map_dot(report)
 
 
-def _emit_graphs(report: Report, graphs: Sequence[Analysed], output: Path | None) -> None:
+def _emit_graphs(report: Report, graphs: Sequence[PlannedGraph], output: Path | None) -> None:
     """Write the graphs for Model Explorer; to a file with files of node data beside it, "x.bytes.json" and "x.us.json"."""
     from ..report.draw.model_explorer import collection, node_data
 

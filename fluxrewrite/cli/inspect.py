@@ -14,7 +14,7 @@ from .common import Dtype, PolicyName, ProofName, Regime, progress, torch_dtype,
 from .formats import InspectFormat, check_forms, emit, read_runs, timed
 
 if TYPE_CHECKING:
-    from ..report.budget import Limit
+    from ..report.budget import BudgetLimit
     from ..rewrite.selection import Selection
 
 __all__ = ["inspect"]
@@ -82,7 +82,7 @@ def inspect(
     check(report, limits)
 
 
-def _limits(fail_on: Sequence[str], budget: Path | None, selection: Selection) -> list[Limit]:
+def _limits(fail_on: Sequence[str], budget: Path | None, selection: Selection) -> list[BudgetLimit]:
     from ..report.budget import parse_limit, read_budget
 
     limits = [parse_limit(text, kinds=selection.passes) for text in fail_on]

@@ -16,12 +16,12 @@ from .common import Dtype, progress, show, torch_dtype, writable, write
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ..provider.profile import Launch, Profiled
+    from ..provider.profile import Profiled, ProfiledLaunch
 
 __all__ = ["profile"]
 
 
-class Device(StrEnum):
+class EmulatedDevice(StrEnum):
     """Devices that the emulator models."""
 
     TRN1 = "trn1"
@@ -33,7 +33,7 @@ def profile(
     name: Annotated[str, typer.Argument(help="Kernel: rope, qkv, attention or norm_rope_attention.")],
     shape: Annotated[str | None, typer.Option(help="Sizes that differ from the defaults, as heads=6,sequence=4608; a wrong name "
                                                    "lists the known ones.")] = None,
-    device: Annotated[Device, typer.Option(help="Device to model.")] = Device.TRN2,
+    device: Annotated[EmulatedDevice, typer.Option(help="Device to model.")] = EmulatedDevice.TRN2,
     dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")] = Dtype.BF16,
     cores: Annotated[int, typer.Option(help="Physical cores of one logical core: 1 or 2.")] = 1,
     provider: Annotated[str, typer.Option(help="Whose kernel, as for inspect.")] = "builtin",
@@ -41,7 +41,7 @@ def profile(
     top: Annotated[int, typer.Option(help="How many of the busiest instructions to show.")] = 5,
 ) -> None:  # fmt: skip
     """Model what one call of kernel NAME costs. An emulator computes it from published figures: no hardware runs."""
-    from ..provider.profile import Asked, parse_sizes
+    from ..provider.profile import ProfileRequest, parse_sizes
     from ..provider.registry import profile as ask
 
     if cores not in (1, 2):
@@ -51,7 +51,7 @@ def profile(
     sizes = parse_sizes(shape)
     writable(trace)
     with progress(f"modelling {name}"):
-        call = ask(provider, Asked(name, sizes, torch_dtype(dtype), device.value, cores))
+        call = ask(provider, ProfileRequest(name, sizes, torch_dtype(dtype), device.value, cores))
     if trace is not None:
         write(json.dumps(_joined(call)), trace)
     from rich.console import Group
@@ -95,7 +95,7 @@ def _parts(call: Profiled, top: int, trace: Path | None) -> Iterator[RenderableT
         yield Text(f"\nTimeline in {trace}: open it at ui.perfetto.dev")
 
 
-def _tables(profile: Launch, top: int) -> Iterator[RenderableType]:
+def _tables(profile: ProfiledLaunch, top: int) -> Iterator[RenderableType]:
     """Engines, memory and busiest instructions of one launch."""
     from rich.text import Text
 

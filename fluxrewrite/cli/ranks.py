@@ -19,7 +19,7 @@ from ..errors import CheckFailed, FluxrewriteError, InputError, RankError
 from .common import progress
 
 if TYPE_CHECKING:
-    from ..measure.rendezvous import Crew
+    from ..measure.rendezvous import RankGroup
 
 __all__ = ["Terminated", "leads", "leave", "ranked", "terminable"]
 
@@ -49,13 +49,13 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def leads(crew: Crew | None) -> bool:
+def leads(crew: RankGroup | None) -> bool:
     """Whether this process prints and writes files."""
     return crew is None or crew.here.leads
 
 
 @contextlib.contextmanager
-def ranked(tp: int | None, wait_s: float) -> Iterator[Crew | None]:
+def ranked(tp: int | None, wait_s: float) -> Iterator[RankGroup | None]:
     """The ranks, where torchrun started several of them; None for one process. An error in the block is told once, by one rank.
 
     Args:
@@ -114,13 +114,13 @@ def _end_of(error: BaseException) -> _End:
     return _End(2 if isinstance(error, InputError) else 1, (str(error),), isinstance(error, RankError))
 
 
-def leave(crew: Crew, signalled: bool) -> None:
+def leave(crew: RankGroup, signalled: bool) -> None:
     """End this process, for `watched`: because of a signal, or because another rank has failed."""
     why = "interrupted" if signalled else "another rank failed or torchrun ended"
     os._exit(_all_ended(crew, _End(130 if signalled else 1, (why,), True)))
 
 
-def _tell(crew: Crew, end: _End) -> None:
+def _tell(crew: RankGroup, end: _End) -> None:
     """Tell how this rank ended, as far as there is still somebody to tell."""
     from ..measure.rendezvous import END
 
@@ -128,7 +128,7 @@ def _tell(crew: Crew, end: _End) -> None:
         crew.tell(END, json.dumps(asdict(end)))
 
 
-def _all_ended(crew: Crew, mine: _End) -> int:
+def _all_ended(crew: RankGroup, mine: _End) -> int:
     """Have one rank say why all end, the lowest of those that can; the exit code.
 
     The cause is the end of a rank that does not follow from another's.
@@ -150,7 +150,7 @@ def _all_ended(crew: Crew, mine: _End) -> int:
     return cause.code
 
 
-def _ends(crew: Crew, mine: _End) -> dict[int, _End]:
+def _ends(crew: RankGroup, mine: _End) -> dict[int, _End]:
     """How the ranks ended, in order of ranks, as far as they tell in time.
 
     Signals are for all ranks: once there was one the first rank waits for nobody, for a rank with a reason has told it before,
@@ -172,7 +172,7 @@ def _ends(crew: Crew, mine: _End) -> dict[int, _End]:
     return {rank: _End(**json.loads(text)) for rank, text in told.items()}
 
 
-def _listen(crew: Crew, to: int, what: str) -> None:
+def _listen(crew: RankGroup, to: int, what: str) -> None:
     """Return when a rank has told, nobody can tell any more, or it takes too long."""
     deadline = time.monotonic() + _SPEAKER_S
     with contextlib.suppress(RankError, KeyboardInterrupt):

@@ -23,8 +23,8 @@ from .verify_kernels import check_kernels
 from .watchdog import watched
 
 if TYPE_CHECKING:
-    from ..measure.rendezvous import Crew
-    from ..measure.verify import Options, Progress, Verification
+    from ..measure.rendezvous import RankGroup
+    from ..measure.verify import Progress, Verification, VerifyOptions
     from ..models.registry import ModelSpec, Shapes
 
 __all__ = ["OptionalKernels", "verify"]
@@ -129,13 +129,13 @@ def _check_model(
     dtype: Dtype,
     asked: dict[str, Any],
     seed: int,
-    crew: Crew | None,
+    crew: RankGroup | None,
     out: tuple[Format, Path | None],
 ) -> None:
-    from ..measure.verify import Options, judge
+    from ..measure.verify import VerifyOptions, judge
     from ..models.registry import Shapes
 
-    found = _verified(model, Shapes(*tokens), dtype, Options(**asked), seed, crew)
+    found = _verified(model, Shapes(*tokens), dtype, VerifyOptions(**asked), seed, crew)
     if leads(crew):
         _out(found, *out)
     judge(found)
@@ -166,7 +166,9 @@ def _refuse(ctx: typer.Context, names: Sequence[str], meant: str) -> None:
             raise InputError(f"--{name.replace('_', '-')} is for {meant}")
 
 
-def _verified(name: str, shapes: Shapes, dtype: Dtype, options: Options, seed: int, crew: Crew | None) -> Verification:
+def _verified(
+    name: str, shapes: Shapes, dtype: Dtype, options: VerifyOptions, seed: int, crew: RankGroup | None
+) -> Verification:
     """What there is to say of a model. Kernels and models that print do not print into the result."""
     with progress("loading torch"):
         from ..measure.verify import verify as run
@@ -186,7 +188,7 @@ def _verified(name: str, shapes: Shapes, dtype: Dtype, options: Options, seed: i
 
 
 @contextlib.contextmanager
-def _group(crew: Crew | None) -> Iterator[int]:
+def _group(crew: RankGroup | None) -> Iterator[int]:
     """The process group of the ranks; yields how many they are."""
     if crew is None:
         yield 1

@@ -16,7 +16,7 @@ from .common import Format, counted, show, write
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ..provider.check_suite import Case, Result, Suite
+    from ..provider.check_suite import CheckCase, Result, Suite
 
 __all__ = ["check_kernels"]
 
@@ -88,7 +88,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _chosen(suite: Suite, kernels: Any, quick: bool, filter: str | None) -> list[Case]:
+def _chosen(suite: Suite, kernels: Any, quick: bool, filter: str | None) -> list[CheckCase]:
     cases = suite.cases()
     chosen = [c for c in cases if c.kernel in kernels and (c.quick or not quick) and (filter or "") in str(c)]
     if not chosen:

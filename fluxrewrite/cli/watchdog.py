@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 from ..errors import RankError
 
 if TYPE_CHECKING:
-    from ..measure.rendezvous import Crew
+    from ..measure.rendezvous import RankGroup
 
 __all__ = ["watched"]
 
-Leave = Callable[["Crew", bool], None]
+Leave = Callable[["RankGroup", bool], None]
 
 GRACE_S = 5.0
 """How long the main thread has to hear it itself."""
@@ -31,7 +31,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def watched(crew: Crew, leave: Leave) -> Iterator[None]:
+def watched(crew: RankGroup, leave: Leave) -> Iterator[None]:
     """Call `leave` from a thread when this rank is told to end, or another one has failed, and the block goes on all the same.
 
     Args:
@@ -58,7 +58,9 @@ def watched(crew: Crew, leave: Leave) -> Iterator[None]:
         theirs.close()
 
 
-def _watch(crew: Crew, signals: socket.socket, done: threading.Event, leaving: threading.Lock, leave: Leave) -> None:
+def _watch(
+    crew: RankGroup, signals: socket.socket, done: threading.Event, leaving: threading.Lock, leave: Leave
+) -> None:
     told = False
     while not done.is_set():
         told = _told(signals, _LOOK_S)
@@ -78,7 +80,7 @@ def _told(signals: socket.socket, wait: float) -> bool:
     return bool(heard) and any(number in _SIGNALS for number in signals.recv(64))
 
 
-def _failed(crew: Crew) -> bool:
+def _failed(crew: RankGroup) -> bool:
     """Whether a rank has told of its failure, or nobody can tell any more."""
     from ..measure.rendezvous import END
 

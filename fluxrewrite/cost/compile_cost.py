@@ -7,7 +7,7 @@ from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .evidence import Case, Evidence, Run, Table, kind_of, same_form
+from .evidence import Case, Evidence, MeasuredRun, Table, kind_of, same_form
 
 __all__ = ["CompileCost", "compile_cost"]
 
@@ -81,7 +81,7 @@ def compile_cost(
     return _added_up(known, table, counts, elsewhere)
 
 
-def _measured(table: Table, counts: Mapping[str, int]) -> Run | None:
+def _measured(table: Table, counts: Mapping[str, int]) -> MeasuredRun | None:
     """The run of just these kernels, in as many specialisations where the run says how many."""
     by_kind: Counter[str] = Counter()
     for name, count in counts.items():
@@ -108,7 +108,7 @@ def _added_up(known: CompileCost, table: Table, counts: Mapping[str, int], elsew
     )
 
 
-def _timed(run: Run, kernel: str) -> int | None:
+def _timed(run: MeasuredRun, kernel: str) -> int | None:
     """Specialisations of that kernel in the run."""
     return next((n for k, n in run.specialisations.items() if kind_of(k) == kind_of(kernel)), None)
 

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import InputError
 
-__all__ = ["Record", "read", "read_json", "shipped"]
+__all__ = ["DataRecord", "read", "read_json", "shipped"]
 
 DATA = Path(__file__).parent / "data"
 
 
-class Record(BaseModel):
+class DataRecord(BaseModel):
     """A part of a data file: read-only, no unknown fields, no infinities."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())

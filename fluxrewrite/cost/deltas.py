@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from .evidence import Case, Evidence, Run, Table, kind_of, same_form
+from .evidence import Case, Evidence, MeasuredRun, Table, kind_of, same_form
 from .noise import median_noise, threshold
 
-__all__ = ["RUINOUS", "Applied", "Delta", "Prediction", "applied", "delta", "deltas", "noise", "predict", "ruined"]
+__all__ = ["RUINOUS", "Applied", "Delta", "RunsPrediction", "applied", "delta", "deltas", "noise", "predict", "ruined"]
 
 RUINOUS = 2.0
 """From this ratio on, a run says that kernel calls as such do not work in that stack, whatever the kernel computes."""
@@ -29,7 +29,7 @@ class Delta:
 
     kernel: str
     table: Table
-    run: Run
+    run: MeasuredRun
 
     @property
     def calls(self) -> int:
@@ -97,7 +97,7 @@ class Applied:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class RunsPrediction:
     """What measured deltas say of a set of kernels.
 
     Attributes:
@@ -127,7 +127,7 @@ class Prediction:
         return self.predicted_s / self.measured_s - 1 if self.predicted_s and self.measured_s else None
 
 
-def noise(table: Table, run: Run) -> float:
+def noise(table: Table, run: MeasuredRun) -> float:
     """Share of a step within which a run does not differ from the one without kernels."""
     steps = run.beside_steps_s
     base = median_noise(steps) / statistics.median(steps) if steps else table.baseline.noise
@@ -178,7 +178,7 @@ def applied(evidence: Evidence, case: Case, kernel: str) -> Applied | None:
     )
 
 
-def predict(evidence: Evidence, case: Case, kernels: Mapping[str, int] | Iterable[str]) -> Prediction | None:
+def predict(evidence: Evidence, case: Case, kernels: Mapping[str, int] | Iterable[str]) -> RunsPrediction | None:
     """Add the measured deltas of single kernels up; None when there is none for any of them.
 
     Args:
@@ -198,7 +198,7 @@ def predict(evidence: Evidence, case: Case, kernels: Mapping[str, int] | Iterabl
     base = next((t for t in evidence.tables_for(case) if t.case == case), None)
     baseline = base.baseline.warm_s_per_step if base else None
     run = _measured(base, counts) if base else None
-    return Prediction(
+    return RunsPrediction(
         kernels=tuple(counts),
         ratio=ratio,
         baseline_s=baseline,
@@ -231,7 +231,7 @@ def _threshold(known: Mapping[str, Delta], scales: Mapping[str, float]) -> float
     )
 
 
-def _measured(table: Table, counts: Mapping[str, int | None]) -> Run | None:
+def _measured(table: Table, counts: Mapping[str, int | None]) -> MeasuredRun | None:
     """The run of just these kernels with as many calls."""
     run = table.run(counts)
     if run is None:
@@ -254,7 +254,7 @@ def _why(found: Delta, case: Case, kernel: str) -> str:
 
 
 def _arithmetic(
-    known: Mapping[str, Delta], case: Case, shares: Mapping[str, float], baseline: float | None, run: Run | None
+    known: Mapping[str, Delta], case: Case, shares: Mapping[str, float], baseline: float | None, run: MeasuredRun | None
 ) -> str:
     if len(known) == 1:
         ((name, only),) = known.items()

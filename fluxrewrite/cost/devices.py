@@ -13,7 +13,7 @@ from typing import Final, Literal, Self
 from pydantic import Field, PositiveFloat, model_validator
 
 from ..errors import InputError
-from .data_files import Record, read, shipped
+from .data_files import DataRecord, read, shipped
 
 __all__ = [
     "DEVICE_SCHEMA",
@@ -47,7 +47,7 @@ _REMEDY = (
 )
 
 
-class Figure(Record):
+class Figure(DataRecord):
     """A number with its unit, where it comes from, and how far it may be off.
 
     Attributes:
@@ -80,7 +80,7 @@ class Figure(Record):
         return (self.low or self.value, self.high or self.value)
 
 
-class CallTime(Record):
+class CallTime(DataRecord):
     """What a call in the place of one kind of site takes.
 
     Attributes:
@@ -101,7 +101,7 @@ class CallTime(Record):
         return self
 
 
-class Device(Record):
+class Device(DataRecord):
     """A device profile, per core.
 
     Attributes:

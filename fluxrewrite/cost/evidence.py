@@ -12,7 +12,7 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from .data_files import Record, read, shipped
+from .data_files import DataRecord, read, shipped
 from .devices import Regime
 from .noise import median_noise
 
@@ -20,7 +20,7 @@ __all__ = [
     "EVIDENCE_SCHEMA",
     "Case",
     "Evidence",
-    "Run",
+    "MeasuredRun",
     "Table",
     "covers",
     "kind_of",
@@ -33,7 +33,7 @@ EVIDENCE_SCHEMA: Final = "fluxrewrite.evidence/1"
 REMEDY = "`fluxrewrite calibrate --from TABLE -o FILE` writes such a file"
 
 
-class Case(Record):
+class Case(DataRecord):
     """What was run, or is asked about. None stands for "not known", which is never the same as a value.
 
     Attributes:
@@ -70,7 +70,7 @@ class Case(Record):
         return ", ".join(str(p) for p in parts if p)
 
 
-class Run(Record):
+class MeasuredRun(DataRecord):
     """One variant of a model.
 
     Attributes:
@@ -115,7 +115,7 @@ class Run(Record):
         return self.cold_steps_s[0] if self.cold_steps_s else None
 
 
-class Table(Record):
+class Table(DataRecord):
     """Runs that may be compared: same device, model, sizes and versions; one of them without kernels.
 
     Attributes:
@@ -133,7 +133,7 @@ class Table(Record):
     steps: PositiveInt | None = None
     note: str = ""
     drift: float = Field(default=0.0, ge=0)
-    runs: tuple[Run, ...] = Field(min_length=1)
+    runs: tuple[MeasuredRun, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _comparable(self) -> Self:
@@ -148,17 +148,17 @@ class Table(Record):
         return self
 
     @property
-    def baseline(self) -> Run:
+    def baseline(self) -> MeasuredRun:
         """The run without kernels."""
         return next(r for r in self.runs if not r.kernels)
 
-    def run(self, kernels: Iterable[str]) -> Run | None:
+    def run(self, kernels: Iterable[str]) -> MeasuredRun | None:
         """The run with just these kernels, a kind without a form being any form of it."""
         wanted = tuple(kernels)
         return next((r for r in self.runs if covers(wanted, r.kernels) and covers(r.kernels, wanted)), None)
 
 
-class Evidence(Record):
+class Evidence(DataRecord):
     """All that was measured, later tables before earlier ones where both speak of a case."""
 
     schema_: Literal["fluxrewrite.evidence/1"] = Field(alias="schema")

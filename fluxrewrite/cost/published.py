@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from ..errors import InputError
 from .data_files import read
 from .devices import device_names
-from .evidence import EVIDENCE_SCHEMA, Case, Evidence, Run, Table
+from .evidence import EVIDENCE_SCHEMA, Case, Evidence, MeasuredRun, Table
 
 __all__ = ["from_table"]
 
@@ -123,7 +123,7 @@ def _table(
         kernels = _kernels(path, case, name)
         calls = {k: _calls(k, given) for k in kernels}
         runs.append(
-            Run(
+            MeasuredRun(
                 kernels=kernels,
                 calls={k: n for k, (n, _) in calls.items()},
                 specialisations={k: n for k, (_, n) in calls.items()},

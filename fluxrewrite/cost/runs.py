@@ -10,7 +10,7 @@ from typing import Final, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from ..errors import InputError
-from .data_files import Record, read
+from .data_files import DataRecord, read
 from .evidence import Case
 from .noise import median_noise, threshold
 
@@ -19,7 +19,7 @@ __all__ = [
     "BUSY",
     "RESTLESS",
     "RUNS_SCHEMA",
-    "Machine",
+    "MachineInfo",
     "Output",
     "Runs",
     "Setup",
@@ -47,7 +47,7 @@ The flash attention of the first experiments reached 0.9999 in bfloat16.
 REMEDY = "`fluxrewrite bench MODEL --save FILE` writes such a file"
 
 
-class Setup(Record):
+class Setup(DataRecord):
     """What was asked for; all that a worker needs beside the variant.
 
     Attributes:
@@ -82,7 +82,7 @@ class Setup(Record):
     runs: PositiveInt = 4
 
 
-class Versions(Record):
+class Versions(DataRecord):
     """Of what decides on times."""
 
     fluxrewrite: str
@@ -91,7 +91,7 @@ class Versions(Record):
     diffusers: str | None = None
 
 
-class Machine(Record):
+class MachineInfo(DataRecord):
     """Where it ran: processor, its cores, threads of torch; `device` is the name of an accelerator, or of the processor."""
 
     processor: str
@@ -100,7 +100,7 @@ class Machine(Record):
     device: str | None = None
 
 
-class Timed(Record):
+class Timed(DataRecord):
     """One denoising loop.
 
     Attributes:
@@ -112,7 +112,7 @@ class Timed(Record):
     others: float | None = Field(default=None, ge=0, le=1)
 
 
-class Output(Record):
+class Output(DataRecord):
     """The last latents of the latest run.
 
     Attributes:
@@ -126,7 +126,7 @@ class Output(Record):
     cosine: float | None = None
 
 
-class Variant(Record):
+class Variant(DataRecord):
     """A variant and its finished runs.
 
     Attributes:
@@ -192,7 +192,7 @@ class Variant(Record):
         return o is not None and (not o.finite or (o.cosine is not None and o.cosine < ALIKE))
 
 
-class Runs(Record):
+class Runs(DataRecord):
     """A bench: variants of one model at one size on one machine.
 
     Attributes:
@@ -205,7 +205,7 @@ class Runs(Record):
     schema_: Literal["fluxrewrite.runs/1"] = Field(alias="schema")
     date: str
     versions: Versions
-    machine: Machine
+    machine: MachineInfo
     case: Case
     setup: Setup
     in_turn: bool = False

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..errors import InputError
-from .evidence import EVIDENCE_SCHEMA, Evidence, Run, Table, kind_of
+from .evidence import EVIDENCE_SCHEMA, Evidence, MeasuredRun, Table, kind_of
 from .runs import Runs, Variant
 
 __all__ = ["evidence_of"]
@@ -64,10 +64,10 @@ def _there(name: str | None) -> str:
     return "" if name is None else f"the same kernels as {name}"
 
 
-def _run(variant: Variant, calls: dict[str, int], vanilla: Sequence[float], base: Sequence[float]) -> Run:
+def _run(variant: Variant, calls: dict[str, int], vanilla: Sequence[float], base: Sequence[float]) -> MeasuredRun:
     """The variant, its times as they would have been beside the warm steps of vanilla that the table has, not beside `base`."""
     scale = statistics.median(vanilla) / statistics.median(base)
-    return Run(
+    return MeasuredRun(
         kernels=tuple(calls),
         calls=calls,
         specialisations=_by_kind(variant.specialisations),

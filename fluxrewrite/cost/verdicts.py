@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..errors import InputError
-from .deltas import Prediction, predict, ruined
+from .deltas import RunsPrediction, predict, ruined
 from .evidence import Case, Evidence
 from .noise import NEUTRAL
 
-__all__ = ["Candidate", "KernelVerdict", "Modelled", "on_plan", "verdicts"]
+__all__ = ["Candidate", "KernelVerdict", "ModelledStep", "on_plan", "verdicts"]
 
 _Word = Literal["faster", "neutral", "slower"]
 
 
 @dataclass(frozen=True)
-class Modelled:
+class ModelledStep:
     """What a model of the device says of a whole step; a caller's figures.
 
     Attributes:
@@ -82,7 +82,7 @@ class Candidate:
     kernel: str
     calls: Mapping[str, int] = field(default_factory=dict)
     refusals: tuple[str, ...] = ()
-    modelled: Modelled | None = None
+    modelled: ModelledStep | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -163,7 +163,7 @@ def _together(members: Sequence[Candidate], case: Case, evidence: Evidence) -> K
     return _mixed(name, usable, case, evidence)
 
 
-def _from_runs(name: str, case: Case, p: Prediction) -> KernelVerdict:
+def _from_runs(name: str, case: Case, p: RunsPrediction) -> KernelVerdict:
     """A run of the very set counts before the sum of single ones."""
     seconds = p.measured_s or p.predicted_s
     ratio = p.measured_s / p.baseline_s if p.measured_s and p.baseline_s else p.ratio

@@ -19,11 +19,11 @@ from .. import parallel
 from ..analysis import analyse, peak_rss_mb
 from ..cost import Case
 from ..errors import InputError, RewriteError
-from ..fusion.boundary.planned_graph import Analysed
+from ..fusion.boundary.planned_graph import PlannedGraph
 from ..fusion.boundary.target import Target
-from ..graph.localize import Local, mesh_of
+from ..graph.localize import LocalGraph, mesh_of
 from ..graph.modules import as_module
-from ..report.build import Foresight, build_report, dynamic_sizes
+from ..report.build import PredictionContext, build_report, dynamic_sizes
 from ..report.merge import merge
 from ..report.model import ModelInfo, Report, Timing
 from ..rewrite.base import Replacement
@@ -33,10 +33,10 @@ from ..rewrite.proof import Prover, Store, check_verify
 from ..rewrite.selection import Selection
 from ..site import Code
 from .cache_key import cache_key
-from .compile_graph import Compiling
+from .compile_graph import GraphCompilation
 from .failures import Failures
 from .inner.prepare import WARNING, default_execution, prepare
-from .inner.prepare import Inner as Around
+from .inner.prepare import InnerAdapter as Around
 from .machine import machine_text
 from .measured_price import Measured
 from .time_cache import Times
@@ -160,7 +160,7 @@ class Backend:
             raise InputError(
                 f"policy 'measure' would let each of {len(among)} ranks choose by its own times; use 'auto', 'all' or a callable"
             )
-        return Compiling(self, gm, among).run(example_inputs)
+        return GraphCompilation(self, gm, among).run(example_inputs)
 
     def tell(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
         """Keep a report, in the place of `before` if that was kept, and deliver it."""
@@ -200,7 +200,7 @@ class Backend:
             raise error
         self.warn_once(doing, f"failed in {doing} ({type(error).__name__}: {error}); strict=True raises")
 
-    def rewrite(self, local: Local, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
+    def rewrite(self, local: LocalGraph, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
         """The rewritten graph, `local.gm` itself where nothing is; what was replaced; the report."""
         start = time.perf_counter()
         gm, target = local.gm, self.target
@@ -221,7 +221,9 @@ class Backend:
         )
         self._check_carried_out(analysed.plan)
         matched = time.perf_counter()
-        report = self._report(local, analysed, None if target is None or case is None else Foresight(target, case))
+        report = self._report(
+            local, analysed, None if target is None or case is None else PredictionContext(target, case)
+        )
         end = time.perf_counter()
         timing = Timing(
             capture_s=0,
@@ -233,7 +235,7 @@ class Backend:
         )
         return as_module(gm, rewritten), analysed.plan.replacements(), report.model_copy(update={"timing": timing})
 
-    def _report(self, local: Local, analysed: Analysed, foresight: Foresight | None) -> Report:
+    def _report(self, local: LocalGraph, analysed: PlannedGraph, foresight: PredictionContext | None) -> Report:
         """The report; without predictions where making them fails, for the rewrite does not hang on them."""
         info = _model_info(local).model_copy(update={"eager_fallback": self._around.eager_fallback()})
         build = functools.partial(build_report, [analysed], self.selection, self.policy, info, _NO_TIME)
@@ -306,7 +308,7 @@ def _page(report: Report) -> str:
     return page(report)
 
 
-def _model_info(local: Local) -> ModelInfo:
+def _model_info(local: LocalGraph) -> ModelInfo:
     """Parameters are those of the whole model, nodes those of one rank's graph."""
     gm, mesh = local.gm, mesh_of(local.traced)
     weights = [n.meta.get("example_value") for n in local.traced.graph.find_nodes(op="placeholder")]

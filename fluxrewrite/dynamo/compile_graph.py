@@ -11,18 +11,18 @@ import torch
 from torch.fx import GraphModule
 
 from .. import parallel
-from ..graph.localize import Local, localise
+from ..graph.localize import LocalGraph, localise
 from ..report.model import Report
 from ..rewrite.base import Replacement
 from ..rewrite.joined_weights import Joinable, join, owned, settle, with_joined
 from .failures import Failures, Key, blamed, first_run, writes_inputs
 
-__all__ = ["Compiling", "Host"]
+__all__ = ["CompileHost", "GraphCompilation"]
 
 Run = Callable[..., Any]
 
 
-class Host(Protocol):
+class CompileHost(Protocol):
     """What a graph needs of the backend that compiles it.
 
     Attributes:
@@ -33,7 +33,7 @@ class Host(Protocol):
     strict: bool
     failures: Failures
 
-    def rewrite(self, local: Local, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
+    def rewrite(self, local: LocalGraph, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
         """The rewritten graph, `local.gm` itself where nothing is; what was replaced; the report."""
 
     def compile(self, gm: GraphModule, inputs: list[Any]) -> Run:
@@ -70,7 +70,7 @@ class _Attempt:
     inline: bool = True
 
 
-class Compiling:
+class GraphCompilation:
     """See the module.
 
     Where several ranks run the graph they do all of this together: they agree on the plan and on whether it compiled, and a
@@ -82,11 +82,11 @@ class Compiling:
         among: the ranks that run it, as `parallel.peers` answers them.
     """
 
-    def __init__(self, host: Host, gm: GraphModule, among: Sequence[int] = ()) -> None:
+    def __init__(self, host: CompileHost, gm: GraphModule, among: Sequence[int] = ()) -> None:
         self._host, self._gm, self._among = host, gm, among
 
     @cached_property
-    def _local(self) -> Local:
+    def _local(self) -> LocalGraph:
         return localise(self._gm)
 
     def run(self, inputs: list[Any]) -> Run:

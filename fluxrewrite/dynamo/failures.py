@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ..errors import Call, call_of, signature
+from ..errors import KernelCall, call_of, signature
 from ..fusion.boundary.boundaries import calls_of
 from ..graph.fake_values import value_of
 from ..graph.view import GraphView
@@ -92,7 +92,7 @@ def blamed(
         rewritten: the graph with the calls.
     """
     kernels = [item for item in taken if item.kernel is not None]
-    call: Call | None = next(filter(None, map(call_of, _chain(error))), None)
+    call: KernelCall | None = next(filter(None, map(call_of, _chain(error))), None)
     mine = [
         item for item in kernels if call is not None and item.kernel is not None and item.kernel.name == call.kernel
     ]

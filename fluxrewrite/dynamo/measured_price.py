@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 
 from ..cost.noise import median_noise
 from ..errors import RewriteError
-from ..graph.subgraph import Operand, Part, extract
+from ..graph.subgraph import Operand, Subgraph, extract
 from ..provider.digests import kernel_text
 from ..rewrite.apply import rewrite
 from ..rewrite.base import Replacement
@@ -58,7 +58,7 @@ class _Bench:
 
     block: Block
     key: str
-    part: Part
+    part: Subgraph
     known: dict[str, Time]
     operands: dict[str, torch.Tensor] = field(default_factory=dict)
     base: Run | None = None
@@ -121,7 +121,7 @@ class Measured:
         key = hashlib.sha256(f"{part.digest}\n{self._machine(device)}".encode()).hexdigest()
         return _Bench(block, key, part, self._times.load(key))
 
-    def _candidate(self, bench: _Bench, taken: Sequence[Site]) -> tuple[str, Part] | None:
+    def _candidate(self, bench: _Bench, taken: Sequence[Site]) -> tuple[str, Subgraph] | None:
         """The block with these sites rewritten, and its digest; None when that fails."""
         if not taken:
             return bench.part.digest, bench.part
@@ -142,7 +142,7 @@ class Measured:
         texts = [part.digest, *sorted(map(kernel_text, used.values()))]
         return hashlib.sha256("\n".join(texts).encode()).hexdigest(), part
 
-    def _measure(self, bench: _Bench, new: Mapping[str, Part]) -> None:
+    def _measure(self, bench: _Bench, new: Mapping[str, Subgraph]) -> None:
         """Run new candidates and the block without kernels in turn, and keep their times."""
         none = bench.part.digest
         with _apart():
@@ -163,7 +163,7 @@ class Measured:
             ratio, noise = relative(seconds[key], seconds[none])
             bench.known[key] = Time(us=base.us * ratio, noise_us=base.us * noise)
 
-    def _ready(self, bench: _Bench, part: Part) -> Run:
+    def _ready(self, bench: _Bench, part: Subgraph) -> Run:
         """The part compiled and run twice, bound to its operands."""
         for operand in part.operands:
             if operand.name not in bench.operands:
@@ -180,8 +180,8 @@ class Measured:
         run()
         return run
 
-    def _failed(self, bench: _Bench, what: Sequence[Site] | Part, error: Exception) -> None:
-        kinds = "kernels" if isinstance(what, Part) else "+".join(sorted({s.kind for s in what}))
+    def _failed(self, bench: _Bench, what: Sequence[Site] | Subgraph, error: Exception) -> None:
+        kinds = "kernels" if isinstance(what, Subgraph) else "+".join(sorted({s.kind for s in what}))
         where = f" in {bench.block.path}" if bench.block.path else ""
         message = f"{kinds}{where} cannot be measured and are not chosen ({type(error).__name__}: {error})"
         self._warn(f"measure {bench.block.path}", message)

@@ -25,7 +25,7 @@ class Time(BaseModel):
     noise_us: float
 
 
-class _File(BaseModel):
+class _TimesFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
     schema_: Literal["fluxrewrite.times/1"] = "fluxrewrite.times/1"
     times: dict[str, Time]
@@ -45,7 +45,7 @@ class Times:
         """What is known of a block. A file that cannot be read is left out with a warning."""
         path = self._path(block)
         try:
-            return _File.model_validate_json(path.read_bytes()).times
+            return _TimesFile.model_validate_json(path.read_bytes()).times
         except FileNotFoundError:
             return {}
         except (OSError, ValidationError) as error:
@@ -59,7 +59,7 @@ class Times:
         draft = path.with_suffix(f".{os.getpid()}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            draft.write_text(_File(times=dict(times)).model_dump_json(indent=1))
+            draft.write_text(_TimesFile(times=dict(times)).model_dump_json(indent=1))
             draft.replace(path)
         except OSError as error:
             log.warning("fluxrewrite: measured times are not kept (%s); give a cache_dir that can be written to", error)

@@ -2,6 +2,6 @@
 
 from .groups import Fusion, Group
 from .rules import Rules, load_rules
-from .schedule import Prediction, fuse
+from .schedule import FusionPrediction, fuse
 
-__all__ = ["Fusion", "Group", "Prediction", "Rules", "fuse", "load_rules"]
+__all__ = ["Fusion", "FusionPrediction", "Group", "Rules", "fuse", "load_rules"]

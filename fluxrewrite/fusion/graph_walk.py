@@ -10,14 +10,14 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch.fx import Node
 
-from ..graph.shapes import LEFT_OUT, hint
+from ..graph.shapes import LEFT_OUT, hint, hints
 from ..graph.view import GraphView
 from ..site import Inline, Site
 from .groups import Kind
 from .rules import Rules
-from .strided import Region, dense
+from .strided import StridedRegion, dense
 
-__all__ = ["Buffer", "Key", "Loop", "Lowered", "Value", "Walk", "of_part"]
+__all__ = ["Buffer", "Key", "LoopNest", "Lowered", "ViewedBuffer", "Walk", "of_part"]
 
 OPAQUE = "fluxrewrite."
 B = TypeVar("B")
@@ -36,7 +36,7 @@ class Buffer:
 
 
 @dataclass(slots=True)
-class Loop:
+class LoopNest:
     """One loop nest or call before loops are merged. `space` is (elements of the result, elements summed for each)."""
 
     kind: Kind
@@ -57,17 +57,17 @@ class Lowered:
         places: for each node whose value lies in memory that some loop writes: the buffer, and the bytes of the value.
     """
 
-    loops: list[Loop]
+    loops: list[LoopNest]
     buffers: list[Buffer]
     copies: dict[str, tuple[tuple[str, int], ...]]
     places: dict[str, tuple[int, int]]
 
 
-class Value(NamedTuple, Generic[B]):
+class ViewedBuffer(NamedTuple, Generic[B]):
     """What a node stands for: a view of something computed."""
 
     base: B
-    region: Region
+    region: StridedRegion
 
 
 class Walk(ABC, Generic[B]):
@@ -79,20 +79,20 @@ class Walk(ABC, Generic[B]):
         self._values: dict[Node, Any] = {}
         # Parts of a graph are read again and again, with other calls in them: what does not depend on these is kept.
         self._passed: dict[Node, Node | tuple[()] | None] = view.memo("walk_passed", lambda _: {})
-        self._shown: dict[tuple[Node, Region], Region] = view.memo("walk_shown", lambda _: {})
+        self._shown: dict[tuple[Node, StridedRegion], StridedRegion] = view.memo("walk_shown", lambda _: {})
         self._inside = {n: site for site in calls for n in (*site.interior, *site.outputs)}
         self._due: dict[Node, list[Site]] = {}
         for site in calls:
             self._due.setdefault(site.before, []).append(site)
 
     @abstractmethod
-    def _arrived(self, tensor: Any) -> Value[B] | None:
+    def _arrived(self, tensor: Any) -> ViewedBuffer[B] | None:
         """An input of the graph; None for what is no tensor."""
 
     @abstractmethod
     def _called(
-        self, kind: Kind, name: str, operands: Sequence[Value[B]], results: Sequence[torch.Tensor]
-    ) -> list[Value[B]]:
+        self, kind: Kind, name: str, operands: Sequence[ViewedBuffer[B]], results: Sequence[torch.Tensor]
+    ) -> list[ViewedBuffer[B]]:
         """A library call or one of our kernels: operands come from memory, results go there."""
 
     @abstractmethod
@@ -106,7 +106,7 @@ class Walk(ABC, Generic[B]):
     def _reused(self, node: Node) -> None:
         """A node was read: the place to look ahead at its uses."""
 
-    def _copying(self, value: Value[B], region: Region) -> bool:
+    def _copying(self, value: ViewedBuffer[B], region: StridedRegion) -> bool:
         """Whether `contiguous()` and the like copy this view of a value; otherwise they are the view itself."""
         return False
 
@@ -132,16 +132,18 @@ class Walk(ABC, Generic[B]):
         for n in outside:  # of some nodes only: what later ones of the site read has not been met
             if n not in self._values:
                 self._values[n] = self._arrived(self.view.value(n))
-        operands = [v for n in sorted(outside, key=self.view.order) if isinstance(v := self._values.get(n), Value)]
+        operands = [
+            v for n in sorted(outside, key=self.view.order) if isinstance(v := self._values.get(n), ViewedBuffer)
+        ]
         if site.inline is not None:
             self._inlined(site, site.inline, operands)
             return
         tensors = [t for n in site.outputs if (t := self.view.tensor(n)) is not None]
         values = self._called("opaque", site.outputs[0].name, operands, tensors)
         for node, value, tensor in zip(site.outputs, values, tensors, strict=False):
-            self._values[node] = Value(value.base, Region.whole(tuple(map(hint, tensor.shape))))
+            self._values[node] = ViewedBuffer(value.base, StridedRegion.whole(tuple(map(hint, tensor.shape))))
 
-    def _inlined(self, site: Site, form: Inline, operands: Sequence[Value[B]]) -> None:
+    def _inlined(self, site: Site, form: Inline, operands: Sequence[ViewedBuffer[B]]) -> None:
         """One product, whose result the outputs are strided views of."""
         x = self.view.tensor(site.operands["x"])
         lead = [] if x is None else [hint(n, LEFT_OUT) for n in x.shape[:-1]]
@@ -154,11 +156,13 @@ class Walk(ABC, Generic[B]):
                 s if a == lanes.tracked else steps[a] if a >= 0 else 0
                 for s, a in zip(lanes.strides, lanes.axes, strict=True)
             )
-            self._values[node] = Value(value.base, Region(lanes.offset, tuple(map(hint, lanes.sizes)), tuple(strides)))
+            self._values[node] = ViewedBuffer(
+                value.base, StridedRegion(lanes.offset, hints(lanes.sizes, LEFT_OUT), tuple(strides))
+            )
 
-    def _operands(self, node: Node) -> list[Value[B]]:
+    def _operands(self, node: Node) -> list[ViewedBuffer[B]]:
         found = [self._values.get(n) for n in node.all_input_nodes]
-        return [v for v in found if isinstance(v, Value)]
+        return [v for v in found if isinstance(v, ViewedBuffer)]
 
     def _node(self, node: Node) -> None:
         op = self.view.op(node)
@@ -197,7 +201,7 @@ class Walk(ABC, Generic[B]):
         value = self._values.get(passed)
         if op == "wait":
             return value
-        if not isinstance(value, Value):
+        if not isinstance(value, ViewedBuffer):
             return None
         region = self._shown.get((node, value.region))
         if region is None:
@@ -207,14 +211,14 @@ class Walk(ABC, Generic[B]):
             self._shown[node, value.region] = region
         if op == "copy" and self._copying(value, region):
             return None
-        return Value(value.base, region)
+        return ViewedBuffer(value.base, region)
 
     def _call(self, node: Node, kind: Kind) -> None:
         single = isinstance(self.view.value(node), torch.Tensor)
         values = self._called(kind, node.name, self._operands(node), self.view.results(node))
         self._values[node] = values[0] if single else values
 
-    def _named(self, value: Value[B]) -> str:
+    def _named(self, value: ViewedBuffer[B]) -> str:
         """The latest node that has this very value."""
         return next((n.name for n, v in reversed(self._values.items()) if v is value), "")
 
@@ -230,7 +234,7 @@ def _passed(view: GraphView, node: Node, op: str) -> Node | tuple[()] | None:
     return found[0] if view.dtype(node) == view.dtype(found[0]) else None
 
 
-def of_part(elements: int, reads: dict[Key, int], region: Region) -> dict[Key, int]:
+def of_part(elements: int, reads: dict[Key, int], region: StridedRegion) -> dict[Key, int]:
     """What computing a part of a value of so many elements reads: of buffers as large as the value, only the same part."""
     if region.elements >= elements:
         return reads

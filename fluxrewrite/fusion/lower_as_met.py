@@ -12,10 +12,10 @@ from torch.fx import Node
 from ..graph.shapes import LEFT_OUT, hint
 from ..graph.view import GraphView
 from ..site import Site
-from .graph_walk import Buffer, Key, Loop, Lowered, Value, Walk, of_part
+from .graph_walk import Buffer, Key, LoopNest, Lowered, ViewedBuffer, Walk, of_part
 from .groups import Kind
 from .rules import Rules
-from .strided import Region
+from .strided import StridedRegion
 
 __all__ = ["lower"]
 
@@ -41,7 +41,7 @@ class Lowering(Walk[_Virtual]):
 
     def __init__(self, view: GraphView, rules: Rules, calls: Sequence[Site]) -> None:
         super().__init__(view, rules, calls)
-        self.loops: list[Loop] = []
+        self.loops: list[LoopNest] = []
         self.buffers: list[Buffer] = []
 
     def places(self) -> dict[str, tuple[int, int]]:
@@ -49,7 +49,7 @@ class Lowering(Walk[_Virtual]):
         found = {}
         for node, value in self._values.items():
             for one in value if isinstance(value, list) else [value]:
-                base = one.base if isinstance(one, Value) else None
+                base = one.base if isinstance(one, ViewedBuffer) else None
                 if base is not None and base.buffer is not None and self.buffers[base.buffer].producers:
                     found[node.name] = (base.buffer, one.region.elements * base.itemsize)
         return found
@@ -62,7 +62,7 @@ class Lowering(Walk[_Virtual]):
         """Store `base` by a loop of its own."""
         base.buffer = len(self.buffers)
         self.buffers.append(Buffer(base.elements * base.itemsize, [len(self.loops)]))
-        self.loops.append(Loop(kind, names, reads, (base.buffer,), (base.elements, summed)))
+        self.loops.append(LoopNest(kind, names, reads, (base.buffer,), (base.elements, summed)))
 
     def _input(self, sizes: tuple[int, ...], itemsize: int) -> _Virtual:
         base = _Virtual(sizes, itemsize)
@@ -70,12 +70,12 @@ class Lowering(Walk[_Virtual]):
         self.buffers.append(Buffer(base.elements * itemsize))
         return base
 
-    def _store(self, value: Value[_Virtual]) -> None:
+    def _store(self, value: ViewedBuffer[_Virtual]) -> None:
         base = value.base
         if base.buffer is None:
             self._memory(base, "fused", base.names, base.reads)
 
-    def _reading(self, values: Iterable[Value[_Virtual]]) -> tuple[frozenset[str], dict[Key, int], bool]:
+    def _reading(self, values: Iterable[ViewedBuffer[_Virtual]]) -> tuple[frozenset[str], dict[Key, int], bool]:
         """Nodes computed on the way, what is read, and whether something heavy is computed."""
         names: frozenset[str] = frozenset()
         reads: dict[Key, int] = {}
@@ -95,23 +95,23 @@ class Lowering(Walk[_Virtual]):
     def _result(self, value: Any) -> None:
         """What the caller reads must be in memory."""
         for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, Value):
+            if isinstance(one, ViewedBuffer):
                 self._store(one)
                 self.buffers[one.base.buffer or 0].kept = True
 
-    def _arrived(self, tensor: Any) -> Value[_Virtual] | None:
+    def _arrived(self, tensor: Any) -> ViewedBuffer[_Virtual] | None:
         if not isinstance(tensor, torch.Tensor):
             return None
         sizes = tuple(map(hint, tensor.shape))
         strides = tuple(hint(s, LEFT_OUT) for s in tensor.stride())
-        return Value(self._input(sizes, tensor.element_size()), Region(0, sizes, strides))
+        return ViewedBuffer(self._input(sizes, tensor.element_size()), StridedRegion(0, sizes, strides))
 
-    def _copying(self, value: Value[_Virtual], region: Region) -> bool:
+    def _copying(self, value: ViewedBuffer[_Virtual], region: StridedRegion) -> bool:
         return value.base.buffer is not None and not region.contiguous
 
     def _called(
-        self, kind: Kind, name: str, operands: Sequence[Value[_Virtual]], results: Sequence[torch.Tensor]
-    ) -> list[Value[_Virtual]]:
+        self, kind: Kind, name: str, operands: Sequence[ViewedBuffer[_Virtual]], results: Sequence[torch.Tensor]
+    ) -> list[ViewedBuffer[_Virtual]]:
         reads: dict[Key, int] = {}
         copies = []
         for value in operands:
@@ -129,13 +129,13 @@ class Lowering(Walk[_Virtual]):
             base.buffer, base.fixed = len(self.buffers), True
             self.buffers.append(Buffer(base.elements * base.itemsize, [len(self.loops)]))
         writes = tuple(b.buffer for b in made if b.buffer is not None)
-        self.loops.append(Loop(kind, frozenset([name]), reads, writes, (0, 0)))
-        return [Value(b, _region(t)) for b, t in zip(made, results, strict=True)]
+        self.loops.append(LoopNest(kind, frozenset([name]), reads, writes, (0, 0)))
+        return [ViewedBuffer(b, _region(t)) for b, t in zip(made, results, strict=True)]
 
-    def _copied(self, value: Value[_Virtual], names: frozenset[str]) -> Value[_Virtual]:
+    def _copied(self, value: ViewedBuffer[_Virtual], names: frozenset[str]) -> ViewedBuffer[_Virtual]:
         base = _Virtual(value.region.sizes, value.base.itemsize)
         self._memory(base, "copy", names, self._reading([value])[1])
-        return Value(base, Region.whole(base.sizes))
+        return ViewedBuffer(base, StridedRegion.whole(base.sizes))
 
     def _compute(self, node: Node, op: str, tensor: torch.Tensor) -> None:
         """Loops over elements, reductions first."""
@@ -156,14 +156,14 @@ class Lowering(Walk[_Virtual]):
             base.names, base.reads, base.heavy = names, reads, heavy or op in self.rules.heavy
             if not self.rules.inline or len(reads) > self.rules.most_reads:
                 self._memory(base, "fused", names, reads)
-        self._values[node] = Value(base, Region.whole(base.sizes))
+        self._values[node] = ViewedBuffer(base, StridedRegion.whole(base.sizes))
 
-    def _reduced(self, node: Node, operands: list[Value[_Virtual]], result: _Virtual) -> Value[_Virtual]:
+    def _reduced(self, node: Node, operands: list[ViewedBuffer[_Virtual]], result: _Virtual) -> ViewedBuffer[_Virtual]:
         """One number for each row of the first operand."""
         rows = _Virtual(result.sizes[:-1] or (1,), 4)
         names, reads, _ = self._reading(operands[:1])
         self._memory(rows, "fused", names | {node.name}, reads, max(1, result.elements // max(1, rows.elements)))
-        return Value(rows, Region.whole((*rows.sizes, 1))._expand(result.sizes))
+        return ViewedBuffer(rows, StridedRegion.whole((*rows.sizes, 1))._expand(result.sizes))
 
     def _joined(self, node: Node, base: _Virtual) -> None:
         """Each input written to its place: by the loop that makes it where there is one, else by a copy."""
@@ -181,7 +181,7 @@ class Lowering(Walk[_Virtual]):
             kind: Kind = "copy" if source.buffer is not None else "fused"
             whole.producers.append(len(self.loops))
             self.loops.append(
-                Loop(kind, names | {node.name}, reads, (base.buffer,), (math.prod(value.region.sizes), 1))
+                LoopNest(kind, names | {node.name}, reads, (base.buffer,), (math.prod(value.region.sizes), 1))
             )
             if source.buffer is None and direct:
                 source.buffer, source.fixed = base.buffer, True
@@ -197,7 +197,7 @@ class Lowering(Walk[_Virtual]):
     def _reused(self, node: Node) -> None:
         """Store what several consumers would compute again at too high a price, and what memory is needed of anyhow."""
         value = self._values.get(node)
-        if not isinstance(value, Value) or value.base.buffer is not None:
+        if not isinstance(value, ViewedBuffer) or value.base.buffer is not None:
             return
         base, uses = value.base, sum(self._uses(u, node) for u in node.users)
         dear = base.heavy or len(base.reads) > self.rules.reuse_reads
@@ -216,9 +216,9 @@ class Lowering(Walk[_Virtual]):
         return len(parts) if user.args[:1] == (node,) or user.kwargs.get("input") is node else 1
 
 
-def _region(tensor: torch.Tensor) -> Region:
+def _region(tensor: torch.Tensor) -> StridedRegion:
     sizes = tuple(map(hint, tensor.shape))
-    return Region(0, sizes, tuple(hint(s, LEFT_OUT) for s in tensor.stride()))
+    return StridedRegion(0, sizes, tuple(hint(s, LEFT_OUT) for s in tensor.stride()))
 
 
 def lower(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, calls: Sequence[Site] = ()) -> Lowered:

@@ -12,9 +12,9 @@ from torch.fx import Node
 
 from ..graph.view import GraphView
 from ..site import Site
-from .graph_walk import Buffer, Key, Loop, Lowered, Value, of_part
+from .graph_walk import Buffer, Key, LoopNest, Lowered, ViewedBuffer, of_part
 from .groups import Kind
-from .ops import Op, Ops
+from .ops import LoweredOp, Ops
 from .rules import Rules
 
 __all__ = ["lower_by_use"]
@@ -23,8 +23,8 @@ __all__ = ["lower_by_use"]
 class _Uses:
     """Which operation is computed inside which."""
 
-    def __init__(self, ops: Sequence[Op]) -> None:
-        self.users: list[list[tuple[Op, Value[Op]]]] = [[] for _ in ops]
+    def __init__(self, ops: Sequence[LoweredOp]) -> None:
+        self.users: list[list[tuple[LoweredOp, ViewedBuffer[LoweredOp]]]] = [[] for _ in ops]
         self.above = [0] * len(ops)
         """For each operation a bit for each of those that it depends on, itself too."""
         for op in ops:
@@ -35,7 +35,7 @@ class _Uses:
             for made in op.results:
                 self.above[made.index] |= self.above[op.index]
         self._readers = [len({user.index for user, _ in users}) for users in self.users]
-        self.once: set[Op] = set()
+        self.once: set[LoweredOp] = set()
         """Never computed in two kernels: that would read more memory."""
         growing = {op for op in ops if self._grows(op)}
         for op in ops:
@@ -43,7 +43,7 @@ class _Uses:
                 if value.base in growing and not self._everywhere(value.base, op, {}):
                     self.once.add(value.base)
 
-    def inside(self, value: Value[Op], consumer: Op) -> bool:
+    def inside(self, value: ViewedBuffer[LoweredOp], consumer: LoweredOp) -> bool:
         """Whether the consumer computes the value itself instead of reading it from memory."""
         made = value.base
         if not made.computes or made in self.once:
@@ -60,7 +60,7 @@ class _Uses:
             return not repeated and one_way and (single or len({v.base for v in consumer.operands}) == 1)
         return single and not repeated if made.dear else True
 
-    def _grows(self, op: Op) -> bool:
+    def _grows(self, op: LoweredOp) -> bool:
         """Whether computing it again reads more than reading it: more than one operand of its size, larger together."""
         if not op.computes or len(op.operands) < 2:
             return False
@@ -70,7 +70,7 @@ class _Uses:
         size = sum(b.elements * b.itemsize for b in {v.base for v in op.operands})
         return size > op.elements * op.itemsize
 
-    def _everywhere(self, made: Op, consumer: Op, known: dict[Op, bool]) -> bool:
+    def _everywhere(self, made: LoweredOp, consumer: LoweredOp, known: dict[LoweredOp, bool]) -> bool:
         """Whether all ways from the value to the consumer stay inside one kernel."""
         if consumer is made:
             return True
@@ -88,19 +88,19 @@ class _Emit:
 
     def __init__(self, ops: Ops) -> None:
         self.uses = _Uses(ops.ops)
-        self.loops: list[Loop] = []
+        self.loops: list[LoopNest] = []
         self.buffers: list[Buffer] = []
         self.buffer: dict[int, int] = {}
         self._inner: dict[int, tuple[frozenset[str], dict[Key, int]]] = {}
         for op in ops.ops:
             self._op(op)
 
-    def _op(self, op: Op) -> None:
+    def _op(self, op: LoweredOp) -> None:
         if op.kind in ("library", "opaque"):
             kind: Kind = "opaque" if op.kind == "opaque" else "library"
             names, reads = self._computing(op)
             writes = tuple(self._allocated(made, [len(self.loops)]) for made in op.results)
-            self.loops.append(Loop(kind, names, reads, writes, (0, 0)))
+            self.loops.append(LoopNest(kind, names, reads, writes, (0, 0)))
         elif op.kind == "input":
             self._allocated(op, [])
         elif op.kind != "result" and self._stored(op):
@@ -110,16 +110,16 @@ class _Emit:
                 self.buffer[op.index] = alias
                 self.buffers[alias].kept |= op.kept
                 return
-            loop = Loop("fused" if names else "copy", names, reads, (len(self.buffers),), (op.elements, op.summed))
+            loop = LoopNest("fused" if names else "copy", names, reads, (len(self.buffers),), (op.elements, op.summed))
             self._allocated(op, [len(self.loops)])
             self.loops.append(loop)
         if op.kept:
             self.buffers[self.buffer[op.index]].kept = True
 
-    def _stored(self, op: Op) -> bool:
+    def _stored(self, op: LoweredOp) -> bool:
         return op.kept or any(not self.uses.inside(value, user) for user, value in self.uses.users[op.index])
 
-    def _alias(self, op: Op) -> int | None:
+    def _alias(self, op: LoweredOp) -> int | None:
         """The buffer that a view is a view of, where no loop is needed."""
         if op.kind != "view":
             return None
@@ -127,12 +127,12 @@ class _Emit:
         plain = value.region.contiguous and value.region.elements == value.base.elements
         return self.buffer[value.base.index] if plain and not self.uses.inside(value, op) else None
 
-    def _allocated(self, op: Op, producers: list[int]) -> int:
+    def _allocated(self, op: LoweredOp, producers: list[int]) -> int:
         self.buffer[op.index] = len(self.buffers)
         self.buffers.append(Buffer(op.elements * op.itemsize, producers))
         return self.buffer[op.index]
 
-    def _computing(self, op: Op) -> tuple[frozenset[str], dict[Key, int]]:
+    def _computing(self, op: LoweredOp) -> tuple[frozenset[str], dict[Key, int]]:
         """The nodes computed in the kernel that ends with an operation, and what it reads."""
         known = self._inner.get(op.index)
         if known is not None:
@@ -159,7 +159,7 @@ def lower_by_use(view: GraphView, rules: Rules, nodes: Sequence[Node] | None, ca
     places = {}
     for node, found in ops.values.items():
         for one in found if isinstance(found, list) else [found]:
-            buffer = made.buffer.get(one.base.index) if isinstance(one, Value) else None
+            buffer = made.buffer.get(one.base.index) if isinstance(one, ViewedBuffer) else None
             if buffer is not None and made.buffers[buffer].producers:
                 places[node.name] = (buffer, one.region.elements * one.base.itemsize)
     return Lowered(made.loops, made.buffers, ops.copies, places)

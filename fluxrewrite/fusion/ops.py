@@ -14,17 +14,17 @@ from ..errors import InputError
 from ..graph.shapes import LEFT_OUT, hints
 from ..graph.view import GraphView
 from ..site import Site
-from .graph_walk import Value, Walk
+from .graph_walk import ViewedBuffer, Walk
 from .groups import Kind
-from .rules import Rules, Step
-from .strided import Region
+from .rules import DecomposedStep, Rules
+from .strided import StridedRegion
 
-__all__ = ["Op", "Ops"]
+__all__ = ["LoweredOp", "Ops"]
 
 
 @dataclass(eq=False, slots=True)
-class Op:
-    """One operation of the compiler's own graph; a view of it is a `Value`.
+class LoweredOp:
+    """One operation of the compiler's own graph; a view of it is a `ViewedBuffer`.
 
     Attributes:
         kind: "input" of the graph; "map", "reduce", "cat" and "view" are loops; a "stage" of a reduction goes from memory to
@@ -43,12 +43,12 @@ class Op:
     node: str
     sizes: tuple[int, ...]
     itemsize: int
-    operands: tuple[Value[Op], ...] = ()
+    operands: tuple[ViewedBuffer[LoweredOp], ...] = ()
     dear: bool = False
     alone: bool = False
     vector: bool = False
     summed: int = 1
-    results: list[Op] = field(default_factory=list)
+    results: list[LoweredOp] = field(default_factory=list)
     kept: bool = False
 
     elements: int = field(init=False)
@@ -63,38 +63,40 @@ class Op:
         return self.kind in ("map", "reduce", "cat", "view") and not self.alone
 
 
-class Ops(Walk[Op]):
+class Ops(Walk[LoweredOp]):
     """Reads a graph into `ops`, in order."""
 
     def __init__(self, view: GraphView, rules: Rules, calls: Sequence[Site]) -> None:
         super().__init__(view, rules, calls)
-        self.ops: list[Op] = []
-        self._views: dict[tuple[int, Region], Value[Op]] = {}
+        self.ops: list[LoweredOp] = []
+        self._views: dict[tuple[int, StridedRegion], ViewedBuffer[LoweredOp]] = {}
 
     @property
     def values(self) -> dict[Node, Any]:
-        """What each node stands for: a `Value`, a list of them, or None."""
+        """What each node stands for: a `ViewedBuffer`, a list of them, or None."""
         return self._values
 
-    def _add(self, kind: Any, node: str, sizes: Sequence[int], itemsize: int, *operands: Value[Op]) -> Op:
-        op = Op(len(self.ops), kind, node, tuple(sizes), itemsize, operands)
+    def _add(
+        self, kind: Any, node: str, sizes: Sequence[int], itemsize: int, *operands: ViewedBuffer[LoweredOp]
+    ) -> LoweredOp:
+        op = LoweredOp(len(self.ops), kind, node, tuple(sizes), itemsize, operands)
         self.ops.append(op)
         return op
 
-    def _arrived(self, tensor: Any) -> Value[Op] | None:
+    def _arrived(self, tensor: Any) -> ViewedBuffer[LoweredOp] | None:
         if not isinstance(tensor, torch.Tensor):
             return None
         return _all_of(self._add("input", "", hints(tensor.shape, LEFT_OUT), tensor.element_size()))
 
     def _result(self, value: Any) -> None:
         for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, Value):
+            if isinstance(one, ViewedBuffer):
                 self._whole(one, one.region.sizes).base.kept = True
 
     def _seen(self, node: Node, op: str) -> Any:
         """A part of what is computed is an operation of its own: many may use the part, one uses the whole."""
         value = super()._seen(node, op)
-        if not isinstance(value, Value) or not value.base.computes or 0 in value.region.strides:
+        if not isinstance(value, ViewedBuffer) or not value.base.computes or 0 in value.region.strides:
             return value
         part = value.region.elements < value.base.elements
         return self._whole(value, value.region.sizes) if part else value
@@ -105,8 +107,8 @@ class Ops(Walk[Op]):
         return op not in self.rules.steps and super()._library(node, op)
 
     def _called(
-        self, kind: Kind, name: str, operands: Sequence[Value[Op]], results: Sequence[torch.Tensor]
-    ) -> list[Value[Op]]:
+        self, kind: Kind, name: str, operands: Sequence[ViewedBuffer[LoweredOp]], results: Sequence[torch.Tensor]
+    ) -> list[ViewedBuffer[LoweredOp]]:
         call = self._add(kind, name, (), 0, *(self._taken(kind, v) for v in operands))
         if kind == "opaque":
             copied = [(v, t) for v, t in zip(operands, call.operands, strict=True) if _copies(v, t)]
@@ -115,7 +117,7 @@ class Ops(Walk[Op]):
             call.results.append(self._add("result", name, hints(tensor.shape, LEFT_OUT), tensor.element_size()))
         return [_all_of(made) for made in call.results]
 
-    def _taken(self, kind: Kind, value: Value[Op]) -> Value[Op]:
+    def _taken(self, kind: Kind, value: ViewedBuffer[LoweredOp]) -> ViewedBuffer[LoweredOp]:
         """What a call reads from memory: its operand, or a copy. A matrix may lie in memory either way round."""
         region = value.region
         turned = len(region.sizes) == 2 and region.strides == (1, region.sizes[0])
@@ -125,7 +127,7 @@ class Ops(Walk[Op]):
         copied = self.rules.whole_operands or gaps or not region.strided
         return self._whole(value, region.sizes) if copied else value
 
-    def _whole(self, value: Value[Op], sizes: tuple[int, ...]) -> Value[Op]:
+    def _whole(self, value: ViewedBuffer[LoweredOp], sizes: tuple[int, ...]) -> ViewedBuffer[LoweredOp]:
         """The value as all of an operation's result, by a view where needed; one view for all who ask for the same."""
         base, region = value.base, value.region
         plain = _plain(value)
@@ -135,7 +137,7 @@ class Ops(Walk[Op]):
             region = region.reshaped(sizes)
         found = self._views.get((base.index, region))
         if found is None:
-            made = self._add("view", "", sizes, base.itemsize, Value(base, region))
+            made = self._add("view", "", sizes, base.itemsize, ViewedBuffer(base, region))
             found = self._views[base.index, region] = _all_of(made)
         return found
 
@@ -156,7 +158,9 @@ class Ops(Walk[Op]):
         else:
             self._values[node] = _all_of(self.loop(node.name, sizes, itemsize, operands, op in self.rules.heavy))
 
-    def _joined(self, node: Node, sizes: tuple[int, ...], itemsize: int, operands: Sequence[Value[Op]]) -> Op:
+    def _joined(
+        self, node: Node, sizes: tuple[int, ...], itemsize: int, operands: Sequence[ViewedBuffer[LoweredOp]]
+    ) -> LoweredOp:
         last = self.view.arg(node, "dim") in (-1, len(sizes) - 1)
         alone = self.rules.own_cat is not None and last and sizes[-1] >= self.rules.own_cat
         taken = [self._whole(v, v.region.sizes) for v in operands] if alone else operands
@@ -164,13 +168,17 @@ class Ops(Walk[Op]):
         made.alone = alone
         return made
 
-    def loop(self, node: str, sizes: tuple[int, ...], itemsize: int, operands: Sequence[Value[Op]], dear: bool) -> Op:
+    def loop(
+        self, node: str, sizes: tuple[int, ...], itemsize: int, operands: Sequence[ViewedBuffer[LoweredOp]], dear: bool
+    ) -> LoweredOp:
         """A loop over elements."""
         made = self._add("map", node, sizes, itemsize, *operands)
         made.dear = dear
         return made
 
-    def product(self, node: str, sizes: tuple[int, ...], itemsize: int, operands: Sequence[Value[Op]]) -> Op:
+    def product(
+        self, node: str, sizes: tuple[int, ...], itemsize: int, operands: Sequence[ViewedBuffer[LoweredOp]]
+    ) -> LoweredOp:
         """A matrix product. What is multiplied by one matrix is taken as rows."""
         first, *others = operands
         *rows, columns = first.region.sizes
@@ -184,8 +192,8 @@ class Ops(Walk[Op]):
         return call.results[0]
 
     def reduced(
-        self, node: str, operands: Sequence[Value[Op]], sizes: tuple[int, ...], itemsize: int, count: int
-    ) -> Op:
+        self, node: str, operands: Sequence[ViewedBuffer[LoweredOp]], sizes: tuple[int, ...], itemsize: int, count: int
+    ) -> LoweredOp:
         """`count` elements each summed to one, in stages where the compiler does so."""
         window = self.rules.window
         while window is not None and count > window:
@@ -203,17 +211,17 @@ class _Steps:
 
     def __init__(self, ops: Ops, node: Node, sizes: tuple[int, ...], itemsize: int) -> None:
         self.ops, self.node, self.sizes, self.itemsize = ops, node, sizes, itemsize
-        self.named: dict[str, Value[Op]] = {}
+        self.named: dict[str, ViewedBuffer[LoweredOp]] = {}
 
-    def run(self, steps: Sequence[Step]) -> Value[Op]:
-        made: Value[Op] | None = None
+    def run(self, steps: Sequence[DecomposedStep]) -> ViewedBuffer[LoweredOp]:
+        made: ViewedBuffer[LoweredOp] | None = None
         for step in steps:
             made = self._step(step)
             self.named[step.name] = made
         assert made is not None
         return made
 
-    def _step(self, step: Step) -> Value[Op]:
+    def _step(self, step: DecomposedStep) -> ViewedBuffer[LoweredOp]:
         operands = [v for name in step.of for v in self._found(name)]
         if not operands:
             raise self._wrong(step, f"none of {', '.join(step.of) or '(nothing)'} is a tensor or an earlier part")
@@ -224,48 +232,48 @@ class _Steps:
         if step.kind == "reduce":
             *rows, count = operands[0].region.sizes
             made = self.ops.reduced(name, operands[:1], tuple(rows), itemsize, count)
-            return Value(made, Region.whole((*rows, 1)))
+            return ViewedBuffer(made, StridedRegion.whole((*rows, 1)))
         sizes = self._sizes(step)
         if step.kind == "dot":
             return _all_of(self.ops.product(name, sizes, itemsize, operands))
         return _all_of(self.ops.loop(name, sizes, itemsize, operands, step.dear))
 
-    def _found(self, name: str) -> list[Value[Op]]:
+    def _found(self, name: str) -> list[ViewedBuffer[LoweredOp]]:
         if name in self.named:
             return [self.named[name]]
         if name == "others":
             return self.ops._operands(self.node)[1:]
         value = self.ops.values.get(self.ops.view.arg(self.node, name))
-        return [value] if isinstance(value, Value) else []
+        return [value] if isinstance(value, ViewedBuffer) else []
 
-    def _sizes(self, step: Step) -> tuple[int, ...]:
+    def _sizes(self, step: DecomposedStep) -> tuple[int, ...]:
         sizes = self._sizes_of(step, step.like) if step.like else self.sizes
         if step.last:
             name, axis = step.last.rsplit(".", 1)
             sizes = (*sizes[:-1], self._sizes_of(step, name)[int(axis)])
         return sizes
 
-    def _sizes_of(self, step: Step, name: str) -> tuple[int, ...]:
+    def _sizes_of(self, step: DecomposedStep, name: str) -> tuple[int, ...]:
         found = self._found(name)
         if not found:
             raise self._wrong(step, f"{name} is no tensor and no earlier part")
         return found[0].region.sizes
 
-    def _wrong(self, step: Step, why: str) -> InputError:
+    def _wrong(self, step: DecomposedStep, why: str) -> InputError:
         op = self.ops.view.op(self.node)
         return InputError(
             f"rules {self.ops.rules.name}: steps.{op}: part {step.name or step.kind!r} of {self.node}: {why}"
         )
 
 
-def _all_of(op: Op) -> Value[Op]:
-    return Value(op, Region.whole(op.sizes))
+def _all_of(op: LoweredOp) -> ViewedBuffer[LoweredOp]:
+    return ViewedBuffer(op, StridedRegion.whole(op.sizes))
 
 
-def _plain(value: Value[Op]) -> bool:
+def _plain(value: ViewedBuffer[LoweredOp]) -> bool:
     """Whether it is all that the operation computes, in order: then memory holds it as it is."""
     return value.region.contiguous and value.region.elements == value.base.elements
 
 
-def _copies(value: Value[Op], taken: Value[Op]) -> bool:
+def _copies(value: ViewedBuffer[LoweredOp], taken: ViewedBuffer[LoweredOp]) -> bool:
     return taken.base is not value.base and not _plain(value)

@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..errors import InputError
 
-__all__ = ["Part", "Rules", "Step", "known_rules", "load_rules"]
+__all__ = ["DecomposedStep", "Part", "Rules", "known_rules", "load_rules"]
 
 Part = Literal["map", "reduce", "library", "store", "view", "none"]
 """What an operation becomes: a loop over elements, a loop that sums rows up, a library call, stores of its inputs side by side
 (cat, stack), nothing (a view), or nothing at all (no tensor)."""
 
 
-class Step(BaseModel):
+class DecomposedStep(BaseModel):
     """One part of an operation that a compiler takes apart, for `storage` "by_use".
 
     Attributes:
@@ -79,7 +79,7 @@ class Rules(BaseModel):
     evidence: dict[str, str]
     assumed: bool = False
     parts: dict[str, tuple[Part, ...]]
-    steps: dict[str, tuple[Step, ...]] = Field(default_factory=dict)
+    steps: dict[str, tuple[DecomposedStep, ...]] = Field(default_factory=dict)
     storage: Literal["as_met", "by_use"] = "as_met"
     heavy: frozenset[str] = frozenset()
     merge: bool = True

@@ -12,13 +12,13 @@ from torch.fx import Node
 from ..graph.op_table import is_collective
 from ..graph.view import GraphView
 from ..site import Site
-from .graph_walk import Key, Loop, Lowered
+from .graph_walk import Key, LoopNest, Lowered
 from .groups import Fusion, Group
 from .lower_as_met import lower
 from .lower_by_use import lower_by_use
 from .rules import Rules
 
-__all__ = ["Prediction", "fuse"]
+__all__ = ["FusionPrediction", "fuse"]
 
 _WINDOW = 8  # kernels of one level that a loop is tried against, the latest first
 
@@ -29,7 +29,7 @@ class _Kernel:
 
     index: int
     level: int
-    loops: list[Loop] = field(default_factory=list)
+    loops: list[LoopNest] = field(default_factory=list)
     before: set[int] = field(default_factory=set)
     """Kernels of the same level that must run earlier."""
     used: bool = False
@@ -37,7 +37,7 @@ class _Kernel:
     reads: set[Key] = field(default_factory=set)
     writes: set[int] = field(default_factory=set)
 
-    def take(self, loop: Loop) -> None:
+    def take(self, loop: LoopNest) -> None:
         """One loop more."""
         self.loops.append(loop)
         self.reads.update(loop.reads)
@@ -45,7 +45,7 @@ class _Kernel:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class FusionPrediction:
     """What a compiler that follows some rules makes of a graph.
 
     Attributes:
@@ -59,7 +59,9 @@ class Prediction:
     copies: Mapping[str, tuple[tuple[str, int], ...]]
 
 
-def fuse(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, calls: Sequence[Site] = ()) -> Prediction:
+def fuse(
+    view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, calls: Sequence[Site] = ()
+) -> FusionPrediction:
     """Predict what a compiler that follows `rules` makes of a graph.
 
     Args:
@@ -78,7 +80,7 @@ def fuse(view: GraphView, rules: Rules, nodes: Sequence[Node] | None = None, cal
     groups = tuple(_groups(lowering, kernels, owner, readers))
     crossing = {b for b, m in enumerate(lowering.buffers) if m.kept or readers[b] - {owner[p] for p in m.producers}}
     stored = {name: size for name, (buffer, size) in lowering.places.items() if buffer in crossing}
-    return Prediction(Fusion(f"model of {rules.name}", groups), stored, lowering.copies)
+    return FusionPrediction(Fusion(f"model of {rules.name}", groups), stored, lowering.copies)
 
 
 def _sent(view: GraphView) -> frozenset[str]:
@@ -97,7 +99,7 @@ class _Scheduler:
             self._place(loop)
         return self.kernels, self.owner
 
-    def _place(self, loop: Loop) -> None:
+    def _place(self, loop: LoopNest) -> None:
         producers = {self.kernels[self.owner[p]].index for key in loop.reads for p in self._producers(key[0])}
         level = max((self._after(self.kernels[p], loop) for p in producers), default=0)
         earlier = {p for p in producers if self.kernels[p].level == level}
@@ -118,12 +120,12 @@ class _Scheduler:
     def _producers(self, buffer: int) -> list[int]:
         return [p for p in self.lowering.buffers[buffer].producers if p < len(self.owner)]
 
-    def _after(self, kernel: _Kernel, loop: Loop) -> int:
+    def _after(self, kernel: _Kernel, loop: LoopNest) -> int:
         """A level ends at every call: what comes after one cannot merge with what came before it."""
         called = kernel.loops[0].kind in ("library", "opaque")
         return kernel.level + (1 if called else 0)
 
-    def _partner(self, loop: Loop, level: int, earlier: set[int]) -> _Kernel | None:
+    def _partner(self, loop: LoopNest, level: int, earlier: set[int]) -> _Kernel | None:
         """The latest kernel of the level that shares memory with the loop, runs over the same elements, and closes no cycle."""
         for kernel in reversed(self.by_level[level][-_WINDOW:]):
             if kernel.loops[0].kind in ("library", "opaque"):
@@ -137,7 +139,7 @@ class _Scheduler:
                 return kernel
         return None
 
-    def _waiting(self, loop: Loop, level: int, producers: set[int]) -> _Kernel | None:
+    def _waiting(self, loop: LoopNest, level: int, producers: set[int]) -> _Kernel | None:
         """A producer of an earlier level that nothing has read yet: it can as well run later, with this loop."""
         for kernel in (self.kernels[p] for p in sorted(producers, reverse=True)):
             calls = kernel.loops[0].kind in ("library", "opaque")
@@ -153,7 +155,7 @@ class _Scheduler:
                 return kernel
         return None
 
-    def _epilogue(self, loop: Loop, producers: set[int]) -> _Kernel | None:
+    def _epilogue(self, loop: LoopNest, producers: set[int]) -> _Kernel | None:
         """The library call over whose result, all of it, the loop runs, if nothing else that the loop reads comes later.
 
         A collective is no such call: what it answers comes from other ranks.
@@ -168,14 +170,14 @@ class _Scheduler:
                     return kernel
         return None
 
-    def _mixed(self, kernel: _Kernel, loop: Loop) -> bool:
+    def _mixed(self, kernel: _Kernel, loop: LoopNest) -> bool:
         """Whether the loop reads what the kernel writes only a part of: then it reads other elements than are at hand."""
         return any(key[0] in kernel.writes and len(self.lowering.buffers[key[0]].producers) > 1 for key in loop.reads)
 
-    def _shares(self, kernel: _Kernel, loop: Loop) -> bool:
+    def _shares(self, kernel: _Kernel, loop: LoopNest) -> bool:
         return any(key[0] in kernel.writes or key in kernel.reads for key in loop.reads)
 
-    def _alike(self, a: Loop, b: Loop) -> bool:
+    def _alike(self, a: LoopNest, b: LoopNest) -> bool:
         if a.space == b.space:
             return True
         if not self.rules.outer:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..graph import views as st
 from ..graph.shapes import LEFT_OUT, hint
 
-__all__ = ["Region", "dense"]
+__all__ = ["StridedRegion", "dense"]
 
 
 def dense(sizes: Sequence[int]) -> tuple[int, ...]:
@@ -34,11 +34,11 @@ class _Strided(NamedTuple):
     strided: bool = True
 
 
-class Region(_Strided):
+class StridedRegion(_Strided):
     """A strided view of a buffer, in elements. `strided` is False once no strides describe it, as after permute and reshape."""
 
     @classmethod
-    def whole(cls, sizes: Sequence[int]) -> Region:
+    def whole(cls, sizes: Sequence[int]) -> StridedRegion:
         """All of a contiguous buffer."""
         return _whole(tuple(sizes))
 
@@ -65,60 +65,60 @@ class Region(_Strided):
                 merged.append((stride, size))
         return self.offset, tuple(merged)
 
-    def apply(self, step: st.Step) -> Region:
+    def apply(self, step: st.ViewOp) -> StridedRegion:
         """The view of this view that `step` makes."""
         if _axes(step) > len(self.sizes):  # distinct elements as one run: which of them the view takes is not known
             return self
         match step:
             case st.Permute(dims):
                 sizes, strides = (tuple(axes[d] for d in dims) for axes in (self.sizes, self.strides))
-                return Region(self.offset, sizes, strides, self.strided)
+                return StridedRegion(self.offset, sizes, strides, self.strided)
             case st.Slice(dim, start, size, by):
                 moved = self.offset + start * self.strides[dim]
                 sizes = (*self.sizes[:dim], hint(size, LEFT_OUT), *self.sizes[dim + 1 :])
                 strides = (*self.strides[:dim], self.strides[dim] * by, *self.strides[dim + 1 :])
-                return Region(moved, sizes, strides, self.strided)
+                return StridedRegion(moved, sizes, strides, self.strided)
             case st.Select(dim, index):
                 sizes, strides = (axes[:dim] + axes[dim + 1 :] for axes in (self.sizes, self.strides))
-                return Region(self.offset + index * self.strides[dim], sizes, strides, self.strided)
+                return StridedRegion(self.offset + index * self.strides[dim], sizes, strides, self.strided)
             case st.Expand(shape):
                 return self._expand(tuple(map(hint, shape)))
             case st.Reshape(shape):
                 return self._reshape(tuple(map(hint, shape)))
         return self
 
-    def reshaped(self, shape: tuple[int, ...]) -> Region:
+    def reshaped(self, shape: tuple[int, ...]) -> StridedRegion:
         """Other sizes, the same elements in the same order."""
         return self._reshape(shape)
 
-    def _expand(self, shape: tuple[int, ...]) -> Region:
+    def _expand(self, shape: tuple[int, ...]) -> StridedRegion:
         new = len(shape) - len(self.sizes)
         old = zip(self.sizes, self.strides, shape[new:], strict=True)
         strides = (0,) * new + tuple(0 if n == 1 and w != 1 else s for n, s, w in old)
-        return Region(self.offset, shape, strides, self.strided)
+        return StridedRegion(self.offset, shape, strides, self.strided)
 
-    def _reshape(self, shape: tuple[int, ...]) -> Region:
+    def _reshape(self, shape: tuple[int, ...]) -> StridedRegion:
         """As `torch.Tensor.view` computes strides: axes that lie together may be split and merged."""
         strides = _view_strides(self.sizes, self.strides, shape) if self.strided else None
         if strides is not None:
-            return Region(self.offset, shape, strides)
+            return StridedRegion(self.offset, shape, strides)
         # No strides: remember the distinct elements as one run, so that bytes stay right.
         elements = self.elements
         if math.prod(shape) != elements:
-            return Region(self.offset, (elements,), (1,), False)._broadcast_as(shape)
-        return Region(self.offset, shape, dense(shape), False)
+            return StridedRegion(self.offset, (elements,), (1,), False)._broadcast_as(shape)
+        return StridedRegion(self.offset, shape, dense(shape), False)
 
-    def _broadcast_as(self, shape: tuple[int, ...]) -> Region:
+    def _broadcast_as(self, shape: tuple[int, ...]) -> StridedRegion:
         repeats = max(1, math.prod(shape) // max(1, self.sizes[0]))
-        return Region(self.offset, (repeats, self.sizes[0]), (0, 1), self.strided)
+        return StridedRegion(self.offset, (repeats, self.sizes[0]), (0, 1), self.strided)
 
 
 @lru_cache(maxsize=4096)  # what is worked out of a region once serves all tensors of its sizes
-def _whole(sizes: tuple[int, ...]) -> Region:
-    return Region(0, sizes, dense(sizes))
+def _whole(sizes: tuple[int, ...]) -> StridedRegion:
+    return StridedRegion(0, sizes, dense(sizes))
 
 
-def _axes(step: st.Step) -> int:
+def _axes(step: st.ViewOp) -> int:
     """How many axes a tensor must have for `step`."""
     match step:
         case st.Permute(dims):

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .shapes import Dim, Shape, same_dim, same_shape
-from .views import Cast, Expand, Lanes, Permute, Reshape, Select, Slice, Step
+from .views import AxisLanes, Cast, Expand, Permute, Reshape, Select, Slice, ViewOp
 
 __all__ = ["Elements", "pure_reshape", "viewed"]
 
 
 @dataclass(frozen=True)
-class Run:
+class AxisRun:
     """`size` elements of axis `axis` of the tensor, `stride` apart."""
 
     axis: int
@@ -38,16 +38,16 @@ class Elements:
 
     source: Shape
     shape: Shape
-    runs: tuple[tuple[Run, ...], ...]
+    runs: tuple[tuple[AxisRun, ...], ...]
     offsets: tuple[int, ...]
 
     @classmethod
     def of(cls, shape: Sequence[Dim]) -> Elements:
         """The whole tensor as it is."""
-        runs = tuple(() if same_dim(n, 1) else (Run(axis, 1, n),) for axis, n in enumerate(shape))
+        runs = tuple(() if same_dim(n, 1) else (AxisRun(axis, 1, n),) for axis, n in enumerate(shape))
         return cls(tuple(shape), tuple(shape), runs, (0,) * len(shape))
 
-    def apply(self, step: Step) -> Elements | None:
+    def apply(self, step: ViewOp) -> Elements | None:
         """After one more view; None where that cannot be told."""
         match step:
             case Cast():
@@ -88,7 +88,7 @@ class Elements:
         count = size // inner if rest else size
         offsets = list(self.offsets)
         offsets[first.axis] += start // inner * first.stride
-        cut = () if same_dim(count, 1) else (Run(first.axis, first.stride * by, count),)
+        cut = () if same_dim(count, 1) else (AxisRun(first.axis, first.stride * by, count),)
         shape, runs = list(self.shape), list(self.runs)
         shape[dim], runs[dim] = size, (*cut, *rest)
         return replace(self, shape=tuple(shape), runs=tuple(runs), offsets=tuple(offsets))
@@ -96,7 +96,7 @@ class Elements:
     def _reshaped(self, shape: Shape) -> Elements | None:
         """The same runs in the same order, parted anew."""
         left = list(_joined(run for runs in self.runs for run in runs))[::-1]  # the outermost last
-        found: list[tuple[Run, ...]] = []
+        found: list[tuple[AxisRun, ...]] = []
         for size in shape:
             taken = _taken(left, size)
             if taken is None:
@@ -132,7 +132,7 @@ class Elements:
         pairs = zip(self.runs, other.runs, strict=True)
         return all(len(a) == len(b) and all(map(_same, a, b)) for a, b in pairs)
 
-    def lanes(self) -> Lanes | None:
+    def lanes(self) -> AxisLanes | None:
         """What is seen of the last axis of the tensor; None where another axis is not whole, or not an axis of its own."""
         tracked = len(self.source) - 1
         if any(len(runs) > 1 for runs in self.runs):
@@ -146,10 +146,10 @@ class Elements:
             return None
         axes = tuple(runs[0].axis if runs else missing.pop(0) if missing else -1 for runs in self.runs)
         strides = tuple(runs[0].stride if runs and runs[0].axis == tracked else 0 for runs in self.runs)
-        return Lanes(self.shape, strides, axes, tracked, self.offsets[tracked])
+        return AxisLanes(self.shape, strides, axes, tracked, self.offsets[tracked])
 
 
-def viewed(shape: Sequence[Dim], steps: Iterable[Step]) -> Elements | None:
+def viewed(shape: Sequence[Dim], steps: Iterable[ViewOp]) -> Elements | None:
     """What a chain of views shows of a tensor of `shape`; None where that cannot be told."""
     found: Elements | None = Elements.of(shape)
     for step in steps:
@@ -157,7 +157,7 @@ def viewed(shape: Sequence[Dim], steps: Iterable[Step]) -> Elements | None:
     return found
 
 
-def pure_reshape(shape: Sequence[Dim], steps: Sequence[Step], result: Sequence[Dim]) -> bool:
+def pure_reshape(shape: Sequence[Dim], steps: Sequence[ViewOp], result: Sequence[Dim]) -> bool:
     """Whether a chain of views of a tensor of `shape` is one reshape to `result`, and casts."""
     if all(isinstance(s, (Reshape, Cast)) for s in steps):
         last = next((s.shape for s in reversed(steps) if isinstance(s, Reshape)), shape)
@@ -166,13 +166,13 @@ def pure_reshape(shape: Sequence[Dim], steps: Sequence[Step], result: Sequence[D
     return found is not None and direct is not None and found.same(direct)
 
 
-def _same(a: Run, b: Run) -> bool:
+def _same(a: AxisRun, b: AxisRun) -> bool:
     return (a.axis, a.stride) == (b.axis, b.stride) and same_dim(a.size, b.size)
 
 
-def _taken(left: list[Run], size: Dim) -> list[Run] | None:
+def _taken(left: list[AxisRun], size: Dim) -> list[AxisRun] | None:
     """Runs of `size` elements from the end of `left`, the last one cut where it is longer; None where that cannot be."""
-    taken: list[Run] = []
+    taken: list[AxisRun] = []
     count: Dim = 1
     while not same_dim(count, size):
         if not left:
@@ -182,8 +182,8 @@ def _taken(left: list[Run], size: Dim) -> list[Run] | None:
             missing = size // count if size % count == 0 else 0
             if missing and missing < run.size and run.size % missing == 0:
                 rest = run.size // missing
-                left.append(Run(run.axis, run.stride, rest))
-                run = Run(run.axis, run.stride * rest, missing)
+                left.append(AxisRun(run.axis, run.stride, rest))
+                run = AxisRun(run.axis, run.stride * rest, missing)
         taken.append(run)
         count = count * run.size
         if len(taken) > 16:
@@ -191,14 +191,14 @@ def _taken(left: list[Run], size: Dim) -> list[Run] | None:
     return taken
 
 
-def _joined(runs: Iterable[Run]) -> tuple[Run, ...]:
+def _joined(runs: Iterable[AxisRun]) -> tuple[AxisRun, ...]:
     """Runs of one axis that go on where the next one ends, as one."""
-    found: list[Run] = []
+    found: list[AxisRun] = []
     for run in runs:
         last = found[-1] if found else None
         ints = last is not None and isinstance(last.size, int) and isinstance(run.size, int)
         if last is not None and ints and last.axis == run.axis and last.stride == run.stride * run.size:
-            found[-1] = Run(run.axis, run.stride, last.size * run.size)
+            found[-1] = AxisRun(run.axis, run.stride, last.size * run.size)
         else:
             found.append(run)
     return tuple(found)

@@ -41,11 +41,11 @@ from torch.fx import Graph, GraphModule, Node
 from .modules import module_with
 from .op_table import read
 
-__all__ = ["Local", "localise", "mesh_of"]
+__all__ = ["LocalGraph", "localise", "mesh_of"]
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalGraph:
     """The graph of one rank.
 
     Attributes:
@@ -87,13 +87,13 @@ def mesh_of(gm: GraphModule) -> Any:
     return next((v.device_mesh for n in gm.graph.nodes if isinstance(v := _value(n), DTensor)), None)
 
 
-def localise(gm: GraphModule) -> Local:
+def localise(gm: GraphModule) -> LocalGraph:
     """The graph of one rank; `gm` is not changed."""
     if mesh_of(gm) is None:
-        return Local(gm, gm)
+        return LocalGraph(gm, gm)
     taken = _taken(gm.graph)
     if not taken:
-        return Local(gm, gm)
+        return LocalGraph(gm, gm)
     graph = copy.deepcopy(gm.graph)
     twins = dict(zip(gm.graph.nodes, graph.nodes, strict=True))
     inputs = gm.graph.find_nodes(op="placeholder")
@@ -104,7 +104,7 @@ def localise(gm: GraphModule) -> Local:
         if node in taken:
             _localise_node(graph, node, twins[node], biases)
     graph.lint()
-    return Local(gm, module_with(gm, graph), tuple(i for i, n in enumerate(inputs) if n in taken))
+    return LocalGraph(gm, module_with(gm, graph), tuple(i for i, n in enumerate(inputs) if n in taken))
 
 
 def _value(node: Node) -> Any:

@@ -18,7 +18,7 @@ from ..errors import RewriteError
 from .fake_values import name_of, value_of
 from .shapes import SYMBOLS, hint
 
-__all__ = ["Operand", "Part", "extract"]
+__all__ = ["Operand", "Subgraph", "extract"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Operand:
 
 
 @dataclass(frozen=True)
-class Part:
+class Subgraph:
     """Some nodes of a graph as a module.
 
     Attributes:
@@ -59,7 +59,7 @@ class Part:
         return hashlib.sha256("\n".join(_lines(self)).encode()).hexdigest()
 
 
-def extract(gm: GraphModule, nodes: Collection[Node]) -> Part:
+def extract(gm: GraphModule, nodes: Collection[Node]) -> Subgraph:
     """The part of `gm` that computes `nodes`. Sizes that the rest of the graph computes become numbers.
 
     Args:
@@ -87,7 +87,7 @@ def extract(gm: GraphModule, nodes: Collection[Node]) -> Part:
                 made[node].meta.pop(key, None)
     graph.output(tuple(_leave(graph, inside, made)))
     graph.lint()
-    return Part(GraphModule(gm, graph, class_name="Part"), tuple(operands))
+    return Subgraph(GraphModule(gm, graph, class_name="Subgraph"), tuple(operands))
 
 
 def _numbers(value: Any) -> Iterator[Any]:
@@ -135,7 +135,7 @@ def _leave(graph: Graph, inside: Collection[Node], made: dict[Node, Any]) -> Ite
                     yield graph.call_function(operator.getitem, (made[node], i))
 
 
-def _lines(part: Part) -> Iterator[str]:
+def _lines(part: Subgraph) -> Iterator[str]:
     number: dict[Node, str] = {}
     operands = iter(part.operands)
     for node in part.module.graph.nodes:
@@ -147,7 +147,7 @@ def _lines(part: Part) -> Iterator[str]:
         yield f"{node.op} {_target(part, node)} {map_aggregate(arguments, _constant)}"
 
 
-def _target(part: Part, node: Node) -> str:
+def _target(part: Subgraph, node: Node) -> str:
     if node.op != "get_attr":
         return name_of(node.target)
     held = attrgetter(str(node.target))(part.module)

@@ -46,7 +46,7 @@ class GraphView:
         self._by_op: dict[str, list[Node]] = {}
         for node in self.nodes:
             self._by_op.setdefault(self._facts[node].op, []).append(node)
-        self._steps: dict[Node, tuple[Node, tuple[st.Step, ...]] | None] = {}
+        self._steps: dict[Node, tuple[Node, tuple[st.ViewOp, ...]] | None] = {}
         self._tensors: dict[Node, torch.Tensor | None] = {}
         self._shapes: dict[Node, Shape | None] = {}
         self._memories: dict[Node, Any] = {}
@@ -154,7 +154,7 @@ class GraphView:
 
     # *** looking through views and casts
 
-    def source(self, node: Any) -> tuple[Node, tuple[st.Step, ...]] | None:
+    def source(self, node: Any) -> tuple[Node, tuple[st.ViewOp, ...]] | None:
         """For a view or cast: the value that it views, and the steps that lead from that to `node`. None for all else."""
         if not isinstance(node, Node):
             return None
@@ -203,9 +203,9 @@ class GraphView:
             node = end if above is None else above[0]
         return found
 
-    def chain(self, node: Node) -> Iterator[tuple[Node, tuple[st.Step, ...]]]:
+    def chain(self, node: Node) -> Iterator[tuple[Node, tuple[st.ViewOp, ...]]]:
         """`node`'s views, nearest first: each source with all steps from it down to `node`; at most 16 of them."""
-        taken: tuple[st.Step, ...] = ()
+        taken: tuple[st.ViewOp, ...] = ()
         for _ in range(16):
             found = self.source(node)
             if found is None:
@@ -257,7 +257,7 @@ class GraphView:
         way = [n for n in (*self.between(node, source), source) if self.tensor(n) is not None]
         return [dtype for dtype, _ in itertools.groupby(map(self.dtype, way))]
 
-    def _read_steps(self, node: Node) -> tuple[Node, tuple[st.Step, ...]] | None:
+    def _read_steps(self, node: Node) -> tuple[Node, tuple[st.ViewOp, ...]] | None:
         fact, shape = self._facts[node], self.shape(node)
         same = unchanged(fact)
         source = fact.args.get("input") if same is None else same
@@ -285,7 +285,7 @@ class GraphView:
         memory = {self.memory(source), self.memory(node)}
         return len(memory) > 1 and any(m in self._writes for m in memory)
 
-    def _element(self, pieces: Node, index: Any, shape: Shape) -> tuple[Node, tuple[st.Step, ...]] | None:
+    def _element(self, pieces: Node, index: Any, shape: Shape) -> tuple[Node, tuple[st.ViewOp, ...]] | None:
         """Piece `index` of a split, chunk or unbind."""
         whole: Any = self._facts[pieces].args.get("input")
         values, before = self.value(pieces), self.shape(whole)

@@ -16,14 +16,14 @@ from .op_table import RESHAPES, Fact
 from .shapes import Dim, Shape, same_dim, same_shape
 
 __all__ = [
+    "AxisLanes",
     "Cast",
     "Expand",
-    "Lanes",
     "Permute",
     "Reshape",
     "Select",
     "Slice",
-    "Step",
+    "ViewOp",
     "cast_steps",
     "holds",
     "same_steps",
@@ -78,15 +78,15 @@ class Cast:
     lossless: bool
 
 
-Step = Reshape | Permute | Slice | Select | Expand | Cast
+ViewOp = Reshape | Permute | Slice | Select | Expand | Cast
 
 
-def same_steps(a: Sequence[Step], b: Sequence[Step]) -> bool:
+def same_steps(a: Sequence[ViewOp], b: Sequence[ViewOp]) -> bool:
     """True when two chains of views do the same for certain."""
     return len(a) == len(b) and all(_same_step(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _same_step(a: Step, b: Step) -> bool:
+def _same_step(a: ViewOp, b: ViewOp) -> bool:
     if type(a) is not type(b):
         return False
     pairs = zip(vars(a).values(), vars(b).values(), strict=True)
@@ -94,7 +94,7 @@ def _same_step(a: Step, b: Step) -> bool:
 
 
 @dataclass(frozen=True)
-class Lanes:
+class AxisLanes:
     """Which elements of one tracked axis a view of a tensor exposes.
 
     Attributes:
@@ -135,7 +135,7 @@ def holds(wide: torch.dtype | None, narrow: torch.dtype | None) -> bool:
     return ranks is not None and ranks[wide] > ranks[narrow]  # type: ignore[index]
 
 
-def cast_steps(before: torch.dtype, after: torch.dtype | None, old: Shape, new: Shape) -> tuple[Step, ...] | None:
+def cast_steps(before: torch.dtype, after: torch.dtype | None, old: Shape, new: Shape) -> tuple[ViewOp, ...] | None:
     """A cast between floats, or between complex numbers; None for all others, and where the shape changes."""
     if not same_shape(old, new):
         return None
@@ -160,7 +160,7 @@ def unchanged(fact: Fact) -> Any:
     return None
 
 
-def view_steps(fact: Fact, before: Shape, after: Shape) -> tuple[Step, ...] | None:
+def view_steps(fact: Fact, before: Shape, after: Shape) -> tuple[ViewOp, ...] | None:
     """Steps of a node that keeps dtype and device, from its name and the shapes on both sides."""
     rank = len(before)
     match fact.op:
@@ -186,7 +186,7 @@ def view_steps(fact: Fact, before: Shape, after: Shape) -> tuple[Step, ...] | No
     return None
 
 
-def _swap(rank: int, a: Any, b: Any) -> tuple[Step, ...] | None:
+def _swap(rank: int, a: Any, b: Any) -> tuple[ViewOp, ...] | None:
     if not isinstance(a, int) or not isinstance(b, int):
         return None
     dims = list(range(rank))
@@ -194,7 +194,7 @@ def _swap(rank: int, a: Any, b: Any) -> tuple[Step, ...] | None:
     return (Permute(tuple(dims)),)
 
 
-def _moved(rank: int, source: Any, destination: Any) -> tuple[Step, ...] | None:
+def _moved(rank: int, source: Any, destination: Any) -> tuple[ViewOp, ...] | None:
     froms, tos = ([n] if isinstance(n, int) else list(n) for n in (source, destination))
     if not all(isinstance(n, int) for n in (*froms, *tos)):
         return None
@@ -203,7 +203,7 @@ def _moved(rank: int, source: Any, destination: Any) -> tuple[Step, ...] | None:
     return (Permute(tuple(placed[d] if d in placed else next(rest) for d in range(rank))),)
 
 
-def _axis_steps(fact: Fact, before: Shape, after: Shape) -> tuple[Step, ...] | None:
+def _axis_steps(fact: Fact, before: Shape, after: Shape) -> tuple[ViewOp, ...] | None:
     dim = fact.args.get("dim", 0) % len(before)
     if fact.op == "select":
         return _index_steps((*[slice(None)] * dim, fact.args.get("index")), before, after)
@@ -211,7 +211,7 @@ def _axis_steps(fact: Fact, before: Shape, after: Shape) -> tuple[Step, ...] | N
     return _index_steps((*[slice(None)] * dim, slice(start, None, step)), before, after)
 
 
-def _index_steps(index: Any, before: Shape, after: Shape) -> tuple[Step, ...] | None:
+def _index_steps(index: Any, before: Shape, after: Shape) -> tuple[ViewOp, ...] | None:
     """Basic indexing (ints, slices, None, Ellipsis) as selects and slices, then one reshape for the new axes."""
     items = list(index) if isinstance(index, tuple) else [index]
     if not all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items) or any(
@@ -222,7 +222,7 @@ def _index_steps(index: Any, before: Shape, after: Shape) -> tuple[Step, ...] | 
     fill: list[Any] = [slice(None)] * (len(before) - real)
     at = next((n for n, i in enumerate(items) if i is Ellipsis), len(items))
     items = [*items[:at], *fill, *items[at + 1 :]]
-    steps: list[Step] = []
+    steps: list[ViewOp] = []
     dim, out = 0, 0  # axis of the running value, axis of the result
     for item in items:
         if item is None:
@@ -242,7 +242,7 @@ def _index_steps(index: Any, before: Shape, after: Shape) -> tuple[Step, ...] | 
     return (*steps, Reshape(after)) if None in items else tuple(steps)
 
 
-def _slice_step(dim: int, item: slice, size: Dim, result: Dim) -> tuple[Step, ...] | None:
+def _slice_step(dim: int, item: slice, size: Dim, result: Dim) -> tuple[ViewOp, ...] | None:
     start, by = item.start or 0, item.step or 1
     if not isinstance(start, int) or not isinstance(by, int):
         return None

@@ -12,7 +12,7 @@ from ..cost.devices import CallTime, dtype_name
 from ..dynamo.measured_price import sample
 from ..errors import RewriteError
 from ..fusion.boundary.boundaries import calls_of
-from ..graph.subgraph import Part, extract
+from ..graph.subgraph import Subgraph, extract
 from ..graph.view import GraphView
 from ..rewrite.apply import rewrite
 from ..rewrite.base import Replacement
@@ -21,17 +21,17 @@ from ..rewrite.selection import Selection
 from ..site import Site
 from .calibrate import Effort, figure, seconds
 
-__all__ = ["Call", "call_time", "distinct_calls"]
+__all__ = ["TimedCall", "call_time", "distinct_calls"]
 
 _LEAST_S = 1e-3  # a shorter call runs several times in a try
 
 
 @dataclass(frozen=True)
-class Call:
+class TimedCall:
     """A kernel call in the place of a site, as a module of its own."""
 
     site: Site
-    part: Part
+    part: Subgraph
 
     @property
     def name(self) -> str:
@@ -39,7 +39,7 @@ class Call:
         return f"{self.site.kind}:{self.site.form} sequence {self.site.shapes.get('sequence', '?')}"
 
 
-def distinct_calls(gm: GraphModule, selection: Selection) -> Iterator[Call]:
+def distinct_calls(gm: GraphModule, selection: Selection) -> Iterator[TimedCall]:
     """One call for each kind, form, dtype and sizes of the sites that kernels may take; those of symbolic sizes are left out.
 
     Raises RewriteError for a site that cannot be replaced.
@@ -58,10 +58,10 @@ def distinct_calls(gm: GraphModule, selection: Selection) -> Iterator[Call]:
         (call,) = calls_of(GraphView(rewritten.graph), [site])
         if left or call is None:
             raise RewriteError(f"{site.path}: {left[0][1].message if left else 'no call takes its place'}")
-        yield Call(site, extract(rewritten, [call]))
+        yield TimedCall(site, extract(rewritten, [call]))
 
 
-def call_time(call: Call, effort: Effort) -> CallTime:
+def call_time(call: TimedCall, effort: Effort) -> CallTime:
     """Run the call on made-up tensors of the model's shapes, strides and dtypes, and time it.
 
     Raises whatever the kernel raises.

@@ -14,11 +14,11 @@ from typing import TypeVar
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from ..cost.data_files import Record
+from ..cost.data_files import DataRecord
 from ..errors import FluxrewriteError, InputError, RankError
 from ..parallel import Ranks, ranks
 
-__all__ = ["AFTER_FAILURE_S", "END", "RANK_TIMEOUT_S", "Crew", "Meeting", "meet"]
+__all__ = ["AFTER_FAILURE_S", "END", "RANK_TIMEOUT_S", "RankGroup", "RendezvousAddress", "meet"]
 
 RANK_TIMEOUT_S = 300.0
 """How long a rank waits for another one: as much as one may compile longer than another."""
@@ -32,7 +32,7 @@ _CONNECT_S = 60.0
 T = TypeVar("T")
 
 
-class Meeting(Record):
+class RendezvousAddress(DataRecord):
     """Where a process of one rank meets those of the others: a part of the store of its parent.
 
     Attributes:
@@ -54,7 +54,7 @@ class Meeting(Record):
         return PrefixStore(self.name, _connected(self.host, self.port, False, self.wait_s))
 
 
-def meet(environment: Mapping[str, str] | None = None, wait_s: float = RANK_TIMEOUT_S) -> Crew | None:
+def meet(environment: Mapping[str, str] | None = None, wait_s: float = RANK_TIMEOUT_S) -> RankGroup | None:
     """The crew that torchrun's environment speaks of; None outside of torchrun, and for one process.
 
     Raises:
@@ -74,7 +74,7 @@ def meet(environment: Mapping[str, str] | None = None, wait_s: float = RANK_TIME
     hosts = here.leads and given.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     attempt = given.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = _connected(host, int(port), hosts, wait_s)
-    return Crew(here, store, wait_s, (host, int(port)), f"fluxrewrite/{attempt}")
+    return RankGroup(here, store, wait_s, (host, int(port)), f"fluxrewrite/{attempt}")
 
 
 def _connected(host: str, port: int, hosts: bool, wait_s: float) -> Store:
@@ -91,7 +91,7 @@ def _gone(place: str, error: Exception) -> RankError:
     return RankError(f"torchrun's store at {place} does not answer ({first}); torchrun or the first rank has ended")
 
 
-class Crew:
+class RankGroup:
     """This process among those of all ranks.
 
     Args:
@@ -115,22 +115,22 @@ class Crew:
         self._given = store
         self._store = PrefixStore(name, store)
 
-    def twin(self) -> Crew:
+    def twin(self) -> RankGroup:
         """The same with a connection of its own, for another thread. Raises RankError when the store does not answer."""
         host, port = self._address
         store = _connected(host, port, False, self.wait_s) if host else self._given
-        return Crew(self.here, store, self.wait_s, self._address, self._name)
+        return RankGroup(self.here, store, self.wait_s, self._address, self._name)
 
     def part(self, name: str) -> Store:
         """A part of the store, for a process group."""
         return PrefixStore(name, self._store)
 
-    def meeting(self, name: str) -> Meeting:
+    def meeting(self, name: str) -> RendezvousAddress:
         """The same for a process that this rank starts."""
         host, port = self._address
         here = self.here
         name = f"{self._name}/{name}"
-        return Meeting(host=host, port=port, name=name, rank=here.rank, world=here.world, wait_s=self.wait_s)
+        return RendezvousAddress(host=host, port=port, name=name, rank=here.rank, world=here.world, wait_s=self.wait_s)
 
     def tell(self, what: str, text: str) -> None:
         """Tell the others, once for each `what`. Raises RankError when the store is gone."""

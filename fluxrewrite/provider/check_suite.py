@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Case", "Result", "Suite"]
+__all__ = ["CheckCase", "Result", "Suite"]
 
 
 @dataclass(frozen=True)
-class Case:
+class CheckCase:
     """One call to check.
 
     Attributes:
@@ -81,13 +81,13 @@ class Result:
 class Suite(Protocol):
     """The cases of a provider, what can run them here, and how one is run."""
 
-    def cases(self) -> Sequence[Case]:
+    def cases(self) -> Sequence[CheckCase]:
         """All cases, in the order in which they run."""
 
     def simulators(self, choice: str | None) -> Mapping[str, Any]:
         """What runs the kernels, by name: those of `choice`, or what is there when None. Raises InputError for what is not."""
 
     def run_case(
-        self, case: Case, tools: Mapping[str, Any], provider: str = "builtin", seed: int = 0
+        self, case: CheckCase, tools: Mapping[str, Any], provider: str = "builtin", seed: int = 0
     ) -> Sequence[Result]:
         """Run a case in each of `tools`, as `simulators` answers them, with random inputs that `seed` changes."""

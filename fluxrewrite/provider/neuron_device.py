@@ -13,7 +13,7 @@ import torch
 
 from ..errors import InputError
 
-__all__ = ["Device", "check_lnc", "imported", "native", "runtime_lnc", "typed"]
+__all__ = ["NeuronDevice", "check_lnc", "imported", "native", "runtime_lnc", "typed"]
 
 _LNC = "NEURON_LOGICAL_NC_CONFIG"
 _TARGET = "NEURON_PLATFORM_TARGET_OVERRIDE"
@@ -62,7 +62,7 @@ def native() -> bool:
     return hasattr(importlib.import_module("torch_neuronx"), "wrap_nki")
 
 
-class Device:
+class NeuronDevice:
     """Runs kernels where their tensors lie: `torch_neuronx.wrap_nki` on the device `neuron`, a direct call on `xla`.
 
     `lnc` is the number of physical cores that each call takes; that of the runtime when None.

@@ -14,11 +14,20 @@ import torch
 
 from ..errors import InputError
 
-__all__ = ["Asked", "Engine", "Event", "Instruction", "Launch", "Memory", "Profiled", "parse_sizes"]
+__all__ = [
+    "ProfileRequest",
+    "Profiled",
+    "ProfiledEngine",
+    "ProfiledEvent",
+    "ProfiledInstruction",
+    "ProfiledLaunch",
+    "ProfiledMemory",
+    "parse_sizes",
+]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProfileRequest:
     """A call of a kernel that a provider is asked to model.
 
     Attributes:
@@ -40,7 +49,7 @@ class Asked:
     operands: tuple[tuple[tuple[int, ...], str], ...] = ()
 
 
-class Event(Protocol):
+class ProfiledEvent(Protocol):
     """One instruction on the timeline: `engine` by name, `start` and `end` in ns, `bytes` that it moves."""
 
     @property
@@ -53,7 +62,7 @@ class Event(Protocol):
     def bytes(self) -> int: ...
 
 
-class Engine(Protocol):
+class ProfiledEngine(Protocol):
     """Totals of one engine of one core; `utilisation` is the share of the launch's time, 0 to 1, that it is busy."""
 
     @property
@@ -74,7 +83,7 @@ class Engine(Protocol):
     def bytes(self) -> int: ...
 
 
-class Instruction(Protocol):
+class ProfiledInstruction(Protocol):
     """Totals of one instruction on one engine of one core."""
 
     @property
@@ -89,7 +98,7 @@ class Instruction(Protocol):
     def busy_us(self) -> float: ...
 
 
-class Memory(Protocol):
+class ProfiledMemory(Protocol):
     """Peak use of an on-chip memory of one core, bytes a partition."""
 
     @property
@@ -102,18 +111,18 @@ class Memory(Protocol):
     def capacity(self) -> int: ...
 
 
-class Launch(Protocol):
+class ProfiledLaunch(Protocol):
     """One kernel that the call launches; `events` by core, in ns from its start."""
 
     @property
     def latency_us(self) -> float: ...
     @property
-    def engines(self) -> Sequence[Engine]: ...
+    def engines(self) -> Sequence[ProfiledEngine]: ...
     @property
-    def memory(self) -> Sequence[Memory]: ...
+    def memory(self) -> Sequence[ProfiledMemory]: ...
     @property
-    def events(self) -> Sequence[Sequence[Event]]: ...
-    def instructions(self) -> Sequence[Instruction]:
+    def events(self) -> Sequence[Sequence[ProfiledEvent]]: ...
+    def instructions(self) -> Sequence[ProfiledInstruction]:
         """Totals by instruction, busiest first."""
 
     def chrome_trace(self) -> dict[str, Any]:
@@ -140,7 +149,7 @@ class Profiled(Protocol):
     @property
     def sizes(self) -> Mapping[str, int]: ...
     @property
-    def profiles(self) -> Sequence[Launch]: ...
+    def profiles(self) -> Sequence[ProfiledLaunch]: ...
     @property
     def flops(self) -> float: ...
     @property

@@ -14,7 +14,7 @@ from ..errors import InputError, mark
 from ..kernel import Kernel, Limit, load_kernels, load_plugins
 from .check_suite import Suite
 from .custom_call import custom_call_of
-from .profile import Asked, Profiled
+from .profile import Profiled, ProfileRequest
 
 __all__ = [
     "EXECUTIONS",
@@ -69,7 +69,7 @@ class Provider:
     versions: tuple[str, ...]
     implementations: Callable[[str], Mapping[str, Implementation]]
     check: Callable[[str], None]
-    profile: Callable[[str, Asked], Profiled] | None = None
+    profile: Callable[[str, ProfileRequest], Profiled] | None = None
     suite: Callable[[], Suite] | None = None
 
 
@@ -124,7 +124,7 @@ def provided(kernels: Iterable[Kernel], provider: str, execution: str) -> dict[s
     }
 
 
-def profile(provider: str, asked: Asked) -> Profiled:
+def profile(provider: str, asked: ProfileRequest) -> Profiled:
     """What one call of a kernel of `provider` costs by the provider's own model; no hardware runs.
 
     Raises InputError for an unknown provider or kernel, one that has no model, and what the provider refuses.

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import CheckFailed, InputError
 from .model import Effect, KindSummary, Report
 
-__all__ = ["BY_KIND", "METRICS", "Limit", "check", "metrics", "parse_limit", "read_budget"]
+__all__ = ["BY_KIND", "METRICS", "BudgetLimit", "check", "metrics", "parse_limit", "read_budget"]
 
 METRICS: Mapping[str, str] = {
     "boundaries": "all boundaries",
@@ -64,7 +64,7 @@ _EXPRESSION = re.compile(r"\s*([\w.]+)\s*(>=|<=|==|!=|>|<)\s*(\S(?:.*\S)?)\s*", 
 
 
 @dataclass(frozen=True)
-class Limit:
+class BudgetLimit:
     """A check fails where `metric` `compare` `value` holds; `source` is where the limit stands, for messages."""
 
     metric: str
@@ -80,7 +80,7 @@ class Limit:
         return _OPERATORS[self.compare](found, self.value)
 
 
-def parse_limit(text: str, source: str = "--fail-on", kinds: Iterable[str] | None = None) -> Limit:
+def parse_limit(text: str, source: str = "--fail-on", kinds: Iterable[str] | None = None) -> BudgetLimit:
     """Read "metric operator number": "barriers>10", "boundary_bytes >= 1.5 MB", "kernels.qkv < 30".
 
     Numbers take k, M, G, T (powers of 1000) or Ki, Mi, Gi, Ti (of 1024) in any case, with or without a B.
@@ -98,7 +98,7 @@ def parse_limit(text: str, source: str = "--fail-on", kinds: Iterable[str] | Non
         raise InputError(f"{source} {text!r}: give a metric, one of > >= < <= == !=, and a number, as 'barriers>10'")
     metric, compare, number = parts.groups()
     _known(metric, source, kinds)
-    return Limit(metric, compare, _number(number, source, text), source)
+    return BudgetLimit(metric, compare, _number(number, source, text), source)
 
 
 def _known(metric: str, source: str, kinds: Iterable[str] | None) -> None:
@@ -122,7 +122,7 @@ def _number(text: str, source: str, whole: str) -> float:
     return value
 
 
-def read_budget(path: Path, kinds: Iterable[str] | None = None) -> list[Limit]:
+def read_budget(path: Path, kinds: Iterable[str] | None = None) -> list[BudgetLimit]:
     """Limits of a TOML file: a table `limits` (metric = the most it may be) and a list `fail_on` of expressions.
 
     Raises InputError when the file cannot be read, is no TOML, or holds anything else.
@@ -158,11 +158,11 @@ def _flat(table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
             yield name, value
 
 
-def _at_most(name: str, value: Any, path: Path, kinds: Sequence[str] | None) -> Limit:
+def _at_most(name: str, value: Any, path: Path, kinds: Sequence[str] | None) -> BudgetLimit:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise InputError(f"{path}: {name} = {value!r}: give the most it may be, as 10 or '100MB'")
     _known(name, str(path), kinds)
-    return Limit(name, ">", _number(str(value), str(path), f"{name} = {value}"), str(path))
+    return BudgetLimit(name, ">", _number(str(value), str(path), f"{name} = {value}"), str(path))
 
 
 def metrics(report: Report) -> dict[str, float | None]:
@@ -244,7 +244,7 @@ def _counts(s: KindSummary) -> dict[str, int]:
     }
 
 
-def check(report: Report, limits: Iterable[Limit]) -> None:
+def check(report: Report, limits: Iterable[BudgetLimit]) -> None:
     """Compare a report with limits. A figure that the report does not know breaks every limit on it.
 
     Raises:

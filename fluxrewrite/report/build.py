@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from ..cost import Case
-from ..fusion.boundary.planned_graph import Analysed
+from ..fusion.boundary.planned_graph import PlannedGraph
 from ..fusion.boundary.target import Target
 from ..graph.fake_values import value_of
 from ..graph.shapes import size_of
@@ -24,11 +24,11 @@ from .build_blocks import blocks_of, calls_of
 from .build_predicted import Forecast, boundaries_of, breaks_of, collectives_of, effect_info, segments_of, verdicts_of
 from .model import KernelInfo, KindSummary, ModelInfo, ProofInfo, ReasonInfo, Report, SiteInfo, Summary, Timing
 
-__all__ = ["Foresight", "build_report", "dynamic_sizes", "policy_name"]
+__all__ = ["PredictionContext", "build_report", "dynamic_sizes", "policy_name"]
 
 
 @dataclass(frozen=True)
-class Foresight:
+class PredictionContext:
     """What predictions are made for: the target, and the case that evidence is looked up by."""
 
     target: Target
@@ -37,12 +37,12 @@ class Foresight:
 
 
 def build_report(
-    graphs: Sequence[Analysed],
+    graphs: Sequence[PlannedGraph],
     selection: Selection,
     policy: Policy,
     model: ModelInfo,
     timing: Timing,
-    foresight: Foresight | None = None,
+    foresight: PredictionContext | None = None,
 ) -> Report:
     """The report on some graphs of one model; with predictions if it is told what for."""
     sites: list[SiteInfo] = []
@@ -65,7 +65,7 @@ def build_report(
     )
 
 
-def _predicted(graphs: Sequence[Analysed], ids: Mapping[int, str], foresight: Foresight) -> dict[str, Any]:
+def _predicted(graphs: Sequence[PlannedGraph], ids: Mapping[int, str], foresight: PredictionContext) -> dict[str, Any]:
     """The fields of the report that are predictions."""
     target, case = foresight.target, foresight.case
     known = [(i, Forecast(a.plan, a.change)) for i, a in enumerate(graphs) if a.change is not None]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ..fusion.boundary.block_map import Part
-from ..fusion.boundary.compare import Effect as Change
+from ..fusion.boundary.block_map import KernelSpan
+from ..fusion.boundary.compare import RewriteEffect as Change
 from .build_predicted import rounded, tensor_info
 from .model import BlockInfo, CallInfo, PartInfo, UserInfo
 
@@ -23,7 +23,7 @@ def blocks_of(change: Change, graph: int, ids: Mapping[int, str]) -> Iterator[Bl
         )
 
 
-def _part(part: Part, ids: Mapping[int, str]) -> PartInfo:
+def _part(part: KernelSpan, ids: Mapping[int, str]) -> PartInfo:
     return PartInfo(
         kind=part.kind,  # type: ignore[arg-type]
         ops=part.ops,

@@ -10,11 +10,11 @@ from typing import Literal
 from ..cost import Case, Work, estimate
 from ..cost.compile_cost import compile_cost
 from ..cost.deltas import applied
-from ..cost.verdicts import Candidate, Modelled, on_plan, verdicts
-from ..fusion.boundary.boundaries import Boundary as Border
+from ..cost.verdicts import Candidate, ModelledStep, on_plan, verdicts
+from ..fusion.boundary.boundaries import CallBoundary as Border
 from ..fusion.boundary.boundaries import Materialised
-from ..fusion.boundary.compare import Effect as Change
-from ..fusion.boundary.step_time import Step
+from ..fusion.boundary.compare import RewriteEffect as Change
+from ..fusion.boundary.step_time import StepTime
 from ..fusion.boundary.target import Target
 from ..models.capture import Break
 from ..rewrite.plan import Plan
@@ -201,7 +201,7 @@ def _rewritten(forecasts: Sequence[Forecast]) -> list[Site]:
     ]
 
 
-def _step(steps: Iterable[Step]) -> StepInfo:
+def _step(steps: Iterable[StepTime]) -> StepInfo:
     found = list(steps)
     return StepInfo(
         us=rounded(sum(s.us for s in found)),
@@ -252,7 +252,7 @@ def _candidate(kind: str, forecasts: Sequence[Forecast], step: float, assumed: b
         step = sum(c.times["none"] * c.blocks for c in choices)
     modelled = None
     if step > 0 and 0 < step + added < 1e18:
-        modelled = Modelled(step, step + added, "assumed" if assumed else "modelled")
+        modelled = ModelledStep(step, step + added, "assumed" if assumed else "modelled")
     return Candidate(kind, {f: n for f, n in forms.items() if n}, tuple(refusals), modelled)
 
 

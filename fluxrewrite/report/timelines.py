@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 
 from ..errors import InputError
-from ..provider.profile import Asked, Event, Launch, Profiled
+from ..provider.profile import Profiled, ProfiledEvent, ProfiledLaunch, ProfileRequest
 from ..provider.registry import profile
 from .model import CallInfo, EngineInfo, Report, SiteInfo, TimelineInfo
 
@@ -76,7 +76,7 @@ def _timeline(call: CallInfo, sites: Sequence[SiteInfo], device: str) -> Timelin
     return made.model_copy(update={**figures, "bound": found.bound, "engines": tuple(_engines(found))})
 
 
-def _asked(call: CallInfo, site: SiteInfo, device: str, cores: int) -> Asked:
+def _asked(call: CallInfo, site: SiteInfo, device: str, cores: int) -> ProfileRequest:
     shapes = {**site.shapes, **{f"axis {i} of {t.name}": n for t in call.operands for i, n in enumerate(t.shape)}}
     symbolic = [f"{name} {size}" for name, size in shapes.items() if not isinstance(size, int)]
     if symbolic:
@@ -84,7 +84,7 @@ def _asked(call: CallInfo, site: SiteInfo, device: str, cores: int) -> Asked:
     operands = tuple((tuple(int(n) for n in t.shape), t.dtype) for t in call.operands)
     sizes = {name: int(n) for name, n in site.shapes.items()}
     dtype = getattr(torch, call.operands[0].dtype)
-    return Asked(site.kind, sizes, dtype, device, cores, site.form, site.details, operands)
+    return ProfileRequest(site.kind, sizes, dtype, device, cores, site.form, site.details, operands)
 
 
 def _engines(found: Profiled) -> Iterator[EngineInfo]:
@@ -101,7 +101,7 @@ def _engines(found: Profiled) -> Iterator[EngineInfo]:
         )
 
 
-def _slices(launches: Iterable[Launch], engine: str, length_ns: float, busy: float) -> tuple[int, ...]:
+def _slices(launches: Iterable[ProfiledLaunch], engine: str, length_ns: float, busy: float) -> tuple[int, ...]:
     """Percent of each slice in which the engine is busy. Their mean is `busy`: events say when, the totals how much.
 
     Transfers share the bandwidth and tiled products the array, so that their events overlap; a transfer counts by its bytes.
@@ -120,7 +120,7 @@ def _slices(launches: Iterable[Launch], engine: str, length_ns: float, busy: flo
     return tuple(min(100, round(h * factor)) for h in held)
 
 
-def _spread(event: Event, start: float, width: float, held: list[float]) -> None:
+def _spread(event: ProfiledEvent, start: float, width: float, held: list[float]) -> None:
     """Add the time of an event, or its bytes where it moves some, to the slices that it lies in."""
     length = event.end - event.start
     if length <= 0:

@@ -21,10 +21,10 @@ from .proof.outcome import Prove, proved, refuted
 from .search import Choice
 from .selection import Selection
 
-__all__ = ["Chooser", "Failed", "make_plan"]
+__all__ = ["Chooser", "PastFailure", "make_plan"]
 
 OnError = Callable[[str, Exception], None]
-Failed = Callable[[Site, Kernel], object | None]
+PastFailure = Callable[[Site, Kernel], object | None]
 """How a kernel failed at a site like this one, or None."""
 Chooser = Callable[[GraphView, Sequence[Site]], tuple[Sequence[Site], Sequence[Choice]]]
 """Answers which of the eligible sites kernels take, and why: `choose.choose` with a price."""
@@ -41,7 +41,7 @@ def make_plan(
     on_error: OnError = _raise,
     chooser: Chooser | None = None,
     joinable: Joinable = parameters,
-    failed: Failed = lambda site, kernel: None,
+    failed: PastFailure = lambda site, kernel: None,
     prove: Prove | None = None,
 ) -> Plan:
     """Find all sites of the selected passes and decide on each.
@@ -77,7 +77,7 @@ class _Planner:
     policy: Policy
     on_error: OnError
     joinable: Joinable
-    failed: Failed
+    failed: PastFailure
     prove: Prove | None
 
     def decisions(self) -> Iterator[Decision]:

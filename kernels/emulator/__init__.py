@@ -5,20 +5,20 @@ A kernel imports ``isa as nisa``, ``language as nl`` and ``jit`` from here as it
 """
 
 from . import isa, language
-from .errors import EmulationError, Limit
+from .errors import EmulationError, HardwareLimit
 from .install import installed
 from .profile import EngineRow, InstructionRow, MemoryRow, Profile
-from .run import Kernel, Run, jit, simulate
+from .run import EmulatedKernel, EmulatedRun, jit, simulate
 
 __all__ = [
+    "EmulatedKernel",
+    "EmulatedRun",
     "EmulationError",
     "EngineRow",
+    "HardwareLimit",
     "InstructionRow",
-    "Kernel",
-    "Limit",
     "MemoryRow",
     "Profile",
-    "Run",
     "installed",
     "isa",
     "jit",

@@ -8,9 +8,9 @@ import numpy as np
 
 from .checks import on_chip, scalar_values
 from .enums import reduce_cmd as commands
-from .errors import Limit, fail
+from .errors import HardwareLimit, fail
 from .machine import Machine, store
-from .ops import Op
+from .ops import AluOp
 from .specs import PARTITIONS
 from .tensor import NkiTensor
 
@@ -28,15 +28,17 @@ def check(
     """Check ``reduce_cmd``, ``reduce_res`` (P, 1) and that an initial value goes only with ``load_reduce``."""
     if command not in allowed:
         options = ", ".join(c.name for c in allowed)
-        fail(Limit.REDUCE, ins, f"reduce_cmd={command!r}; it must be one of {options}")
+        fail(HardwareLimit.REDUCE, ins, f"reduce_cmd={command!r}; it must be one of {options}")
     if (init is not None) != (command is commands.load_reduce):
         fail(
-            Limit.REDUCE, ins, f"reduce_init={init!r} with reduce_cmd={command.name}: load_reduce needs it, others not"
+            HardwareLimit.REDUCE,
+            ins,
+            f"reduce_init={init!r} with reduce_cmd={command.name}: load_reduce needs it, others not",
         )
     if reduce_res is not None:
         on_chip(reduce_res, ins, "reduce_res")
         if reduce_res.shape[0] != data.shape[0] or reduce_res.free_elements != 1:
-            fail(Limit.SHAPE, ins, f"reduce_res is {list(reduce_res.shape)}; it must be ({data.shape[0]}, 1)")
+            fail(HardwareLimit.SHAPE, ins, f"reduce_res is {list(reduce_res.shape)}; it must be ({data.shape[0]}, 1)")
 
 
 def needs_registers(machine: Machine, ins: str, command: commands, reduce_res: NkiTensor | None) -> None:
@@ -44,12 +46,12 @@ def needs_registers(machine: Machine, ins: str, command: commands, reduce_res: N
     resets = command in (commands.reset_reduce, commands.load_reduce, commands.reset)
     if not resets and not machine.vector_accumulator_valid and (command is commands.reduce or reduce_res is not None):
         text = f"reduce_cmd={command.name} uses the accumulator, which no reset_reduce has started since an idle run"
-        fail(Limit.REDUCE, ins, text)
+        fail(HardwareLimit.REDUCE, ins, text)
 
 
 def update(
     machine: Machine,
-    op: Op,
+    op: AluOp,
     command: commands,
     values: np.ndarray | None,
     data: NkiTensor,

@@ -11,7 +11,7 @@ from typing import NoReturn
 _HERE = str(Path(__file__).parent)
 
 
-class Limit(StrEnum):
+class HardwareLimit(StrEnum):
     """Stable code of a limit a kernel broke. Sources: NKI 0.6.0 (SDK 2.32) API pages unless a member says otherwise."""
 
     PARTITION_COUNT = "partition_count"  # more than 128 partitions, or operands of different partition counts
@@ -78,7 +78,7 @@ class EmulationError(Exception):
         line: kernel source position as ``file:line``.
     """
 
-    def __init__(self, limit: Limit, message: str, instruction: str = "", line: str = "") -> None:
+    def __init__(self, limit: HardwareLimit, message: str, instruction: str = "", line: str = "") -> None:
         where = f" at {line}" if line else ""
         head = f"{instruction}{where}: " if instruction or line else ""
         super().__init__(f"{head}[{limit}] {message}")
@@ -88,6 +88,6 @@ class EmulationError(Exception):
         self.line = line
 
 
-def fail(limit: Limit, instruction: str, message: str) -> NoReturn:
+def fail(limit: HardwareLimit, instruction: str, message: str) -> NoReturn:
     """Raise :class:`EmulationError` for ``instruction`` at the running kernel line."""
     raise EmulationError(limit, message, instruction, kernel_line())

@@ -6,7 +6,7 @@ from typing import Any
 
 from .enums import dge_mode, dma_engine, engine, matmul_perf_mode, nc_version, oob_mode, reduce_cmd
 from .errors import EmulationError as NkiValidationError
-from .errors import Limit, fail
+from .errors import HardwareLimit, fail
 from .isa_lnc import core_barrier, sendrecv
 from .isa_move import dma_copy, dma_transpose, memset, tensor_copy, tensor_copy_predicated
 from .isa_reduce import bn_aggr, bn_stats, exponential, tensor_scalar_reduce
@@ -89,6 +89,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
 
     def refused(*args: Any, **kwargs: Any) -> None:
-        fail(Limit.UNSUPPORTED, name, "this instruction is not emulated")
+        fail(HardwareLimit.UNSUPPORTED, name, "this instruction is not emulated")
 
     return refused

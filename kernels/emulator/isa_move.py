@@ -20,7 +20,7 @@ from .checks import (
 from .enums import dge_mode as dge_modes
 from .enums import engine as engines
 from .enums import oob_mode as oob_modes
-from .errors import Limit, fail
+from .errors import HardwareLimit, fail
 from .machine import Machine, current, raw, store
 from .storage import MemoryRegion
 from .tensor import NkiTensor
@@ -33,7 +33,7 @@ _TRANSPOSES = {2: (1, 0), 3: (2, 1, 0), 4: (3, 1, 2, 0)}
 def _off_psum(view: Any, ins: str, role: str) -> NkiTensor:
     tensor = need_tensor(view, ins, role)
     if tensor.buffer is MemoryRegion.psum:
-        fail(Limit.DMA_PSUM, ins, f"{role} is in PSUM, which DMA cannot reach; copy through SBUF")
+        fail(HardwareLimit.DMA_PSUM, ins, f"{role} is in PSUM, which DMA cannot reach; copy through SBUF")
     if tensor.storage.on_chip and not tensor.is_whole:
         consecutive_partitions(tensor, ins, role)
     return tensor
@@ -48,9 +48,9 @@ def _check_mode(machine: Machine, ins: str, mode: Any, priority: Any) -> bool:
     if priority is not None:
         need_generation(machine, ins, 4)
         if priority not in (0, 1, 2, 3):
-            fail(Limit.DMA_MODE, ins, f"priority={priority!r}; it must be 0, 1, 2 or 3")
+            fail(HardwareLimit.DMA_MODE, ins, f"priority={priority!r}; it must be 0, 1, 2 or 3")
     if not isinstance(mode, dge_modes):
-        fail(Limit.DMA_MODE, ins, f"dge_mode={mode!r} is no nisa.dge_mode")
+        fail(HardwareLimit.DMA_MODE, ins, f"dge_mode={mode!r} is no nisa.dge_mode")
     if mode is dge_modes.hwdge:
         need_generation(machine, ins, 3)
     return mode is dge_modes.hwdge
@@ -78,11 +78,13 @@ def dma_copy(
     _off_psum(src, ins, "src")
     if dst.size != src.size:
         fail(
-            Limit.DMA_ELEMENTS, ins, f"dst {list(dst.shape)} has {dst.size} elements, src {list(src.shape)} {src.size}"
+            HardwareLimit.DMA_ELEMENTS,
+            ins,
+            f"dst {list(dst.shape)} has {dst.size} elements, src {list(src.shape)} {src.size}",
         )
     hardware = _check_mode(machine, ins, dge_mode, priority)
     if hardware and dst.dtype != src.dtype:
-        fail(Limit.DMA_MODE, ins, f"hwdge cannot convert {src.dtype} to {dst.dtype}")
+        fail(HardwareLimit.DMA_MODE, ins, f"hwdge cannot convert {src.dtype} to {dst.dtype}")
     machine.dma(ins, src, dst, min(_run_bytes(src), _run_bytes(dst)), 1.0, hardware)
     if machine.numerics:
         store(dst, _convert(src.array(), src, dst))
@@ -91,14 +93,22 @@ def dma_copy(
 def _check_transpose(ins: str, dst: NkiTensor, src: NkiTensor, axes: Any, hardware: bool) -> tuple[int, ...]:
     order = _TRANSPOSES.get(src.ndim)
     if order is None or (axes is not None and tuple(axes) != order):
-        fail(Limit.DMA_TRANSPOSE, ins, f"axes {axes} of a {src.ndim}-d tile; legal are {list(_TRANSPOSES.values())}")
+        fail(
+            HardwareLimit.DMA_TRANSPOSE,
+            ins,
+            f"axes {axes} of a {src.ndim}-d tile; legal are {list(_TRANSPOSES.values())}",
+        )
     if dst.buffer is not MemoryRegion.sbuf:
-        fail(Limit.DMA_TRANSPOSE, ins, f"dst is in {dst.buffer.name}; it must be in SBUF")
+        fail(HardwareLimit.DMA_TRANSPOSE, ins, f"dst is in {dst.buffer.name}; it must be in SBUF")
     if dst.dtype != src.dtype:
-        fail(Limit.DMA_TRANSPOSE, ins, f"dst is {dst.dtype}, src {src.dtype}; they must be the same")
+        fail(HardwareLimit.DMA_TRANSPOSE, ins, f"dst is {dst.dtype}, src {src.dtype}; they must be the same")
     wanted = tuple(src.shape[a] for a in order)
     if dst.shape != wanted:
-        fail(Limit.DMA_TRANSPOSE, ins, f"dst is {list(dst.shape)}; transposing {list(src.shape)} gives {list(wanted)}")
+        fail(
+            HardwareLimit.DMA_TRANSPOSE,
+            ins,
+            f"dst is {list(dst.shape)}; transposing {list(src.shape)} gives {list(wanted)}",
+        )
     if hardware:
         rows, last = src.shape[0], src.shape[-1]
         good = rows == 16 if src.ndim == 2 else rows in (1, 2, 4, 8, 16) and rows * src.shape[-2] % 16 == 0
@@ -106,7 +116,7 @@ def _check_transpose(ins: str, dst: NkiTensor, src: NkiTensor, axes: Any, hardwa
             text = (
                 f"hwdge takes 2-byte types, last dimension <= 128 and rows of 16; src is {list(src.shape)} {src.dtype}"
             )
-            fail(Limit.DMA_TRANSPOSE, ins, text)
+            fail(HardwareLimit.DMA_TRANSPOSE, ins, text)
     return order
 
 
@@ -127,7 +137,7 @@ def dma_transpose(
     _off_psum(dst, ins, "dst")
     _off_psum(src, ins, "src")
     if dge_mode is dge_modes.swdge or dge_mode is dge_modes.none:
-        fail(Limit.DMA_MODE, ins, f"dge_mode {dge_mode.name}: direct transposes take unknown or hwdge")
+        fail(HardwareLimit.DMA_MODE, ins, f"dge_mode {dge_mode.name}: direct transposes take unknown or hwdge")
     hardware = _check_mode(machine, ins, dge_mode, priority)
     order = _check_transpose(ins, dst, src, axes, hardware)
     in_sbuf = src.buffer is MemoryRegion.sbuf
@@ -148,7 +158,9 @@ def tensor_copy(dst: NkiTensor, src: NkiTensor, engine: engines = engines.unknow
     same_elements(ins, dst, "dst", src, "src")
     unit = pick_engine(ins, engine, Engine.VECTOR, _COPY_ENGINES, (dst, src))
     if unit is Engine.SCALAR and machine.generation < 3:
-        fail(Limit.ARCH, ins, "the Scalar engine has no tensor_copy on NeuronCore-v2; use activation(op=nl.copy)")
+        fail(
+            HardwareLimit.ARCH, ins, "the Scalar engine has no tensor_copy on NeuronCore-v2; use activation(op=nl.copy)"
+        )
     machine.compute(ins, unit, costs.one_input(machine.generation, unit is Engine.VECTOR, src, dst), (src,), (dst,))
     if machine.numerics:
         store(dst, _convert(raw(src), src, dst).copy())
@@ -156,18 +168,18 @@ def tensor_copy(dst: NkiTensor, src: NkiTensor, engine: engines = engines.unknow
 
 def _check_memset(ins: str, dst: NkiTensor, value: Any) -> None:
     if not isinstance(value, int | float | np.integer | np.floating | bool):
-        fail(Limit.VALUE, ins, f"value={value!r} is no number")
+        fail(HardwareLimit.VALUE, ins, f"value={value!r} is no number")
     if dst.dtype.kind == "p" and value != 0:
-        fail(Limit.VALUE, ins, f"{dst.dtype} can only be set to 0, not {value}")
+        fail(HardwareLimit.VALUE, ins, f"{dst.dtype} can only be set to 0, not {value}")
     if dst.dtype.kind in "iu":
         info = np.iinfo(dst.dtype.np)
         if float(value) != int(value) or not info.min <= value <= info.max:
-            fail(Limit.VALUE, ins, f"{value} is no {dst.dtype} ({info.min} to {info.max})")
+            fail(HardwareLimit.VALUE, ins, f"{value} is no {dst.dtype} ({info.min} to {info.max})")
     if dst.dtype.kind == "f" and np.isfinite(value):
         with np.errstate(over="ignore"):
             stored = np.float32(value).astype(dst.dtype.np)
         if not np.isfinite(stored):
-            fail(Limit.VALUE, ins, f"{value} does not fit {dst.dtype}")
+            fail(HardwareLimit.VALUE, ins, f"{value} does not fit {dst.dtype}")
 
 
 def memset(dst: NkiTensor, value: float, engine: engines = engines.unknown, name: str | None = None) -> None:
@@ -196,14 +208,14 @@ def tensor_copy_predicated(
     on_chip(predicate, ins, "predicate")
     same_elements(ins, dst, "dst", predicate, "predicate")
     if predicate.dtype not in ("uint8", "uint16", "uint32"):
-        fail(Limit.DTYPE, ins, f"predicate is {predicate.dtype}; it must be uint8, uint16 or uint32")
+        fail(HardwareLimit.DTYPE, ins, f"predicate is {predicate.dtype}; it must be uint8, uint16 or uint32")
     reads = [predicate]
     if isinstance(src, NkiTensor):
         on_chip(src, ins, "src")
         same_elements(ins, dst, "dst", src, "src")
         not_both_psum(ins, src, "src", predicate, "predicate")
         if src.dtype != dst.dtype:
-            fail(Limit.DTYPE, ins, f"src is {src.dtype}, dst {dst.dtype}; they must be the same")
+            fail(HardwareLimit.DTYPE, ins, f"src is {src.dtype}, dst {dst.dtype}; they must be the same")
         reads.append(src)
     else:
         scalar_operand(ins, src, dst, "src")

@@ -9,9 +9,9 @@ import numpy as np
 from . import accumulator, costs, dtypes
 from .checks import apply, need_generation, on_chip, same_elements, scalar_operand, scalar_values
 from .enums import reduce_cmd as commands
-from .errors import Limit, fail
+from .errors import HardwareLimit, fail
 from .machine import current, load, store
-from .ops import BY_NAME, Op, need_arithmetic
+from .ops import BY_NAME, AluOp, need_arithmetic
 from .specs import BN_STATS_MAX
 from .tensor import NkiTensor
 from .timeline import Engine
@@ -27,9 +27,9 @@ _FLOAT32 = frozenset({dtypes.float32})
 def tensor_scalar_reduce(
     dst: NkiTensor,
     data: NkiTensor,
-    op0: Op,
+    op0: AluOp,
     operand0: Any,
-    reduce_op: Op,
+    reduce_op: AluOp,
     reduce_res: NkiTensor | None = None,
     reverse0: bool = False,
     reduce_cmd: commands = commands.reset_reduce,
@@ -47,9 +47,9 @@ def tensor_scalar_reduce(
     same_elements(ins, dst, "dst", data, "data")
     first = need_arithmetic(op0, ins, machine.generation, "op0", unary=True)
     if reverse0:
-        fail(Limit.OPERATOR, ins, "reverse0 is not supported by this instruction yet (NKI 0.6)")
+        fail(HardwareLimit.OPERATOR, ins, "reverse0 is not supported by this instruction yet (NKI 0.6)")
     if reduce_op not in _REDUCERS:
-        fail(Limit.REDUCE, ins, f"reduce_op={reduce_op!r}; it must be add, multiply, maximum or minimum")
+        fail(HardwareLimit.REDUCE, ins, f"reduce_op={reduce_op!r}; it must be add, multiply, maximum or minimum")
     accumulator.check(ins, data, reduce_cmd, _RESETTING, reduce_res, reduce_init)
     accumulator.needs_registers(machine, ins, reduce_cmd, reduce_res)
     tiles = [None if first.binary is None else scalar_operand(ins, operand0, data, "operand0")]
@@ -85,10 +85,10 @@ def exponential(
     on_chip(src, ins, "src")
     same_elements(ins, dst, "dst", src, "src")
     if src.dtype not in _EXP_IN:
-        fail(Limit.DTYPE, ins, f"src is {src.dtype}, which exponential does not take")
+        fail(HardwareLimit.DTYPE, ins, f"src is {src.dtype}, which exponential does not take")
     loads = reduce_cmd is commands.load_reduce
     if not loads and (isinstance(reduce_init, NkiTensor) or reduce_init != 0.0):
-        fail(Limit.REDUCE, ins, "reduce_init must be 0.0 unless reduce_cmd is load_reduce")
+        fail(HardwareLimit.REDUCE, ins, "reduce_init must be 0.0 unless reduce_cmd is load_reduce")
     init = reduce_init if loads else None
     accumulator.check(ins, src, reduce_cmd, (commands.idle, *_RESETTING), reduce_res, init)
     accumulator.needs_registers(machine, ins, reduce_cmd, reduce_res)
@@ -115,9 +115,13 @@ def bn_stats(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> None:
     on_chip(dst, ins, "dst")
     on_chip(data, ins, "data")
     if data.free_elements > BN_STATS_MAX:
-        fail(Limit.BN_STATS, ins, f"data has {data.free_elements} elements per partition; the limit is {BN_STATS_MAX}")
+        fail(
+            HardwareLimit.BN_STATS,
+            ins,
+            f"data has {data.free_elements} elements per partition; the limit is {BN_STATS_MAX}",
+        )
     if dst.shape[0] != data.shape[0] or dst.free_elements != 6:
-        fail(Limit.BN_STATS, ins, f"dst is {list(dst.shape)}; it must be ({data.shape[0]}, 6)")
+        fail(HardwareLimit.BN_STATS, ins, f"dst is {list(dst.shape)}; it must be ({data.shape[0]}, 6)")
     machine.compute(ins, Engine.VECTOR, costs.plain(data.free_elements), (data,), (dst,))
     if machine.numerics:
         values = load(data)
@@ -139,9 +143,13 @@ def bn_aggr(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> None:
     on_chip(dst, ins, "dst")
     on_chip(data, ins, "data")
     if data.free_elements % 3:
-        fail(Limit.BN_STATS, ins, f"data has {data.free_elements} elements per partition; they must come in threes")
+        fail(
+            HardwareLimit.BN_STATS,
+            ins,
+            f"data has {data.free_elements} elements per partition; they must come in threes",
+        )
     if dst.shape[0] != data.shape[0] or dst.free_elements != 2:
-        fail(Limit.BN_STATS, ins, f"dst is {list(dst.shape)}; it must be ({data.shape[0]}, 2)")
+        fail(HardwareLimit.BN_STATS, ins, f"dst is {list(dst.shape)}; it must be ({data.shape[0]}, 2)")
     machine.compute(ins, Engine.VECTOR, costs.bn_aggr(data.free_elements), (data,), (dst,))
     if machine.numerics:
         triples = load(data).reshape(data.shape[0], -1, 3)

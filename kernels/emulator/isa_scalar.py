@@ -9,9 +9,9 @@ import numpy as np
 from . import costs, dtypes
 from .checks import on_chip, same_elements, scalar_operand, scalar_values
 from .enums import reduce_cmd as commands
-from .errors import Limit, fail
+from .errors import HardwareLimit, fail
 from .machine import Machine, current, load, store
-from .ops import BY_NAME, Op, need_op
+from .ops import BY_NAME, AluOp, need_op
 from .specs import PARTITIONS
 from .tensor import NkiTensor
 from .timeline import Engine
@@ -24,23 +24,23 @@ def _check_operands(machine: Machine, ins: str, data: NkiTensor, bias: Any, scal
     if bias is not None:
         tile = scalar_operand(ins, bias, data, "bias", None)
         if tile is None and machine.generation < 3 and float(bias) != 0.0:
-            fail(Limit.ARCH, ins, f"bias={bias}: NeuronCore-v2 takes only a (P, 1) tile as bias")
+            fail(HardwareLimit.ARCH, ins, f"bias={bias}: NeuronCore-v2 takes only a (P, 1) tile as bias")
         tiles.append(tile)
     return [t for t in tiles if t is not None]
 
 
 def _check_reduce(ins: str, data: NkiTensor, reduce_op: Any, reduce_res: Any, command: Any) -> None:
     if not isinstance(command, commands) or command is commands.load_reduce:
-        fail(Limit.REDUCE, ins, f"reduce_cmd={command!r}; activation takes idle, reset, reduce or reset_reduce")
+        fail(HardwareLimit.REDUCE, ins, f"reduce_cmd={command!r}; activation takes idle, reset, reduce or reset_reduce")
     if command in (commands.reduce, commands.reset_reduce) and reduce_op is not BY_NAME["add"]:
-        fail(Limit.REDUCE, ins, f"reduce_op={reduce_op!r}; the Scalar engine only adds")
+        fail(HardwareLimit.REDUCE, ins, f"reduce_op={reduce_op!r}; the Scalar engine only adds")
     if reduce_res is not None:
         on_chip(reduce_res, ins, "reduce_res")
         if reduce_res.shape[0] != data.shape[0] or reduce_res.free_elements != 1:
-            fail(Limit.SHAPE, ins, f"reduce_res is {list(reduce_res.shape)}; it must be ({data.shape[0]}, 1)")
+            fail(HardwareLimit.SHAPE, ins, f"reduce_res is {list(reduce_res.shape)}; it must be ({data.shape[0]}, 1)")
 
 
-def _check_range(ins: str, op: Op, values: np.ndarray) -> None:
+def _check_range(ins: str, op: AluOp, values: np.ndarray) -> None:
     if op.valid is None:
         return
     low, high = op.valid
@@ -49,7 +49,7 @@ def _check_range(ins: str, op: Op, values: np.ndarray) -> None:
     if bad.any():
         worst = values[bad].flat[0]
         text = f"{op!r} of {worst!s}: {int(bad.sum())} inputs lie outside its valid range [{low:g}, {high:g}]"
-        fail(Limit.ACTIVATION_RANGE, ins, text)
+        fail(HardwareLimit.ACTIVATION_RANGE, ins, text)
 
 
 def _accumulate(machine: Machine, ins: str, values: np.ndarray | None, partitions: int, command: commands) -> None:
@@ -58,7 +58,7 @@ def _accumulate(machine: Machine, ins: str, values: np.ndarray | None, partition
         machine.scalar_accumulator = np.zeros((PARTITIONS, 1), np.float32)
         machine.scalar_accumulator_valid = True
     if command is commands.reduce and not machine.scalar_accumulator_valid:
-        fail(Limit.REDUCE, ins, "reduce_cmd=reduce, but the accumulator was never reset")
+        fail(HardwareLimit.REDUCE, ins, "reduce_cmd=reduce, but the accumulator was never reset")
     if command in (commands.reduce, commands.reset_reduce) and values is not None:
         assert machine.scalar_accumulator is not None
         machine.scalar_accumulator[:partitions] += values.sum(axis=1, keepdims=True, dtype=np.float32)
@@ -81,11 +81,11 @@ def _activate(
     same_elements(ins, dst, "dst", data, "data")
     function = need_op(op, ins)
     if function.activation is None:
-        fail(Limit.OPERATOR, ins, f"op={function!r} is no activation function")
+        fail(HardwareLimit.OPERATOR, ins, f"op={function!r} is no activation function")
     tiles = _check_operands(machine, ins, data, bias, scale)
     _check_reduce(ins, data, reduce_op, reduce_res, command)
     if function is BY_NAME["reciprocal"] and bias is not None and machine.generation == 2:
-        fail(Limit.ARCH, ins, "reciprocal takes no bias on NeuronCore-v2")
+        fail(HardwareLimit.ARCH, ins, "reciprocal takes no bias on NeuronCore-v2")
     writes = (dst,) if reduce_res is None else (dst, reduce_res)
     cycles = costs.plain(data.free_elements)
     if reduce_res is not None:
@@ -98,13 +98,13 @@ def _activate(
     _accumulate(machine, ins, values, data.shape[0], command)
     if reduce_res is not None:
         if not machine.scalar_accumulator_valid:
-            fail(Limit.REDUCE, ins, "reduce_res reads an accumulator that was never reset")
+            fail(HardwareLimit.REDUCE, ins, "reduce_res reads an accumulator that was never reset")
         if machine.numerics:
             assert machine.scalar_accumulator is not None
             store(reduce_res, machine.scalar_accumulator[: data.shape[0]].copy())
 
 
-def _evaluate(ins: str, function: Op, data: NkiTensor, bias: Any, scale: Any) -> np.ndarray:
+def _evaluate(ins: str, function: AluOp, data: NkiTensor, bias: Any, scale: Any) -> np.ndarray:
     assert function.activation is not None
     values = load(data)
     with np.errstate(all="ignore"):
@@ -119,11 +119,11 @@ def _evaluate(ins: str, function: Op, data: NkiTensor, bias: Any, scale: Any) ->
 
 def activation(
     dst: NkiTensor,
-    op: Op,
+    op: AluOp,
     data: NkiTensor,
     bias: Any = None,
     scale: Any = 1.0,
-    reduce_op: Op | None = None,
+    reduce_op: AluOp | None = None,
     reduce_res: NkiTensor | None = None,
     reduce_cmd: commands = commands.idle,
     name: str | None = None,
@@ -140,9 +140,9 @@ def activation(
 
 def activation_reduce(
     dst: NkiTensor,
-    op: Op,
+    op: AluOp,
     data: NkiTensor,
-    reduce_op: Op,
+    reduce_op: AluOp,
     reduce_res: NkiTensor,
     bias: Any = None,
     scale: Any = 1.0,
@@ -151,5 +151,5 @@ def activation_reduce(
     """:func:`activation` with ``reduce_cmd=reset_reduce``: row sums of the result into ``reduce_res`` (P, 1)."""
     ins = "activation_reduce"
     if not isinstance(reduce_res, NkiTensor):
-        fail(Limit.REDUCE, ins, "reduce_res must be a (P, 1) tile")
+        fail(HardwareLimit.REDUCE, ins, "reduce_res must be a (P, 1) tile")
     _activate(ins, dst, op, data, bias, scale, reduce_op, reduce_res, commands.reset_reduce)

@@ -23,9 +23,9 @@ from .checks import (
 )
 from .enums import engine as engines
 from .enums import reduce_cmd as commands
-from .errors import Limit, fail
+from .errors import HardwareLimit, fail
 from .machine import current, load, raw, store
-from .ops import BY_NAME, Op, need_op
+from .ops import BY_NAME, AluOp, need_op
 from .specs import FREE_DIMS_MAX
 from .tensor import NkiTensor
 from .timeline import Engine
@@ -40,10 +40,12 @@ _SELECT_COMMANDS = (commands.reset_reduce, commands.reduce)
 
 def _check_pattern(ins: str, dst: NkiTensor, pattern: Any) -> None:
     if not pattern or len(pattern) > FREE_DIMS_MAX or any(len(p) != 2 for p in pattern):
-        fail(Limit.PATTERN, ins, f"pattern {pattern}; it must hold one to four [step, num] pairs")
+        fail(HardwareLimit.PATTERN, ins, f"pattern {pattern}; it must hold one to four [step, num] pairs")
     count = int(np.prod([int(p[1]) for p in pattern]))
     if count != dst.free_elements:
-        fail(Limit.PATTERN, ins, f"pattern {pattern} has {count} elements, dst {dst.free_elements} per partition")
+        fail(
+            HardwareLimit.PATTERN, ins, f"pattern {pattern} has {count} elements, dst {dst.free_elements} per partition"
+        )
 
 
 def _affine(partitions: int, pattern: Sequence[Sequence[int]], offset: int, multiplier: int) -> np.ndarray:
@@ -74,7 +76,7 @@ def affine_select(
     channel_multiplier: int,
     on_true_tile: NkiTensor,
     on_false_value: float,
-    cmp_op: Op = BY_NAME["equal"],
+    cmp_op: AluOp = BY_NAME["equal"],
     offset: int = 0,
     name: str | None = None,
 ) -> None:
@@ -88,10 +90,10 @@ def affine_select(
     same_elements(ins, dst, "dst", on_true_tile, "on_true_tile")
     _check_pattern(ins, dst, pattern)
     if isinstance(on_false_value, NkiTensor):
-        fail(Limit.OPERAND, ins, "on_false_value must be a constant")
+        fail(HardwareLimit.OPERAND, ins, "on_false_value must be a constant")
     scalar_operand(ins, on_false_value, dst, "on_false_value")
     if need_op(cmp_op, ins, "cmp_op") not in _ALL_COMPARE:
-        fail(Limit.OPERATOR, ins, f"cmp_op={cmp_op!r} is no comparison")
+        fail(HardwareLimit.OPERATOR, ins, f"cmp_op={cmp_op!r} is no comparison")
     cycles = costs.GPSIMD_SETUP + dst.free_elements
     machine.compute(ins, Engine.GPSIMD, cycles, (on_true_tile,), (dst,))
     if machine.numerics:
@@ -103,37 +105,37 @@ def affine_select(
 def _check_range(
     ins: str,
     on_true_tile: NkiTensor,
-    comparisons: tuple[Op, Op],
+    comparisons: tuple[AluOp, AluOp],
     bounds: tuple[NkiTensor, NkiTensor],
     range_start: int,
     on_false_value: float,
-    reduce_op: Op,
+    reduce_op: AluOp,
 ) -> None:
     for i, op in enumerate(comparisons):
         if need_op(op, ins, f"comp_op{i}") not in _COMPARE:
-            fail(Limit.OPERATOR, ins, f"comp_op{i}={op!r}; it must be equal, less(_equal) or greater(_equal)")
+            fail(HardwareLimit.OPERATOR, ins, f"comp_op{i}={op!r}; it must be equal, less(_equal) or greater(_equal)")
     if on_true_tile.dtype.kind != "f":
-        fail(Limit.DTYPE, ins, f"on_true_tile is {on_true_tile.dtype}; it must be a float type")
+        fail(HardwareLimit.DTYPE, ins, f"on_true_tile is {on_true_tile.dtype}; it must be a float type")
     if np.float32(on_false_value) != np.float32(FP32_MIN):
-        fail(Limit.VALUE, ins, f"on_false_value={on_false_value}; the hardware takes only {FP32_MIN}")
+        fail(HardwareLimit.VALUE, ins, f"on_false_value={on_false_value}; the hardware takes only {FP32_MIN}")
     if not 0 <= range_start <= _EXACT_INDEX - on_true_tile.free_elements:
-        fail(Limit.VALUE, ins, f"range_start={range_start}: indices are compared in float32, exact below 2**24")
+        fail(HardwareLimit.VALUE, ins, f"range_start={range_start}: indices are compared in float32, exact below 2**24")
     if reduce_op is not BY_NAME["maximum"]:
-        fail(Limit.REDUCE, ins, f"reduce_op={reduce_op!r}; only maximum is supported")
+        fail(HardwareLimit.REDUCE, ins, f"reduce_op={reduce_op!r}; only maximum is supported")
     if any(scalar_operand(ins, b, on_true_tile, f"bound{i}") is None for i, b in enumerate(bounds)):
-        fail(Limit.OPERAND, ins, "bound0 and bound1 must be (P, 1) float32 tiles")
+        fail(HardwareLimit.OPERAND, ins, "bound0 and bound1 must be (P, 1) float32 tiles")
 
 
 def range_select(
     dst: NkiTensor,
     on_true_tile: NkiTensor,
-    comp_op0: Op,
-    comp_op1: Op,
+    comp_op0: AluOp,
+    comp_op1: AluOp,
     bound0: NkiTensor,
     bound1: NkiTensor,
     reduce_cmd: commands = commands.reset_reduce,
     reduce_res: NkiTensor | None = None,
-    reduce_op: Op = BY_NAME["maximum"],
+    reduce_op: AluOp = BY_NAME["maximum"],
     range_start: int = 0,
     on_false_value: float = FP32_MIN,
     name: str | None = None,
@@ -165,11 +167,11 @@ def range_select(
 
 def _check_select_types(ins: str, predicate: NkiTensor, on_true: NkiTensor, reduce_res: NkiTensor | None) -> None:
     if predicate.dtype not in ("int8", "uint8", "int16", "uint16"):
-        fail(Limit.DTYPE, ins, f"predicate is {predicate.dtype}; it must be an 8 or 16-bit integer")
+        fail(HardwareLimit.DTYPE, ins, f"predicate is {predicate.dtype}; it must be an 8 or 16-bit integer")
     if on_true.dtype in ("tfloat32", "int32", "uint32"):
-        fail(Limit.DTYPE, ins, f"on_true is {on_true.dtype}, which select_reduce does not take")
+        fail(HardwareLimit.DTYPE, ins, f"on_true is {on_true.dtype}, which select_reduce does not take")
     if reduce_res is not None and reduce_res.dtype.kind != "f":
-        fail(Limit.DTYPE, ins, f"reduce_res is {reduce_res.dtype}; it must be a float type")
+        fail(HardwareLimit.DTYPE, ins, f"reduce_res is {reduce_res.dtype}; it must be a float type")
 
 
 def select_reduce(
@@ -179,7 +181,7 @@ def select_reduce(
     on_false: Any,
     reduce_res: NkiTensor | None = None,
     reduce_cmd: commands = commands.idle,
-    reduce_op: Op = BY_NAME["maximum"],
+    reduce_op: AluOp = BY_NAME["maximum"],
     reverse_pred: bool = False,
     name: str | None = None,
 ) -> None:
@@ -191,11 +193,13 @@ def select_reduce(
     for role, view in (("dst", dst), ("predicate", predicate), ("on_true", on_true)):
         on_chip(view, ins, role)
         if view.shape != dst.shape:
-            fail(Limit.SHAPE, ins, f"{role} is {list(view.shape)}, dst {list(dst.shape)}; they must be identical")
+            fail(
+                HardwareLimit.SHAPE, ins, f"{role} is {list(view.shape)}, dst {list(dst.shape)}; they must be identical"
+            )
     _check_select_types(ins, predicate, on_true, reduce_res)
     not_both_psum(ins, on_true, "on_true", predicate, "predicate")
     if reduce_op is not BY_NAME["maximum"]:
-        fail(Limit.REDUCE, ins, f"reduce_op={reduce_op!r}; only maximum is supported")
+        fail(HardwareLimit.REDUCE, ins, f"reduce_op={reduce_op!r}; only maximum is supported")
     accumulator.check(ins, on_true, reduce_cmd, (commands.idle, *_SELECT_COMMANDS), reduce_res)
     accumulator.needs_registers(machine, ins, reduce_cmd, reduce_res)
     tile = scalar_operand(ins, on_false, on_true, "on_false", None)
@@ -210,7 +214,7 @@ def select_reduce(
     accumulator.update(machine, reduce_op, reduce_cmd, values, on_true, reduce_res)
 
 
-def tensor_partition_reduce(dst: NkiTensor, op: Op, data: NkiTensor, name: str | None = None) -> None:
+def tensor_partition_reduce(dst: NkiTensor, op: AluOp, data: NkiTensor, name: str | None = None) -> None:
     """Reduce across partitions into a (1, N) tile on GpSimd, so not in PSUM: add, average, maximum, bitwise or/and.
 
     Raises ``operator``, ``dtype``, ``shape``, ``gpsimd_psum``, ``partition_*``, ``uninitialised``.
@@ -221,11 +225,15 @@ def tensor_partition_reduce(dst: NkiTensor, op: Op, data: NkiTensor, name: str |
     pick_engine(ins, engines.gpsimd, Engine.GPSIMD, (Engine.GPSIMD,), (dst, data))
     found = need_op(op, ins)
     if found not in _PARTITION_OPS:
-        fail(Limit.OPERATOR, ins, f"op={found!r}; it must be add, average, maximum, bitwise_or or bitwise_and")
+        fail(HardwareLimit.OPERATOR, ins, f"op={found!r}; it must be add, average, maximum, bitwise_or or bitwise_and")
     if found.bits:
         integer_types(ins, dst, data)
     if dst.shape[0] != 1 or dst.free_elements != data.free_elements:
-        fail(Limit.SHAPE, ins, f"dst is {list(dst.shape)}; reducing {list(data.shape)} gives [1, {data.free_elements}]")
+        fail(
+            HardwareLimit.SHAPE,
+            ins,
+            f"dst is {list(dst.shape)}; reducing {list(data.shape)} gives [1, {data.free_elements}]",
+        )
     cycles = costs.partition_reduce(data.shape[0], data.free_elements)
     machine.compute(ins, Engine.GPSIMD, cycles, (data,), (dst,))
     if machine.numerics:
@@ -245,14 +253,14 @@ def nc_stream_shuffle(dst: NkiTensor, src: NkiTensor, shuffle_mask: Sequence[int
         active = -(-max(dst.shape[0], src.shape[0]) // 32) * 32
         check_start(view, ins, role, min(active, 128 - view.start_partition) if active == 32 else active)
     if dst.dtype != src.dtype:
-        fail(Limit.DTYPE, ins, f"dst is {dst.dtype}, src {src.dtype}; they must be the same")
+        fail(HardwareLimit.DTYPE, ins, f"dst is {dst.dtype}, src {src.dtype}; they must be the same")
     if dst.free_elements != src.free_elements:
-        fail(Limit.SHAPE, ins, f"dst has {dst.free_elements} elements per partition, src {src.free_elements}")
+        fail(HardwareLimit.SHAPE, ins, f"dst has {dst.free_elements} elements per partition, src {src.free_elements}")
     if len(shuffle_mask) != 32 or any(m != 255 and not 0 <= m < 32 for m in shuffle_mask):
-        fail(Limit.PATTERN, ins, "shuffle_mask must hold 32 entries of 0 to 31, or 255")
+        fail(HardwareLimit.PATTERN, ins, "shuffle_mask must hold 32 entries of 0 to 31, or 255")
     moves = [(i, i // 32 * 32 + shuffle_mask[i % 32]) for i in range(dst.shape[0]) if shuffle_mask[i % 32] != 255]
     if any(source >= src.shape[0] for _, source in moves):
-        fail(Limit.INDEX, ins, f"shuffle_mask reads beyond the {src.shape[0]} partitions of src")
+        fail(HardwareLimit.INDEX, ins, f"shuffle_mask reads beyond the {src.shape[0]} partitions of src")
     keeps = len(moves) < dst.shape[0]
     reads = (src, dst) if keeps else (src,)
     machine.compute(ins, Engine.VECTOR, costs.plain(src.free_elements), reads, (dst,))

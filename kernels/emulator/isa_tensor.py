@@ -10,7 +10,7 @@ from . import costs, dtypes
 from .checks import PSUM, SBUF, need_generation, on_chip, pick_engine
 from .enums import engine as engines
 from .enums import matmul_perf_mode
-from .errors import Limit, fail
+from .errors import HardwareLimit, fail
 from .machine import Machine, current, load, raw, store
 from .specs import MOVING_FREE_MAX, PARTITIONS, PSUM_BANK_BYTES, STATIONARY_FREE_MAX
 from .storage import MATMUL_STARTED, UNWRITTEN
@@ -28,26 +28,26 @@ def check_bank(machine: Machine, ins: str, dst: NkiTensor) -> None:
     lo, hi = (base + n * dst.dtype.itemsize for n in dst.free_span())
     if lo // PSUM_BANK_BYTES != (hi - 1) // PSUM_BANK_BYTES:
         text = f"dst takes bytes {lo} to {hi} of its PSUM partition; it must lie within one bank of {PSUM_BANK_BYTES}"
-        fail(Limit.PSUM_BANK, ins, text)
+        fail(HardwareLimit.PSUM_BANK, ins, text)
 
 
 def _check_types(machine: Machine, ins: str, dst: NkiTensor, a: NkiTensor, b: NkiTensor, double: bool) -> None:
     for role, view in (("stationary", a), ("moving", b)):
         if view.dtype not in dtypes.MATMUL:
-            fail(Limit.DTYPE, ins, f"{role} is {view.dtype}, which TensorE does not take")
+            fail(HardwareLimit.DTYPE, ins, f"{role} is {view.dtype}, which TensorE does not take")
         if view.dtype == dtypes.float8_e4m3fn:
             need_generation(machine, ins, 4)
         if double and view.dtype not in dtypes.FP8:
-            fail(Limit.DTYPE, ins, f"{role} is {view.dtype}; double_row takes fp8")
+            fail(HardwareLimit.DTYPE, ins, f"{role} is {view.dtype}; double_row takes fp8")
     pair = {a.dtype, b.dtype}
     if len(pair & dtypes.WIDE) and not pair <= dtypes.WIDE:
-        fail(Limit.DTYPE, ins, f"{a.dtype} with {b.dtype}: float32/tfloat32 go only with float32/tfloat32")
+        fail(HardwareLimit.DTYPE, ins, f"{a.dtype} with {b.dtype}: float32/tfloat32 go only with float32/tfloat32")
     if pair == {dtypes.float8_e4m3, dtypes.float8_e4m3fn}:
-        fail(Limit.DTYPE, ins, "float8_e4m3 and float8_e4m3fn cannot be mixed")
+        fail(HardwareLimit.DTYPE, ins, "float8_e4m3 and float8_e4m3fn cannot be mixed")
     allowed = ("float32", "bfloat16") if machine.generation >= 4 else ("float32",)
     if dst.dtype not in allowed:
         text = f"dst is {dst.dtype}; on NeuronCore-v{machine.generation} it must be {' or '.join(allowed)}"
-        fail(Limit.DTYPE, ins, text)
+        fail(HardwareLimit.DTYPE, ins, text)
 
 
 def _array_parts(
@@ -56,14 +56,16 @@ def _array_parts(
     if not position and not size:
         return _DEFAULT_TILE, None
     if not position or not size:
-        fail(Limit.MATMUL_TILE, ins, f"tile_position={position} and tile_size={size} must be given together")
+        fail(HardwareLimit.MATMUL_TILE, ins, f"tile_position={position} and tile_size={size} must be given together")
     (row, col), (rows, cols) = map(int, position), map(int, size)
     legal = (64, 128) if machine.generation == 2 else (32, 64, 128)
     if rows not in legal or cols not in legal:
-        fail(Limit.MATMUL_TILE, ins, f"tile_size {(rows, cols)}; sizes are {legal} on v{machine.generation}")
+        fail(HardwareLimit.MATMUL_TILE, ins, f"tile_size {(rows, cols)}; sizes are {legal} on v{machine.generation}")
     if row % rows or col % cols or not (0 <= row <= PARTITIONS - rows and 0 <= col <= PARTITIONS - cols):
         fail(
-            Limit.MATMUL_TILE, ins, f"tile_position {(row, col)} is no multiple of tile_size {(rows, cols)} within 128"
+            HardwareLimit.MATMUL_TILE,
+            ins,
+            f"tile_position {(row, col)} is no multiple of tile_size {(rows, cols)} within 128",
         )
     parts = tuple(4 * r + c for r in range(row // 32, (row + rows) // 32) for c in range(col // 32, (col + cols) // 32))
     return (rows, cols), parts
@@ -73,19 +75,23 @@ def _check_sizes(
     machine: Machine, ins: str, dst: NkiTensor, a: NkiTensor, b: NkiTensor, tile: tuple[int, int], double: bool
 ) -> tuple[int, int, int]:
     if double and (a.ndim != 3 or b.ndim != 3 or a.shape[1] != 2 or b.shape[1] != 2):
-        fail(Limit.MATMUL_SIZE, ins, f"double_row takes [K, 2, M] and [K, 2, N], got {list(a.shape)}, {list(b.shape)}")
+        fail(
+            HardwareLimit.MATMUL_SIZE,
+            ins,
+            f"double_row takes [K, 2, M] and [K, 2, N], got {list(a.shape)}, {list(b.shape)}",
+        )
     k, m, n = a.shape[0], a.free_elements, b.free_elements
     if double:
         m, n = a.shape[2], b.shape[2]
     if b.shape[0] != k:
-        fail(Limit.MATMUL_SIZE, ins, f"K differs: stationary {k} partitions, moving {b.shape[0]}")
+        fail(HardwareLimit.MATMUL_SIZE, ins, f"K differs: stationary {k} partitions, moving {b.shape[0]}")
     if k > tile[0] or m > min(tile[1], STATIONARY_FREE_MAX):
-        fail(Limit.MATMUL_SIZE, ins, f"stationary K={k}, M={m}; the limit is K<={tile[0]}, M<={tile[1]}")
+        fail(HardwareLimit.MATMUL_SIZE, ins, f"stationary K={k}, M={m}; the limit is K<={tile[0]}, M<={tile[1]}")
     most = MOVING_FREE_MAX if machine.generation < 4 else 8 * PSUM_BANK_BYTES // dst.dtype.itemsize
     if n > most:
-        fail(Limit.MATMUL_SIZE, ins, f"moving N={n}; the limit on NeuronCore-v{machine.generation} is {most}")
+        fail(HardwareLimit.MATMUL_SIZE, ins, f"moving N={n}; the limit on NeuronCore-v{machine.generation} is {most}")
     if dst.shape[0] != m or dst.free_elements != n:
-        fail(Limit.MATMUL_SIZE, ins, f"dst is {list(dst.shape)}; stationary x moving gives [{m}, {n}]")
+        fail(HardwareLimit.MATMUL_SIZE, ins, f"dst is {list(dst.shape)}; stationary x moving gives [{m}, {n}]")
     return k, m, n
 
 
@@ -100,7 +106,7 @@ def _resolve_accumulate(machine: Machine, ins: str, dst: NkiTensor, accumulate: 
     if not started:
         found = f"{missing} elements are unwritten" if missing else "an instruction other than a matmul wrote there"
         text = f"accumulate={accumulate} on a PSUM region that no overwriting matmul has started: {found}"
-        fail(Limit.ACCUMULATE, ins, text)
+        fail(HardwareLimit.ACCUMULATE, ins, text)
     return True
 
 
@@ -130,7 +136,7 @@ def nc_matmul(
     if double:
         need_generation(machine, ins, 3)
         if is_transpose or (tile_size and int(tile_size[1]) != PARTITIONS):
-            fail(Limit.MATMUL_TILE, ins, "double_row goes neither with column tiling nor with transposes")
+            fail(HardwareLimit.MATMUL_TILE, ins, "double_row goes neither with column tiling nor with transposes")
     if is_transpose:
         return _matmul_transpose(machine, dst, stationary, moving, tile_position, tile_size)
     _check_types(machine, ins, dst, stationary, moving, double)
@@ -163,7 +169,11 @@ def _matmul_transpose(
     _, parts = _array_parts(machine, ins, position, size)
     k = data.shape[0]
     if identity.shape[0] != k or identity.free_elements != k:
-        fail(Limit.MATMUL_SIZE, ins, f"is_transpose needs a [{k}, {k}] identity as moving, got {list(identity.shape)}")
+        fail(
+            HardwareLimit.MATMUL_SIZE,
+            ins,
+            f"is_transpose needs a [{k}, {k}] identity as moving, got {list(identity.shape)}",
+        )
     _transpose(machine, ins, dst, data, (data, identity), parts)
 
 
@@ -187,11 +197,11 @@ def _transpose(
 def _check_transpose_shape(ins: str, dst: NkiTensor, data: NkiTensor, most: int, unit: str) -> None:
     p, f = data.shape[0], data.free_elements
     if p > most or f > most:
-        fail(Limit.TRANSPOSE_SIZE, ins, f"data is [{p}, {f}]; {unit} transposes at most [{most}, {most}]")
+        fail(HardwareLimit.TRANSPOSE_SIZE, ins, f"data is [{p}, {f}]; {unit} transposes at most [{most}, {most}]")
     if dst.shape[0] != f or dst.free_elements != p:
-        fail(Limit.TRANSPOSE_SIZE, ins, f"dst is {list(dst.shape)}; transposing [{p}, {f}] gives [{f}, {p}]")
+        fail(HardwareLimit.TRANSPOSE_SIZE, ins, f"dst is {list(dst.shape)}; transposing [{p}, {f}] gives [{f}, {p}]")
     if dst.dtype != data.dtype:
-        fail(Limit.DTYPE, ins, f"dst is {dst.dtype}, data {data.dtype}; they must be the same")
+        fail(HardwareLimit.DTYPE, ins, f"dst is {dst.dtype}, data {data.dtype}; they must be the same")
 
 
 def nc_transpose(dst: NkiTensor, data: NkiTensor, engine: engines = engines.unknown, name: str | None = None) -> None:

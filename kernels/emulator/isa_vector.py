@@ -19,9 +19,9 @@ from .checks import (
     scalar_values,
 )
 from .enums import engine as engines
-from .errors import Limit, fail
+from .errors import HardwareLimit, fail
 from .machine import Machine, current, load, raw, store
-from .ops import BY_NAME, Op, need_arithmetic, need_op
+from .ops import BY_NAME, AluOp, need_arithmetic, need_op
 from .storage import MemoryRegion
 from .tensor import NkiTensor
 from .timeline import Engine
@@ -45,7 +45,7 @@ def tensor_tensor(
     dst: NkiTensor,
     data1: NkiTensor,
     data2: NkiTensor,
-    op: Op,
+    op: AluOp,
     engine: engines = engines.unknown,
     name: str | None = None,
 ) -> None:
@@ -62,7 +62,7 @@ def tensor_tensor(
     if found.bits:
         integer_types(ins, *views)
         if found.binary is None:
-            fail(Limit.OPERATOR, ins, f"op={found!r} takes one operand")
+            fail(HardwareLimit.OPERATOR, ins, f"op={found!r} takes one operand")
     else:
         need_arithmetic(found, ins, machine.generation)
     integers = not found.bits and all(v.dtype in _INT32 for v in views)
@@ -80,7 +80,7 @@ def tensor_tensor(
         store(dst, _combine(found, data1, data2, dst) if exact else apply(found, load(data1), load(data2), False))
 
 
-def _combine(op: Op, data1: NkiTensor, data2: NkiTensor, dst: NkiTensor) -> np.ndarray:
+def _combine(op: AluOp, data1: NkiTensor, data2: NkiTensor, dst: NkiTensor) -> np.ndarray:
     """Return ``data1 op data2`` on the stored integers, without a detour through float32."""
     assert op.binary is not None
     with np.errstate(all="ignore"):
@@ -88,7 +88,7 @@ def _combine(op: Op, data1: NkiTensor, data2: NkiTensor, dst: NkiTensor) -> np.n
 
 
 def _ts_engine(
-    machine: Machine, ins: str, engine: Any, ops: list[Op], operands: list[Any], views: tuple[NkiTensor, ...]
+    machine: Machine, ins: str, engine: Any, ops: list[AluOp], operands: list[Any], views: tuple[NkiTensor, ...]
 ) -> Engine:
     rsqrt = _RSQRT in ops
     allowed: tuple[Engine, ...] = (Engine.VECTOR, Engine.SCALAR, Engine.GPSIMD)
@@ -99,17 +99,17 @@ def _ts_engine(
     unit = pick_engine(ins, engine, Engine.GPSIMD if rsqrt else Engine.VECTOR, allowed, views)
     if unit is Engine.SCALAR:
         if machine.generation < 3:
-            fail(Limit.ARCH, ins, "the Scalar engine runs tensor_scalar from NeuronCore-v3 on; use activation")
+            fail(HardwareLimit.ARCH, ins, "the Scalar engine runs tensor_scalar from NeuronCore-v3 on; use activation")
         if ops not in ([_MUL, _ADD], [_MUL], [_ADD]):
-            fail(Limit.ENGINE, ins, f"the Scalar engine runs multiply+add, multiply or add; not {ops}")
+            fail(HardwareLimit.ENGINE, ins, f"the Scalar engine runs multiply+add, multiply or add; not {ops}")
     return unit
 
 
 def _check_ops(
     machine: Machine, ins: str, data: NkiTensor, dst: NkiTensor, pairs: list[tuple[Any, Any, int]]
-) -> tuple[list[Op], list[NkiTensor]]:
+) -> tuple[list[AluOp], list[NkiTensor]]:
     """Check ``(op, operand, index)`` pairs; return the operators and the operand tiles."""
-    ops: list[Op] = []
+    ops: list[AluOp] = []
     tiles: list[NkiTensor] = []
     for op, value, i in pairs:
         found = need_op(op, ins, f"op{i}")
@@ -119,18 +119,18 @@ def _check_ops(
             need_arithmetic(found, ins, machine.generation, f"op{i}", unary=True)
         if found.binary is None:
             if value is not None and (isinstance(value, NkiTensor) or value != 0):
-                fail(Limit.OPERAND, ins, f"operand{i} of the unary {found!r} must be None or 0")
+                fail(HardwareLimit.OPERAND, ins, f"operand{i} of the unary {found!r} must be None or 0")
         else:
             types = frozenset({data.dtype}) if found.bits else frozenset({"float32"})
             tile = scalar_operand(ins, value, data, f"operand{i}", types)
             tiles += [] if tile is None else [tile]
         ops.append(found)
     if len(ops) == 2 and ops[0].bits != ops[1].bits:
-        fail(Limit.OPERATOR, ins, f"op0={ops[0]!r} and op1={ops[1]!r} must both be bitwise or both arithmetic")
+        fail(HardwareLimit.OPERATOR, ins, f"op0={ops[0]!r} and op1={ops[1]!r} must both be bitwise or both arithmetic")
     return ops, tiles
 
 
-def _bit_chain(data: NkiTensor, ops: list[Op], operands: list[Any], reverses: list[bool]) -> np.ndarray:
+def _bit_chain(data: NkiTensor, ops: list[AluOp], operands: list[Any], reverses: list[bool]) -> np.ndarray:
     value = raw(data)
     for op, operand, reverse in zip(ops, operands, reverses, strict=True):
         if op.binary is None:
@@ -142,7 +142,7 @@ def _bit_chain(data: NkiTensor, ops: list[Op], operands: list[Any], reverses: li
     return value
 
 
-def _float_chain(data: NkiTensor, ops: list[Op], operands: list[Any], reverses: list[bool]) -> np.ndarray:
+def _float_chain(data: NkiTensor, ops: list[AluOp], operands: list[Any], reverses: list[bool]) -> np.ndarray:
     value = load(data)
     for op, operand, reverse in zip(ops, operands, reverses, strict=True):
         value = apply(op, value, None if op.binary is None else scalar_values(operand), reverse)
@@ -152,10 +152,10 @@ def _float_chain(data: NkiTensor, ops: list[Op], operands: list[Any], reverses: 
 def tensor_scalar(
     dst: NkiTensor,
     data: NkiTensor,
-    op0: Op,
+    op0: AluOp,
     operand0: Any,
     reverse0: bool = False,
-    op1: Op | None = None,
+    op1: AluOp | None = None,
     operand1: Any = None,
     reverse1: bool = False,
     engine: engines = engines.unknown,
@@ -174,7 +174,7 @@ def tensor_scalar(
     if op1 is not None:
         pairs.append((op1, operand1, 1))
     elif operand1 is not None:
-        fail(Limit.OPERAND, ins, "operand1 without op1")
+        fail(HardwareLimit.OPERAND, ins, "operand1 without op1")
     ops, tiles = _check_ops(machine, ins, data, dst, pairs)
     operands, reverses = [p[1] for p in pairs], [reverse0, reverse1][: len(ops)]
     unit = _ts_engine(machine, ins, engine, ops, operands, (dst, data, *tiles))
@@ -190,9 +190,9 @@ def tensor_scalar(
 def scalar_tensor_tensor(
     dst: NkiTensor,
     data: NkiTensor,
-    op0: Op,
+    op0: AluOp,
     operand0: Any,
-    op1: Op,
+    op1: AluOp,
     operand1: NkiTensor,
     reverse0: bool = False,
     reverse1: bool = False,
@@ -222,11 +222,11 @@ def _reduced_axes(ins: str, data: NkiTensor, axis: Any) -> tuple[int, ...]:
     axes = tuple(sorted(a + data.ndim if a < 0 else a for a in axes))
     if not axes or axes != wanted or 0 in axes:
         text = f"axis={axis} of {list(data.shape)}; only the last free dimensions, ending at {data.ndim - 1}, can be"
-        fail(Limit.REDUCE_AXIS, ins, f"{text} reduced, never dimension 0")
+        fail(HardwareLimit.REDUCE_AXIS, ins, f"{text} reduced, never dimension 0")
     return axes
 
 
-def reduce_free(op: Op, values: np.ndarray) -> np.ndarray:
+def reduce_free(op: AluOp, values: np.ndarray) -> np.ndarray:
     """Reduce ``(P, ..., N)`` along the last axis with a legal reduction operator, in the values' type."""
     assert op.reduction is not None
     with np.errstate(all="ignore"):
@@ -236,7 +236,7 @@ def reduce_free(op: Op, values: np.ndarray) -> np.ndarray:
 
 def tensor_reduce(
     dst: NkiTensor,
-    op: Op,
+    op: AluOp,
     data: NkiTensor,
     axis: Any,
     negate: bool = False,
@@ -252,15 +252,19 @@ def tensor_reduce(
     on_chip(data, ins, "data")
     found = need_op(op, ins)
     if found.reduction is None:
-        fail(Limit.OPERATOR, ins, f"op={found!r} is no reduction")
+        fail(HardwareLimit.OPERATOR, ins, f"op={found!r} is no reduction")
     if found.bits:
         integer_types(ins, data, dst)
         if negate:
-            fail(Limit.OPERATOR, ins, "negate goes with arithmetic operators only")
+            fail(HardwareLimit.OPERATOR, ins, "negate goes with arithmetic operators only")
     axes = _reduced_axes(ins, data, axis)
     kept = data.shape[: data.ndim - len(axes)]
     if dst.shape[0] != data.shape[0] or dst.size != int(np.prod(kept)):
-        fail(Limit.SHAPE, ins, f"dst is {list(dst.shape)}; reducing {axes} of {list(data.shape)} gives {list(kept)}")
+        fail(
+            HardwareLimit.SHAPE,
+            ins,
+            f"dst is {list(dst.shape)}; reducing {axes} of {list(data.shape)} gives {list(kept)}",
+        )
     machine.compute(ins, Engine.VECTOR, costs.tensor_reduce(data, dst, found in (_ADD, _MAX)), (data,), (dst,))
     if machine.numerics:
         values = data.array() if found.bits else load(data)
@@ -288,8 +292,8 @@ def tensor_tensor_scan(
     data0: NkiTensor,
     data1: NkiTensor,
     initial: Any,
-    op0: Op,
-    op1: Op,
+    op0: AluOp,
+    op1: AluOp,
     reverse0: bool = False,
     reverse1: bool = False,
     name: str | None = None,

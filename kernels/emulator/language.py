@@ -29,7 +29,7 @@ from .dtypes import (
     uint16,
     uint32,
 )
-from .errors import Limit, fail
+from .errors import HardwareLimit, fail
 from .isa_move import dma_copy, memset
 from .machine import current, running
 from .ops import BY_NAME
@@ -241,9 +241,9 @@ def ndarray(
     """
     found = dtypes.of(dtype)
     if found is None:
-        fail(Limit.DTYPE, "ndarray", f"{dtype!r} is no NKI dtype")
+        fail(HardwareLimit.DTYPE, "ndarray", f"{dtype!r} is no NKI dtype")
     if not isinstance(buffer, MemoryRegion):
-        fail(Limit.BUFFER, "ndarray", f"buffer={buffer!r} is no nl buffer")
+        fail(HardwareLimit.BUFFER, "ndarray", f"buffer={buffer!r} is no nl buffer")
     return current().allocate(shape, found, buffer, name, address)
 
 
@@ -278,7 +278,7 @@ def shared_identity_matrix(n: int, dtype: Any = uint8, dst: NkiTensor | None = N
     """Return an ``(n, n)`` identity in SBUF, loaded by DMA from a constant in HBM."""
     machine, found = current(), dtypes.of(dtype)
     if found is None:
-        fail(Limit.DTYPE, "shared_identity_matrix", f"{dtype!r} is no NKI dtype")
+        fail(HardwareLimit.DTYPE, "shared_identity_matrix", f"{dtype!r} is no NKI dtype")
     storage = Storage((n, n), found, private_hbm, "identity", "")
     storage.adopt(np.eye(n, dtype=np.float32).astype(found.np) if machine.numerics else None, machine.options.precise)
     storage.uniform = WRITTEN
@@ -316,14 +316,14 @@ static_range = affine_range
 def program_id(axis: int = 0) -> int:
     """Return this core's index in the launch grid."""
     if axis != 0:
-        fail(Limit.LNC, "program_id", f"axis {axis}; launch grids have one axis")
+        fail(HardwareLimit.LNC, "program_id", f"axis {axis}; launch grids have one axis")
     return current().program
 
 
 def num_programs(axes: int = 0) -> int:
     """Return the number of cores in the launch grid."""
     if axes not in (0, None):
-        fail(Limit.LNC, "num_programs", f"axes {axes}; launch grids have one axis")
+        fail(HardwareLimit.LNC, "num_programs", f"axes {axes}; launch grids have one axis")
     return current().programs
 
 

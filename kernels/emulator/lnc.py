@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .errors import EmulationError, Limit
+from .errors import EmulationError, HardwareLimit
 from .machine import Machine, enter, leave
 
 
@@ -44,7 +44,7 @@ class Rendezvous:
             self._arrived[core][step] = value
             while not all(step in arrived for arrived in self._arrived):
                 if self._failed or any(self._finished[c] and step not in self._arrived[c] for c in range(self._cores)):
-                    raise EmulationError(Limit.LNC, "the other core ended without taking part", instruction)
+                    raise EmulationError(HardwareLimit.LNC, "the other core ended without taking part", instruction)
                 self._pass_on(core)
                 self._lock.wait_for(lambda: self._turn == core or self._failed)
             return [arrived[step] for arrived in self._arrived]
@@ -95,4 +95,4 @@ def run_cores(machines: Sequence[Machine], body: Callable[[], Any]) -> Any:
 
 
 def _follow_up(error: BaseException) -> bool:
-    return isinstance(error, EmulationError) and error.limit is Limit.LNC
+    return isinstance(error, EmulationError) and error.limit is HardwareLimit.LNC

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .dtypes import DType, cast, to_float32
-from .errors import EmulationError, Limit, fail, kernel_line
+from .errors import EmulationError, HardwareLimit, fail, kernel_line
 from .memory import Memory, clobber
 from .specs import PARTITIONS, PSUM_PARTITION_BYTES, DeviceSpec
 from .storage import ON_CHIP, UNWRITTEN, WRITTEN, MemoryRegion, Storage
@@ -22,7 +22,7 @@ _CURRENT: ContextVar[Machine] = ContextVar("fluxrewrite_emulator_machine")
 
 
 @dataclass(frozen=True)
-class Options:
+class MachineOptions:
     """What a run does: see :func:`simulate` for the meaning of each field."""
 
     precise: bool = True
@@ -52,7 +52,9 @@ class Shared:
 class Machine:
     """Memories, clock and counters of one core while a kernel runs on it."""
 
-    def __init__(self, device: DeviceSpec, options: Options, shared: Shared, program: int, programs: int) -> None:
+    def __init__(
+        self, device: DeviceSpec, options: MachineOptions, shared: Shared, program: int, programs: int
+    ) -> None:
         self.device = device
         self.generation = device.generation
         self.options = options
@@ -81,11 +83,19 @@ class Machine:
         """Allocate a tensor; raises the capacity, rank and partition-count errors."""
         sizes = tuple(int(n) for n in shape)
         if not sizes or any(n < 1 for n in sizes):
-            fail(Limit.SHAPE, "ndarray", f"shape {list(sizes)} has a dimension below 1")
+            fail(HardwareLimit.SHAPE, "ndarray", f"shape {list(sizes)} has a dimension below 1")
         if buffer in ON_CHIP and len(sizes) < 2:
-            fail(Limit.ON_CHIP_RANK, "ndarray", f"{buffer.name} tensor of shape {list(sizes)} needs two dimensions")
+            fail(
+                HardwareLimit.ON_CHIP_RANK,
+                "ndarray",
+                f"{buffer.name} tensor of shape {list(sizes)} needs two dimensions",
+            )
         if buffer in ON_CHIP and sizes[0] > PARTITIONS:
-            fail(Limit.PARTITION_COUNT, "ndarray", f"shape {list(sizes)} has {sizes[0]} partitions; the limit is 128")
+            fail(
+                HardwareLimit.PARTITION_COUNT,
+                "ndarray",
+                f"shape {list(sizes)} has {sizes[0]} partitions; the limit is 128",
+            )
         storage = Storage(sizes, dtype, buffer, name, kernel_line())
         if buffer in ON_CHIP:
             memory = self.memories[buffer]
@@ -107,7 +117,7 @@ class Machine:
         first = self.shared.hbm[index]
         if first.shape != storage.shape or first.dtype != storage.dtype:
             text = f"core {self.program} allocates {storage.shape} {storage.dtype} where core 0 had {first.shape}"
-            fail(Limit.LNC, "ndarray", f"the cores' control flow differs: {text}")
+            fail(HardwareLimit.LNC, "ndarray", f"the cores' control flow differs: {text}")
         return first
 
     # -- one instruction ------------------------------------------------------------------------------------------
@@ -138,7 +148,9 @@ class Machine:
         if low == UNWRITTEN:
             text = f"{st.name or 'tensor'} {list(st.shape)} {st.dtype} from {st.line}"
             fail(
-                Limit.UNINITIALISED, name, f"reads {missing} of {view.size} elements of {text} that nothing has written"
+                HardwareLimit.UNINITIALISED,
+                name,
+                f"reads {missing} of {view.size} elements of {text} that nothing has written",
             )
 
     def _done(
@@ -253,7 +265,7 @@ def current() -> Machine:
     machine = _CURRENT.get(None)
     if machine is None:
         raise EmulationError(
-            Limit.UNSUPPORTED, "NKI calls work only inside simulate(kernel)(...)", "nki", kernel_line()
+            HardwareLimit.UNSUPPORTED, "NKI calls work only inside simulate(kernel)(...)", "nki", kernel_line()
         )
     return machine
 

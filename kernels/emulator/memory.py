@@ -15,7 +15,7 @@ import heapq
 import weakref
 from collections import defaultdict, deque
 
-from .errors import EmulationError, Limit, kernel_line
+from .errors import EmulationError, HardwareLimit, kernel_line
 from .specs import PARTITIONS, PSUM_BANK_BYTES
 from .storage import UNWRITTEN, MemoryRegion, Storage
 from .tracker import AddressTracker, Tracker
@@ -71,7 +71,7 @@ class Memory:
 
     def refuse(self, storage: Storage, cost: int | None = None) -> None:
         """Raise the capacity error for ``storage`` (``cost`` None: it was reclaimed, and is used again)."""
-        limit = Limit.PSUM_CAPACITY if self.region is MemoryRegion.psum else Limit.SBUF_CAPACITY
+        limit = HardwareLimit.PSUM_CAPACITY if self.region is MemoryRegion.psum else HardwareLimit.SBUF_CAPACITY
         what = f"{storage.name or 'tensor'} {list(storage.shape)} {storage.dtype}"
         room = f"{self.live + self._placed_top} of {self.capacity} bytes per partition are live"
         if cost is None:
@@ -103,7 +103,7 @@ class Memory:
         """Put ``storage`` at ``(partition, byte)`` and note which placed tensors it overlaps."""
         partition, byte = address
         end = byte + storage.bytes_per_partition
-        limit = Limit.PSUM_CAPACITY if self.region is MemoryRegion.psum else Limit.SBUF_CAPACITY
+        limit = HardwareLimit.PSUM_CAPACITY if self.region is MemoryRegion.psum else HardwareLimit.SBUF_CAPACITY
         grown = max(self._placed_top, end)
         if partition < 0 or partition + storage.shape[0] > PARTITIONS or byte < 0 or self.live + grown > self.capacity:
             text = (

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from .errors import Limit, fail
+from .errors import HardwareLimit, fail
 
 _erf = np.vectorize(math.erf, otypes=[np.float32])
 
 
 @dataclass(frozen=True, eq=False)
-class Op:
+class AluOp:
     """An operator token.
 
     Attributes:
@@ -47,7 +47,11 @@ class Op:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: the experimental ``nl.<op>(x, y)`` wrappers are not emulated."""
-        fail(Limit.UNSUPPORTED, f"nl.{self.name}", "operators are arguments of nisa instructions here, not functions")
+        fail(
+            HardwareLimit.UNSUPPORTED,
+            f"nl.{self.name}",
+            "operators are arguments of nisa instructions here, not functions",
+        )
 
 
 def _as_float(fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -101,84 +105,86 @@ def _softplus(x: Any) -> Any:
 
 
 _ALL = (
-    Op("add", np.add, reduction=np.add),
-    Op("subtract", np.subtract, reduction=np.subtract),
-    Op("multiply", np.multiply, reduction=np.multiply),
-    Op("maximum", np.maximum, reduction=np.maximum),
-    Op("minimum", np.minimum, reduction=np.minimum),
-    Op("equal", _as_float(np.equal)),
-    Op("not_equal", _as_float(np.not_equal)),
-    Op("greater", _as_float(np.greater)),
-    Op("greater_equal", _as_float(np.greater_equal)),
-    Op("less", _as_float(np.less)),
-    Op("less_equal", _as_float(np.less_equal)),
-    Op("logical_and", _as_float(np.logical_and), reduction=np.logical_and),
-    Op("logical_or", _as_float(np.logical_or), reduction=np.logical_or),
-    Op("logical_xor", _as_float(np.logical_xor), reduction=np.logical_xor),
-    Op("power", np.power),
-    Op("abs_max", _abs_pick(True), since=4),
-    Op("abs_min", _abs_pick(False), since=4),
-    Op("bitwise_and", np.bitwise_and, reduction=np.bitwise_and, bits=True),
-    Op("bitwise_or", np.bitwise_or, reduction=np.bitwise_or, bits=True),
-    Op("bitwise_xor", np.bitwise_xor, reduction=np.bitwise_xor, bits=True),
-    Op("invert", unary=np.invert, bits=True),
-    Op("left_shift", np.left_shift, bits=True),
-    Op("right_shift", np.right_shift, bits=True),
-    Op("abs", unary=np.abs, activation=np.abs),
-    Op("square", unary=np.square, activation=np.square),
-    Op("relu", unary=lambda x: np.maximum(x, 0), activation=lambda x: np.maximum(x, 0)),
-    Op(
+    AluOp("add", np.add, reduction=np.add),
+    AluOp("subtract", np.subtract, reduction=np.subtract),
+    AluOp("multiply", np.multiply, reduction=np.multiply),
+    AluOp("maximum", np.maximum, reduction=np.maximum),
+    AluOp("minimum", np.minimum, reduction=np.minimum),
+    AluOp("equal", _as_float(np.equal)),
+    AluOp("not_equal", _as_float(np.not_equal)),
+    AluOp("greater", _as_float(np.greater)),
+    AluOp("greater_equal", _as_float(np.greater_equal)),
+    AluOp("less", _as_float(np.less)),
+    AluOp("less_equal", _as_float(np.less_equal)),
+    AluOp("logical_and", _as_float(np.logical_and), reduction=np.logical_and),
+    AluOp("logical_or", _as_float(np.logical_or), reduction=np.logical_or),
+    AluOp("logical_xor", _as_float(np.logical_xor), reduction=np.logical_xor),
+    AluOp("power", np.power),
+    AluOp("abs_max", _abs_pick(True), since=4),
+    AluOp("abs_min", _abs_pick(False), since=4),
+    AluOp("bitwise_and", np.bitwise_and, reduction=np.bitwise_and, bits=True),
+    AluOp("bitwise_or", np.bitwise_or, reduction=np.bitwise_or, bits=True),
+    AluOp("bitwise_xor", np.bitwise_xor, reduction=np.bitwise_xor, bits=True),
+    AluOp("invert", unary=np.invert, bits=True),
+    AluOp("left_shift", np.left_shift, bits=True),
+    AluOp("right_shift", np.right_shift, bits=True),
+    AluOp("abs", unary=np.abs, activation=np.abs),
+    AluOp("square", unary=np.square, activation=np.square),
+    AluOp("relu", unary=lambda x: np.maximum(x, 0), activation=lambda x: np.maximum(x, 0)),
+    AluOp(
         "rsqrt",
         unary=lambda x: np.float32(1) / np.sqrt(x),
         activation=lambda x: np.float32(1) / np.sqrt(x),
         valid=(2.0**-87, 2.0**97),
     ),
-    Op(
+    AluOp(
         "reciprocal",
         unary=np.reciprocal,
         activation=np.reciprocal,
         valid=(2.0**-42, 2.0**42),
         symmetric=True,
     ),
-    Op("copy", activation=lambda x: x),
-    Op("sigmoid", activation=_sigmoid),
-    Op("gelu", activation=_gelu),
-    Op("gelu_dx", activation=_gelu_dx),
-    Op("gelu_apprx_tanh", activation=_gelu_tanh),
-    Op("gelu_apprx_sigmoid", activation=_gelu_sigmoid),
-    Op("gelu_apprx_sigmoid_dx", activation=_gelu_sigmoid_dx),
-    Op("silu", activation=lambda x: x * _sigmoid(x)),
-    Op("silu_dx", activation=_silu_dx),
-    Op("tanh", activation=np.tanh),
-    Op("softplus", activation=_softplus),
-    Op("mish", activation=lambda x: x * np.tanh(_softplus(x))),
-    Op("erf", activation=_erf),
-    Op("erf_dx", activation=lambda x: np.exp(-x * x) * np.float32(2 / math.sqrt(math.pi))),
-    Op("exp", activation=np.exp),
-    Op("log", activation=np.log, valid=(2.0**-64, 2.0**64)),
-    Op("sin", activation=np.sin, valid=(-math.pi, math.pi)),
-    Op("arctan", activation=np.arctan, valid=(-math.pi / 2, math.pi / 2)),
-    Op("sqrt", activation=np.sqrt, valid=(2.0**-116, 2.0**118)),
-    Op("sign", activation=np.sign),
-    Op("average"),
-    Op("bypass"),
+    AluOp("copy", activation=lambda x: x),
+    AluOp("sigmoid", activation=_sigmoid),
+    AluOp("gelu", activation=_gelu),
+    AluOp("gelu_dx", activation=_gelu_dx),
+    AluOp("gelu_apprx_tanh", activation=_gelu_tanh),
+    AluOp("gelu_apprx_sigmoid", activation=_gelu_sigmoid),
+    AluOp("gelu_apprx_sigmoid_dx", activation=_gelu_sigmoid_dx),
+    AluOp("silu", activation=lambda x: x * _sigmoid(x)),
+    AluOp("silu_dx", activation=_silu_dx),
+    AluOp("tanh", activation=np.tanh),
+    AluOp("softplus", activation=_softplus),
+    AluOp("mish", activation=lambda x: x * np.tanh(_softplus(x))),
+    AluOp("erf", activation=_erf),
+    AluOp("erf_dx", activation=lambda x: np.exp(-x * x) * np.float32(2 / math.sqrt(math.pi))),
+    AluOp("exp", activation=np.exp),
+    AluOp("log", activation=np.log, valid=(2.0**-64, 2.0**64)),
+    AluOp("sin", activation=np.sin, valid=(-math.pi, math.pi)),
+    AluOp("arctan", activation=np.arctan, valid=(-math.pi / 2, math.pi / 2)),
+    AluOp("sqrt", activation=np.sqrt, valid=(2.0**-116, 2.0**118)),
+    AluOp("sign", activation=np.sign),
+    AluOp("average"),
+    AluOp("bypass"),
 )
-BY_NAME: dict[str, Op] = {op.name: op for op in _ALL}
+BY_NAME: dict[str, AluOp] = {op.name: op for op in _ALL}
 
 
-def need_op(op: Any, instruction: str, role: str = "op") -> Op:
+def need_op(op: Any, instruction: str, role: str = "op") -> AluOp:
     """Return ``op`` if it is an operator token, else refuse."""
-    if not isinstance(op, Op):
-        fail(Limit.OPERATOR, instruction, f"{role}={op!r} is no nki.language operator")
+    if not isinstance(op, AluOp):
+        fail(HardwareLimit.OPERATOR, instruction, f"{role}={op!r} is no nki.language operator")
     return op
 
 
-def need_arithmetic(op: Any, instruction: str, generation: int, role: str = "op", unary: bool = False) -> Op:
+def need_arithmetic(op: Any, instruction: str, generation: int, role: str = "op", unary: bool = False) -> AluOp:
     """Return ``op`` if an ALU can apply it to float32 values, else refuse."""
     found = need_op(op, instruction, role)
     usable = found.binary is not None or (unary and found.unary is not None)
     if not usable or found.bits:
-        fail(Limit.OPERATOR, instruction, f"{role}={found!r} is no arithmetic operator of this instruction")
+        fail(HardwareLimit.OPERATOR, instruction, f"{role}={found!r} is no arithmetic operator of this instruction")
     if found.since > generation:
-        fail(Limit.ARCH, instruction, f"{role}={found!r} needs NeuronCore-v{found.since}, this is v{generation}")
+        fail(
+            HardwareLimit.ARCH, instruction, f"{role}={found!r} needs NeuronCore-v{found.since}, this is v{generation}"
+        )
     return found

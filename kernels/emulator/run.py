@@ -13,9 +13,9 @@ import numpy as np
 
 from . import dtypes
 from .dtypes import DType
-from .errors import EmulationError, Limit, fail
+from .errors import EmulationError, HardwareLimit, fail
 from .lnc import run_cores
-from .machine import Machine, Options, Shared, running
+from .machine import Machine, MachineOptions, Shared, running
 from .profile import Profile, build
 from .specs import DEVICES, DeviceSpec
 from .storage import MemoryRegion, Storage
@@ -23,7 +23,7 @@ from .tensor import NkiTensor
 
 
 @dataclass(frozen=True)
-class Run:
+class EmulatedRun:
     """Result of a simulated call.
 
     Attributes:
@@ -35,7 +35,7 @@ class Run:
     profile: Profile
 
 
-class Kernel:
+class EmulatedKernel:
     """A kernel made by :func:`jit`: ``kernel(...)`` on one core, ``kernel[2](...)`` on two.
 
     Called inside another kernel it runs inline; called outside it is simulated on trn2 and returns the outputs.
@@ -46,12 +46,14 @@ class Kernel:
         self.fn = fn
         self.lnc = lnc
 
-    def __getitem__(self, grid: Any) -> Kernel:
+    def __getitem__(self, grid: Any) -> EmulatedKernel:
         """Return the kernel launched on ``grid`` cores: 1, 2, or a one-element tuple or list of that."""
         count = grid[0] if isinstance(grid, tuple | list) and len(grid) == 1 else grid
         if count not in (1, 2):
-            raise EmulationError(Limit.LNC, f"launch grid {grid}; a logical core has 1 or 2 cores", self.fn.__name__)
-        return Kernel(self.fn, int(count))
+            raise EmulationError(
+                HardwareLimit.LNC, f"launch grid {grid}; a logical core has 1 or 2 cores", self.fn.__name__
+            )
+        return EmulatedKernel(self.fn, int(count))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the kernel; see the class."""
@@ -62,7 +64,7 @@ class Kernel:
 
 def jit(fn: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Decorate a kernel, as ``nki.jit`` (options are accepted and ignored)."""
-    return (lambda f: Kernel(f)) if fn is None else Kernel(fn)
+    return (lambda f: EmulatedKernel(f)) if fn is None else EmulatedKernel(fn)
 
 
 # Types that torch and NumPy exchange directly; the others go through their bits.
@@ -84,7 +86,7 @@ def _dtype(value: Any) -> DType:
     name = str(value.dtype).removeprefix("torch.")
     found = dtypes.bool_ if name == "bool" else dtypes.of(name)
     if found is None:
-        raise EmulationError(Limit.DTYPE, f"argument of dtype {value.dtype} has no NKI counterpart", "simulate")
+        raise EmulationError(HardwareLimit.DTYPE, f"argument of dtype {value.dtype} has no NKI counterpart", "simulate")
     return found
 
 
@@ -111,7 +113,7 @@ def _to_torch(values: np.ndarray, dtype: DType) -> Any:
 class _Arguments:
     """Kernel arguments as HBM storages shared by all cores of the run."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: MachineOptions) -> None:
         self._options = options
         self.torch = False
         self._storages: list[tuple[Any, Storage]] = []
@@ -142,7 +144,7 @@ class _Arguments:
                 value.copy_(_to_torch(data, storage.dtype).reshape(value.shape))
 
 
-def _output(value: Any, torch: bool, options: Options) -> Any:
+def _output(value: Any, torch: bool, options: MachineOptions) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_output(v, torch, options) for v in value)
     if not isinstance(value, NkiTensor):
@@ -167,24 +169,24 @@ def _check_outputs(kernel: str, result: Any) -> None:
     storage = result.storage
     what = f"output {storage.name or ''} {list(result.shape)} {result.dtype} from {storage.line}"
     if storage.buffer is not MemoryRegion.shared_hbm:
-        raise EmulationError(Limit.OUTPUT_BUFFER, f"{what} is in {storage.buffer.name}, not shared_hbm", kernel)
+        raise EmulationError(HardwareLimit.OUTPUT_BUFFER, f"{what} is in {storage.buffer.name}, not shared_hbm", kernel)
     if not storage.settle():
         _, _, missing = storage.lowest_state(result.shape, result.strides, result.offset, result.dtype.itemsize)
         if missing:
             text = f"{what}: {missing} of {result.size} elements were never written"
-            raise EmulationError(Limit.OUTPUT_UNWRITTEN, text, kernel)
+            raise EmulationError(HardwareLimit.OUTPUT_UNWRITTEN, text, kernel)
 
 
 def _refuse_nesting() -> None:
     if running() is not None:
-        fail(Limit.UNSUPPORTED, "simulate", "a kernel cannot be simulated inside another one")
+        fail(HardwareLimit.UNSUPPORTED, "simulate", "a kernel cannot be simulated inside another one")
 
 
 def _cores(kernel: Any, lnc: int | None, spec: DeviceSpec, name: str) -> int:
-    cores = lnc if lnc is not None else kernel.lnc if isinstance(kernel, Kernel) else 1
+    cores = lnc if lnc is not None else kernel.lnc if isinstance(kernel, EmulatedKernel) else 1
     if cores not in (1, 2) or (cores == 2 and spec.generation < 3):
         text = f"{cores} cores on {spec.name}: trn1 has LNC1, trn2 and trn3 LNC1 and LNC2"
-        raise EmulationError(Limit.LNC, text, name)
+        raise EmulationError(HardwareLimit.LNC, text, name)
     return cores
 
 
@@ -195,8 +197,8 @@ def simulate(
     precise: bool = True,
     numerics: bool = True,
     trace: bool = True,
-) -> Callable[..., Run]:
-    """Return a function that runs ``kernel`` on NumPy arrays or torch CPU tensors and returns a :class:`Run`.
+) -> Callable[..., EmulatedRun]:
+    """Return a function that runs ``kernel`` on NumPy arrays or torch CPU tensors and returns a :class:`EmulatedRun`.
 
     Args:
         kernel: a :func:`jit` kernel (``kernel[2]`` for two cores) or a plain function.
@@ -207,18 +209,18 @@ def simulate(
             tensors, outputs are placeholders, checks of values (activation ranges) do not happen.
         trace: keep every instruction for the timeline.
 
-    Raises EmulationError for what the device or the emulator refuses (see :class:`Limit`), ValueError for an
+    Raises EmulationError for what the device or the emulator refuses (see :class:`HardwareLimit`), ValueError for an
     unknown device.
     """
     spec = DEVICES.get(device)
     if spec is None:
         raise ValueError(f"device {device!r}; known are {', '.join(DEVICES)}")
-    fn = kernel.fn if isinstance(kernel, Kernel) else inspect.unwrap(kernel)
+    fn = kernel.fn if isinstance(kernel, EmulatedKernel) else inspect.unwrap(kernel)
     name = getattr(fn, "__name__", "kernel")
     cores = _cores(kernel, lnc, spec, name)
-    options = Options(precise, numerics, trace)
+    options = MachineOptions(precise, numerics, trace)
 
-    def call(*args: Any, **kwargs: Any) -> Run:
+    def call(*args: Any, **kwargs: Any) -> EmulatedRun:
         _refuse_nesting()
         arguments, shared = _Arguments(options), Shared()
         bound = [arguments.convert(a) for a in args]
@@ -227,6 +229,6 @@ def simulate(
         result = run_cores(machines, lambda: fn(*bound, **named))
         _check_outputs(name, result)
         arguments.write_back()
-        return Run(_output(result, arguments.torch, options), build(machines))
+        return EmulatedRun(_output(result, arguments.torch, options), build(machines))
 
     return call

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .errors import Limit, fail
+from .errors import HardwareLimit, fail
 
 
 def normal_index(index: int, size: int, what: str) -> int:
     """Return ``index`` counted from 0, refusing one outside ``size``."""
     i = index + size if index < 0 else index
     if not 0 <= i < size:
-        fail(Limit.INDEX, what, f"index {index} is outside a dimension of size {size}")
+        fail(HardwareLimit.INDEX, what, f"index {index} is outside a dimension of size {size}")
     return i
 
 
@@ -24,7 +24,7 @@ def slice_bounds(key: slice, size: int, dim: int) -> tuple[int, int, int]:
     start = start + size if start < 0 else start
     stop = stop + size if stop < 0 else stop
     if step < 1 or not 0 <= start < stop <= size:
-        fail(Limit.INDEX, "slice", f"{start}:{stop}:{step} of dimension {dim}, which has size {size}")
+        fail(HardwareLimit.INDEX, "slice", f"{start}:{stop}:{step} of dimension {dim}, which has size {size}")
     return start, -(-(stop - start) // step), step
 
 
@@ -35,7 +35,7 @@ def infer_sizes(shape: Sequence[int], total: int, what: str) -> list[int]:
         known = math.prod(n for n in sizes if n != -1)
         sizes[sizes.index(-1)] = total // known if known else 0
     if math.prod(sizes) != total or any(n < 1 for n in sizes):
-        fail(Limit.VIEW, what, f"{list(shape)} does not hold {total} elements")
+        fail(HardwareLimit.VIEW, what, f"{list(shape)} does not hold {total} elements")
     return sizes
 
 

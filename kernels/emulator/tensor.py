@@ -10,7 +10,7 @@ import numpy as np
 
 from . import dtypes
 from .dtypes import DType
-from .errors import Limit, fail
+from .errors import HardwareLimit, fail
 from .storage import MemoryRegion, Storage
 from .strides import bounding_box, infer_sizes, merge_dims, normal_index, restride, slice_bounds
 from .tracker import Box
@@ -146,7 +146,7 @@ class NkiTensor:
             at = keys.index(Ellipsis)
             keys[at : at + 1] = [slice(None)] * (self.ndim - len(keys) + 1)
         if len(keys) > self.ndim:
-            fail(Limit.INDEX, "index", f"{len(keys)} indices on a tensor of {self.ndim} dimensions")
+            fail(HardwareLimit.INDEX, "index", f"{len(keys)} indices on a tensor of {self.ndim} dimensions")
         keys += [slice(None)] * (self.ndim - len(keys))
         shape: list[int] = []
         strides: list[int] = []
@@ -163,19 +163,21 @@ class NkiTensor:
                     shape.append(1)
                     strides.append(s)
             else:
-                fail(Limit.UNSUPPORTED, "index", f"cannot index with {type(k).__name__}: run-time indices")
+                fail(HardwareLimit.UNSUPPORTED, "index", f"cannot index with {type(k).__name__}: run-time indices")
         if not shape or (self.storage.on_chip and len(shape) == 1):
             shape.append(1)
             strides.append(1)
         return self._view(shape, strides, offset)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        fail(Limit.UNSUPPORTED, "assignment", "tensors are written by instructions (dst=...), not by assignment")
+        fail(
+            HardwareLimit.UNSUPPORTED, "assignment", "tensors are written by instructions (dst=...), not by assignment"
+        )
 
     def _dim(self, dim: int, what: str, first_ok: bool = False) -> int:
         d = normal_index(dim, self.ndim, what)
         if d == 0 and self.storage.on_chip and not first_ok:
-            fail(Limit.VIEW, what, "the partition dimension of an on-chip tensor cannot take part in this view")
+            fail(HardwareLimit.VIEW, what, "the partition dimension of an on-chip tensor cannot take part in this view")
         return d
 
     def slice(self, dim: int, start: int, end: int, step: int = 1) -> NkiTensor:
@@ -188,23 +190,23 @@ class NkiTensor:
     def select(self, dim: int, index: int) -> NkiTensor:
         """Return element ``index`` of ``dim``, dropping the dimension (kept with size 1 for partitions)."""
         if not isinstance(index, int | np.integer):
-            fail(Limit.UNSUPPORTED, "select", "run-time (tensor) indices are not emulated")
+            fail(HardwareLimit.UNSUPPORTED, "select", "run-time (tensor) indices are not emulated")
         d = self._dim(dim, "select", first_ok=True)
         return self[(*[slice(None)] * d, int(index))]
 
     def permute(self, dims: Sequence[int]) -> NkiTensor:
         """Reorder dimensions; on-chip ``dims[0]`` must be 0."""
         if sorted(dims) != list(range(self.ndim)):
-            fail(Limit.VIEW, "permute", f"{tuple(dims)} is no permutation of {self.ndim} dimensions")
+            fail(HardwareLimit.VIEW, "permute", f"{tuple(dims)} is no permutation of {self.ndim} dimensions")
         if self.storage.on_chip and dims[0] != 0:
-            fail(Limit.VIEW, "permute", "the partition dimension must stay first")
+            fail(HardwareLimit.VIEW, "permute", "the partition dimension must stay first")
         return self._view([self.shape[d] for d in dims], [self.strides[d] for d in dims])
 
     def broadcast(self, dim: int, size: int) -> NkiTensor:
         """Repeat a size-1 free dimension ``size`` times (stride 0)."""
         d = self._dim(dim, "broadcast")
         if self.shape[d] != 1:
-            fail(Limit.VIEW, "broadcast", f"dimension {d} has size {self.shape[d]}, not 1")
+            fail(HardwareLimit.VIEW, "broadcast", f"dimension {d} has size {self.shape[d]}, not 1")
         shape, strides = list(self.shape), list(self.strides)
         shape[d], strides[d] = size, 0
         return self._view(shape, strides)
@@ -213,7 +215,7 @@ class NkiTensor:
         """Insert a dimension of size 1 at ``dim``."""
         d = dim + self.ndim + 1 if dim < 0 else dim
         if not 0 <= d <= self.ndim or (d == 0 and self.storage.on_chip):
-            fail(Limit.VIEW, "expand_dim", f"cannot insert a dimension at {dim} of {list(self.shape)}")
+            fail(HardwareLimit.VIEW, "expand_dim", f"cannot insert a dimension at {dim} of {list(self.shape)}")
         stride = self.strides[d] * self.shape[d] if d < self.ndim else 1
         return self._view((*self.shape[:d], 1, *self.shape[d:]), (*self.strides[:d], stride, *self.strides[d:]))
 
@@ -221,7 +223,7 @@ class NkiTensor:
         """Remove a dimension of size 1."""
         d = self._dim(dim, "squeeze_dim")
         if self.shape[d] != 1:
-            fail(Limit.VIEW, "squeeze_dim", f"dimension {d} has size {self.shape[d]}, not 1")
+            fail(HardwareLimit.VIEW, "squeeze_dim", f"dimension {d} has size {self.shape[d]}, not 1")
         return self._view((*self.shape[:d], *self.shape[d + 1 :]), (*self.strides[:d], *self.strides[d + 1 :]))
 
     def reshape_dim(self, dim: int, shape: Sequence[int]) -> NkiTensor:
@@ -242,7 +244,11 @@ class NkiTensor:
         a, b = self._dim(start_dim, "flatten_dims"), self._dim(end_dim, "flatten_dims")
         merged = merge_dims(self.shape[a : b + 1], self.strides[a : b + 1])
         if len(merged) > 1:
-            fail(Limit.VIEW, "flatten_dims", f"dimensions {a}..{b} of strides {list(self.strides)} are not contiguous")
+            fail(
+                HardwareLimit.VIEW,
+                "flatten_dims",
+                f"dimensions {a}..{b} of strides {list(self.strides)} are not contiguous",
+            )
         n, s = merged[0] if merged else (1, 1)
         return self._view((*self.shape[:a], n, *self.shape[b + 1 :]), (*self.strides[:a], s, *self.strides[b + 1 :]))
 
@@ -253,10 +259,12 @@ class NkiTensor:
         if self.storage.on_chip:
             keep = 1
             if sizes[0] != self.shape[0]:
-                fail(Limit.VIEW, "reshape", f"partition dimension {self.shape[0]} would become {sizes[0]}")
+                fail(HardwareLimit.VIEW, "reshape", f"partition dimension {self.shape[0]} would become {sizes[0]}")
         strides = restride(merge_dims(self.shape[keep:], self.strides[keep:]), sizes[keep:])
         if strides is None:
-            fail(Limit.VIEW, "reshape", f"{list(self.shape)} with strides {list(self.strides)} cannot be {sizes}")
+            fail(
+                HardwareLimit.VIEW, "reshape", f"{list(self.shape)} with strides {list(self.strides)} cannot be {sizes}"
+            )
         return self._view(sizes, (*self.strides[:keep], *strides))
 
     def rearrange(
@@ -264,7 +272,7 @@ class NkiTensor:
     ) -> NkiTensor:
         """Split, reorder and merge dimensions by name: ``(('b', ('h', 'w')), ('b', 'w', 'h'), {'h': 4})``."""
         if len(src_pattern) != self.ndim:
-            fail(Limit.VIEW, "rearrange", f"pattern {src_pattern} for {self.ndim} dimensions")
+            fail(HardwareLimit.VIEW, "rearrange", f"pattern {src_pattern} for {self.ndim} dimensions")
         known = dict(fixed_sizes or {})
         view = self
         names: list[str] = []
@@ -275,7 +283,7 @@ class NkiTensor:
                 view = view.reshape_dim(len(names) - len(group), [known.get(g, -1) for g in group])
         order = [n for entry in dst_pattern for n in ((entry,) if isinstance(entry, str) else entry)]
         if sorted(order) != sorted(names):
-            fail(Limit.VIEW, "rearrange", f"{dst_pattern} does not use the names of {src_pattern}")
+            fail(HardwareLimit.VIEW, "rearrange", f"{dst_pattern} does not use the names of {src_pattern}")
         view = view.permute([names.index(n) for n in order])
         for dim, entry in enumerate(dst_pattern):
             if not isinstance(entry, str) and len(entry) > 1:
@@ -286,16 +294,20 @@ class NkiTensor:
         """Reinterpret the bits as ``dtype``; the last dimension scales with the item size."""
         target = dtypes.of(dtype)
         if target is None:
-            fail(Limit.DTYPE, "view", f"{dtype!r} is no NKI dtype")
+            fail(HardwareLimit.DTYPE, "view", f"{dtype!r} is no NKI dtype")
         if self.storage.widened and target is not self.dtype:
-            fail(Limit.UNSUPPORTED, "view", "low-precision tensors cannot be reinterpreted when precise=False")
+            fail(HardwareLimit.UNSUPPORTED, "view", "low-precision tensors cannot be reinterpreted when precise=False")
         old, new = self.dtype.itemsize, target.itemsize
         if old == new:
             return NkiTensor(self.storage, self.shape, self.strides, self.offset, target)
         last = self.shape[-1] * old
         counts = (*self.strides[:-1], self.offset)
         if self.strides[-1] != 1 or last % new or any(c * old % new for c in counts):
-            fail(Limit.VIEW, "view", f"last dimension of {list(self.shape)} {self.dtype} cannot be read as {target}")
+            fail(
+                HardwareLimit.VIEW,
+                "view",
+                f"last dimension of {list(self.shape)} {self.dtype} cannot be read as {target}",
+            )
         strides = (*[s * old // new for s in self.strides[:-1]], 1)
         return NkiTensor(self.storage, (*self.shape[:-1], last // new), strides, self.offset * old // new, target)
 
@@ -312,7 +324,7 @@ class NkiTensor:
     ) -> NkiTensor:
         """Return an explicit access pattern ``[[stride, count], ...]`` over the storage (element units)."""
         if scalar_offset is not None or vector_offset is not None:
-            fail(Limit.UNSUPPORTED, "ap", "run-time offsets (indirect addressing) are not emulated")
+            fail(HardwareLimit.UNSUPPORTED, "ap", "run-time offsets (indirect addressing) are not emulated")
         base = self if dtype is None else NkiTensor.whole(self.storage).view(dtype)
         start = self.offset + (offset or 0)
         view = NkiTensor(
@@ -321,18 +333,26 @@ class NkiTensor:
         limit = self.storage.size * self.storage.dtype.itemsize // base.dtype.itemsize
         last = start + sum((n - 1) * s for n, s in zip(view.shape, view.strides, strict=True))
         if start < 0 or last >= limit or any(n < 1 for n in view.shape):
-            fail(Limit.INDEX, "ap", f"pattern {list(pattern)} at offset {start} ends at {last} of {limit} elements")
+            fail(
+                HardwareLimit.INDEX,
+                "ap",
+                f"pattern {list(pattern)} at offset {start} ends at {last} of {limit} elements",
+            )
         if self.storage.on_chip and view.free_span()[1] > view.row_size:
-            fail(Limit.INDEX, "ap", f"pattern {list(pattern)} leaves its partition row of {view.row_size} elements")
+            fail(
+                HardwareLimit.INDEX,
+                "ap",
+                f"pattern {list(pattern)} leaves its partition row of {view.row_size} elements",
+            )
         return view
 
     def vector_select(self, dim: int, vector_offset: NkiTensor) -> NkiTensor:
         """Refuse: per-partition indirect addressing is not emulated."""
-        fail(Limit.UNSUPPORTED, "vector_select", "indirect addressing is not emulated")
+        fail(HardwareLimit.UNSUPPORTED, "vector_select", "indirect addressing is not emulated")
 
     def indirect(self, index: NkiTensor, num_elem: int | None = None) -> NkiTensor:
         """Refuse: tensor indirection is not emulated."""
-        fail(Limit.UNSUPPORTED, "indirect", "tensor indirection is not emulated")
+        fail(HardwareLimit.UNSUPPORTED, "indirect", "tensor indirection is not emulated")
 
     def is_indirect(self) -> bool:
         """Return False: indirect views cannot be made here."""

@@ -22,13 +22,13 @@ from ..emulator.timeline import Engine
 from ..toolchain import Profiler
 from . import sample_inputs
 
-__all__ = ["Modelled", "launcher", "model_call", "refuse_limits", "silenced"]
+__all__ = ["ModelledCall", "launcher", "model_call", "refuse_limits", "silenced"]
 
 _BUSY = 0.6  # an engine below this share of the time is not what bounds a call
 
 
 @dataclass(frozen=True)
-class Modelled:
+class ModelledCall:
     """The modelled cost of one call of an op, and what the device could do at best.
 
     Attributes:
@@ -131,7 +131,7 @@ def model_call(
     device: str = "trn2",
     cores: int = 1,
     trace: bool = True,
-) -> Modelled:
+) -> ModelledCall:
     """Run the kernel of `provider` under the emulator without numbers.
 
     Args:
@@ -158,7 +158,7 @@ def model_call(
             launch(profiler, *sample_inputs.arguments(kernel, sizes, dtype), **more)
     except EmulationError as error:
         raise InputError(f"{kernel} of {provider} at these sizes on {device}, {cores} cores: {error}") from error
-    return Modelled(
+    return ModelledCall(
         kernel,
         provider,
         sizes,

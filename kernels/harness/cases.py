@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fluxrewrite.errors import InputError
-from fluxrewrite.provider.check_suite import Case, Result
+from fluxrewrite.provider.check_suite import CheckCase, Result
 
 from ..emulator import EmulationError
 from ..toolchain import Emulator, Simulator, Toolchain, has_nki
@@ -28,7 +28,7 @@ from . import sample_inputs
 from .call_cost import launcher, refuse_limits, silenced
 from .float64_reference import REFERENCES
 
-__all__ = ["Case", "Result", "cases", "limits_of", "run_case", "simulators"]
+__all__ = ["CheckCase", "Result", "cases", "limits_of", "run_case", "simulators"]
 
 LENGTHS = (1, 77, 128, 130, 512, 768, 1000, 1536)
 HEADS = (1, 6, 24)
@@ -38,7 +38,7 @@ LOGITS = 1e4
 COSINE = 0.9999
 
 
-def limits_of(case: Case) -> tuple[float, float]:
+def limits_of(case: CheckCase) -> tuple[float, float]:
     """Greatest relative error and least cosine of a case.
 
     With scores of +-`logits`, an error of d in a score changes its weight by the factor exp(d):
@@ -54,33 +54,33 @@ def limits_of(case: Case) -> tuple[float, float]:
     return (1e-2 if case.dtype == "bf16" else 1e-5), COSINE
 
 
-def cases() -> tuple[Case, ...]:
+def cases() -> tuple[CheckCase, ...]:
     """All cases, in the order in which they run."""
     return (*_rope(), *_qkv(), *_attention(), *_norm_rope_attention())
 
 
-def _rope() -> Iterator[Case]:
+def _rope() -> Iterator[CheckCase]:
     grid = product(DTYPES, LENGTHS, HEAD_SIZES, HEADS, (1, 0))
     for i, (dtype, length, size, heads, interleaved) in enumerate(grid):
         sizes = {"sequence": length, "heads": heads, "head_size": size, "interleaved": interleaved}
         sizes |= {"sequence_dim": 2} if i // 2 % 2 else {}
         sizes |= {"rotary": size // 2} if i // 3 % 3 == 0 else {}
-        yield Case("rope", dtype, sizes, quick=length in (1, 130, 512) and heads == 6, cores=1 + i % 5 // 4)
+        yield CheckCase("rope", dtype, sizes, quick=length in (1, 130, 512) and heads == 6, cores=1 + i % 5 // 4)
 
 
-def _qkv() -> Iterator[Case]:
+def _qkv() -> Iterator[CheckCase]:
     for i, (dtype, hidden, length) in enumerate(product(DTYPES, (768, 3072), LENGTHS)):
         sizes = {"sequence": length, "hidden": hidden, "query": 768, "bias": i % 2}
-        yield Case("qkv", dtype, sizes, quick=hidden == 768 and length in (1, 77, 130), cores=1 + i % 5 // 4)
+        yield CheckCase("qkv", dtype, sizes, quick=hidden == 768 and length in (1, 77, 130), cores=1 + i % 5 // 4)
         if length in (77, 512):
-            yield Case("qkv", dtype, sizes | {"key": 256}, quick=hidden == 768 and length == 77)  # grouped heads
+            yield CheckCase("qkv", dtype, sizes | {"key": 256}, quick=hidden == 768 and length == 77)  # grouped heads
             rows = {"query": 256, "packed": 1, "rest": 200}
-            yield Case("qkv", dtype, sizes | rows, quick=hidden == 768 and length == 77, cores=1 + (length == 512))
+            yield CheckCase("qkv", dtype, sizes | rows, quick=hidden == 768 and length == 77, cores=1 + (length == 512))
 
 
-def _attention() -> Iterator[Case]:
-    def case(dtype: str, sizes: dict[str, int], quick: bool, **more: Any) -> Case:
-        return Case("attention", dtype, sizes, quick=quick, **more)
+def _attention() -> Iterator[CheckCase]:
+    def case(dtype: str, sizes: dict[str, int], quick: bool, **more: Any) -> CheckCase:
+        return CheckCase("attention", dtype, sizes, quick=quick, **more)
 
     for i, (dtype, heads, size, length) in enumerate(product(DTYPES, HEADS, HEAD_SIZES, LENGTHS)):
         sizes = {"heads": heads, "sequence": length, "head_size": size, "bshd": i % 2}
@@ -95,9 +95,9 @@ def _attention() -> Iterator[Case]:
         yield case(dtype, {"heads": 1, "sequence": length, "head_size": size}, length == 77, logits=LOGITS)
 
 
-def _norm_rope_attention() -> Iterator[Case]:
-    def case(dtype: str, sizes: dict[str, int], quick: bool, **more: Any) -> Case:
-        return Case("norm_rope_attention", dtype, sizes, quick=quick, **more)
+def _norm_rope_attention() -> Iterator[CheckCase]:
+    def case(dtype: str, sizes: dict[str, int], quick: bool, **more: Any) -> CheckCase:
+        return CheckCase("norm_rope_attention", dtype, sizes, quick=quick, **more)
 
     for i, (dtype, heads, size, length) in enumerate(product(DTYPES, HEADS, HEAD_SIZES, LENGTHS)):
         sizes = {"heads": heads, "sequence": length, "head_size": size, "interleaved": i % 2}
@@ -135,7 +135,7 @@ def simulators(choice: str | None) -> dict[str, Callable[[int], Toolchain]]:
 class _Run:
     """A case with its inputs and its expected outputs."""
 
-    case: Case
+    case: CheckCase
     expected: list[Tensor]
     arguments: tuple[Any, ...]
     options: Mapping[str, Any]
@@ -143,7 +143,7 @@ class _Run:
 
 
 def run_case(
-    case: Case, tools: Mapping[str, Callable[[int], Toolchain]], provider: str = "builtin", seed: int = 0
+    case: CheckCase, tools: Mapping[str, Callable[[int], Toolchain]], provider: str = "builtin", seed: int = 0
 ) -> list[Result]:
     """Run a case in each of `tools` (as `simulators` answers them) and compare with float64, and the tools with each other.
 
@@ -188,7 +188,7 @@ def _compared(run: _Run, name: str, launch: Callable[..., Any], tool: Toolchain)
     return _result(run.case, name, *_worst(outputs, run.expected), seconds=seconds)
 
 
-def _result(case: Case, simulator: str, error: float = math.nan, cosine: float = math.nan, **more: Any) -> Result:
+def _result(case: CheckCase, simulator: str, error: float = math.nan, cosine: float = math.nan, **more: Any) -> Result:
     limits = limits_of(case)
     more = {"seconds": 0.0, **more}
     return Result(str(case), case.kernel, case.dtype, case.logits, simulator, error, cosine, *limits, **more)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fluxrewrite.errors import InputError
 from fluxrewrite.provider.check_suite import Suite
-from fluxrewrite.provider.profile import Asked, Profiled
+from fluxrewrite.provider.profile import Profiled, ProfileRequest
 
 from . import sample_inputs
 from .call_cost import model_call
@@ -15,7 +15,7 @@ from .call_cost import model_call
 __all__ = ["profile", "sizes_of", "suite"]
 
 
-def profile(provider: str, asked: Asked) -> Profiled:
+def profile(provider: str, asked: ProfileRequest) -> Profiled:
     """What the emulator says of one call of a kernel of `provider`. Raises InputError as `modelled.model_call` does."""
     sizes = sizes_of(asked)
     return model_call(
@@ -30,7 +30,7 @@ def suite() -> Suite:
     return cases
 
 
-def sizes_of(asked: Asked) -> dict[str, int]:
+def sizes_of(asked: ProfileRequest) -> dict[str, int]:
     """All sizes of the call. Those of a site say with its form, details and operands what else the sample needs to know.
 
     Raises InputError for unknown names, sizes that do not fit each other, and symbolic ones.
@@ -45,16 +45,16 @@ def sizes_of(asked: Asked) -> dict[str, int]:
     return sample_inputs.complete(asked.kernel, {**given, **_OF_SITE[asked.kernel](asked)})
 
 
-def _shapes(asked: Asked) -> list[tuple[int, ...]]:
+def _shapes(asked: ProfileRequest) -> list[tuple[int, ...]]:
     return [shape for shape, _ in asked.operands]
 
 
-def _qkv(asked: Asked) -> Mapping[str, int]:
+def _qkv(asked: ProfileRequest) -> Mapping[str, int]:
     """Operands are the input, then weights, which have two axes, then biases, which have one."""
     return {"packed": int(asked.form == "packed"), "bias": int(any(len(s) == 1 for s in _shapes(asked)))}
 
 
-def _rope(asked: Asked) -> Mapping[str, int]:
+def _rope(asked: ProfileRequest) -> Mapping[str, int]:
     """A complex table is one operand [.., D / 2] whose parts turn the pairs; real ones are as wide as they are."""
     width = _shapes(asked)[1][-1]
     axis = int(asked.details.get("axis", 1))
@@ -67,7 +67,7 @@ def _rope(asked: Asked) -> Mapping[str, int]:
     }
 
 
-def _attention(asked: Asked) -> Mapping[str, int]:
+def _attention(asked: ProfileRequest) -> Mapping[str, int]:
     masks = asked.operands[3:]
     return {
         "bshd": int(asked.details.get("layout") == "bshd"),
@@ -76,13 +76,13 @@ def _attention(asked: Asked) -> Mapping[str, int]:
     }
 
 
-def _norm_rope_attention(asked: Asked) -> Mapping[str, int]:
+def _norm_rope_attention(asked: ProfileRequest) -> Mapping[str, int]:
     """The first stream of two is the text."""
     interleaved = int(bool(asked.details.get("interleaved", True)))
     return {"interleaved": interleaved, "text": _shapes(asked)[0][1] if asked.form == "joint" else 0}
 
 
-_OF_SITE: Mapping[str, Callable[[Asked], Mapping[str, Any]]] = {
+_OF_SITE: Mapping[str, Callable[[ProfileRequest], Mapping[str, Any]]] = {
     "qkv": _qkv,
     "rope": _rope,
     "attention": _attention,

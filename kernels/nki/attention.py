@@ -58,7 +58,7 @@ def attention(
     shape = (q.shape[0], length, heads, dv) if out_layout == "bshd" else (q.shape[0], heads, length, dv)
     out = nl.ndarray(shape, q.dtype, buffer=nl.shared_hbm)
     masked = mask != None  # noqa: E711 - the front end of NKI 0.6 does not parse `is`
-    plan = flash.Plan(dtype=q.dtype, scale=scale, masked=masked, causal=is_causal)
+    plan = flash.TilePlan(dtype=q.dtype, scale=scale, masked=masked, causal=is_causal)
     flash.tune(plan)
     flash.constants(plan)
     run = Launch(q=q, k=k, v=v, layout=layout, plan=plan)
@@ -103,7 +103,7 @@ def _tiles(run: Launch, shared: Head, source: tuple, queries: list, mask: nl.Nki
     tiles = []
     for piece in queries:
         start, rows = piece
-        row = flash.Row(head=shared, rows=rows, start=start, source=source, out=place[start : start + rows, :])
+        row = flash.QueryTile(head=shared, rows=rows, start=start, source=source, out=place[start : start + rows, :])
         seen = min(keys, start + rows) if run.plan.causal else keys
         if run.plan.masked:
             row.mask = _mask_rows(mask, source, start, rows, seen)
@@ -137,7 +137,7 @@ def _drive(run: Launch, tiles: list) -> None:
         flash.advance(plan, tiles, step)
 
 
-def _open(run: Launch, row: flash.Row) -> None:
+def _open(run: Launch, row: flash.QueryTile) -> None:
     """Load what a row is the first to need: its chunk of queries, then its keys and values."""
     batch, kv, head = row.source
     chunk = row.start // CHUNK

@@ -18,7 +18,7 @@ GROUP = 384
 LIMIT = 64.0  # greatest scale * |q| * |k|
 
 
-class Group(nl.NKIObject):
+class QueryGroup(nl.NKIObject):
     """Queries `start` to `start + size` of a head; `out` [128, tiles, Dv + 1] in PSUM, `view` its place in HBM."""
 
     head = None
@@ -43,7 +43,7 @@ class Slab(nl.NKIObject):
     weights = None
 
 
-def slabs_of(group: Group, key_tiles: list) -> list:
+def slabs_of(group: QueryGroup, key_tiles: list) -> list:
     """Return the slabs of a group; `key_tiles` holds (first column, keys)."""
     slabs = []
     count = len(key_tiles)
@@ -109,7 +109,7 @@ def collect(plan: nl.NKIObject, slab: Slab) -> None:
         group.out = None
 
 
-def _invert(group: Group, rows: int, first: int, last: int) -> None:
+def _invert(group: QueryGroup, rows: int, first: int, last: int) -> None:
     width = group.out.shape[2]
     nisa.tensor_copy(dst=group.acc[:rows, first:last, :], src=group.out[:rows, first:last, :])
     nisa.reciprocal(dst=group.inverse[:rows, first:last], data=group.acc[:rows, first:last, width - 1])

@@ -21,7 +21,7 @@ FLOOR = 1.0e29
 TINY = 1.0e-30
 
 
-class Plan(nl.NKIObject):
+class TilePlan(nl.NKIObject):
     """What every tile of a launch has in common.
 
     `scale` > 0 multiplies scores; `masked`: an additive mask, which may take all keys from a row; `causal`: rows see
@@ -44,7 +44,7 @@ class Plan(nl.NKIObject):
     triangle = None
 
 
-class Row(nl.NKIObject):
+class QueryTile(nl.NKIObject):
     """A query tile of one head: queries `start` to `start + rows`, columns `first` and on of `query_t` [D, ...].
 
     `head` has `key_t` [D, L] and `value` [128, ceil(L / 128), Dv + 1]; `top` is the negated running maximum, `acc`
@@ -63,7 +63,7 @@ class Row(nl.NKIObject):
     out = None
 
 
-class Block(nl.NKIObject):
+class KeyBlock(nl.NKIObject):
     """Keys of a row under one running maximum; the first `by_dma` have their weights transposed by DMA.
 
     `before`: negated maximum of the earlier blocks, `bias` = -scale * maximum, `out` [rows, Dv + 1] weights times V.
@@ -80,7 +80,7 @@ class Block(nl.NKIObject):
     out = None
 
 
-class Tile(nl.NKIObject):
+class KeyTile(nl.NKIObject):
     """Keys `start` to `start + width`, `offset` of them into the block, and what is in flight for them."""
 
     block = None
@@ -98,7 +98,7 @@ class Tile(nl.NKIObject):
     weights_t = None
 
 
-def tune(plan: Plan) -> None:
+def tune(plan: TilePlan) -> None:
     """Set what depends on the element size, as the timeline of a trn2 core favours it.
 
     Two bytes: six of eight PSUM banks hold scores, one transposed weights, one results, and two thirds of a long
@@ -135,20 +135,20 @@ def even(total: int, most: int) -> int:
     return ceil_div(ceil_div(total, ceil_div(total, most)), ROWS) * ROWS
 
 
-def tiles_of(plan: Plan, row: Row, keys: int) -> list:
+def tiles_of(plan: TilePlan, row: QueryTile, keys: int) -> list:
     """Return the tiles of a row that sees `keys` keys, in order."""
     tiles = []
     blocks = pieces(keys, even(keys, plan.block))
     for piece in blocks:
         at, size = piece
-        block = Block(row=row, is_first=at == 0, is_last=at + size == keys)
+        block = KeyBlock(row=row, is_first=at == 0, is_last=at + size == keys)
         step = even(size, TILE)
         parts = pieces(size, step)
         if len(parts) > plan.by_dma:
             block.by_dma = plan.by_dma * step
         for piece in parts:
             start, width = piece
-            tile = Tile(block=block, start=at + start, width=width, offset=start)
+            tile = KeyTile(block=block, start=at + start, width=width, offset=start)
             tile.opens = start == 0
             tile.closes = start + width == size
             tile.by_dma = start < block.by_dma
@@ -156,7 +156,7 @@ def tiles_of(plan: Plan, row: Row, keys: int) -> list:
     return tiles
 
 
-def schedule(plan: Plan, tiles: list) -> None:
+def schedule(plan: TilePlan, tiles: list) -> None:
     """Spread the tiles that the Scalar engine copies evenly over the launch."""
     kept = 0
     share = plan.by_scalar
@@ -166,7 +166,7 @@ def schedule(plan: Plan, tiles: list) -> None:
             tile.copy_by_scalar = kept * share // plan.by_scalar_of > (kept - 1) * share // plan.by_scalar_of
 
 
-def constants(plan: Plan) -> None:
+def constants(plan: TilePlan) -> None:
     """Make the matrices that causal masking multiplies: an identity, and MASKED right of the diagonal."""
     if plan.causal:
         plan.identity = nl.ndarray((ROWS, ROWS), nl.bfloat16, buffer=nl.sbuf)
@@ -191,7 +191,7 @@ def constants(plan: Plan) -> None:
         )
 
 
-def score(plan: Plan, tile: Tile) -> None:
+def score(plan: TilePlan, tile: KeyTile) -> None:
     """Scores of a tile, masked, and the running maximum with them; the last tile of a block fixes the block's bias."""
     block = tile.block
     row = block.row
@@ -223,7 +223,7 @@ def score(plan: Plan, tile: Tile) -> None:
         )
 
 
-def fetch_mask(plan: Plan, tile: Tile) -> None:
+def fetch_mask(plan: TilePlan, tile: KeyTile) -> None:
     """Load the tile's mask as mask / scale; the exponential's scale makes scale * scores + mask of the sum."""
     row = tile.block.row
     tile.mask = nl.ndarray((row.rows, tile.width), nl.float32, buffer=nl.sbuf)
@@ -239,7 +239,7 @@ def fetch_mask(plan: Plan, tile: Tile) -> None:
     )
 
 
-def _raise_top(plan: Plan, tile: Tile) -> None:
+def _raise_top(plan: TilePlan, tile: KeyTile) -> None:
     """Fold the tile's maxima into the row's running maximum, kept negated as the exponential's bias wants it."""
     block = tile.block
     row = block.row
@@ -259,7 +259,7 @@ def _raise_top(plan: Plan, tile: Tile) -> None:
     row.top = top
 
 
-def weigh(plan: Plan, tile: Tile) -> None:
+def weigh(plan: TilePlan, tile: KeyTile) -> None:
     """Take the tile's exponentials."""
     block = tile.block
     rows = block.row.rows
@@ -273,7 +273,7 @@ def weigh(plan: Plan, tile: Tile) -> None:
     tile.scores = None
 
 
-def transpose(plan: Plan, tile: Tile) -> None:
+def transpose(plan: TilePlan, tile: KeyTile) -> None:
     """Transpose the tile's weights into PSUM, or once those of all tiles of a block that DMA does, into SBUF."""
     block = tile.block
     rows = block.row.rows
@@ -291,7 +291,7 @@ def transpose(plan: Plan, tile: Tile) -> None:
         nisa.dma_transpose(dst=block.weights_t, src=block.weights.reshape_dim(1, (chunks, ROWS)), axes=(2, 1, 0))
 
 
-def turn(plan: Plan, tile: Tile) -> None:
+def turn(plan: TilePlan, tile: KeyTile) -> None:
     """Move transposed weights from PSUM to SBUF, where the Tensor engine can read them."""
     if not tile.by_dma:
         depth, groups, rows = tile.turned.shape
@@ -312,7 +312,7 @@ def _copy(dst: nl.NkiTensor, src: nl.NkiTensor, by_scalar: bool) -> None:
         nisa.tensor_copy(dst=dst, src=src, engine=nisa.engine.vector)
 
 
-def gather(plan: Plan, tile: Tile) -> None:
+def gather(plan: TilePlan, tile: KeyTile) -> None:
     """Multiply the tile's weights by V; the last tile of a block merges it, the last of a row writes the result."""
     block = tile.block
     row = block.row
@@ -333,7 +333,7 @@ def gather(plan: Plan, tile: Tile) -> None:
     tile.weights_t = None
 
 
-def collect(plan: Plan, tile: Tile) -> None:
+def collect(plan: TilePlan, tile: KeyTile) -> None:
     """Add a finished block to its row. GpSimd does what needs no PSUM: it has nothing else to do."""
     block = tile.block
     row = block.row
@@ -351,7 +351,7 @@ def collect(plan: Plan, tile: Tile) -> None:
             nisa.tensor_tensor(dst=row.acc, data1=row.acc, data2=part, op=nl.add, engine=nisa.engine.gpsimd)
 
 
-def finish(plan: Plan, tile: Tile) -> None:
+def finish(plan: TilePlan, tile: KeyTile) -> None:
     """Divide a finished row by the sum of its weights, the last column, and store it."""
     row = tile.block.row
     if tile.closes and tile.block.is_last:
@@ -369,7 +369,7 @@ def finish(plan: Plan, tile: Tile) -> None:
         row.acc = None
 
 
-def advance(plan: Plan, tiles: list, step: int) -> None:
+def advance(plan: TilePlan, tiles: list, step: int) -> None:
     """Run the stages after `score` for one step of the pipeline, each on the tile whose turn it is.
 
     Every stage lags its inputs by a tile: engines work in order, and one that waits holds up all that follows.

@@ -36,7 +36,7 @@ class Stream(nl.NKIObject):
     size = 0
 
 
-class Tables(nl.NKIObject):
+class RopeTables(nl.NKIObject):
     """Rotary tables with the norm weights in them, [D, S] float32 over the joined sequence."""
 
     cos_q = None
@@ -124,10 +124,10 @@ def _transposed(table: nl.NkiTensor, start: int, rows: int, interleaved: bool) -
     return turned
 
 
-def make_tables(streams: list, cos: nl.NkiTensor, sin: nl.NkiTensor, interleaved: bool) -> Tables:
+def make_tables(streams: list, cos: nl.NkiTensor, sin: nl.NkiTensor, interleaved: bool) -> RopeTables:
     """Return the tables of all streams, made once a launch."""
     total, size = cos.shape
-    tables = Tables()
+    tables = RopeTables()
     tables.cos_q = nl.ndarray((size, total), nl.float32, buffer=nl.sbuf)
     tables.sin_q = nl.ndarray((size, total), nl.float32, buffer=nl.sbuf)
     tables.cos_k = nl.ndarray((size, total), nl.float32, buffer=nl.sbuf)
@@ -152,7 +152,7 @@ def make_tables(streams: list, cos: nl.NkiTensor, sin: nl.NkiTensor, interleaved
     return tables
 
 
-def units_of(streams: list, tables: Tables, head: nl.NKIObject, by_vector: bool) -> list:
+def units_of(streams: list, tables: RopeTables, head: nl.NKIObject, by_vector: bool) -> list:
     """Return the units of one head; `by_vector`: the Vector engine has time for a part of the squares."""
     units = []
     for stream in streams:

@@ -18,7 +18,7 @@ import nki.language as nl
 from fluxrewrite.kernels.nki import bounded_softmax, flash, norm_rope
 
 
-class Head(nl.NKIObject):
+class NormRopeHead(nl.NKIObject):
     """One head: q^T and k^T [D, S], V beside a column of ones [128, tiles, D + 1]."""
 
     batch = 0
@@ -38,7 +38,7 @@ class BoundedPlan(nl.NKIObject):
     lag = 2
 
 
-class Launch(nl.NKIObject):
+class NormRopeLaunch(nl.NKIObject):
     """The heads of this core, their units and tiles in order; `ticks` of the prologue's pipeline are done."""
 
     streams = None
@@ -86,7 +86,7 @@ def norm_rope_attention(
     shape = (batches, total, heads * size) if flat else (batches, total, heads, size)
     out = nl.ndarray(shape, q0.dtype, buffer=nl.shared_hbm)
     tables = norm_rope.make_tables(streams, cos, sin, interleaved)
-    run = Launch(streams=streams, tables=tables, interleaved=interleaved, is_bounded=is_bounded)
+    run = NormRopeLaunch(streams=streams, tables=tables, interleaved=interleaved, is_bounded=is_bounded)
     _plan(run, q0.dtype, scale)
     _share(run, out, batches, heads, flat)
     _drive(run)
@@ -109,7 +109,7 @@ def _stream(
     return stream
 
 
-def _plan(run: Launch, dtype: object, scale: float) -> None:
+def _plan(run: NormRopeLaunch, dtype: object, scale: float) -> None:
     run.heads = []
     run.units = []
     run.tiles = []
@@ -119,7 +119,7 @@ def _plan(run: Launch, dtype: object, scale: float) -> None:
         run.plan.weight_dtype = nl.bfloat16 if dtype == nl.float16 else dtype
         run.key_tiles = _key_tiles(run.streams)
     else:
-        run.plan = flash.Plan(dtype=dtype, scale=scale)
+        run.plan = flash.TilePlan(dtype=dtype, scale=scale)
         flash.tune(run.plan)
         run.plan.look = min(run.plan.look, 5)  # the prologue takes a PSUM bank
         last = run.streams[len(run.streams) - 1]
@@ -135,14 +135,14 @@ def _key_tiles(streams: list) -> list:
     return tiles
 
 
-def _share(run: Launch, out: nl.NkiTensor, batches: int, heads: int, flat: bool) -> None:
+def _share(run: NormRopeLaunch, out: nl.NkiTensor, batches: int, heads: int, flat: bool) -> None:
     """Lay out this core's part of the work."""
     cores, core = nl.num_programs(axes=0), nl.program_id(axis=0)
     queries = flash.pieces(out.shape[1], bounded_softmax.GROUP if run.is_bounded else flash.ROWS)
     jobs = []
     for batch in range(batches):
         for index in range(heads):
-            jobs.append(Head(batch=batch, index=index))
+            jobs.append(NormRopeHead(batch=batch, index=index))
     if len(jobs) % cores == 0:
         jobs = flash.share(jobs, core, cores)
     else:
@@ -152,7 +152,7 @@ def _share(run: Launch, out: nl.NkiTensor, batches: int, heads: int, flat: bool)
             _add_head(run, head, queries, out, flat)
 
 
-def _add_head(run: Launch, head: Head, queries: list, out: nl.NkiTensor, flat: bool) -> None:
+def _add_head(run: NormRopeLaunch, head: NormRopeHead, queries: list, out: nl.NkiTensor, flat: bool) -> None:
     """Append the units and tiles of one head."""
     size = run.streams[0].q.shape[3]
     run.heads.append(head)
@@ -163,14 +163,14 @@ def _add_head(run: Launch, head: Head, queries: list, out: nl.NkiTensor, flat: b
         start, rows = piece
         view = place[start : start + rows, :]
         if run.is_bounded:
-            group = bounded_softmax.Group(head=head, start=start, size=rows, view=view)
+            group = bounded_softmax.QueryGroup(head=head, start=start, size=rows, view=view)
             run.tiles.extend(bounded_softmax.slabs_of(group, run.key_tiles))
         else:
-            row = flash.Row(head=head, start=start, first=start, rows=rows, out=view)
+            row = flash.QueryTile(head=head, start=start, first=start, rows=rows, out=view)
             run.tiles.extend(flash.tiles_of(run.plan, row, out.shape[1]))
 
 
-def _drive(run: Launch) -> None:
+def _drive(run: NormRopeLaunch) -> None:
     """Drive attention one step at a time, and the prologue of the next head at the pace that has it ready in time."""
     count = len(run.tiles)
     if not run.is_bounded:
@@ -193,7 +193,7 @@ def _drive(run: Launch) -> None:
             flash.advance(run.plan, run.tiles, step)
 
 
-def _prepare(run: Launch, until: int, per_head: int) -> None:
+def _prepare(run: NormRopeLaunch, until: int, per_head: int) -> None:
     """Run the prologue's pipeline up to tick `until`: at each, every stage works on the unit whose turn it is."""
     while run.ticks < until:
         tick = run.ticks
@@ -213,7 +213,7 @@ def _prepare(run: Launch, until: int, per_head: int) -> None:
             run.units[tick - norm_rope.STAGES + 1] = None
 
 
-def _load_value(run: Launch, head: Head) -> None:
+def _load_value(run: NormRopeLaunch, head: NormRopeHead) -> None:
     """Load V of a head, tile by tile, each part from the stream it lies in."""
     size = run.streams[0].v.shape[3]
     depth = 0

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from fluxrewrite.passes.attention.layout import emit_meant, layouts_of, sizes_of
-from fluxrewrite.passes.attention.probed import Meant, probed_attention
+from fluxrewrite.passes.attention.probed import ProbedAttention, probed_attention
 from fluxrewrite.passes.near_misses import with_notes
 from torch.fx import Node
 
@@ -32,7 +32,7 @@ from fluxrewrite.rewrite.guards import only_checks
 from fluxrewrite.rewrite.proof.probe import is_random
 from fluxrewrite.site import Code, Finding, Miss, Site
 
-__all__ = ["Attention", "Call", "attention_calls"]
+__all__ = ["Attention", "AttentionCall", "attention_calls"]
 
 _TURN = (0, 2, 1, 3)
 _ABSORBING = torch.finfo(
@@ -64,7 +64,7 @@ SPELLED = Op("matmul", _probabilities, _v)
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """One attention computation: `node` gives softmax(scale * query key^T + mask) value.
 
     `transposed` says that `key` is [..., D, L] as a product takes it; `masking` how `mask` acts ("additive", "bool",
@@ -84,16 +84,16 @@ class Call:
     fill: float = 0.0
     scale: float | None = None
     is_causal: bool = False
-    meant: Meant | None = None
+    meant: ProbedAttention | None = None
 
 
-def attention_calls(view: GraphView) -> list[Call | Miss]:
+def attention_calls(view: GraphView) -> list[AttentionCall | Miss]:
     """All attention computations of a graph, and what only looks like one; found once per view."""
     return view.memo("attention_calls", _find_calls)
 
 
-def _find_calls(view: GraphView) -> list[Call | Miss]:
-    calls: list[Call | Miss] = [_sdpa(view, node) for node in view.with_op("sdpa")]
+def _find_calls(view: GraphView) -> list[AttentionCall | Miss]:
+    calls: list[AttentionCall | Miss] = [_sdpa(view, node) for node in view.with_op("sdpa")]
     for node in view.with_op("matmul"):
         attempt = match(SPELLED, view, node)
         if attempt.matched:
@@ -104,19 +104,19 @@ def _find_calls(view: GraphView) -> list[Call | Miss]:
     return _with_probed(view, calls)
 
 
-def _with_probed(view: GraphView, calls: Sequence[Call | Miss]) -> list[Call | Miss]:
+def _with_probed(view: GraphView, calls: Sequence[AttentionCall | Miss]) -> list[AttentionCall | Miss]:
     """The calls, and those that are found by what they compute; these are no near misses of a known form then."""
-    taken = {n for c in calls if isinstance(c, Call) for n in c.interior}
+    taken = {n for c in calls if isinstance(c, AttentionCall) for n in c.interior}
     near = {c.reason.node: c.reason.code for c in calls if isinstance(c, Miss)}
     probed, notes = probed_attention(view, taken, near)
     more = [p if isinstance(p, Miss) else _meant(p) for p in probed]
-    held = {n.name for c in more if isinstance(c, Call) for n in (*c.interior, c.node)}
-    return [*with_notes([c for c in calls if isinstance(c, Call) or c.reason.node not in held], notes), *more]
+    held = {n.name for c in more if isinstance(c, AttentionCall) for n in (*c.interior, c.node)}
+    return [*with_notes([c for c in calls if isinstance(c, AttentionCall) or c.reason.node not in held], notes), *more]
 
 
-def _meant(found: Meant) -> Call:
+def _meant(found: ProbedAttention) -> AttentionCall:
     causal = found.masking == "causal"
-    return Call(
+    return AttentionCall(
         found.out, "probed", found.query, found.key, found.value, found.interior, masking="none" if causal else found.masking,
         mask=found.mask, fill=float("-inf"), scale=found.scale, is_causal=causal, meant=found,
     )  # fmt: skip
@@ -126,7 +126,7 @@ def _miss(view: GraphView, code: Code, message: str, node: Node, form: str) -> M
     return Attention().miss(code, message, view.path(node), node, form)
 
 
-def _sdpa(view: GraphView, node: Node) -> Call | Miss:
+def _sdpa(view: GraphView, node: Node) -> AttentionCall | Miss:
     query, key, value, mask = (view.arg(node, name) for name in ("query", "key", "value", "attn_mask"))
     if any(view.shape(t) is None for t in (node, query, key, value)):
         return _miss(view, Code.NO_SHAPE, "query, key, value or result has no traced shape", node, "sdpa")
@@ -139,10 +139,12 @@ def _sdpa(view: GraphView, node: Node) -> Call | Miss:
         message = f"is_causal={given['is_causal']} and scale={given['scale']} are not constants"
         return _miss(view, Code.PATTERN, message, node, "sdpa")
     masking = "none" if mask is None else "bool" if view.dtype(mask) == torch.bool else "additive"
-    return Call(node, "sdpa", query, key, value, (), masking=masking, mask=mask, scale=scale, is_causal=bool(is_causal))
+    return AttentionCall(
+        node, "sdpa", query, key, value, (), masking=masking, mask=mask, scale=scale, is_causal=bool(is_causal)
+    )
 
 
-def _spelled(view: GraphView, node: Node, attempt: Attempt) -> Call | Miss:
+def _spelled(view: GraphView, node: Node, attempt: Attempt) -> AttentionCall | Miss:
     found, tags = attempt.captures, attempt.tags
     interior = tuple(n for n in dict.fromkeys(attempt.nodes) if n is not node)
     rank = len(view.shape(node) or ())
@@ -171,7 +173,7 @@ def _spelled(view: GraphView, node: Node, attempt: Attempt) -> Call | Miss:
     if masking in ("drop", "keep") and fill != float("-inf") and not absorbs:
         return miss(Code.MASK, f"masked scores become {fill}; the kernel takes -inf, or {_ABSORBING} and less")
     query, key, value = (found[name] for name in ("query", "key", "value"))
-    return Call(node, "spelled", query, key, value, interior, True, masking, mask, fill, float(scale))
+    return AttentionCall(node, "spelled", query, key, value, interior, True, masking, mask, fill, float(scale))
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class Attention(Pass):
     def _find(self, view: GraphView) -> list[Finding]:
         return [c if isinstance(c, Miss) else self._site(view, c) for c in attention_calls(view)]
 
-    def _site(self, view: GraphView, call: Call) -> Finding:
+    def _site(self, view: GraphView, call: AttentionCall) -> Finding:
         path = view.path(call.node)
         if call.meant is not None:
             return self._probed(view, call, call.meant, path)
@@ -240,7 +242,7 @@ class Attention(Pass):
             },
         )
 
-    def _probed(self, view: GraphView, call: Call, meant: Meant, path: str) -> Finding:
+    def _probed(self, view: GraphView, call: AttentionCall, meant: ProbedAttention, path: str) -> Finding:
         """The site of a computation that was found by what it does; only a proof says that it is attention."""
         operands, layouts = layouts_of(view, meant)
         given = zip((meant.query, meant.key, meant.value), operands.values(), strict=True)
@@ -266,7 +268,7 @@ class Attention(Pass):
             needs_proof=True,
         )
 
-    def _shapes(self, view: GraphView, call: Call, path: str) -> Miss | None:
+    def _shapes(self, view: GraphView, call: AttentionCall, path: str) -> Miss | None:
         q, k, v = (view.shape(t) or () for t in (call.query, call.key, call.value))
         if call.transposed:
             k = (*k[:-2], k[-1], k[-2])
@@ -286,7 +288,7 @@ class Attention(Pass):
             )
         return None
 
-    def _dtypes(self, view: GraphView, call: Call, path: str) -> Miss | None:
+    def _dtypes(self, view: GraphView, call: AttentionCall, path: str) -> Miss | None:
         dtypes = {view.dtype(t) for t in (call.query, call.key, call.value, call.node)}
         if len(dtypes) > 1:
             names = ", ".join(sorted(str(d) for d in dtypes))
@@ -297,7 +299,7 @@ class Attention(Pass):
             return self.miss(Code.PRECISION, message, path, odd)
         return self._mask(view, call, path)
 
-    def _mask(self, view: GraphView, call: Call, path: str) -> Miss | None:
+    def _mask(self, view: GraphView, call: AttentionCall, path: str) -> Miss | None:
         """A mask must be of the right dtype, and broadcast to the scores without widening them."""
         expected = {"none": None, "additive": view.dtype(call.query)}.get(call.masking, torch.bool)
         if view.dtype(call.mask) != expected:
@@ -321,7 +323,7 @@ class Attention(Pass):
 
         Where the result is [B, H, S, D] in shape but [B, S, H, D] in memory, so is the call's.
         """
-        call: Call = site.extra["call"]
+        call: AttentionCall = site.extra["call"]
         if call.meant is not None:
             return emit_meant(site, builder, op, _mask_for(builder, call, site.dtype))
         q, k, v = (site.operands[name] for name in ("q", "k", "v"))
@@ -346,13 +348,13 @@ def _sizes(q: Sequence[Any], v: Sequence[Any]) -> dict[str, int | str]:
     return {k: size_of(v) for k, v in sizes.items()}
 
 
-def _facts(view: GraphView, call: Call) -> dict[str, Any]:
+def _facts(view: GraphView, call: AttentionCall) -> dict[str, Any]:
     """What limits speak of."""
     mask = "none" if call.mask is None else "bool" if view.dtype(call.mask) == torch.bool else "additive"
     return {"mask": mask, "scale": call.scale}
 
 
-def _without_permutes(view: GraphView, call: Call) -> _Operands:
+def _without_permutes(view: GraphView, call: AttentionCall) -> _Operands:
     given = (call.query, call.key, call.value)
     bare = [view.bare(t) for t in given]
     turns = (_TURN, (0, 2, 3, 1) if call.transposed else _TURN, _TURN)
@@ -368,7 +370,7 @@ def _without_permutes(view: GraphView, call: Call) -> _Operands:
     return _Operands(bare[0], bare[1], bare[2], layout, transposed, tuple(passed))
 
 
-def _result(view: GraphView, call: Call) -> tuple[Node, str, list[Node]]:
+def _result(view: GraphView, call: AttentionCall) -> tuple[Node, str, list[Node]]:
     """The result, below a permute back to [B, S, H, D] if that is all that happens to it; and what is passed on the way."""
     node, passed = call.node, []
     while len(users := [u for u in node.users if not only_checks(u)]) == 1 and view.source(users[0]) is not None:
@@ -379,7 +381,7 @@ def _result(view: GraphView, call: Call) -> tuple[Node, str, list[Node]]:
     return call.node, "bhsd", []
 
 
-def _mask_for(builder: Builder, call: Call, dtype: torch.dtype) -> Any:
+def _mask_for(builder: Builder, call: AttentionCall, dtype: torch.dtype) -> Any:
     """The mask as the op takes it: bool (True takes part) where the fill is -inf, else added to the scores."""
     if call.masking in ("none", "additive", "bool"):
         return call.mask

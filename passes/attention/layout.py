@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fluxrewrite.passes.attention.probed import Meant
+from fluxrewrite.passes.attention.probed import ProbedAttention
 from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
@@ -22,7 +22,7 @@ __all__ = ["emit_meant", "layouts_of", "sizes_of"]
 _TURN = (0, 2, 1, 3)
 
 
-def layouts_of(view: GraphView, meant: Meant) -> tuple[dict[str, Node], dict[str, Any]]:
+def layouts_of(view: GraphView, meant: ProbedAttention) -> tuple[dict[str, Node], dict[str, Any]]:
     """Query, key and value as the call takes them, as "q", "k" and "v"; and what else `emit_meant` needs.
 
     Where all three are [B, S, H, D] once their permutes are left away, the call takes them so; else as they are.
@@ -45,7 +45,7 @@ def _turned(view: GraphView, node: Node, axes: Sequence[int]) -> Node | None:
     return node if dims == (0, 1, 2, 3) else view.permuted(node, dims)
 
 
-def sizes_of(view: GraphView, meant: Meant) -> dict[str, Any]:
+def sizes_of(view: GraphView, meant: ProbedAttention) -> dict[str, Any]:
     """The sizes of a site of attention by name."""
     q, k, v = (view.shape(n) or () for n in (meant.query, meant.key, meant.value))
     (*front, s, d), length, width = meant.axes["q"], k[meant.axes["k"][-2]], v[meant.axes["v"][-1]]

@@ -18,18 +18,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from fluxrewrite.passes.attention.softmax_test import Other, Weighted, weighted
+from fluxrewrite.passes.attention.softmax_test import AttentionFacts, Other, recognise_attention
 from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
 from fluxrewrite.graph.shapes import hint, same_shape
 from fluxrewrite.rewrite.guards import only_checks
-from fluxrewrite.rewrite.proof.probe import CannotProbe, Part, Probe, budget_of, depending, feeding
+from fluxrewrite.rewrite.proof.probe import CannotProbe, Probe, ProbeRegion, budget_of, depending, feeding
 from fluxrewrite.rewrite.proof.region import UNKNOWN
 from fluxrewrite.rewrite.proof.size_independence import unsure
 from fluxrewrite.site import Code, Miss, Reason
 
-__all__ = ["Meant", "probed_attention"]
+__all__ = ["ProbedAttention", "probed_attention"]
 
 _EXPONENTIALS = ("softmax", "exp", "exp2", "log_softmax", "logsumexp")
 _PRODUCTS = frozenset({"matmul", "baddbmm", "addbmm", "einsum", "tensordot", "inner"})
@@ -39,7 +39,7 @@ _AFTER = frozenset({"div", "mul", "cast", "copy"})
 
 
 @dataclass(frozen=True)
-class Meant:
+class ProbedAttention:
     """What was found.
 
     Attributes:
@@ -75,7 +75,7 @@ class _Region:
 
 def probed_attention(
     view: GraphView, taken: Collection[Node], near: Mapping[str, Code]
-) -> tuple[list[Meant | Miss], dict[str, str]]:
+) -> tuple[list[ProbedAttention | Miss], dict[str, str]]:
     """The attention computations beside those that hold `taken`, and what looked like one.
 
     Args:
@@ -87,7 +87,7 @@ def probed_attention(
     Returns:
         What was found; and of nodes with a near miss, what a probe says.
     """
-    found: dict[Node, Meant | Miss] = {}
+    found: dict[Node, ProbedAttention | Miss] = {}
     notes: dict[str, str] = {}
     seen: set[Node] = set()
     for anchor in view.with_op(*_EXPONENTIALS):
@@ -100,7 +100,7 @@ def probed_attention(
         if any(near[n] != Code.PATTERN for n in told):
             continue
         answer = _answer(view, region)
-        if isinstance(answer, Meant):
+        if isinstance(answer, ProbedAttention):
             found[answer.out] = answer
         elif told:
             notes.update(dict.fromkeys(told, answer.message))
@@ -184,7 +184,7 @@ def _between(view: GraphView, region: _Region, out: Node) -> set[Node]:
     return depending(sorted(above, key=view.order), given) - given
 
 
-def _answer(view: GraphView, region: _Region) -> Meant | Reason:
+def _answer(view: GraphView, region: _Region) -> ProbedAttention | Reason:
     """The attention that the region is, or why it is none."""
     reason = Reason(Code.PROBED, "")
     for out in region.outs:
@@ -199,21 +199,21 @@ def _answer(view: GraphView, region: _Region) -> Meant | Reason:
     return reason
 
 
-def _trial(view: GraphView, region: _Region, out: Node) -> Meant:
+def _trial(view: GraphView, region: _Region, out: Node) -> ProbedAttention:
     budget = budget_of(view)
     operands = (region.first, region.second, region.value)
     inside = _between(view, region, out)
     entering = [i for n in sorted(inside, key=view.order, reverse=True) for i in n.all_input_nodes if i not in inside]
     above = feeding(view, entering, budget.limits.nodes - len(inside), {*operands, *inside})
-    part = Part.of(view, {*inside, *above}, operands)
+    part = ProbeRegion.of(view, {*inside, *above}, operands)
     members = part.members
     candidates = sorted((n for n in members if n not in inside and n not in operands), key=_likely(view, region))
 
-    def ask() -> Weighted | Other:
+    def ask() -> AttentionFacts | Other:
         """At two sets of made-up values: what differs between them is no constant."""
         probes = [Probe(view, part, _shapes(view, region), budget, seed) for seed in (0, 1)]
         try:
-            a, b = (weighted(p, operands, out, candidates) for p in probes)
+            a, b = (recognise_attention(p, operands, out, candidates) for p in probes)
         except Other as error:
             return error
         if abs(a.scale - b.scale) > 1e-9 * abs(a.scale):
@@ -235,7 +235,7 @@ def _trial(view: GraphView, region: _Region, out: Node) -> Meant:
             f"scores are scaled by {found.scale:g}, which is no number that is written in the graph, nor a product of two"
         )
     interior = _interior(part, inside, {*operands, out, mask})
-    return Meant(out, query, key, region.value, interior, found.axes, scale, found.masking, mask)
+    return ProbedAttention(out, query, key, region.value, interior, found.axes, scale, found.masking, mask)
 
 
 def _likely(view: GraphView, region: _Region) -> Any:
@@ -275,7 +275,7 @@ def _written(view: GraphView, scale: float, nodes: Collection[Node], head_size: 
     return None
 
 
-def _interior(part: Part, inside: Collection[Node], kept: Collection[Node | None]) -> tuple[Node, ...]:
+def _interior(part: ProbeRegion, inside: Collection[Node], kept: Collection[Node | None]) -> tuple[Node, ...]:
     """The region, and what was computed for it alone."""
     taken = set(inside)
     for node in reversed(part.nodes):

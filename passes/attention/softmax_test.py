@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from fluxrewrite.rewrite.proof.probe import Probe
 
-__all__ = ["Other", "Weighted", "weighted"]
+__all__ = ["AttentionFacts", "Other", "recognise_attention"]
 
 Run = Callable[[Mapping[str, Tensor]], Tensor]
 SHIFT = 600.0
@@ -32,7 +32,7 @@ class Other(Exception):
 
 
 @dataclass(frozen=True)
-class Weighted:
+class AttentionFacts:
     """What was seen.
 
     Attributes:
@@ -50,7 +50,9 @@ class Weighted:
     mask: int = -1
 
 
-def weighted(probe: Probe, operands: Sequence[Node], out: Node, candidates: Sequence[Node]) -> Weighted:
+def recognise_attention(
+    probe: Probe, operands: Sequence[Node], out: Node, candidates: Sequence[Node]
+) -> AttentionFacts:
     """What `out` is as a function of the two operands of the first product and of the value.
 
     Args:
@@ -84,8 +86,8 @@ def _seen(
     candidates: Sequence[Node],
     first: bool,
     axes: Mapping[str, tuple[int, ...]],
-) -> Weighted:
-    """As `weighted`, with the axes taken for granted."""
+) -> AttentionFacts:
+    """As `recognise_attention`, with the axes taken for granted."""
     names = ("q", "k", "v") if first else ("k", "q", "v")
 
     def run(values: Mapping[str, Tensor]) -> Tensor:
@@ -100,7 +102,7 @@ def _seen(
         masked = probe.function(out, node)
         _same(masked(probe.values[node]), lambda shift: masked(probe.values[node] + shift))
     _confirm(run, made, scale, added)
-    return Weighted(first, axes, scale, masking, mask)
+    return AttentionFacts(first, axes, scale, masking, mask)
 
 
 def _normal(shape: Iterable[int], seed: int) -> Tensor:

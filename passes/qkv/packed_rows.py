@@ -15,15 +15,15 @@ from torch.fx import Node
 from fluxrewrite.graph import GraphView
 from fluxrewrite.graph.index_map import Elements
 from fluxrewrite.graph.shapes import Dim, size_of
-from fluxrewrite.graph.views import Lanes, holds
+from fluxrewrite.graph.views import AxisLanes, holds
 from fluxrewrite.rewrite import Builder
 from fluxrewrite.site import Code
 
-__all__ = ["Part", "Refusal", "parts_of", "seen_as"]
+__all__ = ["PackedRows", "Refusal", "parts_of", "seen_as"]
 
 
 @dataclass(frozen=True)
-class Part:
+class PackedRows:
     """A value that exposes one contiguous block of a linear layer's `height` rows; role "rest" for rows that are no projection."""
 
     role: str
@@ -35,7 +35,7 @@ class Part:
     height: int | str
 
     @property
-    def lanes(self) -> Lanes:
+    def lanes(self) -> AxisLanes:
         """What the value exposes of the rows."""
         lanes = self.seen.lanes()
         assert lanes is not None
@@ -58,10 +58,10 @@ class Refusal:
     node: Node
 
 
-def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> list[Part] | Refusal:
+def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> list[PackedRows] | Refusal:
     """Down from a linear layer through its views to the first values that serve one role, or none."""
     shape = view.shape(linear) or ()
-    parts: list[Part] = []
+    parts: list[PackedRows] = []
     pending: list[tuple[Node, Elements]] = [(linear, Elements.of(shape))]
     while pending:
         node, seen = pending.pop()
@@ -74,7 +74,7 @@ def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> lis
                     f"{node.name} mixes the rows of {linear.name} with other axes, leaves some of these out, or casts"
                 )
                 return Refusal(Code.PACKED_LAYOUT, message, node)
-            parts.append(Part(role, linear, weight, bias, node, seen, size_of((shape or (0,))[-1])))
+            parts.append(PackedRows(role, linear, weight, bias, node, seen, size_of((shape or (0,))[-1])))
         for user in node.users if len(roles) > 1 else ():
             below = _below(view, linear, node, user, seen)
             if below is None:
@@ -116,9 +116,9 @@ def _below(view: GraphView, linear: Node, node: Node, user: Node, seen: Elements
     return result
 
 
-def _refined(view: GraphView, parts: Sequence[Part]) -> list[Part]:
+def _refined(view: GraphView, parts: Sequence[PackedRows]) -> list[PackedRows]:
     """Parts whose rows overlap another role's, followed down the views that pick their own rows from them."""
-    done: list[Part] = []
+    done: list[PackedRows] = []
     pending = list(parts)
     while pending:
         part = pending.pop()
@@ -132,25 +132,25 @@ def _refined(view: GraphView, parts: Sequence[Part]) -> list[Part]:
     return done
 
 
-def _rows_seen(lanes: Lanes | None) -> Dim | float:
+def _rows_seen(lanes: AxisLanes | None) -> Dim | float:
     if lanes is None:
         return math.inf
     return math.prod(n for n, axis in zip(lanes.sizes, lanes.axes, strict=True) if axis == lanes.tracked)
 
 
-def _overlap(a: Part, b: Part) -> bool:
+def _overlap(a: PackedRows, b: PackedRows) -> bool:
     first, second = a.lanes.block, b.lanes.block
     if first is None or second is None or a.linear is not b.linear:
         return a.linear is b.linear
     return first[0] < sum(second) and second[0] < sum(first)
 
 
-def _rows(lanes: Lanes) -> str:
+def _rows(lanes: AxisLanes) -> str:
     tracked = sorted(((s, n) for s, n in zip(lanes.strides, lanes.sizes, strict=True) if s), reverse=True)
     return f"from row {lanes.offset}, " + " of ".join(f"{n} every {s}" for s, n in tracked)
 
 
-def seen_as(builder: Builder, result: Node, part: Part) -> Node:
+def seen_as(builder: Builder, result: Node, part: PackedRows) -> Node:
     """`result` [..., I] with the axes of the value that it replaces: the last one split, then all put in order."""
     lanes = part.lanes
     split = sorted(

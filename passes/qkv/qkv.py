@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fluxrewrite.passes.attention.attention import Call, attention_calls
-from fluxrewrite.passes.qkv.packed_rows import Part, Refusal, parts_of, seen_as
+from fluxrewrite.passes.attention.attention import AttentionCall, attention_calls
+from fluxrewrite.passes.qkv.packed_rows import PackedRows, Refusal, parts_of, seen_as
 from fluxrewrite.passes.qkv.trace import ROLES, WALK_LIMIT, Reach, walk
 from torch.fx import Node
 
@@ -105,11 +105,16 @@ class Qkv(Pass):
         return None
 
     def _group(
-        self, view: GraphView, call: Call, x: Node, by_role: Mapping[str, list[Node]], reaches: Mapping[str, Reach]
+        self,
+        view: GraphView,
+        call: AttentionCall,
+        x: Node,
+        by_role: Mapping[str, list[Node]],
+        reaches: Mapping[str, Reach],
     ) -> Finding:
         linears = sorted({n for nodes in by_role.values() for n in nodes}, key=view.order)
         path = view.path(*linears, call.node)
-        parts: list[Part] = []
+        parts: list[PackedRows] = []
         for linear in linears:
             found = parts_of(view, linear, reaches)
             if isinstance(found, Refusal):
@@ -124,7 +129,9 @@ class Qkv(Pass):
         at = next(iter(next(iter(groups.values())).values()))[0]
         return self.miss(Code.DIFFERENT_INPUTS, f"each is projected from a tensor of its own: {read}", path, at)
 
-    def _blocks(self, parts: Sequence[Part], roles: Sequence[str], linears: Sequence[Node], path: str) -> Miss | None:
+    def _blocks(
+        self, parts: Sequence[PackedRows], roles: Sequence[str], linears: Sequence[Node], path: str
+    ) -> Miss | None:
         """Each role must be one block of rows, and no two roles the same."""
         owners: dict[tuple[Node, tuple[int, int]], str] = {}
         for role in roles:
@@ -143,7 +150,7 @@ class Qkv(Pass):
         view: GraphView,
         x: Node,
         linears: Sequence[Node],
-        parts: Sequence[Part],
+        parts: Sequence[PackedRows],
         names: Sequence[str],
         path: str,
     ) -> Finding:
@@ -212,7 +219,7 @@ class Qkv(Pass):
         unlike = len(biases) not in (0, len(weights)) or len({*weights, *biases}) < len(weights) + len(biases)
         if len(linears) < 2 or unlike or starts is None:
             return None
-        parts: Sequence[Part] = site.extra["parts"]
+        parts: Sequence[PackedRows] = site.extra["parts"]
         lanes = tuple(replace(p.lanes, offset=p.lanes.offset + starts[p.linear]) for p in parts)
         return Inline((weights, biases) if biases else (weights,), starts[None], lanes)
 
@@ -230,7 +237,7 @@ class Qkv(Pass):
         return [seen_as(builder, made[_block(part)], part) for part in site.extra["parts"]]
 
 
-def _starts(parts: Sequence[Part]) -> dict[Node | None, int] | None:
+def _starts(parts: Sequence[PackedRows]) -> dict[Node | None, int] | None:
     """First row of each layer in the joined weight, and under None the number of all rows; None for symbolic sizes."""
     starts: dict[Node | None, int] = {}
     rows = 0
@@ -242,15 +249,15 @@ def _starts(parts: Sequence[Part]) -> dict[Node | None, int] | None:
     return {**starts, None: rows}
 
 
-def _blocks(site: Site) -> tuple[dict[Any, Part], dict[Node, Part]]:
+def _blocks(site: Site) -> tuple[dict[Any, PackedRows], dict[Node, PackedRows]]:
     """A part for each result of a call, and one for each linear layer, in the order in which calls have them."""
-    blocks: dict[Any, Part] = dict(site.extra["roles"])
+    blocks: dict[Any, PackedRows] = dict(site.extra["roles"])
     for part in site.extra["parts"]:
         blocks.setdefault(_block(part), part)
     return blocks, {part.linear: part for part in blocks.values()}
 
 
-def _block(part: Part) -> Any:
+def _block(part: PackedRows) -> Any:
     """What tells the results of a call apart: the role, or which rows of which layer."""
     return (part.linear, part.rows) if part.role == "rest" else part.role
 
@@ -265,7 +272,9 @@ def _groups(view: GraphView, reaches: Mapping[str, Reach]) -> dict[Node, dict[st
     return groups
 
 
-def _sizes(view: GraphView, x: Node, parts: Sequence[Part], roles: Mapping[str, Part]) -> dict[str, int | str]:
+def _sizes(
+    view: GraphView, x: Node, parts: Sequence[PackedRows], roles: Mapping[str, PackedRows]
+) -> dict[str, int | str]:
     """Sizes of a site by name: those of the input [B, S, H] or [S, H], the rows of each role, and the rows of no role."""
     shape, weight = view.shape(x) or (), view.shape(parts[0].weight) or ()
     tokens = dict(zip(("batch", "sequence"), shape, strict=False)) if len(shape) == 3 else {"sequence": shape[0]}

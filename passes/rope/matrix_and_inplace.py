@@ -20,12 +20,12 @@ from fluxrewrite.graph import GraphView
 from fluxrewrite.graph.shapes import same_dim, same_shape
 from fluxrewrite.pattern import Attempt, Join
 
-__all__ = ["by_matrix", "written"]
+__all__ = ["match_inplace_rotation", "match_matrix_rotation"]
 
 _FRESH = frozenset({"empty_like", "empty", "new_empty", "zeros_like", "zeros", "new_zeros"})
 
 
-def by_matrix(view: GraphView, node: Node) -> Attempt | None:
+def match_matrix_rotation(view: GraphView, node: Node) -> Attempt | None:
     """A sum that multiplies each pair of x by a matrix of its position; None for all other sums.
 
     The attempt captures x, the matrices as "cos" and "sin", and the result as "flat".
@@ -115,7 +115,7 @@ def _of_pairs(view: GraphView, value: Any) -> bool:
     return same_shape((view.shape(value) or ())[-2:], (2, 2))
 
 
-def written(view: GraphView, node: Node, pairwise: Join) -> tuple[Attempt, Node] | None:
+def match_inplace_rotation(view: GraphView, node: Node, pairwise: Join) -> tuple[Attempt, Node] | None:
     """The rotation whose second half the setitem `node` writes, and the tensor that is written; None for all other writes.
 
     The tensor must be fresh, be written by these two only, and be read after both.

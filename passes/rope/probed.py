@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fluxrewrite.passes.attention.attention import Call, attention_calls
+from fluxrewrite.passes.attention.attention import AttentionCall, attention_calls
 from fluxrewrite.passes.rope.rotation_test import Factors, factors_of, not_for_all
 from fluxrewrite.passes.rope.table_search import NamedTables, tables_of
 from torch.fx import Node
@@ -26,7 +26,7 @@ from torch.fx import Node
 from fluxrewrite.graph import GraphView
 from fluxrewrite.graph.shapes import hint, same_shape
 from fluxrewrite.rewrite.guards import only_checks
-from fluxrewrite.rewrite.proof.probe import CannotProbe, Part, Probe, budget_of, depending, feeding
+from fluxrewrite.rewrite.proof.probe import CannotProbe, Probe, ProbeRegion, budget_of, depending, feeding
 from fluxrewrite.rewrite.proof.region import UNKNOWN
 from fluxrewrite.rewrite.proof.size_independence import unsure
 from fluxrewrite.site import Code, Finding, Miss, Reason, Site
@@ -97,7 +97,7 @@ def probed_rotations(view: GraphView, findings: Sequence[Finding]) -> tuple[list
 
 
 def _operands(view: GraphView) -> Iterator[Node]:
-    calls = [c for c in attention_calls(view) if isinstance(c, Call)]
+    calls = [c for c in attention_calls(view) if isinstance(c, AttentionCall)]
     yield from dict.fromkeys(n for c in calls for n in (c.query, c.key))
 
 
@@ -228,7 +228,7 @@ def _trial(
     budget = budget_of(view)
     entering = [i for n in reversed(nodes) for i in n.all_input_nodes if i not in active]
     above = feeding(view, entering, budget.limits.nodes - len(nodes), active)
-    part = Part.of(view, {*nodes, *above}, (x,))
+    part = ProbeRegion.of(view, {*nodes, *above}, (x,))
     members = part.members
     size = view.shape(x) or ()
 
@@ -262,7 +262,7 @@ def _shapes(size: Sequence[Any]) -> Mapping[str, int]:
     return {"batch": front[0], **dict(zip(names, middle, strict=True)), "head_size": head}
 
 
-def _interior(view: GraphView, part: Part, x: Node, out: Node, tables: NamedTables) -> tuple[Node, ...]:
+def _interior(view: GraphView, part: ProbeRegion, x: Node, out: Node, tables: NamedTables) -> tuple[Node, ...]:
     """What lies between x and out, and what was made of the tables for this alone."""
     kept, turned = {x, tables.cos, tables.sin}, depending(part.nodes, [x])
     inside = {out}

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from fluxrewrite.passes.near_misses import with_notes
-from fluxrewrite.passes.rope.matrix_and_inplace import by_matrix, written
+from fluxrewrite.passes.rope.matrix_and_inplace import match_inplace_rotation, match_matrix_rotation
 from fluxrewrite.passes.rope.pairs import together, whole
 from fluxrewrite.passes.rope.probed import Rotation, probed_rotations
 from fluxrewrite.passes.rope.tables import FOLDED, Tables, emit_tables, read_tables
@@ -57,7 +57,7 @@ ROTATED = Join("style", Op("neg", _second), _first)
 
 
 @dataclass(frozen=True)
-class _Found:
+class _FoundRotation:
     """A match with its x, its result below the last cast, and everything in between."""
 
     form: str
@@ -123,7 +123,7 @@ class Rope(Pass):
         self,
         view: GraphView,
         path: str,
-        found: Rotation | _Found,
+        found: Rotation | _FoundRotation,
         tables: Tables,
         words: tuple[str, str, bool],
         place: Node | None = None,
@@ -167,13 +167,13 @@ class Rope(Pass):
     def _attempts(self, view: GraphView, node: Node) -> Sequence[tuple[Attempt, str]]:
         op = view.op(node)
         if op in ("add", "sum"):
-            matrix = by_matrix(view, node)
+            matrix = match_matrix_rotation(view, node)
             if matrix is not None:
                 return [(matrix, "matrix")]
             return [(match(DIRECT, view, node), "direct")]
         if op == "setitem":
-            found = written(view, node, PAIRWISE)
-            return [(found[0], "written")] if found is not None else []
+            found = match_inplace_rotation(view, node, PAIRWISE)
+            return [(found[0], "match_inplace_rotation")] if found is not None else []
         if op == "view_as_real":
             return [(match(COMPLEX, view, node), "complex")]
         if op in _JOINS and view.strip(node, lossy=True) is node and (halves := joined(view, node)) is not None:
@@ -232,8 +232,8 @@ class Rope(Pass):
         words = (_STYLES[style] if plain else form, "real" if plain else form, style != "half")
         return self._made(view, path, found, tables, words, found.place)
 
-    def _real(self, view: GraphView, attempt: Attempt, root: Node, form: str) -> _Found | Miss:
-        place = root if form == "written" else None
+    def _real(self, view: GraphView, attempt: Attempt, root: Node, form: str) -> _FoundRotation | Miss:
+        place = root if form == "match_inplace_rotation" else None
         if form == "matrix":
             root = attempt.captures["flat"]
         if place is not None:
@@ -243,9 +243,9 @@ class Rope(Pass):
         if not same_shape(view.shape(x) or (), view.shape(out) or ()):
             message = f"the result is {view.shape(out)}, x is {view.shape(x)}: the tables broadcast x"
             return self.miss(Code.TABLE, message, view.path(root), root)
-        return _Found(form, attempt, x, out, interior, place)
+        return _FoundRotation(form, attempt, x, out, interior, place)
 
-    def _complex(self, view: GraphView, attempt: Attempt, root: Node) -> _Found | Miss:
+    def _complex(self, view: GraphView, attempt: Attempt, root: Node) -> _FoundRotation | Miss:
         """Pairs must be x with its last axis split in (D/2, 2), and be flattened back at the end."""
         pairs, path = attempt.captures["pairs"], view.path(root)
         shape = view.shape(pairs) or ()
@@ -259,7 +259,9 @@ class Rope(Pass):
         out, casts = _last_cast(view, flat[-1])
         nodes = [*attempt.nodes, *view.between(pairs, x), root, *flat, *casts]
         attempt.tags["style"] = "interleaved"
-        return _Found("complex", attempt, x, out, tuple(n for n in dict.fromkeys(nodes) if n is not out and n is not x))
+        return _FoundRotation(
+            "complex", attempt, x, out, tuple(n for n in dict.fromkeys(nodes) if n is not out and n is not x)
+        )
 
     def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
         """One call; tables without their broadcast axes, a complex table as its two parts.

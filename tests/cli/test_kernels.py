@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fluxrewrite.cli import main
-from fluxrewrite.cli.kernels_profile import Device
+from fluxrewrite.cli.kernels_profile import EmulatedDevice
 from fluxrewrite.kernel import Limit, load_kernels
 from fluxrewrite.provider import Implementation
 from fluxrewrite.provider.registry import implementations
@@ -124,7 +124,7 @@ def test_profile_of_two_launches_shows_both_one_after_the_other(capsys, provide,
 def test_devices_are_those_of_the_emulator():
     from fluxrewrite.kernels.emulator.specs import DEVICES
 
-    assert [d.value for d in Device] == list(DEVICES)
+    assert [d.value for d in EmulatedDevice] == list(DEVICES)
 
 
 BAD = [

@@ -4,13 +4,13 @@ import pytest
 
 from fluxrewrite.cost import Case, Evidence, load_evidence
 from fluxrewrite.cost.deltas import applied, delta, deltas, predict, ruined
-from fluxrewrite.cost.evidence import Run, Table
+from fluxrewrite.cost.evidence import MeasuredRun, Table
 from fluxrewrite.errors import InputError
 
 
 def made(case, *runs, stack="test"):
     """Evidence of one table: (seconds, calls by kernel) for each run, the first without kernels."""
-    rows = tuple(Run(kernels=tuple(calls), calls=calls, warm_s_per_step=s) for s, calls in runs)
+    rows = tuple(MeasuredRun(kernels=tuple(calls), calls=calls, warm_s_per_step=s) for s, calls in runs)
     return Evidence(
         schema="fluxrewrite.evidence/1", tables=(Table(case=case, stack=stack, source="made up", runs=rows),)
     )
@@ -124,8 +124,8 @@ def test_the_lazy_stack_is_ruinous_and_says_so_about_itself_alone(evidence, lazy
 
 def test_noise_is_a_percent_or_what_the_steps_show(compiled):
     runs = (
-        Run(kernels=(), warm_s_per_step=1.0, warm_steps_s=(0.98, 1.0, 1.02)),
-        Run(kernels=("rope",), calls={"rope": 50}, warm_s_per_step=1.03),
+        MeasuredRun(kernels=(), warm_s_per_step=1.0, warm_steps_s=(0.98, 1.0, 1.02)),
+        MeasuredRun(kernels=("rope",), calls={"rope": 50}, warm_s_per_step=1.03),
     )
     table = Table(case=compiled, stack="test", source="made up", runs=runs)
     restless = Evidence(schema="fluxrewrite.evidence/1", tables=(table,))

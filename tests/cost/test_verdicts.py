@@ -1,7 +1,7 @@
 import pytest
 
 from fluxrewrite.cost import Case
-from fluxrewrite.cost.verdicts import Candidate, Modelled, on_plan, verdicts
+from fluxrewrite.cost.verdicts import Candidate, ModelledStep, on_plan, verdicts
 from fluxrewrite.errors import InputError
 
 S768 = "sequence 768: the kernel takes sequence <= 512 (nkilib 2.27)"
@@ -77,7 +77,7 @@ def test_where_runs_do_not_speak_of_a_plan(evidence, compiled):
 
 
 def modelled(without, with_, basis="modelled", why=""):
-    return Candidate("norm_rope_attention", {"single": 20, "joint": 5}, (), Modelled(without, with_, basis, why))
+    return Candidate("norm_rope_attention", {"single": 20, "joint": 5}, (), ModelledStep(without, with_, basis, why))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_the_model_speaks_where_nothing_was_run(evidence, compiled, with_us, wor
 
 
 def test_runs_count_before_the_model(evidence, compiled):
-    candidate = Candidate("attention", {"sdpa": 25}, (), Modelled(1000, 500))
+    candidate = Candidate("attention", {"sdpa": 25}, (), ModelledStep(1000, 500))
     (found,) = verdicts([candidate], compiled, evidence)
     assert (found.verdict, found.basis) == ("slower", "measured")
 
@@ -159,6 +159,6 @@ def test_a_combination_of_what_is_not_there(evidence, compiled):
 @pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
 def test_times_that_are_none(value):
     with pytest.raises(InputError, match=r"without_us .* greater than 0"):
-        Modelled(value, 1)
+        ModelledStep(value, 1)
     with pytest.raises(InputError, match=r"with_us .* greater than 0"):
-        Modelled(1, value)
+        ModelledStep(1, value)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fluxrewrite.fusion.strided import Region, dense
+from fluxrewrite.fusion.strided import StridedRegion, dense
 from fluxrewrite.graph import views
 
 
@@ -68,7 +68,7 @@ def reshape(data, t):
 @given(st.data())
 def test_a_chain_of_views_is_where_torch_says(data):
     shape = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
-    t, region = torch.empty(shape), Region.whole(shape)
+    t, region = torch.empty(shape), StridedRegion.whole(shape)
     for _ in range(data.draw(st.integers(1, 4))):
         if t.dim() == 0:
             return
@@ -93,12 +93,12 @@ def test_equal_keys_are_the_same_elements(data):
     t = torch.empty(4, 6)
     step, viewed = data.draw(st.sampled_from([permute, narrow, select, expand, reshape]))(data, t)
     other, viewed_too = data.draw(st.sampled_from([permute, narrow, select, expand, reshape]))(data, t)
-    equal = Region.whole(t.shape).apply(step).key == Region.whole(t.shape).apply(other).key
+    equal = StridedRegion.whole(t.shape).apply(step).key == StridedRegion.whole(t.shape).apply(other).key
     assert equal == (positions(viewed()) == positions(viewed_too()))
 
 
 def test_axes_that_were_renamed_are_the_same_elements():
-    whole = Region.whole((6, 8))
+    whole = StridedRegion.whole((6, 8))
     assert whole.key == whole.apply(views.Permute((1, 0))).key == whole.apply(views.Reshape((2, 3, 8))).key
     assert whole.key != whole.apply(views.Slice(0, 0, 3)).key
 
@@ -112,12 +112,12 @@ def test_symbolic_sizes_count_as_traced(trace):
     gm = trace(lambda x: x.transpose(0, 1) + 1, dynamic=True, x=torch.ones(5, 6))
     shape = next(iter(gm.graph.find_nodes(op="call_method"))).meta["example_value"].shape
     assert not isinstance(shape[0], int)
-    assert Region.whole((30,)).apply(views.Reshape(tuple(shape))).sizes == (6, 5)
+    assert StridedRegion.whole((30,)).apply(views.Reshape(tuple(shape))).sizes == (6, 5)
 
 
 def test_views_of_broadcast_elements_without_strides():
     """Key heads that are repeated, then transposed: the elements stay as many as they are."""
-    heads = Region.whole((2, 5, 3, 4)).apply(views.Permute((0, 2, 1, 3))).apply(views.Reshape((2, 3, 1, 20)))
+    heads = StridedRegion.whole((2, 5, 3, 4)).apply(views.Permute((0, 2, 1, 3))).apply(views.Reshape((2, 3, 1, 20)))
     repeated = heads.apply(views.Expand((2, 3, 2, 20))).apply(views.Reshape((2, 6, 5, 4)))
     assert (repeated.strided, repeated.elements) == (False, 120)
     for step in (views.Permute((0, 1, 3, 2)), views.Slice(3, 1, 2), views.Select(2, 0)):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fluxrewrite.errors import InputError
 from fluxrewrite.fusion import fuse, load_rules
-from fluxrewrite.fusion.rules import Step
+from fluxrewrite.fusion.rules import DecomposedStep
 from fluxrewrite.graph import GraphView
 
 KIB = 1024
@@ -198,12 +198,12 @@ def test_some_nodes_only(trace):
     ("step", "message"),
     [
         (
-            Step(kind="map", of=("scale",)),
+            DecomposedStep(kind="map", of=("scale",)),
             "steps.silu: part 'map' of silu: none of scale is a tensor or an earlier part",
         ),
-        (Step(kind="reduce", of=()), "part 'reduce' of silu: none of (nothing) is"),
-        (Step(kind="map", of=("input",), like="key"), "key is no tensor and no earlier part"),
-        (Step(kind="dot", of=("input",), last="key.-2"), "key is no tensor and no earlier part"),
+        (DecomposedStep(kind="reduce", of=()), "part 'reduce' of silu: none of (nothing) is"),
+        (DecomposedStep(kind="map", of=("input",), like="key"), "key is no tensor and no earlier part"),
+        (DecomposedStep(kind="dot", of=("input",), last="key.-2"), "key is no tensor and no earlier part"),
     ],
 )
 def test_steps_that_name_nothing(trace, step, message):

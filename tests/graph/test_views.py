@@ -4,7 +4,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from fluxrewrite.graph.shapes import same_dim, same_shape, size_of
-from fluxrewrite.graph.views import Expand, Lanes, Reshape, Select, same_steps
+from fluxrewrite.graph.views import AxisLanes, Expand, Reshape, Select, same_steps
 
 
 def symbolic(size, name="x"):
@@ -41,5 +41,5 @@ def test_steps_that_do_the_same_for_certain():
 
 
 def test_a_block_has_a_known_length():
-    assert Lanes((6,), (1,), (0,), 0).block == (0, 6)
-    assert Lanes((symbolic(6),), (1,), (0,), 0).block is None
+    assert AxisLanes((6,), (1,), (0,), 0).block == (0, 6)
+    assert AxisLanes((symbolic(6),), (1,), (0,), 0).block is None

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from fluxrewrite.measure.rendezvous import Crew
+from fluxrewrite.measure.rendezvous import RankGroup
 from fluxrewrite.parallel import Ranks
 
 
-def crews(world: int, wait_s: float = 10) -> list[Crew]:
+def crews(world: int, wait_s: float = 10) -> list[RankGroup]:
     """A crew for each rank."""
     store = dist.HashStore()
-    return [Crew(Ranks(rank, world), store, wait_s) for rank in range(world)]
+    return [RankGroup(Ranks(rank, world), store, wait_s) for rank in range(world)]
 
 
 def at_once(*calls: Callable[[], Any]) -> list[Any]:

@@ -8,7 +8,7 @@ from crews import at_once, crews
 
 from fluxrewrite.errors import CheckFailed, InputError, RankError
 from fluxrewrite.measure import rendezvous as module
-from fluxrewrite.measure.rendezvous import END, Meeting, meet
+from fluxrewrite.measure.rendezvous import END, RendezvousAddress, meet
 
 
 def environment(rank, world, port, **more):
@@ -43,7 +43,7 @@ def test_ranks_meet_and_so_do_the_processes_that_they_start(port):
     """Without torchrun's agent the first rank holds the store."""
     first, second = at_once(*(lambda r=r: meet(environment(r, 2, port), wait_s=20) for r in range(2)))
     assert at_once(lambda: first.gather("x", "a"), lambda: second.gather("x", "b")) == [["a", "b"]] * 2
-    meetings = [Meeting.model_validate_json(c.meeting("group").model_dump_json()) for c in (first, second)]
+    meetings = [RendezvousAddress.model_validate_json(c.meeting("group").model_dump_json()) for c in (first, second)]
     assert [(m.rank, m.world, m.port, m.wait_s) for m in meetings] == [(0, 2, port, 20), (1, 2, port, 20)]
     meetings[0].store().set("key", "word")
     assert meetings[1].store().get("key") == b"word"

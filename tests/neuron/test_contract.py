@@ -12,7 +12,7 @@ import fluxrewrite
 from fluxrewrite.dynamo.failures import Failures
 from fluxrewrite.dynamo.inner.neuron import neuron_op
 from fluxrewrite.errors import InputError
-from fluxrewrite.provider.neuron_device import Device
+from fluxrewrite.provider.neuron_device import NeuronDevice
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*mode .* is not supported")
 
@@ -162,9 +162,9 @@ def test_shapes_need_no_front_end(neuron, case):
 def test_the_grid_of_a_call(neuron, monkeypatch):
     arguments = moved(ARGUMENTS["rope"](), neuron.device)
     with pytest.raises(Exception, match=r"LNC|lnc|NC_CONFIG"):
-        Device(3 - neuron.lnc).run("fluxrewrite.kernels.nki.rope:rope", *arguments)
+        NeuronDevice(3 - neuron.lnc).run("fluxrewrite.kernels.nki.rope:rope", *arguments)
     torch.testing.assert_close(
-        Device().run("fluxrewrite.kernels.nki.rope:rope", *arguments),
+        NeuronDevice().run("fluxrewrite.kernels.nki.rope:rope", *arguments),
         torch.ops.fluxrewrite.rope(*arguments),
         atol=1e-5,
         rtol=0,

@@ -10,7 +10,7 @@ import torch
 import fluxrewrite
 from fluxrewrite.dynamo.inner.neuron import eager_fallback
 from fluxrewrite.errors import InputError
-from fluxrewrite.provider.neuron_device import Device, runtime_lnc
+from fluxrewrite.provider.neuron_device import NeuronDevice, runtime_lnc
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_setting_that_is_none(setting):
 
 def test_an_lnc_that_is_none():
     with pytest.raises(InputError, match=r"lnc=4: .* 1 or 2"):
-        Device(4)
+        NeuronDevice(4)
     with pytest.raises(InputError, match=r"lnc=0: .* 1 or 2"):
         fluxrewrite.backend(inner="eager", lnc=0)
     with pytest.raises(InputError, match="lnc=2 is for inner='neuron'"):
@@ -83,7 +83,7 @@ def recorded(monkeypatch):
     modules["torch_neuronx"].wrap_nki = lambda k: Recorder(k.func, None, "wrap_nki")
     modules["recorded"].kernel = Recorder(kernel, None, "jit")
     monkeypatch.setenv("NEURON_LOGICAL_NC_CONFIG", "1")
-    return lambda *arguments, lnc=None, **options: Device(lnc).run("recorded:kernel", *arguments, **options)
+    return lambda *arguments, lnc=None, **options: NeuronDevice(lnc).run("recorded:kernel", *arguments, **options)
 
 
 X, Y = torch.zeros(2), torch.ones(2)

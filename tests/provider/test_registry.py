@@ -12,7 +12,7 @@ import torch
 from fluxrewrite.errors import InputError
 from fluxrewrite.kernel import Kernel, Limit, load_kernels
 from fluxrewrite.provider import Implementation, Provider, launch, registry
-from fluxrewrite.provider.profile import Asked
+from fluxrewrite.provider.profile import ProfileRequest
 from fluxrewrite.provider.registry import load_provider, profile, provided, suite_of
 from fluxrewrite.rewrite.selection import Selection
 
@@ -138,8 +138,8 @@ def test_a_provider_without_a_model_or_cases_says_so(provide):
     module = sys.modules["provider_of_a_test"]
     module.PROVIDER = replace(module.PROVIDER, profile=None, suite=None)
     with pytest.raises(InputError, match="provider 'mine' has no model of what its kernels cost"):
-        profile("mine", Asked("rope", {}, torch.bfloat16))
+        profile("mine", ProfileRequest("rope", {}, torch.bfloat16))
     with pytest.raises(InputError, match="provider 'mine' has no cases to check its kernels by"):
         suite_of("mine")
     with pytest.raises(InputError, match="provider 'mine' has no kernel 'qkv'; it has rope"):
-        profile("mine", Asked("qkv", {}, torch.bfloat16))
+        profile("mine", ProfileRequest("qkv", {}, torch.bfloat16))

@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 from ...errors import InputError
 from ...graph.modules import copied, module_with
 from ...kernel import load_kernels
-from ...provider.neuron_device import Device, native
+from ...provider.neuron_device import NeuronDevice, native
 from ...provider.registry import launch
 
 __all__ = ["NO_FALLBACK", "check", "eager_fallback", "lowered", "neuron_op"]
@@ -100,7 +100,7 @@ def neuron_op(kernel: str, provider: str, lnc: int) -> Callable[..., Any]:
     Raises InputError for an argument of a type that a custom op of torch cannot take.
     """
     canonical = load_kernels((kernel,))[kernel].op
-    device = Device(lnc)
+    device = NeuronDevice(lnc)
     signature = _signature(canonical)
 
     def on_device(*args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ from ...errors import InputError
 from ...provider.neuron_device import check_lnc, runtime_lnc
 from . import neuron, openxla
 
-__all__ = ["WARNING", "Inner", "default_execution", "prepare"]
+__all__ = ["WARNING", "InnerAdapter", "default_execution", "prepare"]
 
 WARNING = (
     f"{neuron.NO_FALLBACK}=1 is not set: where a graph fails on the device, TorchNeuron runs it eagerly without a word, and "
@@ -21,7 +21,7 @@ WARNING = (
 
 
 @dataclass(frozen=True)
-class Inner:
+class InnerAdapter:
     """What is done around an inner backend.
 
     Attributes:
@@ -44,8 +44,8 @@ def default_execution(inner: str) -> str:
     return "reference"
 
 
-def prepare(inner: str, execution: str, lnc: int | None) -> Inner:
-    """See `Inner`. Other backends than "neuron" and "openxla" take graphs as they are.
+def prepare(inner: str, execution: str, lnc: int | None) -> InnerAdapter:
+    """See `InnerAdapter`. Other backends than "neuron" and "openxla" take graphs as they are.
 
     Args:
         inner: name of the inner backend.
@@ -62,13 +62,13 @@ def prepare(inner: str, execution: str, lnc: int | None) -> Inner:
             )
     if inner == "neuron":
         neuron.check(execution)
-        return Inner(
+        return InnerAdapter(
             lambda gm: neuron.lowered(gm, lnc or runtime_lnc()), neuron.eager_fallback, lambda: lnc or runtime_lnc()
         )
     if inner == "openxla":
         openxla.check(execution)
         if execution == "device":
-            return Inner(lnc=lambda: lnc or runtime_lnc())
+            return InnerAdapter(lnc=lambda: lnc or runtime_lnc())
     elif execution == "custom_call":
         raise InputError("execution='custom_call' makes XLA's custom calls; it needs inner='openxla'")
-    return Inner()
+    return InnerAdapter()

@@ -12,16 +12,16 @@ from ...graph.module_paths import block_path, module_path
 from ...graph.view import GraphView
 from ...site import Site
 from .. import Group
-from .boundaries import Graph, Materialised, described
-from .step_time import Step
+from .boundaries import FusedGraph, Materialised, described
+from .step_time import StepTime
 
-__all__ = ["Around", "Part", "Strip", "around", "strips"]
+__all__ = ["BlockKernels", "CallNeighbours", "KernelSpan", "around", "strips"]
 
 _COMPUTING = ("call_function", "call_method")
 
 
 @dataclass(frozen=True)
-class Part:
+class KernelSpan:
     """One compiled kernel or call.
 
     Attributes:
@@ -43,7 +43,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Strip:
+class BlockKernels:
     """One call of a block, or what lies between blocks.
 
     Attributes:
@@ -52,12 +52,12 @@ class Strip:
     """
 
     path: str
-    before: tuple[Part, ...]
-    after: tuple[Part, ...]
+    before: tuple[KernelSpan, ...]
+    after: tuple[KernelSpan, ...]
 
 
 @dataclass(frozen=True)
-class Around:
+class CallNeighbours:
     """A kernel call among its neighbours.
 
     Attributes:
@@ -76,8 +76,11 @@ class Around:
 
 
 def strips(
-    before: Graph, after: Graph, times: tuple[Sequence[Step], Sequence[Step]], calls: Mapping[Node, Site]
-) -> tuple[Strip, ...]:
+    before: FusedGraph,
+    after: FusedGraph,
+    times: tuple[Sequence[StepTime], Sequence[StepTime]],
+    calls: Mapping[Node, Site],
+) -> tuple[BlockKernels, ...]:
     """Sort the kernels of a graph and of its rewritten form into the blocks of the first; those that hold none are left out.
 
     A kernel belongs to the block of its latest node. A copy without nodes belongs to the kernel that runs after it.
@@ -90,12 +93,12 @@ def strips(
     paths, units = _units(before.view)
     inside = {n.name: s for s in calls.values() for n in (*s.interior, *s.outputs)}
     called = {node.name: site for node, site in calls.items()}
-    parts: tuple[list[list[Part]], ...] = tuple([[] for _ in paths] for _ in range(2))
+    parts: tuple[list[list[KernelSpan]], ...] = tuple([[] for _ in paths] for _ in range(2))
     for which, (graph, taken) in enumerate(((before, inside), (after, called))):
         placed = _placed(graph.view, units) if which else units
         for unit, part in _parts(graph, times[which], placed, taken):
             parts[which][unit].append(part)
-    found = (Strip(p, tuple(b), tuple(a)) for p, b, a in zip(paths, *parts, strict=True))
+    found = (BlockKernels(p, tuple(b), tuple(a)) for p, b, a in zip(paths, *parts, strict=True))
     return tuple(s for s in found if s.before or s.after)
 
 
@@ -145,10 +148,10 @@ def _placed(view: GraphView, units: Mapping[str, int]) -> dict[str, int]:
 
 
 def _parts(
-    graph: Graph, times: Sequence[Step], units: Mapping[str, int], sites: Mapping[str, Site]
-) -> Iterator[tuple[int, Part]]:
+    graph: FusedGraph, times: Sequence[StepTime], units: Mapping[str, int], sites: Mapping[str, Site]
+) -> Iterator[tuple[int, KernelSpan]]:
     view = graph.view
-    waiting: list[Part] = []
+    waiting: list[KernelSpan] = []
     unit = 0
     for group, time in zip(graph.prediction.fusion.groups, times, strict=True):
         nodes = sorted((view.named[n] for n in group.nodes if n in view.named), key=view.order)
@@ -162,13 +165,15 @@ def _parts(
     yield from ((unit, p) for p in waiting)
 
 
-def _part(view: GraphView, group: Group, nodes: Sequence[Node], time: Step, sites: Mapping[str, Site]) -> Part:
+def _part(
+    view: GraphView, group: Group, nodes: Sequence[Node], time: StepTime, sites: Mapping[str, Site]
+) -> KernelSpan:
     ops = tuple(dict.fromkeys(view.op(n) for n in nodes))
     site = next((sites[n.name] for n in reversed(nodes) if n.name in sites), None)
-    return Part(group.kind, ops, len(nodes), group.reads, group.writes, time.us, site)
+    return KernelSpan(group.kind, ops, len(nodes), group.reads, group.writes, time.us, site)
 
 
-def around(view: GraphView, calls: Mapping[Node, Site]) -> tuple[Around, ...]:
+def around(view: GraphView, calls: Mapping[Node, Site]) -> tuple[CallNeighbours, ...]:
     """What stands around each kernel call of a rewritten graph; `calls` are the calls and their sites."""
     users: dict[Node, dict[Node, None]] = {call: {} for call in calls}
     for producer, consumer in edges(view):
@@ -177,10 +182,10 @@ def around(view: GraphView, calls: Mapping[Node, Site]) -> tuple[Around, ...]:
     return tuple(_around(view, call, site, users[call]) for call, site in calls.items())
 
 
-def _around(view: GraphView, call: Node, site: Site, users: Iterable[Node]) -> Around:
+def _around(view: GraphView, call: Node, site: Site, users: Iterable[Node]) -> CallNeighbours:
     values = view.results(call)
     names = [f"{call.name}[{i}]" for i in range(len(values))] if len(values) > 1 else [call.name]
-    return Around(
+    return CallNeighbours(
         site=site,
         call=call.name,
         operands=tuple(_operand(view, n) for n in call.all_input_nodes if view.tensor(n) is not None),

@@ -14,10 +14,10 @@ from ...graph.edges import edges, producers
 from ...graph.shapes import LEFT_OUT, hints, size_of
 from ...graph.view import GraphView
 from ...site import Site
-from .. import Prediction
+from .. import FusionPrediction
 from .absorption import Absorption, Neighbours
 
-__all__ = ["Boundary", "Graph", "Materialised", "calls_of", "described", "find_boundaries"]
+__all__ = ["CallBoundary", "FusedGraph", "Materialised", "calls_of", "described", "find_boundaries"]
 
 Kind = Literal["split", "barrier", "layout"]
 
@@ -43,7 +43,7 @@ class Materialised:
 
 
 @dataclass(frozen=True)
-class Boundary:
+class CallBoundary:
     """One kernel call as a border.
 
     Attributes:
@@ -70,20 +70,20 @@ class Boundary:
 
 
 @dataclass
-class _Found:
+class _CallTraffic:
     tensors: list[Materialised] = field(default_factory=list)
     lost: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Graph:
+class FusedGraph:
     """A graph and what a compiler makes of it."""
 
     view: GraphView
-    prediction: Prediction
+    prediction: FusionPrediction
 
 
-def find_boundaries(before: Graph, after: Graph, sites: Sequence[Site], regime: str) -> list[Boundary]:
+def find_boundaries(before: FusedGraph, after: FusedGraph, sites: Sequence[Site], regime: str) -> list[CallBoundary]:
     """The borders that kernel calls in the place of `sites` make.
 
     Args:
@@ -97,7 +97,7 @@ def find_boundaries(before: Graph, after: Graph, sites: Sequence[Site], regime: 
     """
     view = before.view
     owner = {n: i for i, site in enumerate(sites) for n in (*site.interior, *site.outputs)}
-    found = [_Found() for _ in sites]
+    found = [_CallTraffic() for _ in sites]
     for producer, consumer in edges(view):
         a, b = owner.get(producer), owner.get(consumer)
         if (a is None and b is None) or a == b:
@@ -113,10 +113,10 @@ def find_boundaries(before: Graph, after: Graph, sites: Sequence[Site], regime: 
         if call is None:
             continue
         absorbed = neighbours.absorptions(call)
-        result.append(Boundary(site, call.name, kind, tuple(one.tensors), tuple(one.lost), absorbed))
+        result.append(CallBoundary(site, call.name, kind, tuple(one.tensors), tuple(one.lost), absorbed))
         copied = tuple(_copied(after.view, after.prediction.copies.get(call.name, ())))
         if copied:
-            result.append(Boundary(site, call.name, "layout", copied))
+            result.append(CallBoundary(site, call.name, "layout", copied))
     return result
 
 
@@ -135,9 +135,9 @@ def _materialised(
     view: GraphView,
     sites: Sequence[Site],
     owner: Mapping[Node, int],
-    before: Prediction,
-    after: Prediction,
-    found: Sequence[_Found],
+    before: FusionPrediction,
+    after: FusionPrediction,
+    found: Sequence[_CallTraffic],
 ) -> None:
     """Operands and results that lie in memory with the calls and did not without; each once."""
     done: set[Node] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch.fx import Graph as FxGraph
+from torch.fx import FusedGraph as FxGraph
 
 from ...graph.collectives import Collective, collectives
 from ...graph.edges import edges
@@ -13,17 +13,17 @@ from ...graph.view import GraphView
 from ...rewrite.plan import Plan
 from ...site import Site
 from .. import fuse
-from .block_map import Around, Strip, around, strips
-from .boundaries import Boundary, Graph, calls_of, find_boundaries
+from .block_map import BlockKernels, CallNeighbours, around, strips
+from .boundaries import CallBoundary, FusedGraph, calls_of, find_boundaries
 from .executables import segments
-from .step_time import Calls, Step, calls_for, group_times, total
+from .step_time import Calls, StepTime, calls_for, group_times, total
 from .target import Target
 
-__all__ = ["Effect", "effect_of"]
+__all__ = ["RewriteEffect", "effect_of"]
 
 
 @dataclass(frozen=True)
-class Effect:
+class RewriteEffect:
     """A rewritten graph beside the original one.
 
     Attributes:
@@ -40,7 +40,7 @@ class Effect:
         times: of each kernel of both.
     """
 
-    boundaries: tuple[Boundary, ...]
+    boundaries: tuple[CallBoundary, ...]
     elsewhere: tuple[tuple[str, str], ...]
     bytes_before: int
     bytes_after: int
@@ -48,17 +48,17 @@ class Effect:
     kernels_after: int
     segments_before: int
     segments_after: int
-    before: Step
-    after: Step
+    before: StepTime
+    after: StepTime
     sent_before: tuple[Collective, ...] = ()
     sent_after: tuple[Collective, ...] = ()
-    strips: tuple[Strip, ...] = ()
-    calls: tuple[Around, ...] = ()
-    graphs: tuple[Graph, ...] = ()
-    times: tuple[tuple[Step, ...], ...] = ()
+    strips: tuple[BlockKernels, ...] = ()
+    calls: tuple[CallNeighbours, ...] = ()
+    graphs: tuple[FusedGraph, ...] = ()
+    times: tuple[tuple[StepTime, ...], ...] = ()
 
 
-def effect_of(view: GraphView, rewritten: FxGraph, plan: Plan, target: Target) -> Effect:
+def effect_of(view: GraphView, rewritten: FxGraph, plan: Plan, target: Target) -> RewriteEffect:
     """Compare a graph with its rewritten form.
 
     Args:
@@ -69,17 +69,17 @@ def effect_of(view: GraphView, rewritten: FxGraph, plan: Plan, target: Target) -
     """
     taken = [d.finding for d in plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
     sites = sorted(taken, key=lambda s: view.order(s.outputs[0]))
-    before = Graph(view, fuse(view, target.rules))
+    before = FusedGraph(view, fuse(view, target.rules))
     times = tuple(group_times(view, before.prediction, target, Calls()))
     if not plan.replacements():
         return _unchanged(before, times, target)
     after_view = GraphView(rewritten)
-    after = Graph(after_view, fuse(after_view, target.rules))
+    after = FusedGraph(after_view, fuse(after_view, target.rules))
     calls = {c: s for s, c in zip(sites, calls_of(after_view, sites), strict=True) if c is not None}
     work = calls_for(view, {c.name: s for c, s in calls.items()}, target, plan.selection.kernels)
     times_after = tuple(group_times(after_view, after.prediction, target, work))
     executables = segments(after_view, list(calls)) + len(calls) if target.regime == "lazy" else 1
-    return Effect(
+    return RewriteEffect(
         boundaries=tuple(find_boundaries(before, after, sites, target.regime)),
         elsewhere=_elsewhere(before, after, sites),
         bytes_before=before.prediction.fusion.bytes,
@@ -99,14 +99,16 @@ def effect_of(view: GraphView, rewritten: FxGraph, plan: Plan, target: Target) -
     )
 
 
-def _unchanged(graph: Graph, times: tuple[Step, ...], target: Target) -> Effect:
+def _unchanged(graph: FusedGraph, times: tuple[StepTime, ...], target: Target) -> RewriteEffect:
     size, count, step = graph.prediction.fusion.bytes, len(times), total(times, target)
     sent, blocks = collectives(graph.view), strips(graph, graph, (times, times), {})
     pair, twice = (graph, graph), (times, times)
-    return Effect((), (), size, size, count, count, 1, 1, step, step, sent, sent, blocks, graphs=pair, times=twice)
+    return RewriteEffect(
+        (), (), size, size, count, count, 1, 1, step, step, sent, sent, blocks, graphs=pair, times=twice
+    )
 
 
-def _elsewhere(before: Graph, after: Graph, sites: Sequence[Site]) -> tuple[tuple[str, str], ...]:
+def _elsewhere(before: FusedGraph, after: FusedGraph, sites: Sequence[Site]) -> tuple[tuple[str, str], ...]:
     inside = {n for s in sites for n in (*s.interior, *s.outputs)}
     return tuple(
         (p.name, c.name)

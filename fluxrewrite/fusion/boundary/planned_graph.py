@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from ...graph.view import GraphView
 from ...rewrite.plan import Plan
-from .compare import Effect as Change
+from .compare import RewriteEffect as Change
 
-__all__ = ["Analysed"]
+__all__ = ["PlannedGraph"]
 
 
 @dataclass(frozen=True)
-class Analysed:
+class PlannedGraph:
     """One graph with its plan, and what the plan does to it where that was predicted."""
 
     view: GraphView

@@ -13,18 +13,18 @@ from ...cost import Work, estimate
 from ...graph.view import GraphView
 from ...kernel import Kernel
 from ...site import Site
-from .. import Group, Prediction, fuse
+from .. import FusionPrediction, Group, fuse
 from ..flops import flops
 from .target import Target
 
-__all__ = ["Calls", "Step", "calls_for", "group_times", "step_time", "total"]
+__all__ = ["Calls", "StepTime", "calls_for", "group_times", "step_time", "total"]
 
 _ASSUMED = 0.1  # share of a step above which assumed figures make the whole an assumption
 _EMPTY: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """Predicted time of one step in microseconds, with the ends of the figures' ranges."""
 
     us: float
@@ -45,10 +45,12 @@ class Calls:
 
     flops: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
     efficiency: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
-    known: Mapping[str, Step] = field(default_factory=dict)
+    known: Mapping[str, StepTime] = field(default_factory=dict)
 
 
-def step_time(view: GraphView, prediction: Prediction, target: Target, calls: Calls, executables: int = 1) -> Step:
+def step_time(
+    view: GraphView, prediction: FusionPrediction, target: Target, calls: Calls, executables: int = 1
+) -> StepTime:
     """Add up the kernels of a graph: each takes the longer of its memory traffic and its matrix products, and its fixed costs.
 
     Args:
@@ -61,25 +63,25 @@ def step_time(view: GraphView, prediction: Prediction, target: Target, calls: Ca
     return total(group_times(view, prediction, target, calls), target, executables)
 
 
-def group_times(view: GraphView, prediction: Prediction, target: Target, calls: Calls) -> list[Step]:
+def group_times(view: GraphView, prediction: FusionPrediction, target: Target, calls: Calls) -> list[StepTime]:
     """The time of each kernel of `prediction`, in its order; arguments as `step_time` takes them."""
     return [_group(view, group, view.named, target, calls) for group in prediction.fusion.groups]
 
 
-def total(times: Sequence[Step], target: Target, executables: int = 1) -> Step:
+def total(times: Sequence[StepTime], target: Target, executables: int = 1) -> StepTime:
     """The time of a step from the times of its kernels, and the launches of its executables beyond the first."""
     parts = list(times)
     if executables > 1:
         launches = estimate(target.device, Work(launches=executables - 1))
-        parts.append(Step(launches.us, launches.low_us, launches.high_us, launches.basis))
+        parts.append(StepTime(launches.us, launches.low_us, launches.high_us, launches.basis))
     us = sum(p.us for p in parts)
     assumed = sum(p.us for p in parts if p.basis == "assumed")
     guess = target.rules.assumed or assumed > _ASSUMED * us
     basis: Literal["modelled", "assumed"] = "assumed" if guess else "modelled"
-    return Step(us, sum(p.low_us for p in parts), sum(p.high_us for p in parts), basis)
+    return StepTime(us, sum(p.low_us for p in parts), sum(p.high_us for p in parts), basis)
 
 
-def _group(view: GraphView, group: Group, named: Mapping[str, Node], target: Target, calls: Calls) -> Step:
+def _group(view: GraphView, group: Group, named: Mapping[str, Node], target: Target, calls: Calls) -> StepTime:
     name = next(iter(group.nodes), "")
     opaque = group.kind == "opaque"
     if opaque and name in calls.known:
@@ -94,10 +96,10 @@ def _group(view: GraphView, group: Group, named: Mapping[str, Node], target: Tar
         kernels=1,
         calls=int(opaque),
     )
-    times: dict[Work, Step] = view.memo(("times", id(target.device)), lambda _: (target.device, {}))[1]
+    times: dict[Work, StepTime] = view.memo(("times", id(target.device)), lambda _: (target.device, {}))[1]
     if work not in times:  # blocks repeat
         time = estimate(target.device, work)
-        times[work] = Step(time.us, time.low_us, time.high_us, time.basis)
+        times[work] = StepTime(time.us, time.low_us, time.high_us, time.basis)
     return times[work]
 
 
@@ -122,10 +124,10 @@ def calls_for(view: GraphView, sites: Mapping[str, Site], target: Target, kernel
         counts[name] = float(flops(view, inside))
         timed = None if site.inline else target.device.call_us(site.kind, site.form, site.dtype, site.shapes)
         if timed is not None:
-            known[name] = Step(timed.value, *timed.range, "modelled")
+            known[name] = StepTime(timed.value, *timed.range, "modelled")
         elif target.calls_reference and not site.inline:
             prediction = fuse(view, eager, nodes=inside)
             us = step_time(view, prediction, target, Calls()).us + target.device.call.value
-            known[name] = Step(us, us, us, "modelled")
+            known[name] = StepTime(us, us, us, "modelled")
     efficiency = {name: kernels[s.kind].efficiency for name, s in sites.items() if s.kind in kernels and not s.inline}
     return Calls(counts, efficiency, known)

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ...cost.evidence import Case
-from ...cost.runs import Machine, Runs, Timed, Variant
-from .worker_process import Failed
+from ...cost.runs import MachineInfo, Runs, Timed, Variant
+from .worker_process import WorkerFailed
 
-__all__ = ["beside", "changed", "cosine", "heard", "latents_of"]
+__all__ = ["apply_event", "beside", "changed", "cosine", "latents_of"]
 
 
 def changed(runs: Runs, variant: Variant) -> Runs:
@@ -24,7 +24,7 @@ def changed(runs: Runs, variant: Variant) -> Runs:
     return runs.model_copy(update={"variants": (*runs.variants[:at], variant, *runs.variants[at + 1 :])})
 
 
-def heard(runs: Runs, name: str, event: Mapping[str, Any], root: Path) -> Runs:
+def apply_event(runs: Runs, name: str, event: Mapping[str, Any], root: Path) -> Runs:
     """The runs with what the worker of a variant told.
 
     Args:
@@ -38,7 +38,7 @@ def heard(runs: Runs, name: str, event: Mapping[str, Any], root: Path) -> Runs:
     """
     try:
         if event["event"] == "ready":
-            machine = Machine(**{**dict(runs.machine), "threads": event["threads"], "device": event["device"]})
+            machine = MachineInfo(**{**dict(runs.machine), "threads": event["threads"], "device": event["device"]})
             case = Case(**{**dict(runs.case), "dtype": event["dtype"]})
             return runs.model_copy(update={"machine": machine, "case": case})
         if event["event"] != "run":
@@ -52,7 +52,7 @@ def heard(runs: Runs, name: str, event: Mapping[str, Any], root: Path) -> Runs:
 
 
 def beside(runs: Runs, names: Iterable[str], event: Mapping[str, Any]) -> Runs:
-    """The runs with one more of vanilla that was taken in turn with those of other variants. Raises Failed as `heard` does."""
+    """The runs with one more of vanilla, taken in turn with those of other variants. Raises WorkerFailed as `apply_event` does."""
     if event["event"] != "run":
         return runs
     try:
@@ -69,11 +69,11 @@ def _timed(event: Mapping[str, Any]) -> Timed:
     return Timed(steps_s=event["steps_s"], others=event.get("others"))
 
 
-def _senseless(error: KeyError | ValidationError) -> Failed:
+def _senseless(error: KeyError | ValidationError) -> WorkerFailed:
     what = str(error)
     if isinstance(error, ValidationError):
         what = "; ".join(str(e["loc"]) + " " + e["msg"] for e in error.errors())
-    return Failed(f"the worker told of a run that makes no sense ({what})")
+    return WorkerFailed(f"the worker told of a run that makes no sense ({what})")
 
 
 def latents_of(root: Path, variant: str) -> Path:

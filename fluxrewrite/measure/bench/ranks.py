@@ -11,9 +11,9 @@ from typing import Any
 import torch.distributed as dist
 
 from ...parallel import Ranks, process_group
-from ..rendezvous import AFTER_FAILURE_S, Crew, Meeting
+from ..rendezvous import AFTER_FAILURE_S, RankGroup, RendezvousAddress
 from .machine_load import Load
-from .worker_process import Failed
+from .worker_process import WorkerFailed
 
 __all__ = ["Together", "joined", "pooled"]
 
@@ -25,7 +25,7 @@ class Together:
         crew: the ranks.
     """
 
-    def __init__(self, crew: Crew | None) -> None:
+    def __init__(self, crew: RankGroup | None) -> None:
         self._crew = crew
         self._number = 0
 
@@ -34,7 +34,7 @@ class Together:
         """How many ranks."""
         return 1 if self._crew is None else self._crew.here.world
 
-    def begin(self) -> Meeting | None:
+    def begin(self) -> RendezvousAddress | None:
         """A new variant: where its workers meet."""
         self._number += 1
         return None if self._crew is None else self._crew.meeting(f"{self._what}/group")
@@ -45,9 +45,9 @@ class Together:
             return
         for rank, text in self._crew.heard(self._what).items():
             if json.loads(text)["error"] is not None:
-                raise Failed(f"was at work when rank {rank} failed", lost=True)
+                raise WorkerFailed(f"was at work when rank {rank} failed", lost=True)
 
-    def end(self, failure: Failed | None) -> Failed | None:
+    def end(self, failure: WorkerFailed | None) -> WorkerFailed | None:
         """Why the variant failed, the same on all ranks: the first reason that is not the failure of another rank; all of them
         where there is none, as when one stands still.
 
@@ -62,9 +62,9 @@ class Together:
             return None
         causes = [f"rank {rank}: {end['error']}" for rank, end in failed.items() if not end["lost"]]
         if not causes:
-            return Failed("; ".join(f"rank {rank}: {end['error']}" for rank, end in failed.items()), lost=True)
+            return WorkerFailed("; ".join(f"rank {rank}: {end['error']}" for rank, end in failed.items()), lost=True)
         everywhere = len(causes) == len(told) and len({end["error"] for end in failed.values()}) == 1
-        return Failed(failed[0]["error"] if everywhere else causes[0])
+        return WorkerFailed(failed[0]["error"] if everywhere else causes[0])
 
     @property
     def _what(self) -> str:
@@ -72,7 +72,7 @@ class Together:
 
 
 @contextlib.contextmanager
-def joined(meeting: Meeting | None) -> Iterator[Ranks | None]:
+def joined(meeting: RendezvousAddress | None) -> Iterator[Ranks | None]:
     """The process group of the workers of a variant; None where there is only this one.
 
     Raises RankError as `parallel.process_group` does.

@@ -16,14 +16,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...cost.devices import load_device
 from ...cost.evidence import Case
-from ...cost.runs import RUNS_SCHEMA, Machine, Runs, Setup, Versions
+from ...cost.runs import RUNS_SCHEMA, MachineInfo, Runs, Setup, Versions
 from ...dynamo.backend import backend
 from ...dynamo.machine import processor
 from ...errors import InputError
 from ...models.registry import ModelSpec, Shapes, default_dtype, find_model
 from ...parallel import divisible
-from ..rendezvous import Crew
-from .schedule import Turns
+from ..rendezvous import RankGroup
+from .schedule import WorkerScheduler
 from .variants import Chosen, backend_of
 from .worker_process import WORKER
 
@@ -89,7 +89,7 @@ def bench(
     timeout_s: float | None = None,
     worker: Sequence[str] = WORKER,
     *,
-    crew: Crew | None = None,
+    crew: RankGroup | None = None,
 ) -> Runs:
     """Run every variant in a process of its own, with empty caches; on several ranks, in a group of one for each rank.
 
@@ -114,7 +114,7 @@ def bench(
     """
     alone = crew is not None or torch.device(setup.device).type != "cpu"
     with tempfile.TemporaryDirectory(prefix="fluxrewrite-bench-", ignore_cleanup_errors=True) as name:
-        turns = Turns(
+        turns = WorkerScheduler(
             _empty(setup, 1 if crew is None else crew.here.world), Path(name), keep, tell, timeout_s, worker, crew
         )
         turns.all(chosen, alone)
@@ -142,7 +142,7 @@ def _empty(setup: Setup, world: int) -> Runs:
             python=platform.python_version(),
             diffusers=_version("diffusers"),
         ),
-        machine=Machine(processor=processor() or platform.machine(), cores=os.cpu_count() or 1),
+        machine=MachineInfo(processor=processor() or platform.machine(), cores=os.cpu_count() or 1),
         case=case,
         setup=setup,
     )

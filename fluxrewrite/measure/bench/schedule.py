@@ -11,13 +11,13 @@ from typing import Any
 
 from ...cost.runs import Runs, Variant
 from ...errors import RankError
-from ..rendezvous import Crew
-from .events import beside, changed, heard, latents_of
+from ..rendezvous import RankGroup
+from .events import apply_event, beside, changed, latents_of
 from .ranks import Together
 from .variants import Chosen, Spec
-from .worker_process import Failed, conversation
+from .worker_process import WorkerFailed, conversation
 
-__all__ = ["SHARE", "Turns", "available_mb"]
+__all__ = ["SHARE", "WorkerScheduler", "available_mb"]
 
 SHARE = 0.7
 """Of the memory that is free, what the workers of all variants may take together."""
@@ -33,7 +33,7 @@ class _Worker:
     stays: bool
 
 
-class Turns:
+class WorkerScheduler:
     """Runs variants, and keeps the record of it.
 
     Args:
@@ -54,7 +54,7 @@ class Turns:
         tell: Callable[[Chosen, Mapping[str, Any]], None],
         timeout_s: float | None,
         worker: Sequence[str],
-        crew: Crew | None,
+        crew: RankGroup | None,
     ) -> None:
         self.runs = runs
         self._root, self._keep, self._tell, self._timeout_s, self._command = root, keep, tell, timeout_s, worker
@@ -128,7 +128,7 @@ class Turns:
                     others = [w.chosen.name for w in self._waiting if w is not worker]
                     self.runs = beside(self.runs, others, event)
                 else:
-                    self.runs = heard(self.runs, worker.chosen.name, event, self._root)
+                    self.runs = apply_event(self.runs, worker.chosen.name, event, self._root)
                 if event["event"] != "run":
                     continue
                 self._keep(self.runs)
@@ -136,7 +136,7 @@ class Turns:
                     return False
                 if worker.stays and self._complete(worker):
                     break
-        except Failed as error:
+        except WorkerFailed as error:
             failure = error
         except (KeyboardInterrupt, RankError) as error:
             self._stopped(worker, error)
@@ -144,7 +144,7 @@ class Turns:
         self._settle(worker, failure)
         return True
 
-    def _settle(self, worker: _Worker, failure: Failed | None) -> None:
+    def _settle(self, worker: _Worker, failure: WorkerFailed | None) -> None:
         """The worker has ended: on several ranks, how did it on the others?"""
         self._close(worker)
         try:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...cost.data_files import Record
+from ...cost.data_files import DataRecord
 from ...cost.runs import Setup
 from ...dynamo.backend import Backend, backend
 from ...errors import InputError
 from ...kernel import load_kernels
 from ...rewrite.selection import Selection
-from ..rendezvous import Meeting
+from ..rendezvous import RendezvousAddress
 
 __all__ = ["DEFAULT_VARIANTS", "Chosen", "Spec", "backend_of", "parse_variants"]
 
@@ -21,7 +21,7 @@ _WITHOUT = ("vanilla", "eager")
 _POLICIES = ("auto", "measure", "all", "none")
 
 
-class Chosen(Record):
+class Chosen(DataRecord):
     """A variant as it was asked for.
 
     Attributes:
@@ -35,13 +35,13 @@ class Chosen(Record):
     kernels: tuple[str, ...] = ()
 
 
-class Spec(Record):
+class Spec(DataRecord):
     """What a worker is asked for: a variant, the file that its last latents go to, and where it meets those of other ranks."""
 
     setup: Setup
     chosen: Chosen
     latents: str
-    meeting: Meeting | None = None
+    meeting: RendezvousAddress | None = None
 
 
 def parse_variants(text: str) -> tuple[Chosen, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...errors import FluxrewriteError
 
-__all__ = ["WORKER", "Failed", "conversation"]
+__all__ = ["WORKER", "WorkerFailed", "conversation"]
 
 WORKER = (sys.executable, "-m", "fluxrewrite.measure.bench.worker")
 
@@ -39,7 +39,7 @@ _AFTER_LAST_WORD_S = 30.0
 """Seconds between the end of a worker's output and its own: torch and a device clean up."""
 
 
-class Failed(FluxrewriteError):
+class WorkerFailed(FluxrewriteError):
     """A worker that did not finish; one line that says why.
 
     Args:
@@ -87,7 +87,7 @@ def conversation(
                 start_new_session=True,  # Ctrl-C is for the parent, which ends the worker and its compilers as one group
             )
         except OSError as error:
-            raise Failed(f"the worker cannot be started ({error})") from error
+            raise WorkerFailed(f"the worker cannot be started ({error})") from error
     try:
         yield from _events(process, request, timeout_s, watch)
         _judge(process, log)
@@ -111,14 +111,14 @@ def _events(
             line = lines.get(timeout=max(0.0, min(_LOOK_S, left_s)))
         except queue.Empty as error:
             if deadline is not None and time.monotonic() >= deadline:
-                raise Failed(f"no end after {timeout_s:g} s; give a longer --timeout") from error
+                raise WorkerFailed(f"no end after {timeout_s:g} s; give a longer --timeout") from error
             watch()
             continue
         if line is _END:
             return
         event = _parsed(line)
         if event["event"] == "error":
-            raise Failed(str(event["error"]), lost=bool(event.get("lost")))
+            raise WorkerFailed(str(event["error"]), lost=bool(event.get("lost")))
         asked = time.monotonic()
         yield event
         if deadline is not None:
@@ -149,7 +149,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
         event = None
     if not isinstance(event, dict) or "event" not in event:
         text = line.decode(errors="replace").strip()
-        raise Failed(f"the worker said {text[:80]!r}, which is no event")
+        raise WorkerFailed(f"the worker said {text[:80]!r}, which is no event")
     return event
 
 
@@ -158,7 +158,7 @@ def _judge(process: subprocess.Popen[bytes], log: Path) -> None:
     try:
         code = process.wait(_AFTER_LAST_WORD_S)
     except subprocess.TimeoutExpired as error:
-        raise Failed(f"the worker closed its output and did not end within {_AFTER_LAST_WORD_S:g} s") from error
+        raise WorkerFailed(f"the worker closed its output and did not end within {_AFTER_LAST_WORD_S:g} s") from error
     if code == 0:
         return
     if code < 0:
@@ -167,7 +167,7 @@ def _judge(process: subprocess.Popen[bytes], log: Path) -> None:
     else:
         how = f"the worker ended with exit code {code} and no word"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    raise Failed(f"{how}; last on stderr: {lines[-1][:200]}" if lines else how)
+    raise WorkerFailed(f"{how}; last on stderr: {lines[-1][:200]}" if lines else how)
 
 
 def _signal(number: int) -> str:

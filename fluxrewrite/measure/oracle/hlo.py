@@ -15,7 +15,7 @@ from functools import cached_property
 
 from ...errors import InputError
 
-__all__ = ["Computation", "Instruction", "Module", "parse"]
+__all__ = ["Computation", "HloInstruction", "Module", "parse"]
 
 _BITS = {
     "pred": 8, "token": 0, "opaque": 0,
@@ -38,7 +38,7 @@ _COMMENT = re.compile(r"/\*.*?\*/")
 
 
 @dataclass(frozen=True)
-class Instruction:
+class HloInstruction:
     """One instruction.
 
     Attributes:
@@ -67,22 +67,22 @@ class Computation:
     """The instructions of one computation, in the order of the text: the schedule, where the module is scheduled."""
 
     name: str
-    instructions: tuple[Instruction, ...]
+    instructions: tuple[HloInstruction, ...]
 
     @cached_property
-    def by_name(self) -> Mapping[str, Instruction]:
+    def by_name(self) -> Mapping[str, HloInstruction]:
         """The instructions by name."""
         return {i.name: i for i in self.instructions}
 
     @cached_property
-    def parameters(self) -> Mapping[int, Instruction]:
+    def parameters(self) -> Mapping[int, HloInstruction]:
         """The parameters by number."""
         return {i.index: i for i in self.instructions if i.opcode == "parameter"}
 
     @cached_property
-    def users(self) -> Mapping[str, tuple[Instruction, ...]]:
+    def users(self) -> Mapping[str, tuple[HloInstruction, ...]]:
         """The instructions that take an instruction's result, by its name."""
-        found: dict[str, list[Instruction]] = {i.name: [] for i in self.instructions}
+        found: dict[str, list[HloInstruction]] = {i.name: [] for i in self.instructions}
         for instruction in self.instructions:
             for operand in dict.fromkeys(instruction.operands):
                 if operand in found:
@@ -98,7 +98,7 @@ class Module:
     computations: Mapping[str, Computation]
     entry: Computation
 
-    def inside(self, instruction: Instruction) -> Iterator[Instruction]:
+    def inside(self, instruction: HloInstruction) -> Iterator[HloInstruction]:
         """All instructions of the computations that an instruction calls, and of those that they call."""
         for name in instruction.calls:
             for inner in self.computations[name].instructions:
@@ -117,7 +117,7 @@ def parse(text: str) -> Module:
         raise InputError("not an HLO module: the text does not begin with 'HloModule NAME'; give an HLO text dump")
     found: dict[str, Computation] = {}
     entry = ""
-    body: list[Instruction] | None = None
+    body: list[HloInstruction] | None = None
     for line in lines[1:]:
         header = _HEADER.match(line)
         if header:
@@ -133,7 +133,7 @@ def parse(text: str) -> Module:
     return Module(title[1], found, found[entry])
 
 
-def _instruction(line: str) -> Instruction:
+def _instruction(line: str) -> HloInstruction:
     line = _COMMENT.sub("", line)
     name = _NAME.match(line)
     assert name is not None
@@ -146,7 +146,7 @@ def _instruction(line: str) -> Instruction:
     inside, rest = line[opcode.end() : close], line[close + 1 :]
     called = [c for group in _CALLED.findall(rest) for c in _OPERAND.findall(group)]
     op_name, target = _OP_NAME.search(rest), _TARGET.search(rest)
-    return Instruction(
+    return HloInstruction(
         name=name[2],
         opcode=opcode[1],
         sizes=tuple(_size(*array) for array in _ARRAY.findall(line[start : opcode.start()])),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ...fusion.groups import Fusion, Group, Kind
 from ...provider.custom_call import TARGET
-from .hlo import Computation, Instruction, Module
+from .hlo import Computation, HloInstruction, Module
 
 __all__ = ["fusion_of", "node_of"]
 
@@ -53,7 +53,7 @@ def node_of(op_name: str) -> str | None:
     return scope.rpartition(".")[0] or scope if slash else None
 
 
-def _group(module: Module, kernel: Instruction, touched: bool) -> Group:
+def _group(module: Module, kernel: HloInstruction, touched: bool) -> Group:
     entry = module.entry
     reads: dict[tuple[str, int], int] = {}
     for position, operand in enumerate(kernel.operands):
@@ -69,7 +69,7 @@ def _group(module: Module, kernel: Instruction, touched: bool) -> Group:
     )
 
 
-def _sliced(module: Module, kernel: Instruction, position: int) -> int | None:
+def _sliced(module: Module, kernel: HloInstruction, position: int) -> int | None:
     """Bytes of the slices that a kernel takes of one operand; None when it uses it in any other way."""
     if kernel.opcode == "slice":
         return sum(kernel.sizes)
@@ -80,7 +80,7 @@ def _sliced(module: Module, kernel: Instruction, position: int) -> int | None:
     return _sliced_from(module, body, parameter)
 
 
-def _sliced_from(module: Module, body: Computation, source: Instruction) -> int | None:
+def _sliced_from(module: Module, body: Computation, source: HloInstruction) -> int | None:
     total = 0
     for user in body.users[source.name]:
         if user.opcode in _VIEWS:
@@ -112,14 +112,14 @@ def _buffers(entry: Computation, name: str) -> Iterator[tuple[tuple[str, int], i
         yield from (((name, index), size) for index, size in enumerate(found.sizes))
 
 
-def _body(module: Module, kernel: Instruction) -> list[Instruction]:
+def _body(module: Module, kernel: HloInstruction) -> list[HloInstruction]:
     """What a fusion or call computes; the instruction itself for others (a reduction's `to_apply` is no body)."""
     if kernel.opcode in ("fusion", "call"):
         return [i for i in module.inside(kernel) if i.opcode not in ("fusion", "call")]
     return [kernel]
 
 
-def _kind(module: Module, kernel: Instruction) -> Kind:
+def _kind(module: Module, kernel: HloInstruction) -> Kind:
     body = _body(module, kernel)
     if any(i.target == TARGET for i in body):
         return "opaque"
@@ -128,7 +128,7 @@ def _kind(module: Module, kernel: Instruction) -> Kind:
     return "copy" if all(i.opcode in _LAYOUT for i in body) else "fused"
 
 
-def _nodes(module: Module, entry: Computation, kernel: Instruction) -> frozenset[str]:
+def _nodes(module: Module, entry: Computation, kernel: HloInstruction) -> frozenset[str]:
     """Nodes named by the kernel and by what it computes.
 
     XLA keeps one constant or broadcast for all nodes that need it, under the name of the first: these name a kernel only when

@@ -1,6 +1,6 @@
 """A model with its kernels against the model without: every site by itself, and a denoising loop from end to end."""
 
 from .records import Verification
-from .run import Options, Progress, judge, verify
+from .run import Progress, VerifyOptions, judge, verify
 
-__all__ = ["Options", "Progress", "Verification", "judge", "verify"]
+__all__ = ["Progress", "Verification", "VerifyOptions", "judge", "verify"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...errors import InputError, RankError, RewriteError
 from ...models.workload import Call, Workload
 from ...parallel import degree, of_transport
-from .records import Loop, StepResult
+from .records import LoopResult, StepResult
 from .tensor_error import difference, moments
 
 __all__ = ["chain_of", "compared", "one_line", "origin", "run_loop"]
@@ -17,7 +17,7 @@ __all__ = ["chain_of", "compared", "one_line", "origin", "run_loop"]
 Done = Callable[[StepResult], None]
 
 
-def run_loop(workload: Workload, call: Call, steps: int, least: float, done: Done = lambda _: None) -> Loop:
+def run_loop(workload: Workload, call: Call, steps: int, least: float, done: Done = lambda _: None) -> LoopResult:
     """Run the loop with the model and with `call` in its place, side by side: each goes on from its own latents.
 
     Args:
@@ -45,8 +45,8 @@ def run_loop(workload: Workload, call: Call, steps: int, least: float, done: Don
         note = f"step {len(found) + 1} of the rewritten model fails: {one_line(origin(error))}"
         if degree(workload.model) > 1:
             raise RewriteError(note) from error
-        return Loop(steps=tuple(found), note=note)
-    return Loop(steps=tuple(found))
+        return LoopResult(steps=tuple(found), note=note)
+    return LoopResult(steps=tuple(found))
 
 
 def _model_steps(workload: Workload, steps: int) -> Iterator[Tensor]:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...cost.data_files import Record
+from ...cost.data_files import DataRecord
 from ...errors import RewriteError
-from ..rendezvous import Crew
-from .records import Loop, SiteResult
+from ..rendezvous import RankGroup
+from .records import LoopResult, SiteResult
 
 __all__ = ["of_all_ranks"]
 
 
-class _Found(Record):
+class _RankFindings(DataRecord):
     """What one rank found."""
 
     sites: tuple[SiteResult, ...]
-    loop: Loop
+    loop: LoopResult
 
 
-def of_all_ranks(crew: Crew, sites: Sequence[SiteResult], loop: Loop) -> tuple[list[SiteResult], Loop]:
+def of_all_ranks(crew: RankGroup, sites: Sequence[SiteResult], loop: LoopResult) -> tuple[list[SiteResult], LoopResult]:
     """For each site the rank where it is worst, and the loop of the first rank: the latents are the same on all.
 
     The same on every rank.
@@ -28,8 +28,8 @@ def of_all_ranks(crew: Crew, sites: Sequence[SiteResult], loop: Loop) -> tuple[l
         RewriteError: the ranks did not check the same sites.
         RankError: a rank ended, or did not answer in time.
     """
-    mine = _Found(sites=tuple(sites), loop=loop).model_dump_json(round_trip=True)
-    told = [_Found.model_validate_json(text) for text in crew.gather("what was found", mine)]
+    mine = _RankFindings(sites=tuple(sites), loop=loop).model_dump_json(round_trip=True)
+    told = [_RankFindings.model_validate_json(text) for text in crew.gather("what was found", mine)]
     checked = [[(s.graph, s.kind, s.form, s.path, s.node, s.choice) for s in found.sites] for found in told]
     other = next((rank for rank, names in enumerate(checked) if names != checked[0]), None)
     if other is not None:

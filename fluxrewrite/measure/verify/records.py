@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field, computed_field
 
-from ...cost.data_files import Record
+from ...cost.data_files import DataRecord
 
-__all__ = ["SCHEMA", "Loop", "Moments", "Setting", "SiteResult", "StepResult", "Verification"]
+__all__ = ["SCHEMA", "LoopResult", "Moments", "Setting", "SiteResult", "StepResult", "Verification"]
 
 SCHEMA: Literal["fluxrewrite.verify/1"] = "fluxrewrite.verify/1"
 
 
-class Setting(Record):
+class Setting(DataRecord):
     """What was verified, and how.
 
     `kernels`, `policy`, `provider`, `execution` and `inner` are as `fluxrewrite.backend` takes them; sizes are those of the
@@ -36,7 +36,7 @@ class Setting(Record):
     versions: dict[str, str]
 
 
-class SiteResult(Record):
+class SiteResult(DataRecord):
     """One rewritten site: its original operations against what takes their place, on the same operands.
 
     `node` is the first node of the graph that it replaces. `max_abs` is the greatest absolute error of all its results,
@@ -88,7 +88,7 @@ def _share(value: float, limit: float) -> float:
     return value / limit if limit > 0 else 0.0 if value <= 0 else float("inf")
 
 
-class Moments(Record):
+class Moments(DataRecord):
     """Range, mean and standard deviation of a tensor; None where a value is NaN or inf."""
 
     min: float | None
@@ -97,7 +97,7 @@ class Moments(Record):
     std: float | None
 
 
-class StepResult(Record):
+class StepResult(DataRecord):
     """The latents after a step of both loops (of a model that does not denoise: its first result)."""
 
     step: int
@@ -116,7 +116,7 @@ class StepResult(Record):
         return self.cosine is not None and self.cosine >= self.least_cosine
 
 
-class Loop(Record):
+class LoopResult(DataRecord):
     """The steps that ran; `note` says why not all did, or what else is wrong with the loop as a whole."""
 
     steps: tuple[StepResult, ...]
@@ -129,13 +129,13 @@ class Loop(Record):
         return not self.note and all(s.passed for s in self.steps)
 
 
-class Verification(Record):
+class Verification(DataRecord):
     """All that was found."""
 
     schema_: Literal["fluxrewrite.verify/1"] = Field(default=SCHEMA, alias="schema")
     setting: Setting
     sites: tuple[SiteResult, ...]
-    loop: Loop
+    loop: LoopResult
     seconds: float
 
     @computed_field  # type: ignore[prop-decorator]

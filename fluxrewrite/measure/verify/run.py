@@ -20,24 +20,24 @@ from ...cost import Case
 from ...dynamo.backend import Backend, backend
 from ...dynamo.failures import Failures
 from ...errors import CheckFailed, FluxrewriteError, InputError
-from ...graph.localize import Local, localise
+from ...graph.localize import LocalGraph, localise
 from ...models.capture import fresh_entry, own_cache_entries
 from ...models.registry import Shapes
 from ...models.workload import Workload
 from ...rewrite.joined_weights import owned
 from ...rewrite.plan import Plan, Policy
-from ..rendezvous import Crew
+from ..rendezvous import RankGroup
 from .loop import chain_of, one_line, origin, run_loop
 from .ranks import of_all_ranks
-from .records import Loop, Setting, SiteResult, StepResult, Verification
+from .records import LoopResult, Setting, SiteResult, StepResult, Verification
 from .sites import Checking, checks_of
 from .tensor_error import least_cosine
 
-__all__ = ["Options", "Progress", "judge", "verify"]
+__all__ = ["Progress", "VerifyOptions", "judge", "verify"]
 
 
 @dataclass(frozen=True)
-class Options:
+class VerifyOptions:
     """What is verified.
 
     Attributes:
@@ -98,11 +98,11 @@ class Progress:
 
 def verify(
     workload: Workload,
-    options: Options = Options(),
+    options: VerifyOptions = VerifyOptions(),
     shapes: Shapes | None = None,
     seed: int = 0,
     progress: Progress = Progress(),
-    crew: Crew | None = None,
+    crew: RankGroup | None = None,
 ) -> Verification:
     """Verify what fluxrewrite makes of a model, with its weights and inputs.
 
@@ -141,7 +141,7 @@ def verify(
     )
 
 
-def _sites(workload: Workload, rewriter: Backend, options: Options, progress: Progress) -> list[SiteResult]:
+def _sites(workload: Workload, rewriter: Backend, options: VerifyOptions, progress: Progress) -> list[SiteResult]:
     """What the first step says of every site that the backend rewrites."""
     found: list[SiteResult] = []
 
@@ -170,7 +170,7 @@ def _sites(workload: Workload, rewriter: Backend, options: Options, progress: Pr
     return found
 
 
-def _agreed(gm: GraphModule, local: Local, inputs: list[Any], rewriter: Backend) -> Plan:
+def _agreed(gm: GraphModule, local: LocalGraph, inputs: list[Any], rewriter: Backend) -> Plan:
     """The plan for the graph of one rank, the same on all: otherwise some would wait for what others never compute."""
     found: Plan | Exception
     try:
@@ -201,8 +201,8 @@ def _told(workload: Workload, error: Exception) -> BaseException:
 
 
 def _loop(
-    workload: Workload, rewriter: Backend, options: Options, progress: Progress, sites: Sequence[SiteResult]
-) -> Loop:
+    workload: Workload, rewriter: Backend, options: VerifyOptions, progress: Progress, sites: Sequence[SiteResult]
+) -> LoopResult:
     """The denoising loop; it must have run the rewrites that were checked, and no others."""
     least = least_cosine(options.tolerance or 0.0)
     with own_cache_entries():
@@ -217,7 +217,9 @@ def _loop(
     return loop.model_copy(update={"note": note})
 
 
-def _setting(workload: Workload, rewriter: Backend, options: Options, shapes: Shapes | None, seed: int) -> Setting:
+def _setting(
+    workload: Workload, rewriter: Backend, options: VerifyOptions, shapes: Shapes | None, seed: int
+) -> Setting:
     dtypes = [p.dtype for p in workload.model.parameters()] or [torch.get_default_dtype()]
     policy = options.policy if isinstance(options.policy, str) else getattr(options.policy, "__name__", "callable")
     generated = shapes if workload.denoises else None

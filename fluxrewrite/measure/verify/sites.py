@@ -13,13 +13,13 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from ...graph.op_table import read
-from ...graph.subgraph import Part, extract
+from ...graph.subgraph import Subgraph, extract
 from ...rewrite.apply import rewrite
 from ...rewrite.base import Replacement
 from ...rewrite.plan import Plan
 from ...site import Site
 from .records import SiteResult
-from .tensor_error import NORM, Difference, difference, least_cosine, tolerance_of, worst
+from .tensor_error import NORM, TensorError, difference, least_cosine, tolerance_of, worst
 
 __all__ = ["Check", "Checking", "checks_of"]
 
@@ -40,12 +40,12 @@ class Check:
     """
 
     site: Site
-    part: Part | None
+    part: Subgraph | None
     note: str = ""
     joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
     results: dict[str, Tensor] = field(default_factory=dict)
     expected: dict[str, Tensor] = field(default_factory=dict)
-    found: list[Difference] = field(default_factory=list)
+    found: list[TensorError] = field(default_factory=list)
     waiting: set[str] = field(default_factory=set)
     ends: dict[str, str] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ def _check(gm: GraphModule, replacement: Replacement) -> Check:
     return Check(replacement.site, part, joined=joined, waiting=waiting, ends=ends)
 
 
-def _results(part: Part) -> list[Node]:
+def _results(part: Subgraph) -> list[Node]:
     (results,) = part.module.graph.output_node().args
     assert isinstance(results, (tuple, list))
     return [node for node in results if isinstance(node, Node)]
@@ -150,7 +150,7 @@ class Checking(Interpreter):
             self._finish(check)
         self._compare(check)
 
-    def _operands(self, check: Check, part: Part) -> Iterator[Tensor]:
+    def _operands(self, check: Check, part: Subgraph) -> Iterator[Tensor]:
         for operand in part.operands:
             name, _, index = operand.name.rpartition(".")
             if name in check.joined:
@@ -168,7 +168,7 @@ class Checking(Interpreter):
 
     def _finish(self, check: Check) -> None:
         site = check.site
-        found = Difference.none(" ".join(check.note.split())) if check.note else worst(check.found)
+        found = TensorError.none(" ".join(check.note.split())) if check.note else worst(check.found)
         tolerance = tolerance_of(site.dtype, self._tolerance)
         figures = (None,) * 4 if found.note else (found.max_abs, found.relative, found.norm, found.cosine)
         self._done(

@@ -15,7 +15,7 @@ __all__ = [
     "COSINE",
     "NORM",
     "TOLERANCES",
-    "Difference",
+    "TensorError",
     "difference",
     "least_cosine",
     "moments",
@@ -42,7 +42,7 @@ _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Difference:
+class TensorError:
     """What lies between two tensors of one shape.
 
     Attributes:
@@ -60,7 +60,7 @@ class Difference:
     note: str = ""
 
     @classmethod
-    def none(cls, note: str) -> Difference:
+    def none(cls, note: str) -> TensorError:
         """No figures, for this reason."""
         return cls(*(math.nan,) * 4, note)
 
@@ -75,14 +75,14 @@ def least_cosine(tolerance: float) -> float:
     return min(COSINE, 1 - tolerance**2 / 2)
 
 
-def difference(found: Tensor, expected: Tensor) -> Difference:
+def difference(found: Tensor, expected: Tensor) -> TensorError:
     """Compare two tensors of any float dtype; a shape or dtype that differs, NaN and inf leave a note and no figures."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         what, wanted = (f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in (found, expected))
-        return Difference.none(f"the replacement gives {what}, expected {wanted}")
+        return TensorError.none(f"the replacement gives {what}, expected {wanted}")
     for name, tensor in (("original", expected), ("replacement", found)):
         if not bool(tensor.isfinite().all()):
-            return Difference.none(f"the {name} computes NaN or inf")
+            return TensorError.none(f"the {name} computes NaN or inf")
     largest = error = off = product = size = other = 0.0
     for a, b in _pieces(found, expected):
         apart = a - b
@@ -90,11 +90,11 @@ def difference(found: Tensor, expected: Tensor) -> Difference:
         off += float(apart @ apart)
         product, size, other = product + float(a @ b), size + float(b @ b), other + float(a @ a)
     if error == 0:
-        return Difference(0.0, 0.0, 0.0, 1.0)
+        return TensorError(0.0, 0.0, 0.0, 1.0)
     if size == 0:
-        return Difference.none(f"up to {error:.2g} where only zeros are expected")
+        return TensorError.none(f"up to {error:.2g} where only zeros are expected")
     cosine = min(product / math.sqrt(size) / math.sqrt(other), 1.0) if other else 0.0
-    return Difference(error, error / largest, math.sqrt(off / size), cosine)
+    return TensorError(error, error / largest, math.sqrt(off / size), cosine)
 
 
 def _pieces(found: Tensor, expected: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -104,12 +104,12 @@ def _pieces(found: Tensor, expected: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield a[start : start + _CHUNK].double(), b[start : start + _CHUNK].double()
 
 
-def worst(differences: Sequence[Difference]) -> Difference:
+def worst(differences: Sequence[TensorError]) -> TensorError:
     """The greatest errors and the least cosine of several; the first without figures, if there is one."""
     missing = next((d for d in differences if d.note), None)
     if missing is not None:
         return missing
-    return Difference(
+    return TensorError(
         max(d.max_abs for d in differences),
         max(d.relative for d in differences),
         max(d.norm for d in differences),

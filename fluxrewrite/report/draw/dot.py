@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ..model import Report
 from ..text.format import bytes_text, time_text
-from .layout import Tile, sections
+from .layout import MapTile, sections
 from .neighbourhood import Link, Near
 from .svg import counts
 
@@ -45,7 +45,7 @@ def map_dot(report: Report) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _block(index: int, tile: Tile) -> Iterator[str]:
+def _block(index: int, tile: MapTile) -> Iterator[str]:
     size = [sum(p.reads + p.writes for p in parts) for parts in (tile.block.before, tile.block.after)]
     calls = [m for m in tile.marks if m.borders]
     label = f"{tile.block.path or 'outside blocks'}\n{tile.before.caption}, {bytes_text(size[0])}"

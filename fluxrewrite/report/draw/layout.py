@@ -14,7 +14,7 @@ from ...site import Code
 from ..model import BlockInfo, Boundary, PartInfo, Report, SiteInfo
 from ..text.format import bytes_text, folded, time_text
 
-__all__ = ["Bar", "Mark", "Row", "Section", "Tile", "sections"]
+__all__ = ["Bar", "MapRow", "MapTile", "Mark", "Section", "sections"]
 
 HEIGHT = 40
 """Pixels of a strip; the bar of the kernel that moves most is as high."""
@@ -62,7 +62,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Row:
+class MapRow:
     """A strip: its caption at `y`, its kernels below, and the stretches of kernels that one call takes in, as (x, y, width)."""
 
     y: float
@@ -72,7 +72,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Tile:
+class MapTile:
     """One block: the strip before over the strip after, and its marks.
 
     Attributes:
@@ -85,8 +85,8 @@ class Tile:
     block: BlockInfo
     width: float
     height: float
-    before: Row
-    after: Row
+    before: MapRow
+    after: MapRow
     marks: tuple[Mark, ...]
     note: str
     note_y: float
@@ -97,7 +97,7 @@ class Section:
     """Neighbouring blocks of one kind."""
 
     title: str
-    tiles: tuple[Tile, ...]
+    tiles: tuple[MapTile, ...]
 
     @property
     def is_blocks(self) -> bool:
@@ -183,7 +183,7 @@ def _sites(report: Report) -> list[_Held]:
     return held
 
 
-def _tile(block: BlockInfo, held: _Held, scale: _Scale) -> Tile:
+def _tile(block: BlockInfo, held: _Held, scale: _Scale) -> MapTile:
     before, y = _row(block.before, 20, scale, True)
     after, bottom = _row(block.after, y + 6, scale, False)
     calls = [_call(bar, held, scale) for bar in after.bars if bar.part.kind == "opaque" and bar.part.site in held.sites]
@@ -195,14 +195,14 @@ def _tile(block: BlockInfo, held: _Held, scale: _Scale) -> Tile:
     right = max((bar.x + bar.width for bar in (*before.bars, *after.bars)), default=0)
     words = LETTER * max(len(before.caption), len(after.caption), len(note))
     width = math.ceil(max(LEAST, right, words, *(m.x + m.width for m in loose)))
-    return Tile(_name(block), block, width, round(y, 1), before, after, (*calls, *loose), note, round(note_y, 1))
+    return MapTile(_name(block), block, width, round(y, 1), before, after, (*calls, *loose), note, round(note_y, 1))
 
 
 def _name(block: BlockInfo) -> str:
     return block.path.rpartition(".")[2] or "its kernels"
 
 
-def _row(parts: Sequence[PartInfo], y: float, scale: _Scale, show_taken: bool) -> tuple[Row, float]:
+def _row(parts: Sequence[PartInfo], y: float, scale: _Scale, show_taken: bool) -> tuple[MapRow, float]:
     """A strip whose caption stands at `y`, and where it ends."""
     count = f"{len(parts)} kernel{'s' * (len(parts) != 1)}"
     caption = f"{'before' if show_taken else 'after'}: {count}, {time_text(sum(p.us for p in parts))}"
@@ -215,7 +215,7 @@ def _row(parts: Sequence[PartInfo], y: float, scale: _Scale, show_taken: bool) -
             x, line = 0.0, line + _LINE
         bars.append(Bar(x + apart, line, width, scale.bar(part.reads + part.writes), part))
         x += width + 2 * apart + _GAP
-    return Row(y, caption, tuple(bars), tuple(_taken(bars)) if show_taken else ()), line + HEIGHT + 8
+    return MapRow(y, caption, tuple(bars), tuple(_taken(bars)) if show_taken else ()), line + HEIGHT + 8
 
 
 def _taken(bars: Sequence[Bar]) -> Iterator[tuple[float, float, float]]:

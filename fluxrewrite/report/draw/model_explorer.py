@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...fusion.boundary.boundaries import Graph
-from ...fusion.boundary.planned_graph import Analysed
-from ...fusion.boundary.step_time import Step
+from ...fusion.boundary.boundaries import FusedGraph
+from ...fusion.boundary.planned_graph import PlannedGraph
+from ...fusion.boundary.step_time import StepTime
 from ...graph.module_paths import module_path
 from ...graph.shapes import size_of
 from ...graph.view import GraphView
@@ -31,7 +31,7 @@ _CALL = {"backgroundColor": "#fbdcc4", "borderColor": "#b4490f"}
 Json = dict[str, Any]
 
 
-def collection(report: Report, graphs: Sequence[Analysed]) -> str:
+def collection(report: Report, graphs: Sequence[PlannedGraph]) -> str:
     """Both forms of each traced graph, "before" and "after", as JSON text; one that was not predicted only as it was traced."""
     found: list[Json] = []
     for index, analysed in enumerate(graphs):
@@ -54,7 +54,7 @@ def collection(report: Report, graphs: Sequence[Analysed]) -> str:
     return json.dumps({"label": report.model.name, "graphs": found}, separators=(",", ":")) + "\n"
 
 
-def node_data(graphs: Sequence[Analysed]) -> dict[str, str]:
+def node_data(graphs: Sequence[PlannedGraph]) -> dict[str, str]:
     """Files of node data by what they tell: "bytes" that kernels move, and "us", their predicted time.
 
     Each kernel counts at its latest node, so that sums over groups of nodes are right.
@@ -89,10 +89,10 @@ def _values(name: str, values: Mapping[str, float]) -> Json:
     return {"name": name, "results": results, "gradient": gradient}
 
 
-def _kernels(graph: Graph, times: Sequence[Step]) -> Iterator[tuple[Node, Any, Step]]:
+def _kernels(graph: FusedGraph, times: Sequence[StepTime]) -> Iterator[tuple[Node, Any, StepTime]]:
     """Each kernel with its latest node; a copy without nodes goes to the kernel that runs after it, as in the map."""
     named = {n.name: n for n in graph.view.nodes}
-    waiting: list[tuple[Any, Step]] = []
+    waiting: list[tuple[Any, StepTime]] = []
     last = None
     for group, time in zip(graph.prediction.fusion.groups, times, strict=True):
         waiting.append((group, time))
@@ -107,8 +107,8 @@ def _kernels(graph: Graph, times: Sequence[Step]) -> Iterator[tuple[Node, Any, S
 
 def _graph(
     name: str,
-    graph: Graph,
-    times: Sequence[Step],
+    graph: FusedGraph,
+    times: Sequence[StepTime],
     calls: Mapping[str, SiteInfo],
     blocks: Sequence[BlockInfo],
     when: str,
@@ -147,14 +147,14 @@ def _space(path: str) -> str:
     return path.replace("/", "|").replace(".", "/")
 
 
-def _nodes(view: GraphView, kernels: Iterable[tuple[Node, Any, Step]], calls: Mapping[str, SiteInfo]) -> list[Json]:
-    held: dict[str, list[tuple[Any, Step]]] = defaultdict(list)
+def _nodes(view: GraphView, kernels: Iterable[tuple[Node, Any, StepTime]], calls: Mapping[str, SiteInfo]) -> list[Json]:
+    held: dict[str, list[tuple[Any, StepTime]]] = defaultdict(list)
     for node, group, time in kernels:
         held[node.name].append((group, time))
     return [_node(view, node, held[node.name], calls.get(node.name)) for node in view.nodes]
 
 
-def _node(view: GraphView, node: Node, kernels: Sequence[tuple[Any, Step]], site: SiteInfo | None) -> Json:
+def _node(view: GraphView, node: Node, kernels: Sequence[tuple[Any, StepTime]], site: SiteInfo | None) -> Json:
     attributes = [{"key": "name", "value": node.name}]
     if site is not None:
         attributes.append({"key": "site", "value": site.id})

@@ -23,7 +23,7 @@ from ..model import BlockInfo, Boundary, CollectiveInfo, PartInfo, Report, SiteI
 from ..text.boundaries import absorption_lines, rows_of
 from ..text.format import bytes_text, folded, sizes_text, time_text
 from ..text.predicted import figures, said_of, times_of
-from .layout import Mark, Section, Tile, sections
+from .layout import MapTile, Mark, Section, sections
 from .neighbourhood import Near, near, near_svg
 from .run_charts import bench_of
 from .svg import KINDS, named, style, tile_svg
@@ -120,7 +120,7 @@ def _answer(report: Report) -> str:
 
 
 @dataclass(frozen=True)
-class Reason:
+class ShownReason:
     """Sites that are left alone for one reason: how many of each kind at which folded path."""
 
     code: str
@@ -133,14 +133,14 @@ class Reason:
         return sum(n for _, n in self.sites)
 
 
-def _reasons(sites: Sequence[SiteInfo]) -> list[Reason]:
+def _reasons(sites: Sequence[SiteInfo]) -> list[ShownReason]:
     """Reasons but that a larger site covers one, the most frequent first."""
     found: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for s in sites:
         for r in s.reasons:
             if r.code != Code.COVERED and s.choice == "keep":
                 found[r.code, r.message][f"{s.kind} at {folded(s.path) or 'model'}"] += 1
-    reasons = [Reason(*key, tuple(where.items())) for key, where in found.items()]
+    reasons = [ShownReason(*key, tuple(where.items())) for key, where in found.items()]
     return sorted(reasons, key=lambda r: -r.count)
 
 
@@ -163,10 +163,10 @@ def _collectives(report: Report) -> list[Sent]:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownTile:
     """A tile as the page shows it: its picture, its marks with the number of the panel of each, and that of the block."""
 
-    tile: Tile
+    tile: MapTile
     picture: Markup
     marks: tuple[tuple[Mark, int], ...]
     panel: int
@@ -186,7 +186,7 @@ class SitePanel:
 class Map:
     """The boundary map; `error` says why there is none. Blocks with the same kernels share a panel."""
 
-    sections: tuple[tuple[Section, tuple[Shown, ...]], ...] = ()
+    sections: tuple[tuple[Section, tuple[ShownTile, ...]], ...] = ()
     sites: tuple[SitePanel, ...] = ()
     blocks: tuple[tuple[int, BlockInfo], ...] = ()
     error: str = ""
@@ -208,7 +208,7 @@ def _map(report: Report) -> Map:
             for mark in tile.marks:
                 marks.append((mark, len(panels)))
                 panels.append(_panel(len(panels), report, mark))
-            tiles.append(Shown(tile, Markup(tile_svg(tile)), tuple(marks), number))
+            tiles.append(ShownTile(tile, Markup(tile_svg(tile)), tuple(marks), number))
         shown.append((section, tuple(tiles)))
     return Map(tuple(shown), tuple(panels), tuple(blocks.values()))
 

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from ..model import PartInfo, Report
 from ..text.format import bytes_text, time_text
-from .layout import HEIGHT, LETTER, Bar, Mark, Row, Section, Tile, sections
+from .layout import HEIGHT, LETTER, Bar, MapRow, MapTile, Mark, Section, sections
 
 __all__ = ["KINDS", "counts", "element", "map_svg", "named", "part_text", "style", "tile_svg"]
 
@@ -59,13 +59,13 @@ def named(mark: Mark) -> str:
     return f"kernel call {what}, {kinds}, {bytes_text(size)} newly through memory"
 
 
-def tile_svg(tile: Tile) -> str:
+def tile_svg(tile: MapTile) -> str:
     """The picture of one block, without a name of its own: the page has buttons and tables that say what it shows."""
     size = {"width": tile.width, "height": tile.height, "viewBox": f"0 0 {tile.width:g} {tile.height:g}"}
     return element("svg", {**size, "class_": "map", "aria_hidden": "true", "focusable": "false"}, *_tile(tile, False))
 
 
-def _tile(tile: Tile, name: bool) -> Iterator[str]:
+def _tile(tile: MapTile, name: bool) -> Iterator[str]:
     if name:
         yield element("text", {"x": 0, "y": 8, "class_": "name"}, escape(tile.name))
     for row in (tile.before, tile.after):
@@ -76,7 +76,7 @@ def _tile(tile: Tile, name: bool) -> Iterator[str]:
         yield element("text", {"x": 0, "y": tile.note_y}, escape(tile.note))
 
 
-def _row(row: Row) -> Iterator[str]:
+def _row(row: MapRow) -> Iterator[str]:
     yield element("text", {"x": 0, "y": row.y}, escape(row.caption))
     for bar in row.bars:
         yield _bar(bar)
@@ -186,7 +186,7 @@ def _section(section: Section, y: float) -> tuple[Sequence[str], float]:
     return drawn, y + tallest + 12
 
 
-def counts(tile: Tile) -> dict[str, object]:
+def counts(tile: MapTile) -> dict[str, object]:
     """The figures of a block as attributes, for programs."""
     found: dict[str, object] = {"data_block": tile.block.path}
     for when, parts in (("before", tile.block.before), ("after", tile.block.after)):

@@ -11,7 +11,7 @@ from ..model import EngineInfo, Report, TimelineInfo
 from ..text.format import folded, sizes_text, time_text
 from .svg import element
 
-__all__ = ["Lane", "Shown", "shown"]
+__all__ = ["Lane", "ShownCall", "shown"]
 
 _HIGH = 100
 
@@ -27,7 +27,7 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownCall:
     """One distinct call: heading, sizes, where it is called, and its engines; the ends of the axis of time in words."""
 
     title: str
@@ -39,16 +39,16 @@ class Shown:
     end: str
 
 
-def shown(report: Report) -> tuple[Shown, ...]:
+def shown(report: Report) -> tuple[ShownCall, ...]:
     """The timelines of a report; those that take longest in a step first, then those that could not be modelled."""
     ranked = sorted(report.timelines, key=lambda t: -(t.latency_us or 0) * len(t.sites))
     return tuple(_shown(t) for t in ranked)
 
 
-def _shown(timeline: TimelineInfo) -> Shown:
+def _shown(timeline: TimelineInfo) -> ShownCall:
     latency = timeline.latency_us or 0.0
     paths = dict.fromkeys(folded(s.rpartition(f".{timeline.kernel}.")[0]) or "model" for s in timeline.sites)
-    return Shown(
+    return ShownCall(
         title=f"{timeline.kernel}:{timeline.form}",
         where=", ".join(paths),
         sizes=sizes_text(timeline.shapes),

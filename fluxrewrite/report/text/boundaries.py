@@ -13,7 +13,7 @@ from ..model import AbsorptionInfo, Boundary, Report, TensorInfo
 from .format import bytes_text, folded
 from .grid import grid
 
-__all__ = ["Row", "absorption_lines", "boundary_table", "rows_of"]
+__all__ = ["BoundaryRow", "absorption_lines", "boundary_table", "rows_of"]
 
 _KINDS = {
     "barrier": "nothing is fused across the call",
@@ -25,7 +25,7 @@ _EACH = 4  # tensors named of a row
 
 
 @dataclass(frozen=True)
-class Row:
+class BoundaryRow:
     """Boundaries of equal blocks: what they cost a step together. `cost_us` is None where no cost is known."""
 
     kind: str
@@ -51,14 +51,14 @@ class Row:
         return sum(known) if known else None
 
 
-def rows_of(report: Report) -> list[Row]:
+def rows_of(report: Report) -> list[BoundaryRow]:
     """The boundaries by kind, kernel, folded path and basis, dearest first; graph breaks are not among them."""
     kernels = {s.id: f"{s.kind}:{s.form}" for s in report.sites}
     groups: dict[tuple[str, str, str, str], list[Boundary]] = {}
     for b in report.boundaries:
         if b.site:
             groups.setdefault((b.kind, kernels.get(b.site, b.site), folded(b.path), b.basis), []).append(b)
-    rows = [Row(*key, tuple(members)) for key, members in groups.items()]
+    rows = [BoundaryRow(*key, tuple(members)) for key, members in groups.items()]
     return sorted(rows, key=lambda r: (-(r.cost_us or 0.0), -r.bytes, -r.lost))
 
 
@@ -120,7 +120,7 @@ def _collectives(report: Report) -> Iterable[RenderableType]:
         yield _item(f"{len(sizes)} x {op}{among} at {path or 'model'}, {each} each")
 
 
-def _tensors(rows: Sequence[Row]) -> Iterable[RenderableType]:
+def _tensors(rows: Sequence[BoundaryRow]) -> Iterable[RenderableType]:
     for row in [r for r in rows if r.bytes][:_TENSORS]:
         dearest = max(row.members, key=lambda b: b.bytes)
         named = [_tensor(t) for t in dearest.tensors[:_EACH]]
@@ -134,14 +134,14 @@ def _tensor(tensor: TensorInfo) -> str:
     return f"{tensor.role} {tensor.name} ({tensor.op}, {tensor.dtype} {shape}, {bytes_text(tensor.bytes)})"
 
 
-def _absorptions(rows: Sequence[Row]) -> Iterable[RenderableType]:
+def _absorptions(rows: Sequence[BoundaryRow]) -> Iterable[RenderableType]:
     lines = absorption_lines(rows)
     if lines:
         yield Text("What kernels could take in", style="bold")
     yield from map(_item, lines)
 
 
-def absorption_lines(rows: Sequence[Row]) -> list[str]:
+def absorption_lines(rows: Sequence[BoundaryRow]) -> list[str]:
     """What kernels could take in, a line for each, what saves most first."""
     saved: dict[tuple[str, str, tuple[str, ...]], list[AbsorptionInfo]] = {}
     for row in rows:

@@ -18,7 +18,7 @@ __all__ = ["Store"]
 log = logging.getLogger("fluxrewrite")
 
 
-class _File(BaseModel):
+class _ProofFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
     schema_: Literal["fluxrewrite.proof/1"] = "fluxrewrite.proof/1"
     key: str
@@ -46,7 +46,7 @@ class Store:
             return known
         path = self._path(key)
         try:
-            found = _File.model_validate_json(path.read_bytes())
+            found = _ProofFile.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
@@ -69,7 +69,7 @@ class Store:
         draft = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            content = _File(key=key, status=proof.status, error=proof.error, dtype=proof.dtype, note=proof.note)
+            content = _ProofFile(key=key, status=proof.status, error=proof.error, dtype=proof.dtype, note=proof.note)
             draft.write_text(content.model_dump_json(indent=1))
             draft.replace(path)
         except OSError as error:

@@ -14,7 +14,7 @@ from ...graph.fake_values import value_of
 from ...graph.op_table import read
 from .small_sizes import Cut
 
-__all__ = ["Differs", "Run", "wide"]
+__all__ = ["Differs", "Interpreter", "wide"]
 
 _WIDE = {
     torch.float16: torch.float64,
@@ -36,7 +36,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return _WIDE.get(dtype, dtype)
 
 
-class Run:
+class Interpreter:
     """Runs nodes as calls.
 
     Args:

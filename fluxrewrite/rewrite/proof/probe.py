@@ -22,12 +22,12 @@ from ...graph.fake_values import name_of, value_of
 from ...graph.shapes import SYMBOLS, hint
 from ...graph.view import GraphView
 from ...site import Site
-from .interpreter import Run, wide
+from .interpreter import Interpreter, wide
 from .random_inputs import Maker
 from .region import UNKNOWN, text_of
 from .small_sizes import Cut, cuts
 
-__all__ = ["Budget", "CannotProbe", "Limits", "Part", "Probe", "budget_of", "depending", "feeding", "is_random"]
+__all__ = ["Budget", "CannotProbe", "Limits", "Probe", "ProbeRegion", "budget_of", "depending", "feeding", "is_random"]
 
 T = TypeVar("T")
 POSITIONS = 64
@@ -102,7 +102,7 @@ def budget_of(view: GraphView, limits: Limits = Limits()) -> Budget:
 
 
 @dataclass(frozen=True)
-class Part:
+class ProbeRegion:
     """Some operations of a graph and what enters them.
 
     Attributes:
@@ -114,7 +114,7 @@ class Part:
     inputs: tuple[Node, ...]
 
     @classmethod
-    def of(cls, view: GraphView, nodes: Iterable[Node], first: Sequence[Node] = ()) -> Part:
+    def of(cls, view: GraphView, nodes: Iterable[Node], first: Sequence[Node] = ()) -> ProbeRegion:
         """The part that computes `nodes`; the inputs `first` come first."""
         inside = set(nodes) - set(first)
         ordered = sorted(inside, key=view.order)
@@ -186,7 +186,9 @@ class Probe:
     Raises CannotProbe where the part cannot be run.
     """
 
-    def __init__(self, view: GraphView, part: Part, shapes: Mapping[str, int], budget: Budget, seed: int = 0) -> None:
+    def __init__(
+        self, view: GraphView, part: ProbeRegion, shapes: Mapping[str, int], budget: Budget, seed: int = 0
+    ) -> None:
         self.part, self._budget = part, budget
         self._reject(view)
         site = Site("probe", "", "", {}, (), (), shapes, torch.float64)
@@ -226,7 +228,7 @@ class Probe:
         self._budget.spend(sum(_work(n, self.cut) for n in nodes))
         try:
             with tracing(None), torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
-                return Run(self.cut, lift=True)(nodes, given)
+                return Interpreter(self.cut, lift=True)(nodes, given)
         except Exception as error:
             first = (str(error).splitlines() or [""])[0]
             raise CannotProbe(f"it cannot be run on made-up inputs: {type(error).__name__}: {first}") from error

@@ -24,12 +24,12 @@ from ...provider.digests import core_files, files_digest, source_digest
 from ...site import Proof, Site
 from ..base import Pass
 from .cache import Store
-from .interpreter import Run, wide
+from .interpreter import Interpreter, wide
 from .random_inputs import Maker
 from .region import UNKNOWN, Region, region_of
 from .sides import NoReplacement, Sides, sides_of
 from .small_sizes import Cut, cuts
-from .tolerance import TOLERANCE, TRACED, Apart, apart
+from .tolerance import TOLERANCE, TRACED, MaxError, max_error
 
 __all__ = ["Prover"]
 
@@ -154,19 +154,19 @@ def _prove(region: Region, site: Site, rewriter: Pass, kernel: Kernel | None) ->
     return Proof("unproved", note=problem)
 
 
-def _apart(sides: Sides, cut: Cut, lift: bool, op: Any) -> Apart:
+def _apart(sides: Sides, cut: Cut, lift: bool, op: Any) -> MaxError:
     """How far the two sides are apart. Raises where one cannot be run at these sizes, and where that says nothing."""
     if (work := _work(sides, cut)) > WORK:
         raise RewriteError(f"it would take {work:.1e} operations, more than {WORK:.0e}")
     with tracing(None), torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
         given = _inputs(sides, cut, lift)
-        run = Run(cut, lift, op)
+        run = Interpreter(cut, lift, op)
         original = run(sides.original, given)
         given.update({n: torch.cat([given[p] for p in parts]) for n, parts in sides.joined.items()})
         replacement = run(sides.replacement, given)
         pairs = [(replacement[b], original[a]) for a, b in zip(sides.expected, sides.made, strict=True)]
         _check_numbers(original, [wanted for _, wanted in pairs])
-        return apart(pairs)
+        return max_error(pairs)
 
 
 def _check_numbers(original: Mapping[Node, Any], results: Iterable[Tensor]) -> None:

@@ -16,7 +16,7 @@ from torch.fx import Node
 from ...graph.fake_values import value_of
 from ...graph.shapes import SYMBOLS, hint
 from ...graph.view import GraphView
-from .probe import Part, Probe, depending
+from .probe import Probe, ProbeRegion, depending
 from .region import UNKNOWN
 from .small_sizes import Cut, has_sizes
 
@@ -36,7 +36,7 @@ _ALONG = {"roll": ("dims", 2), "index_select": ("dim", 1), "gather": ("dim", 1),
 """Operations that may shift positions by a number: name and place of the argument that says along which axis."""
 
 
-def _is_whole(part: Part, cut: Cut) -> bool:
+def _is_whole(part: ProbeRegion, cut: Cut) -> bool:
     """Whether a part runs at the sizes of the graph, and all of these are known."""
     tensors = [v for n in part.members if isinstance(v := value_of(n), Tensor)]
     return not cut.sizes and not any(isinstance(n, SymInt) for t in tensors for n in t.shape)

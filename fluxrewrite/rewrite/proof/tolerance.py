@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["TOLERANCE", "TRACED", "Apart", "apart"]
+__all__ = ["TOLERANCE", "TRACED", "MaxError", "max_error"]
 
 TOLERANCE = 1e-6
 """Greatest error over the largest value expected, in float64.
@@ -23,28 +23,28 @@ inputs are drawn anew at every scale."""
 
 
 @dataclass(frozen=True)
-class Apart:
+class MaxError:
     """The greatest error over the largest value expected; NaN with a note where there is no such figure."""
 
     error: float
     note: str = ""
 
 
-def apart(pairs: Iterable[tuple[Tensor, Tensor]]) -> Apart:
+def max_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> MaxError:
     """The worst of pairs (found, expected); the expected values are finite."""
     worst = 0.0
     for found, expected in pairs:
         if found.shape != expected.shape:
-            return Apart(math.nan, f"it has shape {tuple(found.shape)} where {tuple(expected.shape)} is expected")
+            return MaxError(math.nan, f"it has shape {tuple(found.shape)} where {tuple(expected.shape)} is expected")
         found, expected = _plain(found), _plain(expected)
         if not bool(found.isfinite().all()):
-            return Apart(math.nan, "it has NaN or inf where finite values are expected")
+            return MaxError(math.nan, "it has NaN or inf where finite values are expected")
         if expected.numel():
             error, largest = float((found - expected).abs().max()), float(expected.abs().max())
             if error and not largest:
-                return Apart(math.nan, f"it has up to {error:.2g} where only zeros are expected")
+                return MaxError(math.nan, f"it has up to {error:.2g} where only zeros are expected")
             worst = max(worst, error / largest if error else 0.0)
-    return Apart(worst)
+    return MaxError(worst)
 
 
 def _plain(tensor: Tensor) -> Tensor:

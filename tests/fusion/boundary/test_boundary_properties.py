@@ -14,7 +14,7 @@ from fluxrewrite.fusion.boundary.compare import effect_of
 from fluxrewrite.fusion.boundary.target import REGIMES, Target
 from fluxrewrite.graph import GraphView
 from fluxrewrite.models.capture import capture
-from fluxrewrite.report.build import Foresight, build_report
+from fluxrewrite.report.build import PredictionContext, build_report
 from fluxrewrite.report.model import ModelInfo, Timing
 from fluxrewrite.rewrite.plan import apply
 from fluxrewrite.rewrite.planner import make_plan
@@ -124,7 +124,7 @@ def told(analysed, selection, target, policy):
     case = Case(device=target.device.name, regime=target.regime)
     model = ModelInfo(name="m", parameters=0, dtype="bfloat16", graphs=1, graph_nodes=0)
     zero = Timing(capture_s=0, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=0)
-    return build_report([analysed], selection, policy, model, zero, Foresight(target, case))
+    return build_report([analysed], selection, policy, model, zero, PredictionContext(target, case))
 
 
 @FEW

@@ -99,14 +99,14 @@ def test_a_plan_slower_as_a_whole_is_given_up(trace, each):
 
 def test_runs_are_not_overruled_by_the_model(trace, tmp_path):
     """A kernel measured to be faster stays, though the model of the step thinks otherwise."""
-    from fluxrewrite.cost.evidence import EVIDENCE_SCHEMA, Evidence, Run, Table
+    from fluxrewrite.cost.evidence import EVIDENCE_SCHEMA, Evidence, MeasuredRun, Table
 
     case = Case(
         device="trn2", regime="compile", model="m", dtype="float32", tp=1, batch=1, image_tokens=8, text_tokens=8
     )
     runs = (
-        Run(kernels=(), warm_s_per_step=1.0),
-        Run(kernels=("rope",), calls={"rope": 1}, warm_s_per_step=0.5),
+        MeasuredRun(kernels=(), warm_s_per_step=1.0),
+        MeasuredRun(kernels=("rope",), calls={"rope": 1}, warm_s_per_step=0.5),
     )
     evidence = Evidence(schema=EVIDENCE_SCHEMA, tables=(Table(case=case, stack="s", source="t", runs=runs),))
     path = tmp_path / "e.json"

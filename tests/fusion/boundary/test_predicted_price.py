@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fluxrewrite.cost import Case
-from fluxrewrite.cost.evidence import EVIDENCE_SCHEMA, Evidence, Run, Table
+from fluxrewrite.cost.evidence import EVIDENCE_SCHEMA, Evidence, MeasuredRun, Table
 from fluxrewrite.fusion.boundary.compare import effect_of
 from fluxrewrite.fusion.boundary.predicted_price import Predicted
 from fluxrewrite.fusion.boundary.target import Target
@@ -28,8 +28,8 @@ def target(device="trn2", regime="compile", base=1.0, kernel=None, case=None):
     tables = ()
     if kernel is not None:
         runs = (
-            Run(kernels=(), warm_s_per_step=base),
-            Run(kernels=("attention",), calls={"attention": 10}, warm_s_per_step=kernel),
+            MeasuredRun(kernels=(), warm_s_per_step=base),
+            MeasuredRun(kernels=("attention",), calls={"attention": 10}, warm_s_per_step=kernel),
         )
         tables = (Table(case=Case(device=device, regime=regime, **(case or ME)), stack="s", source="t", runs=runs),)
     made = Target.of(device, regime)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fluxrewrite.kernels.emulator import EmulationError, Limit, simulate
+from fluxrewrite.kernels.emulator import EmulationError, HardwareLimit, simulate
 from fluxrewrite.kernels.emulator import isa as nisa
 from fluxrewrite.kernels.emulator import language as nl
 
@@ -61,7 +61,12 @@ class Bench:
         return simulate(kernel, device=device)(*arrays).outputs
 
     def refused(
-        self, kernel: Callable[..., Any], limit: Limit, *texts: str, device: str = "trn2", args: tuple[Any, ...] = ()
+        self,
+        kernel: Callable[..., Any],
+        limit: HardwareLimit,
+        *texts: str,
+        device: str = "trn2",
+        args: tuple[Any, ...] = (),
     ) -> EmulationError:
         """Assert that ``kernel`` is refused for ``limit``, in words that name this file and ``texts``."""
         with pytest.raises(EmulationError) as caught:

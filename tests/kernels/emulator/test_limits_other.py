@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fluxrewrite.kernels.emulator import EmulationError, Limit, simulate
+from fluxrewrite.kernels.emulator import EmulationError, HardwareLimit, simulate
 from fluxrewrite.kernels.emulator import isa as nisa
 from fluxrewrite.kernels.emulator import language as nl
 
@@ -19,13 +19,17 @@ def test_dma_does_not_reach_psum(bench):
     def writes(x):
         nisa.dma_copy(nl.ndarray(x.shape, x.dtype, nl.psum), x)
 
-    bench.refused(reads, Limit.DMA_PSUM, "src", args=(X,))
-    bench.refused(writes, Limit.DMA_PSUM, "dst", args=(X,))
+    bench.refused(reads, HardwareLimit.DMA_PSUM, "src", args=(X,))
+    bench.refused(writes, HardwareLimit.DMA_PSUM, "dst", args=(X,))
 
 
 def test_dma_element_counts_agree(bench):
     bench.refused(
-        lambda x: nisa.dma_copy(nl.ndarray((128, 63), nl.float32), x), Limit.DMA_ELEMENTS, "8064", "8192", args=(X,)
+        lambda x: nisa.dma_copy(nl.ndarray((128, 63), nl.float32), x),
+        HardwareLimit.DMA_ELEMENTS,
+        "8064",
+        "8192",
+        args=(X,),
     )
 
 
@@ -33,16 +37,16 @@ def test_hwdge_does_not_convert_and_needs_trn2(bench):
     def kernel(x):
         nisa.dma_copy(nl.ndarray((128, 64), nl.bfloat16), x, dge_mode=nisa.dge_mode.hwdge)
 
-    bench.refused(kernel, Limit.DMA_MODE, "float32", "bfloat16", args=(X,))
-    bench.refused(kernel, Limit.ARCH, "v3", device="trn1", args=(X,))
+    bench.refused(kernel, HardwareLimit.DMA_MODE, "float32", "bfloat16", args=(X,))
+    bench.refused(kernel, HardwareLimit.ARCH, "v3", device="trn1", args=(X,))
 
 
 def test_dma_priority(bench):
     def kernel(x, priority):
         nisa.dma_copy(nl.ndarray((128, 64), nl.float32), x, priority=priority)
 
-    bench.refused(kernel, Limit.ARCH, "v4", args=(X, 1))
-    bench.refused(kernel, Limit.DMA_MODE, "priority=4", device="trn3", args=(X, 4))
+    bench.refused(kernel, HardwareLimit.ARCH, "v4", args=(X, 1))
+    bench.refused(kernel, HardwareLimit.DMA_MODE, "priority=4", device="trn3", args=(X, 4))
 
 
 @pytest.mark.parametrize(
@@ -53,25 +57,27 @@ def test_dma_transpose_shapes(bench, dst, axes, text):
     def kernel(x):
         nisa.dma_transpose(nl.ndarray(dst, nl.float32), x, axes=axes)
 
-    bench.refused(kernel, Limit.DMA_TRANSPOSE, text, args=(X,))
+    bench.refused(kernel, HardwareLimit.DMA_TRANSPOSE, text, args=(X,))
 
 
 def test_dma_transpose_types_memory_and_modes(bench):
     def kernel(x, dtype, buffer, **options):
         nisa.dma_transpose(nl.ndarray((64, 128), dtype, buffer), x, **options)
 
-    bench.refused(lambda x: kernel(x, nl.bfloat16, nl.sbuf), Limit.DMA_TRANSPOSE, "bfloat16", args=(X,))
-    bench.refused(lambda x: kernel(x, nl.float32, nl.shared_hbm), Limit.DMA_TRANSPOSE, "SBUF", args=(X,))
+    bench.refused(lambda x: kernel(x, nl.bfloat16, nl.sbuf), HardwareLimit.DMA_TRANSPOSE, "bfloat16", args=(X,))
+    bench.refused(lambda x: kernel(x, nl.float32, nl.shared_hbm), HardwareLimit.DMA_TRANSPOSE, "SBUF", args=(X,))
     software, hardware = {"dge_mode": nisa.dge_mode.swdge}, {"dge_mode": nisa.dge_mode.hwdge}
-    bench.refused(lambda x: kernel(x, nl.float32, nl.sbuf, **software), Limit.DMA_MODE, "swdge", args=(X,))
-    bench.refused(lambda x: kernel(x, nl.float32, nl.sbuf, **hardware), Limit.DMA_TRANSPOSE, "2-byte", args=(X,))
+    bench.refused(lambda x: kernel(x, nl.float32, nl.sbuf, **software), HardwareLimit.DMA_MODE, "swdge", args=(X,))
+    bench.refused(
+        lambda x: kernel(x, nl.float32, nl.sbuf, **hardware), HardwareLimit.DMA_TRANSPOSE, "2-byte", args=(X,)
+    )
 
 
 def test_on_chip_side_of_a_dma_has_consecutive_partitions(bench):
     def kernel(x):
         nisa.dma_copy(nl.ndarray((128, 64), nl.float32)[0:128:2], x[0:64])
 
-    bench.refused(kernel, Limit.PARTITION_STEP, "by 2", args=(X,))
+    bench.refused(kernel, HardwareLimit.PARTITION_STEP, "by 2", args=(X,))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +88,7 @@ def test_activation_ranges(bench, op, value):
     def kernel():
         nisa.activation(nl.ndarray((4, 4), nl.float32), getattr(nl, op), bench.tile((4, 4), value=value))
 
-    bench.refused(kernel, Limit.ACTIVATION_RANGE, f"nl.{op}", "16 inputs")
+    bench.refused(kernel, HardwareLimit.ACTIVATION_RANGE, f"nl.{op}", "16 inputs")
 
 
 def test_activation_reduces_with_add_only(bench):
@@ -90,9 +96,9 @@ def test_activation_reduces_with_add_only(bench):
         tile = bench.tile((4, 4))
         nisa.activation(tile, nl.exp, tile, reduce_op=op, reduce_cmd=command, reduce_res=nl.ndarray((4, 1), nl.float32))
 
-    bench.refused(lambda: kernel(nl.maximum, nisa.reduce_cmd.reset_reduce), Limit.REDUCE, "maximum")
-    bench.refused(lambda: kernel(nl.add, nisa.reduce_cmd.load_reduce), Limit.REDUCE, "load_reduce")
-    bench.refused(lambda: kernel(nl.add, nisa.reduce_cmd.reduce), Limit.REDUCE, "never reset")
+    bench.refused(lambda: kernel(nl.maximum, nisa.reduce_cmd.reset_reduce), HardwareLimit.REDUCE, "maximum")
+    bench.refused(lambda: kernel(nl.add, nisa.reduce_cmd.load_reduce), HardwareLimit.REDUCE, "load_reduce")
+    bench.refused(lambda: kernel(nl.add, nisa.reduce_cmd.reduce), HardwareLimit.REDUCE, "never reset")
 
 
 def test_activation_operands(bench):
@@ -100,10 +106,14 @@ def test_activation_operands(bench):
         tile = bench.tile((4, 4))
         nisa.activation(tile, nl.exp, tile, **{k: v() if callable(v) else v for k, v in options.items()})
 
-    bench.refused(lambda: kernel(scale=lambda: bench.tile((4, 1), nl.bfloat16)), Limit.OPERAND, "scale", "float32")
-    bench.refused(lambda: kernel(bias=lambda: bench.tile((4, 1), nl.tfloat32)), Limit.OPERAND, "bias")
-    bench.refused(lambda: kernel(bias=1.0), Limit.ARCH, "bias", device="trn1")
-    bench.refused(lambda: nisa.activation(bench.tile((4, 4)), nl.add, bench.tile((4, 4))), Limit.OPERATOR, "nl.add")
+    bench.refused(
+        lambda: kernel(scale=lambda: bench.tile((4, 1), nl.bfloat16)), HardwareLimit.OPERAND, "scale", "float32"
+    )
+    bench.refused(lambda: kernel(bias=lambda: bench.tile((4, 1), nl.tfloat32)), HardwareLimit.OPERAND, "bias")
+    bench.refused(lambda: kernel(bias=1.0), HardwareLimit.ARCH, "bias", device="trn1")
+    bench.refused(
+        lambda: nisa.activation(bench.tile((4, 4)), nl.add, bench.tile((4, 4))), HardwareLimit.OPERATOR, "nl.add"
+    )
 
 
 def test_tensor_scalar_reduce(bench):
@@ -111,24 +121,24 @@ def test_tensor_scalar_reduce(bench):
         tile = bench.tile((4, 4))
         nisa.tensor_scalar_reduce(tile, tile, nl.add, 1.0, op, nl.ndarray((4, 1), nl.float32), **options)
 
-    bench.refused(lambda: kernel(nl.subtract), Limit.REDUCE, "subtract")
-    bench.refused(lambda: kernel(reverse0=True), Limit.OPERATOR, "reverse0")
-    bench.refused(lambda: kernel(reduce_init=1.0), Limit.REDUCE, "reduce_init")
-    bench.refused(lambda: kernel(reduce_cmd=nisa.reduce_cmd.idle), Limit.REDUCE, "idle")
-    bench.refused(lambda: kernel(reduce_cmd=nisa.reduce_cmd.reduce), Limit.REDUCE, "accumulator")
+    bench.refused(lambda: kernel(nl.subtract), HardwareLimit.REDUCE, "subtract")
+    bench.refused(lambda: kernel(reverse0=True), HardwareLimit.OPERATOR, "reverse0")
+    bench.refused(lambda: kernel(reduce_init=1.0), HardwareLimit.REDUCE, "reduce_init")
+    bench.refused(lambda: kernel(reduce_cmd=nisa.reduce_cmd.idle), HardwareLimit.REDUCE, "idle")
+    bench.refused(lambda: kernel(reduce_cmd=nisa.reduce_cmd.reduce), HardwareLimit.REDUCE, "accumulator")
 
 
 def test_exponential_needs_trn3(bench):
-    bench.refused(lambda: nisa.exponential(bench.tile((4, 4)), bench.tile((4, 4))), Limit.ARCH, "v4")
+    bench.refused(lambda: nisa.exponential(bench.tile((4, 4)), bench.tile((4, 4))), HardwareLimit.ARCH, "v4")
 
 
 def test_iota_patterns(bench):
     def kernel(pattern, buffer=nl.sbuf):
         nisa.iota(nl.ndarray((4, 8), nl.int32, buffer), pattern)
 
-    bench.refused(lambda: kernel([[1, 7]]), Limit.PATTERN, "7 elements", "8")
-    bench.refused(lambda: kernel([[1, 1]] * 4 + [[1, 8]]), Limit.PATTERN, "one to four")
-    bench.refused(lambda: kernel([[1, 8]], nl.psum), Limit.BUFFER, "SBUF")
+    bench.refused(lambda: kernel([[1, 7]]), HardwareLimit.PATTERN, "7 elements", "8")
+    bench.refused(lambda: kernel([[1, 1]] * 4 + [[1, 8]]), HardwareLimit.PATTERN, "one to four")
+    bench.refused(lambda: kernel([[1, 8]], nl.psum), HardwareLimit.BUFFER, "SBUF")
 
 
 def test_affine_select_reads_sbuf(bench):
@@ -136,8 +146,8 @@ def test_affine_select_reads_sbuf(bench):
         tile = bench.tile((4, 8), buffer=buffer)
         nisa.affine_select(nl.ndarray((4, 8), nl.float32), [[1, 8]], 1, tile, 0.0, cmp_op=cmp_op)
 
-    bench.refused(lambda: kernel(nl.psum), Limit.BUFFER, "on_true_tile", "SBUF")
-    bench.refused(lambda: kernel(nl.sbuf, nl.add), Limit.OPERATOR, "nl.add")
+    bench.refused(lambda: kernel(nl.psum), HardwareLimit.BUFFER, "on_true_tile", "SBUF")
+    bench.refused(lambda: kernel(nl.sbuf, nl.add), HardwareLimit.OPERATOR, "nl.add")
 
 
 def test_range_select(bench):
@@ -146,13 +156,13 @@ def test_range_select(bench):
         dst = nl.ndarray((4, 8), nl.float32)
         nisa.range_select(dst, bench.tile((4, 8), dtype), *ops, b, b, **options)
 
-    bench.refused(kernel, Limit.ARCH, "v3", device="trn1")
-    bench.refused(lambda: kernel(on_false_value=0.0), Limit.VALUE, "-3.4")
-    bench.refused(lambda: kernel(range_start=2**24), Limit.VALUE, "2**24")
-    bench.refused(lambda: kernel(ops=(nl.not_equal, nl.less)), Limit.OPERATOR, "comp_op0")
-    bench.refused(lambda: kernel(dtype=nl.int32), Limit.DTYPE, "int32")
-    bench.refused(lambda: kernel(reduce_op=nl.add), Limit.REDUCE, "maximum")
-    bench.refused(lambda: kernel(bound=lambda: bench.tile((4, 1), nl.bfloat16)), Limit.OPERAND, "bound0")
+    bench.refused(kernel, HardwareLimit.ARCH, "v3", device="trn1")
+    bench.refused(lambda: kernel(on_false_value=0.0), HardwareLimit.VALUE, "-3.4")
+    bench.refused(lambda: kernel(range_start=2**24), HardwareLimit.VALUE, "2**24")
+    bench.refused(lambda: kernel(ops=(nl.not_equal, nl.less)), HardwareLimit.OPERATOR, "comp_op0")
+    bench.refused(lambda: kernel(dtype=nl.int32), HardwareLimit.DTYPE, "int32")
+    bench.refused(lambda: kernel(reduce_op=nl.add), HardwareLimit.REDUCE, "maximum")
+    bench.refused(lambda: kernel(bound=lambda: bench.tile((4, 1), nl.bfloat16)), HardwareLimit.OPERAND, "bound0")
 
 
 def test_select_reduce(bench):
@@ -161,46 +171,50 @@ def test_select_reduce(bench):
             nl.ndarray((4, 8), nl.float32), bench.tile((4, 8), predicate), bench.tile(shape, on_true), 0.0, **options
         )
 
-    bench.refused(lambda: kernel(predicate=nl.float32), Limit.DTYPE, "predicate")
-    bench.refused(lambda: kernel(on_true=nl.int32), Limit.DTYPE, "int32")
-    bench.refused(lambda: kernel(shape=(4, 4, 2)), Limit.SHAPE, "identical")
-    bench.refused(lambda: kernel(reduce_op=nl.add), Limit.REDUCE, "maximum")
+    bench.refused(lambda: kernel(predicate=nl.float32), HardwareLimit.DTYPE, "predicate")
+    bench.refused(lambda: kernel(on_true=nl.int32), HardwareLimit.DTYPE, "int32")
+    bench.refused(lambda: kernel(shape=(4, 4, 2)), HardwareLimit.SHAPE, "identical")
+    bench.refused(lambda: kernel(reduce_op=nl.add), HardwareLimit.REDUCE, "maximum")
 
 
 def test_bn_stats_sizes(bench):
     def stats(n, m):
         nisa.bn_stats(nl.ndarray((4, m), nl.float32), bench.tile((4, n)))
 
-    bench.refused(lambda: stats(513, 6), Limit.BN_STATS, "513", "512")
-    bench.refused(lambda: stats(64, 5), Limit.BN_STATS, "(4, 6)")
-    bench.refused(lambda: nisa.bn_aggr(nl.ndarray((4, 2), nl.float32), bench.tile((4, 4))), Limit.BN_STATS, "threes")
-    bench.refused(lambda: nisa.bn_aggr(nl.ndarray((4, 3), nl.float32), bench.tile((4, 6))), Limit.BN_STATS, "(4, 2)")
+    bench.refused(lambda: stats(513, 6), HardwareLimit.BN_STATS, "513", "512")
+    bench.refused(lambda: stats(64, 5), HardwareLimit.BN_STATS, "(4, 6)")
+    bench.refused(
+        lambda: nisa.bn_aggr(nl.ndarray((4, 2), nl.float32), bench.tile((4, 4))), HardwareLimit.BN_STATS, "threes"
+    )
+    bench.refused(
+        lambda: nisa.bn_aggr(nl.ndarray((4, 3), nl.float32), bench.tile((4, 6))), HardwareLimit.BN_STATS, "(4, 2)"
+    )
 
 
 def test_partition_reduce(bench):
     def kernel(op, shape):
         nisa.tensor_partition_reduce(nl.ndarray(shape, nl.float32), op, bench.tile((4, 8)))
 
-    bench.refused(lambda: kernel(nl.minimum, (1, 8)), Limit.OPERATOR, "minimum")
-    bench.refused(lambda: kernel(nl.add, (4, 8)), Limit.SHAPE, "[1, 8]")
+    bench.refused(lambda: kernel(nl.minimum, (1, 8)), HardwareLimit.OPERATOR, "minimum")
+    bench.refused(lambda: kernel(nl.add, (4, 8)), HardwareLimit.SHAPE, "[1, 8]")
 
 
 def test_shuffle_mask(bench):
     def kernel(mask):
         nisa.nc_stream_shuffle(bench.tile((32, 4)), bench.tile((32, 4)), mask)
 
-    bench.refused(lambda: kernel([0] * 31), Limit.PATTERN, "32 entries")
-    bench.refused(lambda: kernel([40] * 32), Limit.PATTERN, "0 to 31")
+    bench.refused(lambda: kernel([0] * 31), HardwareLimit.PATTERN, "32 entries")
+    bench.refused(lambda: kernel([40] * 32), HardwareLimit.PATTERN, "0 to 31")
 
 
 def test_barriers_need_two_cores_and_shared_memory(bench):
     def kernel(buffer):
         nisa.core_barrier(nl.ndarray((4, 4), nl.float32, buffer), (0, 1))
 
-    bench.refused(lambda: kernel(nl.shared_hbm), Limit.LNC, "two cores")
+    bench.refused(lambda: kernel(nl.shared_hbm), HardwareLimit.LNC, "two cores")
     with pytest.raises(EmulationError) as caught:
         simulate(kernel, lnc=2)(nl.private_hbm)
-    assert caught.value.limit is Limit.BUFFER
+    assert caught.value.limit is HardwareLimit.BUFFER
 
 
 def test_cores_must_meet():
@@ -211,7 +225,7 @@ def test_cores_must_meet():
 
     with pytest.raises(EmulationError, match="without taking part") as caught:
         simulate(kernel, lnc=2)()
-    assert caught.value.limit is Limit.LNC
+    assert caught.value.limit is HardwareLimit.LNC
 
 
 def test_cores_allocate_the_same_shared_tensors():
@@ -220,13 +234,13 @@ def test_cores_allocate_the_same_shared_tensors():
 
     with pytest.raises(EmulationError, match="control flow differs") as caught:
         simulate(kernel, lnc=2)()
-    assert caught.value.limit is Limit.LNC
+    assert caught.value.limit is HardwareLimit.LNC
 
 
 def test_trn1_has_one_core():
     with pytest.raises(EmulationError, match="trn1") as caught:
         simulate(lambda: None, device="trn1", lnc=2)
-    assert caught.value.limit is Limit.LNC
+    assert caught.value.limit is HardwareLimit.LNC
 
 
 @pytest.mark.parametrize("buffer", [nl.private_hbm, nl.sbuf])
@@ -238,7 +252,7 @@ def test_outputs_are_in_shared_hbm(bench, buffer):
 
     with pytest.raises(EmulationError, match="shared_hbm") as caught:
         simulate(kernel)(X)
-    assert caught.value.limit is Limit.OUTPUT_BUFFER
+    assert caught.value.limit is HardwareLimit.OUTPUT_BUFFER
 
 
 @pytest.mark.parametrize("numerics", [True, False])
@@ -252,4 +266,4 @@ def test_outputs_are_written_in_full(rows, numerics):
 
     with pytest.raises(EmulationError, match=f"{(128 - rows) * 64} of 8192") as caught:
         simulate(kernel, numerics=numerics)(X)
-    assert caught.value.limit is Limit.OUTPUT_UNWRITTEN
+    assert caught.value.limit is HardwareLimit.OUTPUT_UNWRITTEN

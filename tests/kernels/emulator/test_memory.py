@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fluxrewrite.kernels.emulator import Limit, simulate
+from fluxrewrite.kernels.emulator import HardwareLimit, simulate
 from fluxrewrite.kernels.emulator import isa as nisa
 from fluxrewrite.kernels.emulator import language as nl
 from fluxrewrite.kernels.emulator.memory import psum_bytes
@@ -19,7 +19,7 @@ def test_sbuf_holds_what_the_device_has(bench, device, kib):
         return nl.ndarray((128, size), nl.uint8) and None
 
     simulate(kernel, device=device)(kib * KIB)
-    bench.refused(kernel, Limit.SBUF_CAPACITY, str(kib * KIB), device=device, args=(kib * KIB + 1,))
+    bench.refused(kernel, HardwareLimit.SBUF_CAPACITY, str(kib * KIB), device=device, args=(kib * KIB + 1,))
 
 
 def test_live_tensors_add_up(bench):
@@ -33,7 +33,7 @@ def test_live_tensors_add_up(bench):
         for tile in tiles:
             nisa.memset(tile, 1)
 
-    bench.refused(kept, Limit.SBUF_CAPACITY, "229376", args=(8,))
+    bench.refused(kept, HardwareLimit.SBUF_CAPACITY, "229376", args=(8,))
 
 
 def test_psum_holds_eight_banks(bench):
@@ -45,7 +45,7 @@ def test_psum_holds_eight_banks(bench):
         nisa.memset(banks[0], 0.0)
 
     assert simulate(kernel)(8).profile.peak("psum") == 16 * KIB
-    bench.refused(kernel, Limit.PSUM_CAPACITY, "16384", args=(9,))
+    bench.refused(kernel, HardwareLimit.PSUM_CAPACITY, "16384", args=(9,))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_views_keep_their_tensor_alive(bench):
         other = nl.ndarray((128, 100 * KIB), nl.uint8)
         nisa.memset(other, 0)
 
-    bench.refused(kernel, Limit.SBUF_CAPACITY, "102400")
+    bench.refused(kernel, HardwareLimit.SBUF_CAPACITY, "102400")
 
 
 def test_a_loop_may_rebind_a_tensor_of_more_than_half_the_space():
@@ -92,14 +92,14 @@ def test_reclaimed_tensors_cannot_be_used(bench):
             tiles.append(tile)
         nisa.memset(tiles[0], 1)
 
-    bench.refused(kernel, Limit.SBUF_CAPACITY, "given to later tensors")
+    bench.refused(kernel, HardwareLimit.SBUF_CAPACITY, "given to later tensors")
 
 
 def test_reading_fresh_memory_is_refused(bench):
     def kernel():
         nisa.tensor_copy(nl.ndarray((128, 8), nl.float32), nl.ndarray((128, 8), nl.float32, name="fresh"))
 
-    bench.refused(kernel, Limit.UNINITIALISED, "1024 of 1024", "fresh")
+    bench.refused(kernel, HardwareLimit.UNINITIALISED, "1024 of 1024", "fresh")
 
 
 @pytest.mark.parametrize("numerics", [True, False])
@@ -120,7 +120,7 @@ def test_predicated_copies_need_the_rest_to_be_there(bench):
     def kernel():
         nisa.tensor_copy_predicated(nl.ndarray((4, 4), nl.float32), bench.tile((4, 4)), bench.tile((4, 4), nl.uint8))
 
-    bench.refused(kernel, Limit.UNINITIALISED, "16 of 16")
+    bench.refused(kernel, HardwareLimit.UNINITIALISED, "16 of 16")
 
 
 def test_reinterpreted_views_share_what_was_written(bench):
@@ -132,7 +132,7 @@ def test_reinterpreted_views_share_what_was_written(bench):
         nisa.tensor_copy(out[:, 0:last], tile[:, 0:last])
 
     simulate(kernel)(False)
-    bench.refused(kernel, Limit.UNINITIALISED, "16 of 32", args=(True,))
+    bench.refused(kernel, HardwareLimit.UNINITIALISED, "16 of 32", args=(True,))
 
 
 def test_fresh_memory_holds_nan():
@@ -150,14 +150,14 @@ def test_placed_tensors_count_by_address_and_cannot_leave_the_memory(bench):
         nisa.memset(nl.ndarray((32, 64), nl.float32, address=(32, at)), 0.0)
 
     assert simulate(kernel)(1000).profile.peak("sbuf") == 1256
-    bench.refused(kernel, Limit.SBUF_CAPACITY, "byte", args=(224 * KIB - 255,))
+    bench.refused(kernel, HardwareLimit.SBUF_CAPACITY, "byte", args=(224 * KIB - 255,))
 
 
 def test_placed_tensors_follow_the_partition_start_rule(bench):
     def kernel():
         nisa.memset(nl.ndarray((64, 4), nl.float32, address=(32, 0)), 0.0)
 
-    bench.refused(kernel, Limit.PARTITION_START, "partition 32")
+    bench.refused(kernel, HardwareLimit.PARTITION_START, "partition 32")
 
 
 def test_writing_over_a_placed_tensor_destroys_it(bench):
@@ -170,12 +170,12 @@ def test_writing_over_a_placed_tensor_destroys_it(bench):
 
     simulate(kernel)(256, 64)
     simulate(kernel)(128, 32)
-    bench.refused(kernel, Limit.UNINITIALISED, "128 of 4224", args=(128, 33))
+    bench.refused(kernel, HardwareLimit.UNINITIALISED, "128 of 4224", args=(128, 33))
 
 
 @pytest.mark.parametrize("key", [(slice(0, 129),), (0, 64), (slice(8, 8),), (0, slice(60, 70)), (0, 0, 0), (-129,)])
 def test_indices_stay_inside(bench, key):
-    bench.refused(lambda: nl.ndarray((128, 64), nl.float32)[key], Limit.INDEX)
+    bench.refused(lambda: nl.ndarray((128, 64), nl.float32)[key], HardwareLimit.INDEX)
 
 
 @pytest.mark.parametrize(
@@ -183,4 +183,4 @@ def test_indices_stay_inside(bench, key):
     [([[64, 128], [1, 65]], 0), ([[64, 129], [1, 64]], 0), ([[64, 128], [2, 33]], 0), ([[64, 1]], -1)],
 )
 def test_patterns_stay_inside(bench, pattern, offset):
-    bench.refused(lambda: nl.ndarray((128, 64), nl.float32).ap(pattern, offset), Limit.INDEX, "ap")
+    bench.refused(lambda: nl.ndarray((128, 64), nl.float32).ap(pattern, offset), HardwareLimit.INDEX, "ap")

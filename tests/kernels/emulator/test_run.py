@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from fluxrewrite.kernels.emulator import EmulationError, Limit, installed, jit, simulate
+from fluxrewrite.kernels.emulator import EmulationError, HardwareLimit, installed, jit, simulate
 from fluxrewrite.kernels.emulator import isa as nisa
 from fluxrewrite.kernels.emulator import language as nl
 
@@ -60,7 +60,7 @@ def test_kernels_can_be_called_plainly_and_inside_kernels():
 def test_grids(grid):
     with pytest.raises(EmulationError) as caught:
         halves[grid]
-    assert caught.value.limit is Limit.LNC
+    assert caught.value.limit is HardwareLimit.LNC
 
 
 def test_barrier_orders_the_cores_on_shared_memory(bench):
@@ -95,7 +95,7 @@ def test_without_a_barrier_the_other_cores_data_are_missing(bench):
 
     with pytest.raises(EmulationError) as caught:
         simulate(swap[2])(np.zeros((128, 64), np.float32))
-    assert caught.value.limit is Limit.UNINITIALISED
+    assert caught.value.limit is HardwareLimit.UNINITIALISED
 
 
 def test_sendrecv_exchanges_tiles(bench):
@@ -112,7 +112,7 @@ def test_sendrecv_exchanges_tiles(bench):
     np.testing.assert_array_equal(simulate(exchange[2])(data, (0, 0)).outputs, data[::-1])
     with pytest.raises(EmulationError, match="pipe 1") as caught:
         simulate(exchange[2])(data, (0, 1))
-    assert caught.value.limit is Limit.LNC
+    assert caught.value.limit is HardwareLimit.LNC
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16", "int32", "uint8", "float8_e5m2", "float8_e4m3fn"])
@@ -133,7 +133,7 @@ def test_non_contiguous_torch_arguments(bench):
 def test_arguments_without_an_nki_type():
     with pytest.raises(EmulationError, match="float64") as caught:
         simulate(halves)(X.astype(np.float64))
-    assert caught.value.limit is Limit.DTYPE
+    assert caught.value.limit is HardwareLimit.DTYPE
 
 
 @pytest.mark.parametrize("precise", [True, False])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fluxrewrite.kernels.emulator import Limit, simulate
+from fluxrewrite.kernels.emulator import HardwareLimit, simulate
 from fluxrewrite.kernels.emulator import isa as nisa
 from fluxrewrite.kernels.emulator import language as nl
 from hypothesis import given, settings
@@ -65,26 +65,29 @@ def as_strided(a, offset, shape, strides):
 @pytest.mark.parametrize(
     ("make", "limit"),
     [
-        (lambda t: t.permute((1, 0, 2)), Limit.VIEW),
-        (lambda t: t.permute((0, 1)), Limit.VIEW),
-        (lambda t: t.broadcast(1, 2), Limit.VIEW),
-        (lambda t: t[0:1].broadcast(0, 2), Limit.VIEW),
-        (lambda t: t.expand_dim(0), Limit.VIEW),
-        (lambda t: t.squeeze_dim(1), Limit.VIEW),
-        (lambda t: t.reshape((6, 8, 4)), Limit.VIEW),
-        (lambda t: t.reshape((8, 25)), Limit.VIEW),
-        (lambda t: t[:, :, 0:3].reshape((8, 18)), Limit.VIEW),
-        (lambda t: t[:, 0:6:2].flatten_dims(1, 2), Limit.VIEW),
-        (lambda t: t.reshape_dim(1, (4, 2)), Limit.VIEW),
-        (lambda t: t.rearrange(("p", "a"), ("p", "a")), Limit.VIEW),
-        (lambda t: t.rearrange(("p", "a", "b"), ("p", "a")), Limit.VIEW),
-        (lambda t: t[:, :, 0:3].view(nl.uint8).view(nl.int32)[:, :, 0:1].permute((0, 2, 1)).view(nl.int16), Limit.VIEW),
-        (lambda t: t.view("float64"), Limit.DTYPE),
-        (lambda t: t.select(1, t), Limit.UNSUPPORTED),
-        (lambda t: t.ap([[24, 8], [1, 4]], vector_offset=t), Limit.UNSUPPORTED),
-        (lambda t: t.indirect(t), Limit.UNSUPPORTED),
-        (lambda t: t.__setitem__(0, 1), Limit.UNSUPPORTED),
-        (lambda t: t["a"], Limit.UNSUPPORTED),
+        (lambda t: t.permute((1, 0, 2)), HardwareLimit.VIEW),
+        (lambda t: t.permute((0, 1)), HardwareLimit.VIEW),
+        (lambda t: t.broadcast(1, 2), HardwareLimit.VIEW),
+        (lambda t: t[0:1].broadcast(0, 2), HardwareLimit.VIEW),
+        (lambda t: t.expand_dim(0), HardwareLimit.VIEW),
+        (lambda t: t.squeeze_dim(1), HardwareLimit.VIEW),
+        (lambda t: t.reshape((6, 8, 4)), HardwareLimit.VIEW),
+        (lambda t: t.reshape((8, 25)), HardwareLimit.VIEW),
+        (lambda t: t[:, :, 0:3].reshape((8, 18)), HardwareLimit.VIEW),
+        (lambda t: t[:, 0:6:2].flatten_dims(1, 2), HardwareLimit.VIEW),
+        (lambda t: t.reshape_dim(1, (4, 2)), HardwareLimit.VIEW),
+        (lambda t: t.rearrange(("p", "a"), ("p", "a")), HardwareLimit.VIEW),
+        (lambda t: t.rearrange(("p", "a", "b"), ("p", "a")), HardwareLimit.VIEW),
+        (
+            lambda t: t[:, :, 0:3].view(nl.uint8).view(nl.int32)[:, :, 0:1].permute((0, 2, 1)).view(nl.int16),
+            HardwareLimit.VIEW,
+        ),
+        (lambda t: t.view("float64"), HardwareLimit.DTYPE),
+        (lambda t: t.select(1, t), HardwareLimit.UNSUPPORTED),
+        (lambda t: t.ap([[24, 8], [1, 4]], vector_offset=t), HardwareLimit.UNSUPPORTED),
+        (lambda t: t.indirect(t), HardwareLimit.UNSUPPORTED),
+        (lambda t: t.__setitem__(0, 1), HardwareLimit.UNSUPPORTED),
+        (lambda t: t["a"], HardwareLimit.UNSUPPORTED),
     ],
 )
 def test_impossible_views(bench, make, limit):

@@ -9,7 +9,7 @@ from fluxrewrite.kernels.harness.hooks import profile, sizes_of
 import fluxrewrite
 from fluxrewrite import Options
 from fluxrewrite.errors import InputError
-from fluxrewrite.provider.profile import Asked
+from fluxrewrite.provider.profile import ProfileRequest
 
 
 def asked_of(report):
@@ -19,7 +19,7 @@ def asked_of(report):
         s = sites[call.site]
         operands = tuple((t.shape, t.dtype) for t in call.operands)
         dtype = getattr(torch, call.operands[0].dtype)
-        yield Asked(s.kind, s.shapes, dtype, "trn2", 1, s.form, s.details, operands)
+        yield ProfileRequest(s.kind, s.shapes, dtype, "trn2", 1, s.form, s.details, operands)
 
 
 def tensors(value):
@@ -78,25 +78,27 @@ def test_forms_of_rope_and_qkv():
     tables = (((7, 4), "float32"),) * 2
     rope = {"batch": 1, "sequence": 7, "head_size": 8}
     operands = (((1, 7, 8), "float32"), *tables)
-    half = sizes_of(Asked("rope", rope, torch.float32, form="rotate_half", details={"axis": 1}, operands=operands))
+    half = sizes_of(
+        ProfileRequest("rope", rope, torch.float32, form="rotate_half", details={"axis": 1}, operands=operands)
+    )
     assert (half["heads"], half["interleaved"], half["rotary"], half["sequence_dim"]) == (1, 0, 4, 1)
-    turned = Asked(
+    turned = ProfileRequest(
         "rope", {**rope, "heads": 2}, torch.float32, form="complex", details={"axis": 2, "turned": True},
         operands=operands,
     )  # fmt: skip
     assert (sizes_of(turned)["interleaved"], sizes_of(turned)["sequence_dim"]) == (1, 1)
     qkv = {"batch": 1, "sequence": 7, "hidden": 8, "query": 4, "key": 2, "value": 2, "columns": 8, "rest": 6}
     weights = (((1, 7, 8), "float32"), ((14, 8), "float32"), ((14,), "float32"))
-    packed = sizes_of(Asked("qkv", qkv, torch.float32, form="packed", operands=weights))
+    packed = sizes_of(ProfileRequest("qkv", qkv, torch.float32, form="packed", operands=weights))
     assert (packed["packed"], packed["bias"], packed["rest"], packed["key"]) == (1, 1, 6, 2)
 
 
 def test_without_a_site_sizes_are_the_samples_own():
-    found = profile("builtin", Asked("rope", {"sequence": 130, "heads": 2}, torch.bfloat16))
+    found = profile("builtin", ProfileRequest("rope", {"sequence": 130, "heads": 2}, torch.bfloat16))
     assert (found.sizes["sequence"], found.sizes["head_size"]) == (130, 128)
     assert found.latency_us >= found.roofline_us > 0
 
 
 def test_symbolic_sizes_are_refused():
     with pytest.raises(InputError, match="rope: sequence s0: the emulator needs sizes that are numbers"):
-        sizes_of(Asked("rope", {"sequence": "s0"}, torch.bfloat16))
+        sizes_of(ProfileRequest("rope", {"sequence": "s0"}, torch.bfloat16))

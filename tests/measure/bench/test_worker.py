@@ -10,7 +10,7 @@ from fluxrewrite.errors import InputError
 from fluxrewrite.measure.bench.kernel_counts import Counted
 from fluxrewrite.measure.bench.variants import Spec, backend_of, parse_variants
 from fluxrewrite.measure.bench.worker import one_line, work
-from fluxrewrite.measure.bench.worker_process import Failed, conversation
+from fluxrewrite.measure.bench.worker_process import WorkerFailed, conversation
 from fluxrewrite.models import Shapes, find_model
 from fluxrewrite.models.workload import realise
 
@@ -130,7 +130,7 @@ def test_models_that_fail_in_a_real_worker(setup, tmp_path, model, error):
     )
     with (
         contextlib.closing(conversation(spec.model_dump_json(), tmp_path)) as events,
-        pytest.raises(Failed, match=error),
+        pytest.raises(WorkerFailed, match=error),
     ):
         list(events)
 

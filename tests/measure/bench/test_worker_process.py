@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fluxrewrite.measure.bench.worker_process import CACHES, Failed, conversation
+from fluxrewrite.measure.bench.worker_process import CACHES, WorkerFailed, conversation
 
 REQUEST = '{"chosen": {"name": "qkv"}}'
 
@@ -38,24 +38,24 @@ ENDS = [
 
 @pytest.mark.parametrize(("body", "message"), ENDS, ids=[b for b, _ in ENDS])
 def test_a_worker_that_does_not_finish_is_one_line(fake, tmp_path, body, message):
-    with pytest.raises(Failed, match=message) as caught:
+    with pytest.raises(WorkerFailed, match=message) as caught:
         talk(fake(f"ready()\n{body}\n"), tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_worker_that_never_reads(tmp_path):
-    with pytest.raises(Failed, match="exit code 3"):
+    with pytest.raises(WorkerFailed, match="exit code 3"):
         talk([sys.executable, "-S", "-c", "raise SystemExit(3)"], tmp_path)
 
 
 def test_a_command_that_is_not_there(tmp_path):
-    with pytest.raises(Failed, match=r"cannot be started \(.*no-such-python"):
+    with pytest.raises(WorkerFailed, match=r"cannot be started \(.*no-such-python"):
         talk([str(tmp_path / "no-such-python")], tmp_path)
 
 
 def test_time_is_over(fake, tmp_path):
     start = time.monotonic()
-    with pytest.raises(Failed, match=r"no end after 1\.5 s; give a longer --timeout"):
+    with pytest.raises(WorkerFailed, match=r"no end after 1\.5 s; give a longer --timeout"):
         talk(fake("ready()\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)\n"), tmp_path, 1.5)
     assert time.monotonic() - start < 20
     assert not alive(int((tmp_path / "pid").read_text()))
@@ -63,7 +63,7 @@ def test_time_is_over(fake, tmp_path):
 
 def test_output_that_is_closed_too_early(fake, tmp_path, monkeypatch):
     monkeypatch.setattr("fluxrewrite.measure.bench.worker_process._AFTER_LAST_WORD_S", 0.5)
-    with pytest.raises(Failed, match=r"closed its output and did not end within 0\.5 s"):
+    with pytest.raises(WorkerFailed, match=r"closed its output and did not end within 0\.5 s"):
         talk(fake("ready()\nsys.stdout.flush()\nos.close(1)\ntime.sleep(60)\n"), tmp_path)
 
 

@@ -6,7 +6,7 @@ from crews import at_once, crews
 from fluxrewrite.errors import RankError, RewriteError
 from fluxrewrite.measure.rendezvous import END
 from fluxrewrite.measure.verify.ranks import of_all_ranks
-from fluxrewrite.measure.verify.records import Loop, Moments, SiteResult, StepResult
+from fluxrewrite.measure.verify.records import LoopResult, Moments, SiteResult, StepResult
 
 
 def site(path="a", relative=0.0, norm=0.0, cosine=1.0, note=""):
@@ -21,7 +21,7 @@ def site(path="a", relative=0.0, norm=0.0, cosine=1.0, note=""):
 def loop(cosine=1.0):
     m = Moments(min=0, max=1, mean=0, std=1)
     step = StepResult(step=1, original=m, rewritten=m, max_abs=0, relative=0, cosine=cosine, least_cosine=0.9999)
-    return Loop(steps=(step,))
+    return LoopResult(steps=(step,))
 
 
 def gathered(*found):

@@ -7,7 +7,7 @@ from torch import nn
 
 from fluxrewrite import backend
 from fluxrewrite.errors import CheckFailed, InputError
-from fluxrewrite.measure.verify import Options, Progress, judge, verify
+from fluxrewrite.measure.verify import Progress, VerifyOptions, judge, verify
 from fluxrewrite.measure.verify.records import Verification
 from fluxrewrite.models.workload import Workload
 
@@ -26,7 +26,7 @@ SITES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kernels", SITES, ids=str)
 def test_every_set_of_kernels_passes_on_flux2(small, kernels):
-    found = verify(small(), Options(kernels=kernels, steps=2), SHAPES)
+    found = verify(small(), VerifyOptions(kernels=kernels, steps=2), SHAPES)
     assert found.passed
     judge(found)
     assert len(found.sites) == SITES[kernels]
@@ -37,7 +37,7 @@ def test_every_set_of_kernels_passes_on_flux2(small, kernels):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_dtypes(small, dtype):
-    found = verify(small(dtype), Options(steps=2), SHAPES)
+    found = verify(small(dtype), VerifyOptions(steps=2), SHAPES)
     judge(found)
     assert {s.dtype for s in found.sites} == {str(dtype).removeprefix("torch.")} == {found.setting.dtype}
 
@@ -53,7 +53,9 @@ def test_an_error_of_one_percent_in_one_kernel_fails_and_names_the_site(small, p
         return rows in x.shape or kind == "norm_rope_attention"
 
     plant(kind, lambda t: t * 1.01, where)
-    found = verify(small(torch.bfloat16), Options(kernels=kind, provider="mine", execution="emulate", steps=1), SHAPES)
+    found = verify(
+        small(torch.bfloat16), VerifyOptions(kernels=kind, provider="mine", execution="emulate", steps=1), SHAPES
+    )
     wrong = [s for s in found.sites if not s.passed]
     assert {s.kind for s in wrong} == {kind}
     assert {s.shapes["sequence"] for s in wrong} <= {rows, 36}
@@ -69,7 +71,7 @@ def test_an_error_of_one_percent_in_one_kernel_fails_and_names_the_site(small, p
 @pytest.mark.slow
 def test_inline_sites_are_verified(small):
     policy = lambda site: "inline" if site.kind == "qkv" else True  # noqa: E731
-    found = verify(small(), Options(kernels="qkv,attention", policy=policy, steps=2), SHAPES)
+    found = verify(small(), VerifyOptions(kernels="qkv,attention", policy=policy, steps=2), SHAPES)
     judge(found)
     assert [s.choice for s in found.sites if s.kind == "qkv"] == ["inline", "inline"], (
         "a packed layer is one product as it is"
@@ -94,7 +96,7 @@ def wide(model=None, name="wide"):
 
 
 def test_policy_auto():
-    found = verify(wide(), Options(kernels="qkv", policy="auto", provider="reference", steps=1))
+    found = verify(wide(), VerifyOptions(kernels="qkv", policy="auto", provider="reference", steps=1))
     judge(found)
     assert [(s.kind, s.choice) for s in found.sites] == [("qkv", "inline")]
     assert (found.setting.policy, found.setting.image_tokens) == ("auto", None)
@@ -107,7 +109,7 @@ def test_graph_breaks_and_graphs_that_run_twice():
             torch._dynamo.graph_break()
             return y + super().forward(x[:2, :8] * 2)
 
-    found = verify(wide(Halves()), Options(provider="reference", steps=2))
+    found = verify(wide(Halves()), VerifyOptions(provider="reference", steps=2))
     judge(found)
     assert [(s.graph, s.kind) for s in found.sites] == [(0, "qkv"), (0, "attention"), (1, "qkv"), (1, "attention")]
 
@@ -116,16 +118,19 @@ def test_graph_breaks_and_graphs_that_run_twice():
 def test_many_models_of_one_class_in_one_process():
     """Dynamo's recompile limit (8) does not end the rewriting."""
     for _ in range(5):  # two compiles each
-        assert len(verify(wide(), Options(kernels="attention", provider="reference", steps=1)).sites) == 1
+        assert len(verify(wide(), VerifyOptions(kernels="attention", provider="reference", steps=1)).sites) == 1
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (Options(policy="none"), "kernels attention,norm_rope_attention,qkv,rope, policy 'none', provider 'builtin';"),
-        (Options(kernels="rope"), "kernels rope, policy 'all'"),
         (
-            Options(kernels="qkv:packed", provider="reference"),
+            VerifyOptions(policy="none"),
+            "kernels attention,norm_rope_attention,qkv,rope, policy 'none', provider 'builtin';",
+        ),
+        (VerifyOptions(kernels="rope"), "kernels rope, policy 'all'"),
+        (
+            VerifyOptions(kernels="qkv:packed", provider="reference"),
             "kernels qkv:packed, policy 'all', provider 'reference';",
         ),
     ],
@@ -147,7 +152,7 @@ def test_nothing_rewritten_is_bad_input(options, words):
 )
 def test_options_that_cannot_be(given, words):
     with pytest.raises(InputError, match=words):
-        Options(**given)
+        VerifyOptions(**given)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +165,7 @@ def test_options_that_cannot_be(given, words):
 )
 def test_unknown_names(given, words):
     with pytest.raises(InputError, match=words):
-        verify(wide(), Options(**given))
+        verify(wide(), VerifyOptions(**given))
 
 
 def test_a_model_that_fails_is_bad_input():
@@ -189,7 +194,7 @@ def test_a_loop_that_rewrites_other_sites_than_were_checked_fails():
         asked.append(site)
         return len(asked) != 3 or site.kind != "attention"
 
-    found = verify(wide(), Options(policy=fickle, provider="reference", steps=1))
+    found = verify(wide(), VerifyOptions(policy=fickle, provider="reference", steps=1))
     assert len(found.sites) == 2
     assert all(s.passed for s in found.sites)
     assert "it rewrote 1 sites, 2 were checked; they differ in attention:sdpa" in found.loop.note
@@ -206,7 +211,7 @@ def test_a_kernel_that_fails_in_the_loop_alone(plant):
         return t if len(calls) <= 2 else t * float("nan")
 
     plant("attention", harm)
-    found = verify(wide(), Options(kernels="attention", provider="mine", execution="emulate", steps=3))
+    found = verify(wide(), VerifyOptions(kernels="attention", provider="mine", execution="emulate", steps=3))
     assert [s.passed for s in found.loop.steps] == [True, False, False]
     with pytest.raises(CheckFailed) as failed:
         judge(found)
@@ -217,7 +222,7 @@ def test_a_kernel_that_failed_elsewhere_in_the_process_is_verified_all_the_same(
     def refuse(t):
         raise RuntimeError("no such instruction")
 
-    options = Options(kernels="attention", provider="mine", execution="emulate", steps=1)
+    options = VerifyOptions(kernels="attention", provider="mine", execution="emulate", steps=1)
     plant("attention", refuse)
     w = wide()
     lenient = torch.compile(w.model, backend=backend("eager", "attention", provider="mine", execution="emulate"))
@@ -233,7 +238,9 @@ def test_a_kernel_that_failed_elsewhere_in_the_process_is_verified_all_the_same(
 def test_progress_is_told():
     counts, sites, steps = [], [], []
     found = verify(
-        wide(), Options(provider="reference", steps=2), progress=Progress(counts.append, sites.append, steps.append)
+        wide(),
+        VerifyOptions(provider="reference", steps=2),
+        progress=Progress(counts.append, sites.append, steps.append),
     )
     assert counts == [2]
     assert tuple(sites) == found.sites
@@ -241,7 +248,7 @@ def test_progress_is_told():
 
 
 def test_the_record_as_json(small):
-    found = verify(small(), Options(kernels="attention", steps=1), SHAPES, seed=0)
+    found = verify(small(), VerifyOptions(kernels="attention", steps=1), SHAPES, seed=0)
     text = found.to_json()
     data = json.loads(text)
     assert data["schema"] == "fluxrewrite.verify/1"

@@ -7,7 +7,7 @@ from fluxrewrite.measure.verify.tensor_error import (
     COSINE,
     NORM,
     TOLERANCES,
-    Difference,
+    TensorError,
     difference,
     least_cosine,
     moments,
@@ -29,7 +29,7 @@ def test_figures_of_known_vectors():
 
 def test_equal_tensors_differ_by_nothing():
     for value in (A, torch.zeros(3), torch.randn(5, 7).bfloat16(), torch.empty(0)):
-        assert difference(value.clone(), value) == Difference(0.0, 0.0, 0.0, 1.0)
+        assert difference(value.clone(), value) == TensorError(0.0, 0.0, 0.0, 1.0)
 
 
 def test_pieces_add_up(monkeypatch):
@@ -66,9 +66,9 @@ def test_other_shapes_and_dtypes_are_told():
 
 
 def test_worst_of_several():
-    a, b = Difference(1, 2, 3, 0.5), Difference(2, 1, 4, 0.9)
-    assert worst([a, b]) == Difference(2, 2, 4, 0.5)
-    assert worst([a, Difference.none("why"), b]).note == "why"
+    a, b = TensorError(1, 2, 3, 0.5), TensorError(2, 1, 4, 0.9)
+    assert worst([a, b]) == TensorError(2, 2, 4, 0.5)
+    assert worst([a, TensorError.none("why"), b]).note == "why"
 
 
 def test_moments():

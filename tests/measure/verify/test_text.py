@@ -7,7 +7,7 @@ from rich.console import Console
 
 from fluxrewrite.errors import CheckFailed
 from fluxrewrite.measure.verify import judge
-from fluxrewrite.measure.verify.records import Loop, Moments, Setting, SiteResult, StepResult, Verification
+from fluxrewrite.measure.verify.records import LoopResult, Moments, Setting, SiteResult, StepResult, Verification
 from fluxrewrite.measure.verify.text import rendered
 
 SETTING = Setting(
@@ -49,7 +49,7 @@ def site(**changes):
 
 
 def found(sites=(SITE,), steps=STEPS, note=""):
-    return Verification(setting=SETTING, sites=sites, loop=Loop(steps=steps, note=note), seconds=1.25)
+    return Verification(setting=SETTING, sites=sites, loop=LoopResult(steps=steps, note=note), seconds=1.25)
 
 
 def text(verification):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from fluxrewrite.rewrite.proof import prover
 from fluxrewrite.rewrite.proof import small_sizes as module
-from fluxrewrite.rewrite.proof.interpreter import Differs, Run
+from fluxrewrite.rewrite.proof.interpreter import Differs, Interpreter
 from fluxrewrite.rewrite.proof.region import region_of
 from fluxrewrite.rewrite.proof.sides import sides_of
 from fluxrewrite.rewrite.proof.small_sizes import Cut, cuts
@@ -109,7 +109,7 @@ def test_a_region_that_reads_one_place_is_not_cut_there(faked):
     for cut in cuts(site, (*both.original, *both.replacement), both.inputs):
         given = {n: torch.zeros(cut.shape(n.meta["val"]), dtype=torch.float64) for n in both.inputs}
         try:
-            Run(cut, True)(both.original, given)
+            Interpreter(cut, True)(both.original, given)
             fits.append(cut)
         except (Differs, RuntimeError):
             assert cut.size(40) < 31

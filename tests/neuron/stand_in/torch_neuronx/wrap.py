@@ -18,7 +18,7 @@ def _lnc():
 
 
 def wrap_nki(kernel):
-    if not isinstance(kernel, emulator.Kernel):
+    if not isinstance(kernel, emulator.EmulatedKernel):
         raise TypeError(f"wrap_nki takes a function decorated by nki.jit, not {kernel!r}")
     return Caller(kernel, None)
 
