@@ -141,7 +141,7 @@ class Walk(ABC, Generic[B]):
         tensors = [t for n in site.outputs if (t := self.view.tensor(n)) is not None]
         values = self._called("opaque", site.outputs[0].name, operands, tensors)
         for node, value, tensor in zip(site.outputs, values, tensors, strict=False):
-            self._values[node] = ViewedBuffer(value.base, StridedRegion.whole(tuple(map(hint, tensor.shape))))
+            self._values[node] = ViewedBuffer(value.base, StridedRegion.whole(hints(tensor.shape, LEFT_OUT)))
 
     def _inlined(self, site: Site, form: Inline, operands: Sequence[ViewedBuffer[B]]) -> None:
         """One product, whose result the outputs are strided views of."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ..graph.shapes import LEFT_OUT, hint
+from ..graph.shapes import LEFT_OUT, hint, hints
 from ..graph.view import GraphView
 from ..site import Site
 from .graph_walk import Buffer, Key, LoopNest, Lowered, ViewedBuffer, Walk, of_part
@@ -102,7 +102,7 @@ class Lowering(Walk[_Virtual]):
     def _arrived(self, tensor: Any) -> ViewedBuffer[_Virtual] | None:
         if not isinstance(tensor, torch.Tensor):
             return None
-        sizes = tuple(map(hint, tensor.shape))
+        sizes = hints(tensor.shape, LEFT_OUT)
         strides = tuple(hint(s, LEFT_OUT) for s in tensor.stride())
         return ViewedBuffer(self._input(sizes, tensor.element_size()), StridedRegion(0, sizes, strides))
 
@@ -124,7 +124,7 @@ class Lowering(Walk[_Virtual]):
             reads.update(self._reading([value])[1])
         if kind == "opaque":
             self.copies[name] = tuple(copies)
-        made = [_Virtual(tuple(map(hint, t.shape)), t.element_size()) for t in results]
+        made = [_Virtual(hints(t.shape, LEFT_OUT), t.element_size()) for t in results]
         for base in made:
             base.buffer, base.fixed = len(self.buffers), True
             self.buffers.append(Buffer(base.elements * base.itemsize, [len(self.loops)]))
@@ -140,7 +140,7 @@ class Lowering(Walk[_Virtual]):
     def _compute(self, node: Node, op: str, tensor: torch.Tensor) -> None:
         """Loops over elements, reductions first."""
         operands = self._operands(node)
-        base = _Virtual(tuple(map(hint, tensor.shape)), tensor.element_size())
+        base = _Virtual(hints(tensor.shape, LEFT_OUT), tensor.element_size())
         *before, last = self.rules.of(op)
         for part in before:
             if part == "reduce":
@@ -217,7 +217,7 @@ class Lowering(Walk[_Virtual]):
 
 
 def _region(tensor: torch.Tensor) -> StridedRegion:
-    sizes = tuple(map(hint, tensor.shape))
+    sizes = hints(tensor.shape, LEFT_OUT)
     return StridedRegion(0, sizes, tuple(hint(s, LEFT_OUT) for s in tensor.stride()))
 
 

@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from ..graph import views as st
-from ..graph.shapes import LEFT_OUT, hint
+from ..graph.shapes import LEFT_OUT, hint, hints
 
 __all__ = ["StridedRegion", "dense"]
 
@@ -82,9 +82,9 @@ class StridedRegion(_Strided):
                 sizes, strides = (axes[:dim] + axes[dim + 1 :] for axes in (self.sizes, self.strides))
                 return StridedRegion(self.offset + index * self.strides[dim], sizes, strides, self.strided)
             case st.Expand(shape):
-                return self._expand(tuple(map(hint, shape)))
+                return self._expand(hints(shape, LEFT_OUT))
             case st.Reshape(shape):
-                return self._reshape(tuple(map(hint, shape)))
+                return self._reshape(hints(shape, LEFT_OUT))
         return self
 
     def reshaped(self, shape: tuple[int, ...]) -> StridedRegion:

@@ -24,7 +24,7 @@ from fluxrewrite.passes.rope.table_search import NamedTables, tables_of
 from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
-from fluxrewrite.graph.shapes import hint, same_shape
+from fluxrewrite.graph.shapes import hint, hints, same_shape
 from fluxrewrite.rewrite.guards import only_checks
 from fluxrewrite.rewrite.proof.probe import CannotProbe, Probe, ProbeRegion, budget_of, depending, feeding
 from fluxrewrite.rewrite.proof.region import UNKNOWN
@@ -142,7 +142,7 @@ def _active(view: GraphView) -> Collection[Node]:
 
 
 def _count(shape: Sequence[Any]) -> int:
-    return math.prod(map(hint, shape))
+    return math.prod(hints(shape, UNKNOWN))
 
 
 def _search(view: GraphView, way: _Way) -> Rotation | Reason | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch.fx import FusedGraph as FxGraph
+from torch.fx import Graph as FxGraph
 
 from ...graph.collectives import Collective, collectives
 from ...graph.edges import edges
