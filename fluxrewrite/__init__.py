@@ -33,7 +33,7 @@ _HOMES = {
     "errors": ("CheckFailed", "FluxrewriteError", "InputError", "RewriteError"),
     "report.model": ("Report",),
     "site": ("Code", "Miss", "Reason", "Site"),
-    "torch_backend": ("Backend", "backend"),
+    "dynamo.backend": ("Backend", "backend"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

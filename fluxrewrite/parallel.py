@@ -310,12 +310,12 @@ def agree(plan: Sequence[str], among: Sequence[int]) -> None:
     """
     if len(among) < 2:
         return
-    told = _exchanged("\n".join(plan), among)
+    plans = _exchanged("\n".join(plan), among)
     versions: dict[str, list[int]] = {}
-    for rank, text in told.items():
+    for rank, text in plans.items():
         versions.setdefault(hashlib.sha256(text.encode()).hexdigest(), []).append(rank)
     if len(versions) > 1:
-        raise RewriteError(_difference([(found, told[found[0]].splitlines()) for found in versions.values()]))
+        raise RewriteError(_difference([(found, plans[found[0]].splitlines()) for found in versions.values()]))
 
 
 def _exchanged(text: str, among: Sequence[int]) -> dict[int, str]:
@@ -325,16 +325,16 @@ def _exchanged(text: str, among: Sequence[int]) -> dict[int, str]:
     call = store.add(f"{where}/{me}", 1)
     store.set(f"{where}/{me}/{call}", text)
     wait = store.timeout  # type: ignore[attr-defined]  # as given to init_process_group
-    told = {}
+    plans = {}
     for rank in among:
         try:
-            told[rank] = store.get(f"{where}/{rank}/{call}").decode()
+            plans[rank] = store.get(f"{where}/{rank}/{call}").decode()
         except RuntimeError as error:
             raise RankError(
                 f"rank {rank} did not tell its plan of graph {call} within {wait.total_seconds():g} s: it ended, "
                 f"failed, or compiles other graphs than rank {me}"
             ) from error
-    return told
+    return plans
 
 
 def _difference(versions: Sequence[tuple[Sequence[int], Sequence[str]]]) -> str:

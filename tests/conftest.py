@@ -282,8 +282,8 @@ class Each:
 
     basis = "modelled"
 
-    def __init__(self, price: Callable[[Any, Any], float], dear: bool = False) -> None:
-        self.price, self.dear = price, dear
+    def __init__(self, price: Callable[[Any, Any], float], expensive: bool = False) -> None:
+        self.price, self.expensive = price, expensive
 
     def __call__(self, block: Any, candidates: Any) -> list[Priced]:
         return [Priced(self.price(block, taken)) for taken in candidates]

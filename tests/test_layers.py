@@ -197,6 +197,23 @@ def test_modules_that_are_named_in_strings_exist():
     assert not missing
 
 
+_IMPORTED = re.compile(r"^[>\s]*(?:from (fluxrewrite(?:\.\w+)*) import|import (fluxrewrite(?:\.\w+)+))", re.MULTILINE)
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.py")]
+
+
+def test_modules_that_pages_tools_and_programs_in_tests_import_exist():
+    """Programs in strings are run by slow tests and readers only."""
+    sources = [
+        *PAGES,
+        *(p for top in ("tests", "tools") for p in (ROOT / top).rglob("*.py") if "node_modules" not in str(p)),
+    ]
+    found = {(str(p.relative_to(ROOT)), a or b) for p in sources for a, b in _IMPORTED.findall(p.read_text())}
+    assert len(found) > 500
+    assert not [
+        f"{path}: {name}" for path, name in sorted(found) if name not in FILES and name != "fluxrewrite.graph.a"
+    ]
+
+
 @pytest.mark.parametrize("worker", ["fluxrewrite.measure.bench.worker", "fluxrewrite.measure.oracle.xla_worker"])
 def test_a_worker_module_can_be_run(worker):
     module = importlib.import_module(worker)

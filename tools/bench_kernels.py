@@ -34,10 +34,10 @@ from fluxrewrite.kernels.emulator.timeline import Engine
 from fluxrewrite.kernels.harness.call_cost import ModelledCall, model_call
 from fluxrewrite.kernels.harness.sample_inputs import arguments, complete
 from fluxrewrite.kernels.toolchain import Profiler
-from fluxrewrite.provider.registry.registry import load_provider
 
 from fluxrewrite.errors import InputError
 from fluxrewrite.kernel import load_plugins
+from fluxrewrite.provider.registry import load_provider
 
 HEAD, HIDDEN, TEXT = 128, 3072, 512
 SEQUENCES = (

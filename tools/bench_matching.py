@@ -42,9 +42,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fluxrewrite.models.registry.capture import capture_spec
-from fluxrewrite.rewrite.apply.planner import make_plan
-from fluxrewrite.rewrite.apply.selection import Selection
 from rich.console import Console
 from rich.table import Column, Table
 from torch._inductor import pattern_matcher as inductor
@@ -55,6 +52,9 @@ from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 
 from fluxrewrite.graph import GraphView
 from fluxrewrite.models import Shapes, find_model
+from fluxrewrite.models.capture import capture_spec
+from fluxrewrite.rewrite.planner import make_plan
+from fluxrewrite.rewrite.selection import Selection
 
 KLEIN, DEV, LARGE = "klein-4B", "8+48 blocks", "100k nodes"
 PRESETS = {KLEIN: "flux2-klein-4b", DEV: "flux2-dev"}

@@ -18,18 +18,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from fluxrewrite.dynamo.measured_price.oracle.compare import agreement, lost_fusions, rank_agreement
-from fluxrewrite.graph.view.edges import edges
-from fluxrewrite.graph.view.modules import as_module
-from fluxrewrite.models.registry.capture import capture_spec
-from fluxrewrite.rewrite.apply.selection import Selection
 from torch.fx import GraphModule
 
 from fluxrewrite.analysis import analyse
 from fluxrewrite.errors import InputError
 from fluxrewrite.fusion import Fusion, fuse, load_rules
 from fluxrewrite.graph import GraphView
+from fluxrewrite.graph.edges import edges
+from fluxrewrite.graph.modules import as_module
+from fluxrewrite.measure.oracle.compare import agreement, lost_fusions, rank_agreement
 from fluxrewrite.models import Shapes, find_model
+from fluxrewrite.models.capture import capture_spec
+from fluxrewrite.rewrite.selection import Selection
 from fluxrewrite.site import Site
 
 VARIANTS = {
@@ -88,10 +88,10 @@ def trace(given: argparse.Namespace) -> GraphModule:
 
 def oracle(compiler: str) -> Oracle:
     if compiler == "xla":
-        from fluxrewrite.dynamo.measured_price.oracle.xla_graph import xla_fusion_of
+        from fluxrewrite.measure.oracle.xla_graph import xla_fusion_of
 
         return lambda gm: xla_fusion_of(gm, touched=True)
-    from fluxrewrite.dynamo.measured_price.oracle.inductor import inductor_fusion
+    from fluxrewrite.measure.oracle.inductor import inductor_fusion
 
     return lambda gm: inductor_fusion(gm, [n.meta["example_value"] for n in gm.graph.find_nodes(op="placeholder")])
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from fluxrewrite.rewrite.apply.selection import Selection
 
 from fluxrewrite import site
 from fluxrewrite.cli import app
@@ -29,6 +28,7 @@ from fluxrewrite.cost.devices import device_names
 from fluxrewrite.fusion.rules import known_rules, load_rules
 from fluxrewrite.kernel import load_kernels, load_plugins
 from fluxrewrite.report import budget
+from fluxrewrite.rewrite.selection import Selection
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BLOCK = re.compile(r"<!-- generated: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)

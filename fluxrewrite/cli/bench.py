@@ -82,12 +82,12 @@ def bench(
     torchrun --nproc-per-node 4 -m fluxrewrite bench MODEL divides the model among four ranks (gloo, CPU): a step takes as long as
     on the slowest, and the first rank prints and saves.
     """
-    with ranked(tp, rank_timeout) as crew:
+    with ranked(tp, rank_timeout) as rank_group:
         _check_numbers((("steps", steps, 1), ("runs", runs, 1), ("seed", seed, 0), ("threads", threads, 1)), timeout)
-        if leads(crew):
+        if leads(rank_group):
             writable(save)
             writable(output)
-        with progress("checking", leads(crew)):
+        with progress("checking", leads(rank_group)):
             from ..dynamo.backend import default_inner
             from ..measure.bench.variants import parse_variants
 
@@ -95,24 +95,24 @@ def bench(
             runs_on = execution or (Execution.DEVICE if inner == "neuron" else Execution.REFERENCE)
             setup = _setup(
                 model=model, image_tokens=image_tokens, text_tokens=text_tokens, batch=batch,
-                dtype=str(torch_dtype(dtype or _dtype(device, crew))).removeprefix("torch."), inner=inner,
+                dtype=str(torch_dtype(dtype or _dtype(device, rank_group))).removeprefix("torch."), inner=inner,
                 provider=provider or ("reference" if runs_on is Execution.REFERENCE else "builtin"), execution=runs_on.value,
                 device=device, profile=profile, evidence=tuple(map(str, evidence or ())), seed=seed, threads=threads,
                 steps=steps, runs=runs,
             )  # fmt: skip
             chosen = parse_variants(variants)
-            _check(setup, chosen, crew)
-        _run(setup, chosen, timeout, _Kept(save if leads(crew) else None), format, output, crew)
+            _check(setup, chosen, rank_group)
+        _run(setup, chosen, timeout, _Kept(save if leads(rank_group) else None), format, output, rank_group)
 
 
-def _dtype(device: str, crew: RankGroup | None) -> Dtype:
+def _dtype(device: str, rank_group: RankGroup | None) -> Dtype:
     """The dtype that models run in unless it makes matrix products slow; the first rank decides for all."""
     if device != "cpu":
         return Dtype.BF16
     from ..measure.bench.default_dtype import bfloat16_slowdown
 
     mine = Dtype.FP32 if bfloat16_slowdown() > _SLOW else Dtype.BF16
-    return mine if crew is None else Dtype(crew.gather("dtype", mine.value)[0])
+    return mine if rank_group is None else Dtype(rank_group.gather("dtype", mine.value)[0])
 
 
 def _check_numbers(counts: tuple[tuple[str, int | None, int], ...], timeout: float | None) -> None:
@@ -124,14 +124,16 @@ def _check_numbers(counts: tuple[tuple[str, int | None, int], ...], timeout: flo
         raise InputError(f"--timeout {timeout:g}: more than 0 seconds")
 
 
-def _check(setup: Setup, chosen: tuple[Chosen, ...], crew: RankGroup | None) -> None:
+def _check(setup: Setup, chosen: tuple[Chosen, ...], rank_group: RankGroup | None) -> None:
     """Raise InputError, on every rank, for what no worker could run on one of them."""
     from ..measure.bench.run import check_setup
 
-    if crew is None:
+    if rank_group is None:
         check_setup(setup, chosen)
     else:
-        crew.together("the check of what was asked for", lambda: check_setup(setup, chosen, crew.here.world))
+        rank_group.together(
+            "the check of what was asked for", lambda: check_setup(setup, chosen, rank_group.here.world)
+        )
 
 
 def _setup(**fields: Any) -> Setup:
@@ -174,18 +176,18 @@ def _run(
     kept: _Kept,
     format: TableFormat,
     output: Path | None,
-    crew: RankGroup | None,
+    rank_group: RankGroup | None,
 ) -> None:
     """All variants, then the table of what finished, then what went wrong."""
     from ..measure.bench.run import bench as run_all
 
     stopped: KeyboardInterrupt | RankError | None = None
     try:
-        with terminable(), _bars(setup, leads(crew)) as tell:
-            kept(run_all(setup, chosen, kept, tell, timeout, crew=crew))
+        with terminable(), _bars(setup, leads(rank_group)) as report_event:
+            kept(run_all(setup, chosen, kept, report_event, timeout, rank_group=rank_group))
     except (KeyboardInterrupt, RankError) as error:
         stopped = error
-    if kept.runs is not None and leads(crew):
+    if kept.runs is not None and leads(rank_group):
         _out(kept.runs, format, output)
     if isinstance(stopped, RankError):
         raise stopped
@@ -221,15 +223,15 @@ def _bars(setup: Setup, leads: bool = True) -> Iterator[Callable[[Chosen, Mappin
     tasks: dict[str, Any] = {}
     with Progress(*columns, console=console, transient=True, disable=not (leads and console.is_terminal)) as bar:
 
-        def tell(chosen: Chosen, event: Mapping[str, Any]) -> None:
+        def report_event(chosen: Chosen, event: Mapping[str, Any]) -> None:
             if chosen.name not in tasks:
                 tasks[chosen.name] = bar.add_task(f"{chosen.name}: building", total=setup.runs * setup.steps)
             task = tasks[chosen.name]
             if event["event"] == "ready":
                 bar.update(task, description=f"{chosen.name}: compiling")
             elif event["event"] == "step":
-                asked = event["run"] < setup.runs
-                which = f"run {event['run'] + 1} of {setup.runs}" if asked else "beside others"
-                bar.update(task, advance=int(asked), description=f"{chosen.name}: {which}, {event['s']:.3g} s")
+                wanted = event["run"] < setup.runs
+                which = f"run {event['run'] + 1} of {setup.runs}" if wanted else "beside others"
+                bar.update(task, advance=int(wanted), description=f"{chosen.name}: {which}, {event['s']:.3g} s")
 
-        yield tell
+        yield report_event

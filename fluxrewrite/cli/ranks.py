@@ -49,9 +49,9 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def leads(crew: RankGroup | None) -> bool:
+def leads(rank_group: RankGroup | None) -> bool:
     """Whether this process prints and writes files."""
-    return crew is None or crew.here.leads
+    return rank_group is None or rank_group.here.leads
 
 
 @contextlib.contextmanager
@@ -73,21 +73,21 @@ def ranked(tp: int | None, wait_s: float) -> Iterator[RankGroup | None]:
     with progress("loading torch", os.environ.get("RANK", "0") == "0"):
         from ..measure.rendezvous import meet
 
-        crew = meet(wait_s=wait_s)
-    if crew is None:
+        rank_group = meet(wait_s=wait_s)
+    if rank_group is None:
         if tp is not None and tp > 1:
             raise InputError(f"--tp {tp}: ranks are processes; run torchrun --nproc-per-node {tp} -m fluxrewrite ...")
         yield None
         return
     with terminable():
         try:
-            if tp not in (None, crew.here.world):
-                raise InputError(f"--tp {tp}, but torchrun started {crew.here.world} ranks; leave --tp out")
-            yield crew
-            _tell(crew, _End(0))
+            if tp not in (None, rank_group.here.world):
+                raise InputError(f"--tp {tp}, but torchrun started {rank_group.here.world} ranks; leave --tp out")
+            yield rank_group
+            _tell(rank_group, _End(0))
             return
         except (FluxrewriteError, typer.Abort, KeyboardInterrupt) as error:
-            code = _all_ended(crew, _end_of(error))
+            code = _all_ended(rank_group, _end_of(error))
     if threading.current_thread() is threading.main_thread():
         signal.signal(
             signal.SIGTERM, signal.SIG_IGN
@@ -114,43 +114,43 @@ def _end_of(error: BaseException) -> _End:
     return _End(2 if isinstance(error, InputError) else 1, (str(error),), isinstance(error, RankError))
 
 
-def leave(crew: RankGroup, signalled: bool) -> None:
+def leave(rank_group: RankGroup, signalled: bool) -> None:
     """End this process, for `watched`: because of a signal, or because another rank has failed."""
     why = "interrupted" if signalled else "another rank failed or torchrun ended"
-    os._exit(_all_ended(crew, _End(130 if signalled else 1, (why,), True)))
+    os._exit(_all_ended(rank_group, _End(130 if signalled else 1, (why,), True)))
 
 
-def _tell(crew: RankGroup, end: _End) -> None:
+def _tell(rank_group: RankGroup, end: _End) -> None:
     """Tell how this rank ended, as far as there is still somebody to tell."""
     from ..measure.rendezvous import END
 
     with contextlib.suppress(RankError):
-        crew.tell(END, json.dumps(asdict(end)))
+        rank_group.publish(END, json.dumps(asdict(end)))
 
 
-def _all_ended(crew: RankGroup, mine: _End) -> int:
+def _all_ended(rank_group: RankGroup, mine: _End) -> int:
     """Have one rank say why all end, the lowest of those that can; the exit code.
 
     The cause is the end of a rank that does not follow from another's.
     """
-    _tell(crew, mine)
-    ends = {**_ends(crew, mine), crew.here.rank: mine}
+    _tell(rank_group, mine)
+    ends = {**_ends(rank_group, mine), rank_group.here.rank: mine}
     failed = {rank: end for rank, end in ends.items() if end.code}
-    rank = next((rank for rank, end in failed.items() if not end.follows), crew.here.rank)
+    rank = next((rank for rank, end in failed.items() if not end.follows), rank_group.here.rank)
     cause, speaker = failed[rank], min(failed)
-    if crew.here.rank != speaker:
-        _listen(crew, speaker, _SPOKEN)
+    if rank_group.here.rank != speaker:
+        _listen(rank_group, speaker, _SPOKEN)
         return cause.code
     foreign = cause.lines != mine.lines
     for line in cause.lines:
         sys.stderr.write(f"fluxrewrite: {f'rank {rank}: ' if foreign else ''}{' '.join(line.split())}\n")
     sys.stderr.flush()
     with contextlib.suppress(RankError):
-        crew.tell(_SPOKEN, "")
+        rank_group.publish(_SPOKEN, "")
     return cause.code
 
 
-def _ends(crew: RankGroup, mine: _End) -> dict[int, _End]:
+def _ends(rank_group: RankGroup, mine: _End) -> dict[int, _End]:
     """How the ranks ended, in order of ranks, as far as they tell in time.
 
     Signals are for all ranks: once there was one the first rank waits for nobody, for a rank with a reason has told it before,
@@ -161,20 +161,20 @@ def _ends(crew: RankGroup, mine: _End) -> dict[int, _End]:
     try:
         try:
             if mine.code != 130:
-                told = crew.await_all(END, AFTER_FAILURE_S)
+                told = rank_group.await_all(END, AFTER_FAILURE_S)
             else:
-                _listen(crew, 0, END)
-                told = crew.heard(END)
+                _listen(rank_group, 0, END)
+                told = rank_group.published(END)
         except KeyboardInterrupt:
-            told = crew.heard(END)
+            told = rank_group.published(END)
     except RankError:
         return {}
     return {rank: _End(**json.loads(text)) for rank, text in told.items()}
 
 
-def _listen(crew: RankGroup, to: int, what: str) -> None:
+def _listen(rank_group: RankGroup, to: int, what: str) -> None:
     """Return when a rank has told, nobody can tell any more, or it takes too long."""
     deadline = time.monotonic() + _SPEAKER_S
     with contextlib.suppress(RankError, KeyboardInterrupt):
-        while to not in crew.heard(what) and time.monotonic() < deadline:
+        while to not in rank_group.published(what) and time.monotonic() < deadline:
             time.sleep(0.05)

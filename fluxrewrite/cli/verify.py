@@ -99,7 +99,7 @@ def verify(
     torchrun --nproc-per-node 4 -m fluxrewrite verify MODEL divides the model among four ranks (gloo, CPU); each checks its own
     shards, and the first one tells where a site is worst.
     """
-    with ranked(tp, rank_timeout) as crew:
+    with ranked(tp, rank_timeout) as rank_group:
         if model is None and kernels is None:
             raise InputError(
                 "nothing to verify; give a model (fluxrewrite verify flux2-klein-mini) "
@@ -107,36 +107,43 @@ def verify(
             )
         if seed < 0:
             raise InputError(f"--seed {seed}: a number from 0 on")
-        if leads(crew):
+        if leads(rank_group):
             writable(output)
         named = None if kernels == _ALL else kernels
         if model is None:
             _refuse(ctx, _OF_MODEL, "a model: fluxrewrite verify MODEL")
-            if crew is not None:
+            if rank_group is not None:
                 raise InputError("the kernels by themselves are checked by one process; run it without torchrun")
             simulated = None if simulator is None else simulator.value
             check_kernels(named, quick, filter, provider, simulated, seed, format, output)
             return
         _refuse(ctx, _OF_KERNELS, "the kernels by themselves: leave out MODEL")
-        asked: dict[str, Any] = {"kernels": named, "policy": policy.value, "provider": provider, "device": device}
-        asked |= {"execution": execution.value, "inner": inner, "steps": steps, "tolerance": tolerance}
-        _check_model(model, (image_tokens, text_tokens, batch), dtype, asked, seed, crew, (format, output))
+        options_given: dict[str, Any] = {
+            "kernels": named,
+            "policy": policy.value,
+            "provider": provider,
+            "device": device,
+        }
+        options_given |= {"execution": execution.value, "inner": inner, "steps": steps, "tolerance": tolerance}
+        _check_model(
+            model, (image_tokens, text_tokens, batch), dtype, options_given, seed, rank_group, (format, output)
+        )
 
 
 def _check_model(
     model: str,
     tokens: tuple[int, int, int],
     dtype: Dtype,
-    asked: dict[str, Any],
+    options_given: dict[str, Any],
     seed: int,
-    crew: RankGroup | None,
+    rank_group: RankGroup | None,
     out: tuple[Format, Path | None],
 ) -> None:
     from ..measure.verify import VerifyOptions, judge
     from ..models.registry import Shapes
 
-    found = _verified(model, Shapes(*tokens), dtype, VerifyOptions(**asked), seed, crew)
-    if leads(crew):
+    found = _verified(model, Shapes(*tokens), dtype, VerifyOptions(**options_given), seed, rank_group)
+    if leads(rank_group):
         _out(found, *out)
     judge(found)
 
@@ -167,7 +174,7 @@ def _refuse(ctx: typer.Context, names: Sequence[str], meant: str) -> None:
 
 
 def _verified(
-    name: str, shapes: Shapes, dtype: Dtype, options: VerifyOptions, seed: int, crew: RankGroup | None
+    name: str, shapes: Shapes, dtype: Dtype, options: VerifyOptions, seed: int, rank_group: RankGroup | None
 ) -> Verification:
     """What there is to say of a model. Kernels and models that print do not print into the result."""
     with progress("loading torch"):
@@ -179,23 +186,28 @@ def _verified(
         options.backend()  # a wrong name is told before the weights are made
         return find_model(name)
 
-    spec = refused() if crew is None else crew.together("the check of what was asked for", refused)
-    with contextlib.redirect_stdout(io.StringIO()), _group(crew) as world:
-        with progress(f"making {name}", leads(crew)):
+    spec = refused() if rank_group is None else rank_group.together("the check of what was asked for", refused)
+    with contextlib.redirect_stdout(io.StringIO()), _group(rank_group) as world:
+        with progress(f"making {name}", leads(rank_group)):
             workload = realise(spec, shapes, torch_dtype(dtype), seed, world=world)
-        with _bars(options.steps, leads(crew)) as bars:
-            return run(workload, options, shapes, seed, bars, crew)
+        with _bars(options.steps, leads(rank_group)) as bars:
+            return run(workload, options, shapes, seed, bars, rank_group)
 
 
 @contextlib.contextmanager
-def _group(crew: RankGroup | None) -> Iterator[int]:
+def _group(rank_group: RankGroup | None) -> Iterator[int]:
     """The process group of the ranks; yields how many they are."""
-    if crew is None:
+    if rank_group is None:
         yield 1
         return
     from ..parallel import process_group
 
-    with watched(crew, leave), process_group(crew.here.rank, crew.here.world, crew.part("verify"), crew.wait_s) as here:
+    with (
+        watched(rank_group, leave),
+        process_group(
+            rank_group.here.rank, rank_group.here.world, rank_group.part("verify"), rank_group.wait_s
+        ) as here,
+    ):
         yield here.world
 
 

@@ -31,12 +31,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def watched(crew: RankGroup, leave: Leave) -> Iterator[None]:
+def watched(rank_group: RankGroup, leave: Leave) -> Iterator[None]:
     """Call `leave` from a thread when this rank is told to end, or another one has failed, and the block goes on all the same.
 
     Args:
-        crew: the ranks; the thread has a connection of its own, for a wait occupies that of the main thread.
-        leave: ends the process. It is given the thread's crew, and whether there was a signal.
+        rank_group: the ranks; the thread has a connection of its own, for a wait occupies that of the main thread.
+        leave: ends the process. It is given the thread's group, and whether there was a signal.
     """
     if threading.current_thread() is not threading.main_thread():  # signals are not for it
         yield
@@ -44,7 +44,7 @@ def watched(crew: RankGroup, leave: Leave) -> Iterator[None]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     done, leaving = threading.Event(), threading.Lock()
-    thread = threading.Thread(target=_watch, args=(crew.twin(), ours, done, leaving, leave), daemon=True)
+    thread = threading.Thread(target=_watch, args=(rank_group.twin(), ours, done, leaving, leave), daemon=True)
     before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     thread.start()
     try:
@@ -59,32 +59,34 @@ def watched(crew: RankGroup, leave: Leave) -> Iterator[None]:
 
 
 def _watch(
-    crew: RankGroup, signals: socket.socket, done: threading.Event, leaving: threading.Lock, leave: Leave
+    rank_group: RankGroup, signals: socket.socket, done: threading.Event, leaving: threading.Lock, leave: Leave
 ) -> None:
-    told = False
+    signalled = False
     while not done.is_set():
-        told = _told(signals, _LOOK_S)
-        if told or _failed(crew):
+        signalled = _signalled(signals, _LOOK_S)
+        if signalled or _failed(rank_group):
             break
     if done.wait(GRACE_S):
         return
-    told = told or _told(signals, 0)  # all ranks get the signal; another one may have ended of it before this one did
+    signalled = signalled or _signalled(
+        signals, 0
+    )  # all ranks get the signal; another one may have ended of it before this one did
     with leaving:
         if not done.is_set():
-            leave(crew, told)
+            leave(rank_group, signalled)
 
 
-def _told(signals: socket.socket, wait: float) -> bool:
+def _signalled(signals: socket.socket, wait: float) -> bool:
     """Whether a signal to end comes within `wait` seconds."""
-    heard, _, _ = select.select([signals], [], [], wait)
-    return bool(heard) and any(number in _SIGNALS for number in signals.recv(64))
+    readable, _, _ = select.select([signals], [], [], wait)
+    return bool(readable) and any(number in _SIGNALS for number in signals.recv(64))
 
 
-def _failed(crew: RankGroup) -> bool:
+def _failed(rank_group: RankGroup) -> bool:
     """Whether a rank has told of its failure, or nobody can tell any more."""
     from ..measure.rendezvous import END
 
     try:
-        return any(json.loads(text)["code"] for text in crew.heard(END).values())
+        return any(json.loads(text)["code"] for text in rank_group.published(END).values())
     except RankError:
         return True

@@ -162,7 +162,7 @@ class Backend:
             )
         return GraphCompilation(self, gm, among).run(example_inputs)
 
-    def tell(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
+    def deliver_report(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
         """Keep a report, in the place of `before` if that was kept, and deliver it."""
         if before is None:
             self.reports.append(report)
@@ -173,7 +173,7 @@ class Backend:
             self._trace(report, rewritten)
             self._deliver(report)
         except Exception as error:
-            self.failed("delivering the report", error)
+            self.report_internal_error("delivering the report", error)
 
     def compile(self, gm: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         """By the inner backend, under the key of these kernels and options."""
@@ -194,7 +194,7 @@ class Backend:
         machine = functools.partial(machine_text, inner=self._inner, name=self.inner_name, options=self._options)
         return Measured(gm, self.selection, self.compile, self._times, machine, self.warn_once)
 
-    def failed(self, doing: str, error: Exception) -> None:
+    def report_internal_error(self, doing: str, error: Exception) -> None:
         """Raise an error of fluxrewrite if strict, else say it once."""
         if self.strict:
             raise error
@@ -213,7 +213,7 @@ class Backend:
             self.policy,
             target,
             case,
-            on_error=self.failed,
+            on_error=self.report_internal_error,
             price=price,
             joinable=joinable,
             failed=self.failures.of,
@@ -244,7 +244,7 @@ class Backend:
         try:
             return build(foresight)
         except Exception as error:
-            self.failed("predicting what the rewrite does; the report says nothing of it", error)
+            self.report_internal_error("predicting what the rewrite does; the report says nothing of it", error)
             return build()
 
     def _check_carried_out(self, plan: Plan) -> None:

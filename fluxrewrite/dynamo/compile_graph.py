@@ -39,10 +39,10 @@ class CompileHost(Protocol):
     def compile(self, gm: GraphModule, inputs: list[Any]) -> Run:
         """By the inner backend."""
 
-    def tell(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
+    def deliver_report(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
         """Deliver a report, in the place of one that was delivered before."""
 
-    def failed(self, doing: str, error: Exception) -> None:
+    def report_internal_error(self, doing: str, error: Exception) -> None:
         """Raise the error if strict, else say it once."""
 
     def warn_once(self, key: str, message: str) -> None:
@@ -179,11 +179,11 @@ class GraphCompilation:
             found = error
         parallel.agree(_lines(found), self._among)
         if isinstance(found, Exception):
-            self._host.failed("rewriting; the graph is compiled as it was", found)
+            self._host.report_internal_error("rewriting; the graph is compiled as it was", found)
             attempt.rewritten, attempt.taken, attempt.joined = self._gm, [], []
             return attempt
         report = found
-        self._host.tell(report, attempt.rewritten, attempt.report)
+        self._host.deliver_report(report, attempt.rewritten, attempt.report)
         attempt.report = report
         return attempt
 
@@ -196,7 +196,7 @@ class GraphCompilation:
                 attempt.joined = join(attempt.rewritten, given)
                 return report
             except Exception as error:
-                self._host.failed("joining weights; no site is written inline", error)
+                self._host.report_internal_error("joining weights; no site is written inline", error)
         return self._rewrite(attempt, lambda nodes: False)
 
     def _rewrite(self, attempt: _Attempt, joinable: Joinable) -> Report:

@@ -83,7 +83,7 @@ class Measured:
     """
 
     basis: Basis = "measured"
-    dear = True
+    expensive = True
 
     def __init__(
         self,

@@ -200,9 +200,9 @@ class Lowering(Walk[_Virtual]):
         if not isinstance(value, ViewedBuffer) or value.base.buffer is not None:
             return
         base, uses = value.base, sum(self._uses(u, node) for u in node.users)
-        dear = base.heavy or len(base.reads) > self.rules.reuse_reads
+        expensive = base.heavy or len(base.reads) > self.rules.reuse_reads
         called = any(self._calls(u) for u in node.users)
-        if (uses > 1 and dear) or (called and len(base.reads) > 1):
+        if (uses > 1 and expensive) or (called and len(base.reads) > 1):
             self._store(value)
 
     def _calls(self, user: Node) -> bool:

@@ -50,7 +50,7 @@ class _Uses:
             return False
         if not (consumer.computes or consumer.vector):
             return False
-        if not made.dear and made.kind != "cat":
+        if not made.expensive and made.kind != "cat":
             return True
         loop = consumer.kind in ("map", "view")
         repeated = consumer.vector or (loop and value.region.elements < consumer.elements)
@@ -58,7 +58,7 @@ class _Uses:
         if made.kind == "cat":
             one_way = len({v.region.key for _, v in self.users[made.index]}) == 1
             return not repeated and one_way and (single or len({v.base for v in consumer.operands}) == 1)
-        return single and not repeated if made.dear else True
+        return single and not repeated if made.expensive else True
 
     def _grows(self, op: LoweredOp) -> bool:
         """Whether computing it again reads more than reading it: more than one operand of its size, larger together."""

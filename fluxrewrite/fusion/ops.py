@@ -30,7 +30,7 @@ class LoweredOp:
         kind: "input" of the graph; "map", "reduce", "cat" and "view" are loops; a "stage" of a reduction goes from memory to
             memory; "library" and "opaque" are calls, "result" is a tensor that a call returns.
         node: name of the graph's node that it computes, or a part of; "" for inputs and views.
-        dear: not computed twice.
+        expensive: not computed twice.
         alone: in a kernel of its own.
         vector: a library call that computes its operands inside.
         summed: elements summed for each of the result.
@@ -44,8 +44,8 @@ class LoweredOp:
     sizes: tuple[int, ...]
     itemsize: int
     operands: tuple[ViewedBuffer[LoweredOp], ...] = ()
-    dear: bool = False
-    alone: bool = False
+    expensive: bool = False
+    own_kernel: bool = False
     vector: bool = False
     summed: int = 1
     results: list[LoweredOp] = field(default_factory=list)
@@ -60,7 +60,7 @@ class LoweredOp:
     @property
     def computes(self) -> bool:
         """Whether it is a loop that a consumer may compute inside."""
-        return self.kind in ("map", "reduce", "cat", "view") and not self.alone
+        return self.kind in ("map", "reduce", "cat", "view") and not self.own_kernel
 
 
 class Ops(Walk[LoweredOp]):
@@ -162,18 +162,23 @@ class Ops(Walk[LoweredOp]):
         self, node: Node, sizes: tuple[int, ...], itemsize: int, operands: Sequence[ViewedBuffer[LoweredOp]]
     ) -> LoweredOp:
         last = self.view.arg(node, "dim") in (-1, len(sizes) - 1)
-        alone = self.rules.own_cat is not None and last and sizes[-1] >= self.rules.own_cat
-        taken = [self._whole(v, v.region.sizes) for v in operands] if alone else operands
+        own_kernel = self.rules.own_cat is not None and last and sizes[-1] >= self.rules.own_cat
+        taken = [self._whole(v, v.region.sizes) for v in operands] if own_kernel else operands
         made = self._add("cat", node.name, sizes, itemsize, *taken)
-        made.alone = alone
+        made.own_kernel = own_kernel
         return made
 
     def loop(
-        self, node: str, sizes: tuple[int, ...], itemsize: int, operands: Sequence[ViewedBuffer[LoweredOp]], dear: bool
+        self,
+        node: str,
+        sizes: tuple[int, ...],
+        itemsize: int,
+        operands: Sequence[ViewedBuffer[LoweredOp]],
+        expensive: bool,
     ) -> LoweredOp:
         """A loop over elements."""
         made = self._add("map", node, sizes, itemsize, *operands)
-        made.dear = dear
+        made.expensive = expensive
         return made
 
     def product(
@@ -202,7 +207,7 @@ class Ops(Walk[LoweredOp]):
             made = self._add("stage", node, (*sizes, count), itemsize, *taken)
             made.summed, operands = window, [_all_of(made)]
         made = self._add("reduce", node, sizes, itemsize, *operands)
-        made.summed, made.dear = count, True
+        made.summed, made.expensive = count, True
         return made
 
 
@@ -236,7 +241,7 @@ class _Steps:
         sizes = self._sizes(step)
         if step.kind == "dot":
             return _all_of(self.ops.product(name, sizes, itemsize, operands))
-        return _all_of(self.ops.loop(name, sizes, itemsize, operands, step.dear))
+        return _all_of(self.ops.loop(name, sizes, itemsize, operands, step.expensive))
 
     def _found(self, name: str) -> list[ViewedBuffer[LoweredOp]]:
         if name in self.named:

@@ -28,7 +28,7 @@ class DecomposedStep(BaseModel):
         like: whose sizes the result has; those of the operation's result when empty. Not for "reduce".
         last: size of the last axis instead, as "key.-2": axis -2 of key.
         itemsize: bytes of an element; those of the operation's result when None.
-        dear: not computed twice.
+        expensive: not computed twice.
         only_with: an argument of the operation without which this part is left out; its name then means the first of `of`.
     """
 
@@ -40,7 +40,7 @@ class DecomposedStep(BaseModel):
     like: str = ""
     last: str = Field("", pattern=r"^$|^\w+\.-?\d+$")
     itemsize: int | None = Field(None, ge=1)
-    dear: bool = False
+    expensive: bool = False
     only_with: str = ""
 
 

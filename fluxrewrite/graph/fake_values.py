@@ -80,8 +80,8 @@ def _likeness(value: Any) -> Any:
         kind = value.device.type
         known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         casts = torch.get_autocast_dtype(kind) if known else None
-        told = (numbers, value.dim(), value.dtype, value.device, id(value.fake_mode), casts)
-        return told if all(isinstance(n, int) for n in numbers) else None
+        key = (numbers, value.dim(), value.dtype, value.device, id(value.fake_mode), casts)
+        return key if all(isinstance(n, int) for n in numbers) else None
     if isinstance(value, dict):
         value = tuple(value.items())
     if isinstance(value, (list, tuple)):

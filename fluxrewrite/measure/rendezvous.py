@@ -55,7 +55,7 @@ class RendezvousAddress(DataRecord):
 
 
 def meet(environment: Mapping[str, str] | None = None, wait_s: float = RANK_TIMEOUT_S) -> RankGroup | None:
-    """The crew that torchrun's environment speaks of; None outside of torchrun, and for one process.
+    """The group that torchrun's environment speaks of; None outside of torchrun, and for one process.
 
     Raises:
         InputError: an environment that is not torchrun's.
@@ -132,11 +132,11 @@ class RankGroup:
         name = f"{self._name}/{name}"
         return RendezvousAddress(host=host, port=port, name=name, rank=here.rank, world=here.world, wait_s=self.wait_s)
 
-    def tell(self, what: str, text: str) -> None:
+    def publish(self, what: str, text: str) -> None:
         """Tell the others, once for each `what`. Raises RankError when the store is gone."""
         self._ask(lambda: self._store.set(f"{what}/{self.here.rank}", text))
 
-    def heard(self, what: str) -> dict[int, str]:
+    def published(self, what: str) -> dict[int, str]:
         """What each rank has told by now, this one among them."""
         return {rank: text for rank in range(self.here.world) if (text := self._told(what, rank)) is not None}
 
@@ -146,17 +146,17 @@ class RankGroup:
         Args:
             what: a name that is used once.
             text: this rank's.
-            wait_s: other than the crew's.
+            wait_s: other than the group's.
 
         Raises:
             RankError: a rank has ended or did not tell in time.
         """
-        self.tell(what, text)
+        self.publish(what, text)
         wait_s = self.wait_s if wait_s is None else wait_s
         found = self.await_all(what, wait_s)
         missing = [rank for rank in range(self.here.world) if rank not in found]
         if missing:
-            ended = [rank for rank in self.heard(END) if rank in missing]
+            ended = [rank for rank in self.published(END) if rank in missing]
             named = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
             raise RankError(f"{named} ended early" if ended else f"{named} did not answer within {wait_s:g} s ({what})")
         return [found[rank] for rank in range(self.here.world)]
@@ -165,8 +165,8 @@ class RankGroup:
         """What was told once all ranks have, a rank that has not has ended, or time is over."""
         deadline = time.monotonic() + wait_s
         while True:
-            ended = set() if what == END else set(self.heard(END))
-            found = self.heard(what)
+            ended = set() if what == END else set(self.published(END))
+            found = self.published(what)
             if len(found) == self.here.world or ended - set(found) or time.monotonic() > deadline:
                 return found
             time.sleep(_LOOK_S)
@@ -179,7 +179,7 @@ class RankGroup:
         try:
             result = work()
         except FluxrewriteError as error:
-            self.tell(what, str(error))
+            self.publish(what, str(error))
             self.await_all(what, AFTER_FAILURE_S)
             raise
         reasons = self.gather(what, "")

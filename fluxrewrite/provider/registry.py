@@ -124,7 +124,7 @@ def provided(kernels: Iterable[Kernel], provider: str, execution: str) -> dict[s
     }
 
 
-def profile(provider: str, asked: ProfileRequest) -> Profiled:
+def profile(provider: str, request: ProfileRequest) -> Profiled:
     """What one call of a kernel of `provider` costs by the provider's own model; no hardware runs.
 
     Raises InputError for an unknown provider or kernel, one that has no model, and what the provider refuses.
@@ -132,13 +132,13 @@ def profile(provider: str, asked: ProfileRequest) -> Profiled:
     if provider == "reference":
         raise InputError("provider 'reference' has no NKI kernels; choose builtin")
     found = implementations(provider)
-    if asked.kernel not in found:
-        load_kernels((asked.kernel,))
-        raise InputError(f"provider {provider!r} has no kernel {asked.kernel!r}; it has {', '.join(sorted(found))}")
+    if request.kernel not in found:
+        load_kernels((request.kernel,))
+        raise InputError(f"provider {provider!r} has no kernel {request.kernel!r}; it has {', '.join(sorted(found))}")
     model = load_provider(provider)[0].profile
     if model is None:
         raise InputError(f"provider {provider!r} has no model of what its kernels cost")
-    return model(provider, asked)
+    return model(provider, request)
 
 
 def suite_of(provider: str) -> Suite:

@@ -245,7 +245,7 @@ def _candidate(kind: str, forecasts: Sequence[Forecast], step: float, assumed: b
             else:
                 refusals += [r.message for r in d.reasons]
     choices = [c for f in forecasts for c in f.plan.choices]
-    added = sum(c.alone.get(kind, 0.0) * c.blocks for c in choices)
+    added = sum(c.single_kernel_delta.get(kind, 0.0) * c.blocks for c in choices)
     if any(
         c.basis == "measured" for c in choices
     ):  # compared with what was measured beside it, never with a prediction

@@ -159,16 +159,16 @@ def _verdict(parts: Sequence[tuple[float, Verdict]], step: float) -> Verdict:
 
     Where a graph's verdict has no ratio, that verdict stands; a graph without such sites changes nothing.
     """
-    told = [(us, v) for us, v in parts if v.verdict != "not_applicable"]
-    without = [v for _, v in told or parts if v.ratio is None]
+    judged = [(us, v) for us, v in parts if v.verdict != "not_applicable"]
+    without = [v for _, v in judged or parts if v.ratio is None]
     if without:
         return without[0]
-    ratio = 1 + sum(((v.ratio or 1) - 1) * us for us, v in told) / step
-    largest = max(told, key=lambda part: part[0])[1]
+    ratio = 1 + sum(((v.ratio or 1) - 1) * us for us, v in judged) / step
+    largest = max(judged, key=lambda part: part[0])[1]
     word = "slower" if ratio > 1 + NEUTRAL else "faster" if ratio < 1 - NEUTRAL else "neutral"
-    bases = {v.basis for _, v in told}
+    bases = {v.basis for _, v in judged}
     basis = next(b for b in ("assumed", "modelled", "measured") if b in bases)
-    why = f"in {len(told)} graphs; the longest: {largest.why}" if len(told) > 1 else largest.why
+    why = f"in {len(judged)} graphs; the longest: {largest.why}" if len(judged) > 1 else largest.why
     return largest.model_copy(
         update={"verdict": word, "ratio": float(f"{ratio:.6g}"), "basis": basis, "why": why, "predicted_s": None}
     )

@@ -69,14 +69,14 @@ def _timeline(call: CallInfo, sites: Sequence[SiteInfo], device: str) -> Timelin
         shapes=site.shapes,
     )
     try:
-        found = profile(provider, _asked(call, site, device, cores))
+        found = profile(provider, _request(call, site, device, cores))
     except InputError as error:
         return made.model_copy(update={"problem": str(error)})
     figures = {"latency_us": _rounded(found.latency_us), "roofline_us": _rounded(found.roofline_us)}
     return made.model_copy(update={**figures, "bound": found.bound, "engines": tuple(_engines(found))})
 
 
-def _asked(call: CallInfo, site: SiteInfo, device: str, cores: int) -> ProfileRequest:
+def _request(call: CallInfo, site: SiteInfo, device: str, cores: int) -> ProfileRequest:
     shapes = {**site.shapes, **{f"axis {i} of {t.name}": n for t in call.operands for i, n in enumerate(t.shape)}}
     symbolic = [f"{name} {size}" for name, size in shapes.items() if not isinstance(size, int)]
     if symbolic:

@@ -45,7 +45,7 @@ class Block:
 
     @property
     def family(self) -> tuple[object, ...]:
-        """Equal for blocks that are decided alike where that is dear: those of one list of modules that hold the same sites.
+        """Equal for blocks that are decided alike where that is expensive: those of one list of modules that hold the same sites.
 
         The first and the last block of a list often differ from the others in an operation or two at their ends.
         """
@@ -58,11 +58,11 @@ class Price(Protocol):
 
     Attributes:
         basis: where the times come from.
-        dear: each time takes seconds to find, so that only sets which may well be the best are asked for.
+        expensive: each time takes seconds to find, so that only sets which may well be the best are asked for.
     """
 
     basis: Basis
-    dear: bool
+    expensive: bool
 
     def __call__(self, block: Block, candidates: Sequence[Sequence[Site]]) -> Sequence[Priced]:
         """One time for each candidate: the sites that kernels take; no site for the block as it is."""
@@ -95,7 +95,7 @@ class Choice:
     taken: Kinds
     times: Mapping[str, float]
     chosen: str
-    alone: Mapping[str, float]
+    single_kernel_delta: Mapping[str, float]
     basis: Basis = "modelled"
 
 
@@ -158,7 +158,7 @@ def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[S
     decided: dict[tuple[object, ...], Choice] = {}
     chosen: list[Site] = []
     for block in blocks(view, sites):
-        alike = block.family if price.dear else block.signature
+        alike = block.family if price.expensive else block.signature
         known = decided.get(alike)
         choice = _decide(block, price) if known is None else known
         decided[alike] = _counted(choice, known)
@@ -175,15 +175,15 @@ def _counted(choice: Choice, known: Choice | None) -> Choice:
 def _decide(block: Block, price: Price) -> Choice:
     """No kernel, each kind alone, any two and all of them, and from the best of these whatever one more kind makes better.
 
-    Where prices are dear no two are tried but those with the best kind, and only kinds that alone are not slower beyond doubt.
+    Where prices are expensive no two are tried but those with the best kind, and only kinds that alone are not slower beyond doubt.
     """
     kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
     trials = _Trials(block, price)
     none, *single, _ = trials.run([frozenset(), *(frozenset([kind]) for kind in kinds), frozenset(kinds)])
-    alone: dict[str, float] = defaultdict(float)
+    single_kernel_delta: dict[str, float] = defaultdict(float)
     for kind, found in zip(kinds, single, strict=True):
-        alone[str(kind[0])] += 0.0 if kind[-1] else trials.times[found].us - trials.times[none].us
-    if price.dear:
+        single_kernel_delta[str(kind[0])] += 0.0 if kind[-1] else trials.times[found].us - trials.times[none].us
+    if price.expensive:
         kinds = [kind for kind, found in zip(kinds, single, strict=True) if trials.may_pay(found, none)]
     else:
         trials.run([frozenset(pair) for pair in itertools.combinations(kinds, 2)])
@@ -193,7 +193,7 @@ def _decide(block: Block, price: Price) -> Choice:
     if found_us.us > none_us * (1 - MARGIN) - found_us.noise_us:
         best = none
     times = {label(block, taken): priced.us for taken, priced in trials.times.items()}
-    return Choice(block.path, 1, best, times, label(block, best), alone, price.basis)
+    return Choice(block.path, 1, best, times, label(block, best), single_kernel_delta, price.basis)
 
 
 class _Trials:

@@ -10,18 +10,18 @@ import time
 
 import pytest
 import typer
-from crews import at_once, crews
+from rank_groups import at_once, rank_groups
 
 from fluxrewrite.cli import main
 from fluxrewrite.cli import ranks as module
 from fluxrewrite.cli.ranks import Terminated, leads, ranked, terminable
 from fluxrewrite.errors import CheckFailed, InputError, RankError
-from fluxrewrite.measure import rendezvous as crew_module
+from fluxrewrite.measure import rendezvous as rendezvous_module
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(crew_module, "AFTER_FAILURE_S", 0.5)
+    monkeypatch.setattr(rendezvous_module, "AFTER_FAILURE_S", 0.5)
     monkeypatch.setattr(module, "_SPEAKER_S", 5)
 
 
@@ -30,12 +30,12 @@ def run(monkeypatch, capsys):
     """`run(*bodies)`: the exit code of each rank, "ran" where there is none, and the lines on stderr."""
 
     def call(*bodies, tp=None, world=None):
-        ranks = crews(world or len(bodies))
+        ranks = rank_groups(world or len(bodies))
         mine = threading.local()
-        monkeypatch.setattr(crew_module, "meet", lambda wait_s: mine.crew)
+        monkeypatch.setattr(rendezvous_module, "meet", lambda wait_s: mine.rank_group)
 
-        def rank(crew, body):
-            mine.crew = crew
+        def rank(rank_group, body):
+            mine.rank_group = rank_group
             with ranked(tp, 10) as here:
                 body(here)
             return "ran"
@@ -48,7 +48,7 @@ def run(monkeypatch, capsys):
 
 
 def fail(error):
-    def body(crew):
+    def body(rank_group):
         raise error
 
     return body
@@ -57,14 +57,14 @@ def fail(error):
 def slow(error):
     """As the first rank, with a table to print."""
 
-    def body(crew):
+    def body(rank_group):
         time.sleep(0.7)
         raise error
 
     return body
 
 
-def good(crew):
+def good(rank_group):
     pass
 
 
@@ -97,7 +97,7 @@ def test_one_rank_speaks_for_all(run, bodies, codes, told):
 def test_a_rank_alone_speaks_for_itself(run):
     """The first rank is gone, or stands still: the second one does not wait for long."""
     start = time.monotonic()
-    codes, lines = run(lambda crew: time.sleep(3), fail(InputError("no file")))
+    codes, lines = run(lambda rank_group: time.sleep(3), fail(InputError("no file")))
     assert (codes[1], lines) == (2, ["fluxrewrite: no file"])
     assert time.monotonic() - start < 10
 
@@ -118,7 +118,7 @@ def test_an_error_that_nobody_expected_stays_what_it_is(run):
 
 
 def test_the_first_rank_prints_and_writes():
-    assert [leads(c) for c in (None, *crews(2))] == [True, True, False]
+    assert [leads(c) for c in (None, *rank_groups(2))] == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -151,14 +151,14 @@ def test_tp_says_something_else_than_torchrun(run):
 )
 def test_commands_tell_once(monkeypatch, capsys, command):
     """Whole commands, with an error that each rank finds by itself."""
-    ranks = iter(crews(2))
+    ranks = iter(rank_groups(2))
     lock = threading.Lock()
 
     def meet(wait_s):
         with lock:
             return next(ranks)
 
-    monkeypatch.setattr(crew_module, "meet", meet)
+    monkeypatch.setattr(rendezvous_module, "meet", meet)
     assert at_once(*(lambda: main(list(command)) for _ in range(2))) == [2, 2]
     assert capsys.readouterr().err.count("fluxrewrite: ") == 1
 
@@ -166,7 +166,7 @@ def test_commands_tell_once(monkeypatch, capsys, command):
 @pytest.mark.parametrize("command", ["bench", "verify"])
 def test_help_has_the_timeout_that_there_is(command):
     function = getattr(importlib.import_module(f"fluxrewrite.cli.{command}"), command)
-    assert inspect.signature(function).parameters["rank_timeout"].default == crew_module.RANK_TIMEOUT_S
+    assert inspect.signature(function).parameters["rank_timeout"].default == rendezvous_module.RANK_TIMEOUT_S
 
 
 def test_sigterm_ends_the_work():
@@ -180,21 +180,21 @@ def test_sigterm_ends_the_work():
 
 STUCK = """
 import ctypes, sys, threading, time
-from fluxrewrite.cli.ranked import leave, ranked, terminable
+from fluxrewrite.cli.ranks import leave, ranked, terminable
 from fluxrewrite.cli import watchdog
-from fluxrewrite.crew import END, Crew
+from fluxrewrite.measure.rendezvous import END, RankGroup
 from fluxrewrite.parallel import Ranks
-import fluxrewrite.crew
+import fluxrewrite.measure.rendezvous
 import torch.distributed as dist
 
 store = dist.HashStore()
-first, second = (Crew(Ranks(r, 2), store, 60) for r in range(2))
+first, second = (RankGroup(Ranks(r, 2), store, 60) for r in range(2))
 fluxrewrite.measure.rendezvous.AFTER_FAILURE_S = watchdog.GRACE_S = 0.5
 with terminable(), watchdog.watched(first, leave):
     if sys.argv[1] == "failure":
-        second.tell(END, '{"code": 2, "lines": ["no file"], "follows": false}')
+        second.publish(END, '{"code": 2, "lines": ["no file"], "follows": false}')
     if sys.argv[1] == "good end":
-        second.tell(END, '{"code": 0}')
+        second.publish(END, '{"code": 0}')
         time.sleep(1.5)
         sys.exit(7)
     print("stuck", flush=True)
@@ -231,13 +231,13 @@ def test_a_rank_that_waits_inside_torch_hears_all_the_same(how, code, told):
 
 
 def test_the_thread_ends_with_the_block():
-    crew = crews(2)[0]
+    rank_group = rank_groups(2)[0]
     before = signal.set_wakeup_fd(-1)
     threads = threading.active_count()
     from fluxrewrite.cli.watchdog import watched
 
     left = []
-    with watched(crew, lambda *a: left.append(a)):
+    with watched(rank_group, lambda *a: left.append(a)):
         assert threading.active_count() == threads + 1
     assert threading.active_count() == threads
     assert signal.set_wakeup_fd(before) == -1

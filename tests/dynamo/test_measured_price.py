@@ -372,7 +372,7 @@ def test_noise_keeps_the_block_as_it_is(trace):
 
     class Fixed:
         basis = "measured"
-        dear = True
+        expensive = True
 
         def __init__(self, noise):
             self.noise = noise

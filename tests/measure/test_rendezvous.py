@@ -4,7 +4,7 @@ import socket
 import time
 
 import pytest
-from crews import at_once, crews
+from rank_groups import at_once, rank_groups
 
 from fluxrewrite.errors import CheckFailed, InputError, RankError
 from fluxrewrite.measure import rendezvous as module
@@ -48,7 +48,7 @@ def test_ranks_meet_and_so_do_the_processes_that_they_start(port):
     meetings[0].store().set("key", "word")
     assert meetings[1].store().get("key") == b"word"
     assert not meetings[1].store().check(["x/0"]), "a part is apart from what the parents tell"
-    assert second.twin().heard("x") == {0: "a", 1: "b"}
+    assert second.twin().published("x") == {0: "a", 1: "b"}
 
 
 def test_a_store_that_is_not_there(port, monkeypatch):
@@ -66,13 +66,13 @@ def test_a_store_that_goes_away(port):
 
 
 def test_all_hear_what_all_tell():
-    ranks = crews(3)
+    ranks = rank_groups(3)
     assert at_once(*(lambda c=c: c.gather("n", str(c.here.rank)) for c in ranks)) == [["0", "1", "2"]] * 3
-    assert ranks[0].heard("m") == {}
+    assert ranks[0].published("m") == {}
 
 
 def test_a_rank_that_tells_nothing():
-    ranks = crews(3)
+    ranks = rank_groups(3)
     start = time.monotonic()
     found = at_once(lambda: ranks[0].gather("n", "", 0.3), lambda: ranks[1].gather("n", "", 0.3))
     assert [str(e) for e in found] == ["rank 2 did not answer within 0.3 s (n)"] * 2
@@ -80,8 +80,8 @@ def test_a_rank_that_tells_nothing():
 
 
 def test_a_rank_that_has_ended_is_not_waited_for():
-    ranks = crews(2, wait_s=60)
-    ranks[1].tell(END, "over")
+    ranks = rank_groups(2, wait_s=60)
+    ranks[1].publish(END, "over")
     start = time.monotonic()
     with pytest.raises(RankError, match="rank 1 ended early"):
         ranks[0].gather("n", "")
@@ -89,9 +89,9 @@ def test_a_rank_that_has_ended_is_not_waited_for():
 
 
 def test_what_was_told_before_the_end_counts():
-    ranks = crews(2, wait_s=1)
-    ranks[1].tell("n", "b")
-    ranks[1].tell(END, "over")
+    ranks = rank_groups(2, wait_s=1)
+    ranks[1].publish("n", "b")
+    ranks[1].publish(END, "over")
     assert ranks[0].gather("n", "a") == ["a", "b"]
 
 
@@ -100,7 +100,7 @@ def refuse(error):
 
 
 def test_what_one_rank_refuses_all_do():
-    ranks = crews(3)
+    ranks = rank_groups(3)
     assert at_once(*(lambda c=c: c.together("a", lambda: c.here.rank) for c in ranks)) == [0, 1, 2]
     works = [lambda: 0, lambda: refuse(InputError("no such file")), lambda: refuse(CheckFailed("too late"))]
     zero, one, two = at_once(*(lambda c=c, w=w: c.together("b", w) for c, w in zip(ranks, works, strict=True)))

@@ -86,7 +86,7 @@ def test_what_makes_a_block_faster_is_taken_in_all_like_it(model, each):
         "attention:sdpa": 130,
         "attention:sdpa + rope:rotate_half": 120,
     }
-    assert dict(first.alone) == {"rope": -10, "attention": 30}
+    assert dict(first.single_kernel_delta) == {"rope": -10, "attention": 30}
 
 
 def test_kernels_that_pay_only_together_are_taken_together(model, each):
@@ -112,13 +112,13 @@ def test_where_prices_are_dear_fewer_are_asked(trace, each):
     sites = [d.finding for d in make_plan(view, Selection.of("rope", "reference"), "none").decisions]
     saved = {2: -10, 4: 5, 6: 5, 8: -4}
     asked = {}
-    for dear in (False, True):
-        seen = asked[dear] = set()
+    for expensive in (False, True):
+        seen = asked[expensive] = set()
         price = lambda block, taken, seen=seen: (  # noqa: E731
             seen.add(tuple(s.shapes["sequence"] for s in taken))
             or 100 + sum(saved[s.shapes["sequence"]] for s in taken)
         )
-        chosen, _ = choose(view, sites, each(price, dear))
+        chosen, _ = choose(view, sites, each(price, expensive))
         assert [s.shapes["sequence"] for s in chosen] == [2, 8]
     assert asked[True] == {(), (2,), (4,), (6,), (8,), (2, 4, 6, 8), (2, 8)} < asked[False]
 
@@ -134,11 +134,11 @@ def test_where_prices_are_dear_blocks_of_a_list_that_differ_at_their_ends_are_on
     found = make_plan(view, Selection.of(("attention", "rope"), "reference"), "none").decisions
     sites = [d.finding for d in found if isinstance(d.finding, Site)]
     numbers = {}
-    for dear in (False, True):
+    for expensive in (False, True):
         price, _ = prices(rope=-10, attention=30)
-        chosen, choices = choose(view, sites, each(price, dear))
+        chosen, choices = choose(view, sites, each(price, expensive))
         assert [s.kind for s in chosen] == ["rope"] * 3
-        numbers[dear] = sorted(c.blocks for c in choices)
+        numbers[expensive] = sorted(c.blocks for c in choices)
     assert numbers == {False: [1, 1, 1], True: [1, 2]}
 
 
@@ -201,4 +201,4 @@ def test_kinds_of_one_form_are_told_apart_by_their_sizes(trace, each):
         "rope:rotate_half[4]": 96,
         "rope:rotate_half[8] + rope:rotate_half[4]": 88,
     }
-    assert choice.alone == {"rope": -12}
+    assert choice.single_kernel_delta == {"rope": -12}

@@ -32,7 +32,7 @@ SITES = {"qkv": 4, "rope": 6, "attention": 3, "norm_rope_attention": 3, KERNELS[
 RUN = """
 import json, sys, torch, torch_xla, fluxrewrite
 from fluxrewrite.models import Shapes, find_model
-from fluxrewrite.workload import realise
+from fluxrewrite.models.workload import realise
 
 folder, *kernels = sys.argv[1:]
 workload = realise(find_model(folder), Shapes(24, 12), torch.float32)

@@ -29,7 +29,7 @@ class Predicted:
     """
 
     basis: Basis = "modelled"
-    dear = False
+    expensive = False
 
     def __init__(self, view: GraphView, target: Target, case: Case, kernels: Mapping[str, Kernel]) -> None:
         self._kernels = kernels

@@ -47,7 +47,7 @@ class Counted:
 
         return step
 
-    def told(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Fields of a `Variant`: calls and different kernels of the latest step by "kind:form", and inline sites."""
         sites = [site for report in self._ran for site in report.sites]
         taken = [site for site in sites if site.choice == "kernel"]

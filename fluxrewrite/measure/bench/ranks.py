@@ -19,31 +19,31 @@ __all__ = ["Together", "joined", "pooled"]
 
 
 class Together:
-    """The parents of the workers of one variant after the other; with a crew of None a single one.
+    """The parents of the workers of one variant after the other; with a group of None a single one.
 
     Args:
-        crew: the ranks.
+        rank_group: the ranks.
     """
 
-    def __init__(self, crew: RankGroup | None) -> None:
-        self._crew = crew
+    def __init__(self, rank_group: RankGroup | None) -> None:
+        self._rank_group = rank_group
         self._number = 0
 
     @property
     def world(self) -> int:
         """How many ranks."""
-        return 1 if self._crew is None else self._crew.here.world
+        return 1 if self._rank_group is None else self._rank_group.here.world
 
     def begin(self) -> RendezvousAddress | None:
         """A new variant: where its workers meet."""
         self._number += 1
-        return None if self._crew is None else self._crew.meeting(f"{self._what}/group")
+        return None if self._rank_group is None else self._rank_group.meeting(f"{self._what}/group")
 
     def watch(self) -> None:
         """Raise Failed once another rank has told that the variant failed there: this one's worker may be waiting for it."""
-        if self._crew is None:
+        if self._rank_group is None:
             return
-        for rank, text in self._crew.heard(self._what).items():
+        for rank, text in self._rank_group.published(self._what).items():
             if json.loads(text)["error"] is not None:
                 raise WorkerFailed(f"was at work when rank {rank} failed", lost=True)
 
@@ -53,10 +53,10 @@ class Together:
 
         Raises RankError when a rank does not tell how it ended.
         """
-        if self._crew is None:
+        if self._rank_group is None:
             return failure
         mine = {"error": None if failure is None else str(failure), "lost": failure is not None and failure.lost}
-        told = self._crew.gather(self._what, json.dumps(mine), None if failure is None else AFTER_FAILURE_S)
+        told = self._rank_group.gather(self._what, json.dumps(mine), None if failure is None else AFTER_FAILURE_S)
         failed = {rank: end for rank, end in enumerate(map(json.loads, told)) if end["error"] is not None}
         if not failed:
             return None

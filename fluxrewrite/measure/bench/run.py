@@ -29,7 +29,7 @@ from .worker_process import WORKER
 
 __all__ = ["bench", "check_setup"]
 
-Tell = Callable[[Chosen, Mapping[str, Any]], None]
+ReportEvent = Callable[[Chosen, Mapping[str, Any]], None]
 Keep = Callable[[Runs], None]
 
 
@@ -85,11 +85,11 @@ def bench(
     setup: Setup,
     chosen: Sequence[Chosen],
     keep: Keep = lambda runs: None,
-    tell: Tell = lambda chosen, event: None,
+    report_event: ReportEvent = lambda chosen, event: None,
     timeout_s: float | None = None,
     worker: Sequence[str] = WORKER,
     *,
-    crew: RankGroup | None = None,
+    rank_group: RankGroup | None = None,
 ) -> Runs:
     """Run every variant in a process of its own, with empty caches; on several ranks, in a group of one for each rank.
 
@@ -107,17 +107,23 @@ def bench(
         tell: called with the variant at work and each event of its worker.
         timeout_s: seconds that a variant may take; those in which it waits for its turn do not count.
         worker: the command that runs one variant.
-        crew: the ranks, each of which calls this with the same arguments; None: this process alone.
+        rank_group: the ranks, each of which calls this with the same arguments; None: this process alone.
 
     Raises:
         RankError: another rank ended or does not answer; `keep` has been called with what there is.
     """
-    alone = crew is not None or torch.device(setup.device).type != "cpu"
+    alone = rank_group is not None or torch.device(setup.device).type != "cpu"
     with tempfile.TemporaryDirectory(prefix="fluxrewrite-bench-", ignore_cleanup_errors=True) as name:
         turns = WorkerScheduler(
-            _empty(setup, 1 if crew is None else crew.here.world), Path(name), keep, tell, timeout_s, worker, crew
+            _empty(setup, 1 if rank_group is None else rank_group.here.world),
+            Path(name),
+            keep,
+            report_event,
+            timeout_s,
+            worker,
+            rank_group,
         )
-        turns.all(chosen, alone)
+        turns.run_all(chosen, alone)
     return turns.runs
 
 

@@ -25,12 +25,12 @@ SHARE = 0.7
 
 @dataclass(frozen=True)
 class _Worker:
-    """`stays`: it can do more runs than were asked for, beside other variants."""
+    """`is_shared_baseline`: it can do more runs than were asked for, beside other variants."""
 
     chosen: Chosen
     events: Generator[Mapping[str, Any], None, None]
     folder: Path
-    stays: bool
+    is_shared_baseline: bool
 
 
 class WorkerScheduler:
@@ -43,7 +43,7 @@ class WorkerScheduler:
         tell: called with the variant at work and each event of its worker.
         timeout_s: seconds that a variant may take; those in which it waits for its turn do not count.
         worker: the command that runs one variant.
-        crew: the ranks; None: this process alone.
+        rank_group: the ranks; None: this process alone.
     """
 
     def __init__(
@@ -51,17 +51,23 @@ class WorkerScheduler:
         runs: Runs,
         root: Path,
         keep: Callable[[Runs], None],
-        tell: Callable[[Chosen, Mapping[str, Any]], None],
+        report_event: Callable[[Chosen, Mapping[str, Any]], None],
         timeout_s: float | None,
         worker: Sequence[str],
-        crew: RankGroup | None,
+        rank_group: RankGroup | None,
     ) -> None:
         self.runs = runs
-        self._root, self._keep, self._tell, self._timeout_s, self._command = root, keep, tell, timeout_s, worker
-        self._together = Together(crew)
+        self._root, self._keep, self._report_event, self._timeout_s, self._command = (
+            root,
+            keep,
+            report_event,
+            timeout_s,
+            worker,
+        )
+        self._together = Together(rank_group)
         self._waiting: list[_Worker] = []
 
-    def all(self, chosen: Sequence[Chosen], alone: bool) -> None:
+    def run_all(self, chosen: Sequence[Chosen], alone: bool) -> None:
         """Every variant: the cold runs one after the other, then the warm ones in turn, so that what slows the machine down for
         a minute slows down all of them. Where they do not fit into memory together, as many at a time as do, each time beside
         vanilla, if that comes first. One variant after the other where they work `alone`, or no two fit.
@@ -97,17 +103,17 @@ class WorkerScheduler:
         """The warm runs of all that wait, in turn, until only the one is left that stays."""
         if len(self._waiting) > 1:
             self.runs = self.runs.model_copy(update={"in_turn": True})
-        while any(not (w.stays and self._complete(w)) for w in self._waiting):
+        while any(not (w.is_shared_baseline and self._complete(w)) for w in self._waiting):
             for worker in list(self._waiting):
                 self._listen(worker)
 
     def _start(self, chosen: Chosen, later: int) -> _Worker:
         """Start the worker of a variant, which stays for up to `later` other ones if it is vanilla."""
         self.runs = changed(self.runs, Variant(name=chosen.name, kernels=chosen.kernels))
-        self._tell(chosen, {"event": "start"})
+        self._report_event(chosen, {"event": "start"})
         setup, timeout_s = self.runs.setup, self._timeout_s
-        stays = later > 1 and chosen.name == "vanilla" and setup.runs > 1
-        if stays:
+        is_shared_baseline = later > 1 and chosen.name == "vanilla" and setup.runs > 1
+        if is_shared_baseline:
             runs = 1 + later * (setup.runs - 1)
             timeout_s = None if timeout_s is None else timeout_s * runs / setup.runs
             setup = setup.model_copy(update={"runs": runs})
@@ -116,15 +122,15 @@ class WorkerScheduler:
         folder = self._root / f"{len(self.runs.variants)}.work"
         folder.mkdir()
         talk = conversation(spec.model_dump_json(), folder, timeout_s, self._command, self._together.watch)
-        return _Worker(chosen, talk, folder, stays)
+        return _Worker(chosen, talk, folder, is_shared_baseline)
 
     def _listen(self, worker: _Worker, to_the_end: bool = False) -> bool:
         """Until the worker has finished a run and has another one to do, or to its end. Whether that is reached."""
         failure = None
         try:
             for event in worker.events:
-                self._tell(worker.chosen, event)
-                if worker.stays and self._complete(worker):
+                self._report_event(worker.chosen, event)
+                if worker.is_shared_baseline and self._complete(worker):
                     others = [w.chosen.name for w in self._waiting if w is not worker]
                     self.runs = beside(self.runs, others, event)
                 else:
@@ -132,9 +138,9 @@ class WorkerScheduler:
                 if event["event"] != "run":
                     continue
                 self._keep(self.runs)
-                if not to_the_end and (worker.stays or not self._complete(worker)):
+                if not to_the_end and (worker.is_shared_baseline or not self._complete(worker)):
                     return False
-                if worker.stays and self._complete(worker):
+                if worker.is_shared_baseline and self._complete(worker):
                     break
         except WorkerFailed as error:
             failure = error
@@ -157,7 +163,7 @@ class WorkerScheduler:
 
     def _stopped(self, worker: _Worker, error: BaseException) -> None:
         """All ends. A worker that stays for others has done what was asked for."""
-        if worker.stays and self._complete(worker):
+        if worker.is_shared_baseline and self._complete(worker):
             self._close(worker)
         else:
             self._ended(worker, str(error) or "interrupted")
@@ -185,7 +191,7 @@ class WorkerScheduler:
         fit = int(SHARE * free_mb // (self._variant(first).peak_rss_mb or free_mb or 1.0))
         if fit >= count:
             return count
-        return max(1, fit) if first.stays else 1
+        return max(1, fit) if first.is_shared_baseline else 1
 
 
 def available_mb(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float:

@@ -35,7 +35,7 @@ from .variants import Chosen, Spec, backend_of
 
 __all__ = ["main", "work"]
 
-Tell = Callable[..., None]
+ReportEvent = Callable[..., None]
 
 
 def main() -> int:
@@ -43,16 +43,16 @@ def main() -> int:
     line = sys.stdin.readline()
     events = _take_stdout()
 
-    def tell(event: str, **fields: Any) -> None:
+    def report_event(event: str, **fields: Any) -> None:
         events.write(json.dumps({"event": event, **fields}) + "\n")
         events.flush()
 
     turn = threading.Semaphore(0)
     threading.Thread(target=_listen, args=(turn,), daemon=True).start()
     try:
-        work(Spec.model_validate_json(line), tell, turn.acquire)
+        work(Spec.model_validate_json(line), report_event, turn.acquire)
     except BaseException as error:  # whatever it is, the table has it
-        tell("error", error=one_line(error), lost=_lost(error))
+        report_event("error", error=one_line(error), lost=_lost(error))
         return 1
     return 0
 
@@ -72,16 +72,16 @@ def _take_stdout() -> TextIO:
 
 def _listen(turn: threading.Semaphore) -> None:
     """Pass on each line; end this process and the compilers that it started once the parent is gone: then stdin ends."""
-    while heard := os.read(0, 4096):
-        for _ in range(heard.count(b"\n")):
+    while received := os.read(0, 4096):
+        for _ in range(received.count(b"\n")):
             turn.release()
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
 
 
-def work(spec: Spec, tell: Tell, wait: Callable[[], object] = lambda: None) -> None:
-    """Build the model, compile it, and run its denoising loops; `tell` hears of every step and run.
+def work(spec: Spec, report_event: ReportEvent, wait: Callable[[], object] = lambda: None) -> None:
+    """Build the model, compile it, and run its denoising loops; `report_event` hears of every step and run.
 
     `wait` is called before each run after the first.
 
@@ -90,18 +90,18 @@ def work(spec: Spec, tell: Tell, wait: Callable[[], object] = lambda: None) -> N
     if spec.setup.threads is not None:
         torch.set_num_threads(spec.setup.threads)
     with joined(spec.meeting) as here:
-        _work(spec, tell, wait, here)
+        _work(spec, report_event, wait, here)
 
 
-def _work(spec: Spec, tell: Tell, wait: Callable[[], object], here: Ranks | None) -> None:
+def _work(spec: Spec, report_event: ReportEvent, wait: Callable[[], object], here: Ranks | None) -> None:
     setup, device = spec.setup, torch.device(spec.setup.device)
     workload = _workload(setup, device, 1 if here is None else here.world)
     call, counted = _call(spec.chosen, setup, workload)
-    tell("ready", threads=torch.get_num_threads(), device=device_name(device), dtype=_dtype(workload))
+    report_event("ready", threads=torch.get_num_threads(), device=device_name(device), dtype=_dtype(workload))
     for run in range(setup.runs):
         if run:
             wait()
-        step, load = functools.partial(tell, "step", run=run), Load()
+        step, load = functools.partial(report_event, "step", run=run), Load()
         steps_s, latents = _loop(workload, call, setup.steps, device, step)
         mine = {
             "steps_s": steps_s,
@@ -109,7 +109,7 @@ def _work(spec: Spec, tell: Tell, wait: Callable[[], object], here: Ranks | None
             "peak_device_mb": _peak_device_mb(device),
             "output": _keep(latents, Path(spec.latents)),
         }
-        tell("run", **pooled(here, mine, load), **(counted.told() if counted else {}))
+        report_event("run", **pooled(here, mine, load), **(counted.stats() if counted else {}))
 
 
 def _workload(setup: Setup, device: torch.device, world: int) -> Workload:
@@ -131,7 +131,9 @@ def _call(chosen: Chosen, setup: Setup, workload: Workload) -> tuple[Call, Count
     return (call, None) if counted is None else (counted.per_step(call), counted)
 
 
-def _loop(workload: Workload, call: Call, count: int, device: torch.device, step: Tell) -> tuple[list[float], Tensor]:
+def _loop(
+    workload: Workload, call: Call, count: int, device: torch.device, step: ReportEvent
+) -> tuple[list[float], Tensor]:
     """Seconds of each step, and the last latents."""
     finish = (lambda: None) if device.type == "cpu" else (lambda: torch.accelerator.synchronize(device))
     seconds: list[float] = []

@@ -52,8 +52,8 @@ def xla_fusion(
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
         name = str(dtype).removeprefix("torch.")
-        asked = {"model": model, "shapes": asdict(shapes), "kernels": kernels, "dtype": name, "touched": touched}
-        request.write_text(json.dumps(asked))
+        question = {"model": model, "shapes": asdict(shapes), "kernels": kernels, "dtype": name, "touched": touched}
+        request.write_text(json.dumps(question))
         variables = {**os.environ, **environment(dump or Path(folder) / "hlo")}
         command = [str(python), "-m", "fluxrewrite.measure.oracle.xla_worker", str(request), str(answer)]
         _run(command, variables, timeout_s)

@@ -19,7 +19,9 @@ class _RankFindings(DataRecord):
     loop: LoopResult
 
 
-def of_all_ranks(crew: RankGroup, sites: Sequence[SiteResult], loop: LoopResult) -> tuple[list[SiteResult], LoopResult]:
+def of_all_ranks(
+    rank_group: RankGroup, sites: Sequence[SiteResult], loop: LoopResult
+) -> tuple[list[SiteResult], LoopResult]:
     """For each site the rank where it is worst, and the loop of the first rank: the latents are the same on all.
 
     The same on every rank.
@@ -29,15 +31,15 @@ def of_all_ranks(crew: RankGroup, sites: Sequence[SiteResult], loop: LoopResult)
         RankError: a rank ended, or did not answer in time.
     """
     mine = _RankFindings(sites=tuple(sites), loop=loop).model_dump_json(round_trip=True)
-    told = [_RankFindings.model_validate_json(text) for text in crew.gather("what was found", mine)]
-    checked = [[(s.graph, s.kind, s.form, s.path, s.node, s.choice) for s in found.sites] for found in told]
+    findings = [_RankFindings.model_validate_json(text) for text in rank_group.gather("what was found", mine)]
+    checked = [[(s.graph, s.kind, s.form, s.path, s.node, s.choice) for s in found.sites] for found in findings]
     other = next((rank for rank, names in enumerate(checked) if names != checked[0]), None)
     if other is not None:
         raise RewriteError(
             f"rank {other} checked {len(checked[other])} sites, rank 0 {len(checked[0])}, and they are not the same; "
             "give every rank the same options and model"
         )
-    return [_worst(results) for results in zip(*(found.sites for found in told), strict=True)], told[0].loop
+    return [_worst(results) for results in zip(*(found.sites for found in findings), strict=True)], findings[0].loop
 
 
 def _worst(results: Sequence[SiteResult]) -> SiteResult:

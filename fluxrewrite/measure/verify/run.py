@@ -102,7 +102,7 @@ def verify(
     shapes: Shapes | None = None,
     seed: int = 0,
     progress: Progress = Progress(),
-    crew: RankGroup | None = None,
+    rank_group: RankGroup | None = None,
 ) -> Verification:
     """Verify what fluxrewrite makes of a model, with its weights and inputs.
 
@@ -114,7 +114,7 @@ def verify(
         options: what to verify.
         shapes, seed: that the workload was made with, for the record.
         progress: told how far the work is.
-        crew: the ranks that the model is divided among; None: this process alone. What is found is the same on all of them.
+        rank_group: the ranks that the model is divided among; None: this process alone. What is found is the same on all of them.
 
     Raises:
         InputError: unknown names in `options`, a model that fails by itself, or one in which nothing is rewritten.
@@ -131,8 +131,8 @@ def verify(
             f"{options.provider!r}; fluxrewrite inspect {workload.name} says why"
         )
     loop = _loop(workload, rewriter, options, progress, sites)
-    if crew is not None:
-        sites, loop = of_all_ranks(crew, sites, loop)
+    if rank_group is not None:
+        sites, loop = of_all_ranks(rank_group, sites, loop)
     return Verification(
         setting=_setting(workload, rewriter, options, shapes, seed),
         sites=tuple(sites),
@@ -175,11 +175,11 @@ def _agreed(gm: GraphModule, local: LocalGraph, inputs: list[Any], rewriter: Bac
     found: Plan | Exception
     try:
         found = _plan(local.gm, local.inputs(inputs), rewriter)
-        told = [f"{d.finding.kind} at {d.finding.path}: {d.choice}" for d in found.decisions]
+        detail = [f"{d.finding.kind} at {d.finding.path}: {d.choice}" for d in found.decisions]
     except Exception as error:
         found = error
-        told = [f"no plan ({one_line(error)})"]
-    parallel.agree(told, parallel.peers(gm))
+        detail = [f"no plan ({one_line(error)})"]
+    parallel.agree(detail, parallel.peers(gm))
     if isinstance(found, Exception):
         raise found
     return found
@@ -255,9 +255,9 @@ def judge(found: Verification) -> None:
     wrong = [s for s in found.loop.steps if not s.passed]
     if wrong:
         first = min(wrong, key=lambda s: -1.0 if s.cosine is None else s.cosine)
-        told = first.note or f"cosine {first.cosine:.6f} (limit {first.least_cosine:g})"
+        detail = first.note or f"cosine {first.cosine:.6f} (limit {first.least_cosine:g})"
         lines.append(
-            f"{len(wrong)} of {len(found.loop.steps)} steps of the loop fail; worst: step {first.step}: {told}"
+            f"{len(wrong)} of {len(found.loop.steps)} steps of the loop fail; worst: step {first.step}: {detail}"
         )
     if found.loop.note:
         lines.append(f"the loop: {found.loop.note}")

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from crews import at_once, crews
+from rank_groups import at_once, rank_groups
 
 from fluxrewrite.cli import main
 from fluxrewrite.cli.bench import _VARIANTS, _dtype
@@ -289,13 +289,13 @@ def test_only_a_cpu_is_asked_how_fast_it_multiplies(monkeypatch):
 
 def test_the_first_rank_decides_the_dtype(monkeypatch):
     monkeypatch.setattr("fluxrewrite.measure.bench.default_dtype.bfloat16_slowdown", lambda: 0.6)
-    first, second = crews(2, 20)
-    first.tell("dtype", "fp32")
+    first, second = rank_groups(2, 20)
+    first.publish("dtype", "fp32")
     assert _dtype("cpu", second) == "fp32"
 
 
 def test_all_ranks_bench_in_one_dtype(monkeypatch):
     slowdowns = iter((4.6, 0.6))
     monkeypatch.setattr("fluxrewrite.measure.bench.default_dtype.bfloat16_slowdown", lambda: next(slowdowns))
-    found = at_once(*(lambda c=c: _dtype("cpu", c) for c in crews(2, 20)))
+    found = at_once(*(lambda c=c: _dtype("cpu", c) for c in rank_groups(2, 20)))
     assert found in (["fp32", "fp32"], ["bf16", "bf16"])

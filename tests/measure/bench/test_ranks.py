@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch.distributed as dist
-from crews import at_once, crews
+from rank_groups import at_once, rank_groups
 
 from fluxrewrite.errors import InputError, RankError
 from fluxrewrite.measure.bench import ranks as ranked
@@ -34,9 +34,9 @@ def run(fake, setup):
                     kept[c.here.rank].append,
                     timeout_s=timeout_s,
                     worker=worker,
-                    crew=c,
+                    rank_group=c,
                 )
-                for c in ranks or crews(2, wait_s)
+                for c in ranks or rank_groups(2, wait_s)
             )
         )
         return found, kept
@@ -113,7 +113,7 @@ def test_a_worker_that_stands_still(run):
 
 
 def test_a_parent_that_stands_still_ends_the_bench_and_what_finished_is_kept(run):
-    lone = crews(2, wait_s=1)[:1]
+    lone = rank_groups(2, wait_s=1)[:1]
     start = time.monotonic()
     (error,), (kept, _) = run(GOOD, ranks=lone)
     assert time.monotonic() - start < 20
@@ -123,8 +123,8 @@ def test_a_parent_that_stands_still_ends_the_bench_and_what_finished_is_kept(run
 
 
 def test_a_parent_that_has_ended(run):
-    lone, gone = crews(2, wait_s=60)
-    gone.tell(END, "{}")
+    lone, gone = rank_groups(2, wait_s=60)
+    gone.publish(END, "{}")
     (error,), (kept, _) = run(GOOD, ranks=[lone])
     assert str(error) == "rank 1 ended early"
     assert len(kept[-1].variants[0].runs) == 3

@@ -22,15 +22,15 @@ for _ in range(spec["setup"]["runs"] - 1):
 def order(setup, fake):
     """`order(variants, ...)`: the events "run" in order, by variant, and the runs."""
 
-    def run(variants, body=OBEDIENT, tell=lambda chosen, event: None, **options):
+    def run(variants, body=OBEDIENT, report_event=lambda chosen, event: None, **options):
         heard = []
 
         def listen(chosen, event):
             if event["event"] == "run":
                 heard.append(chosen.name)
-            tell(chosen, event)
+            report_event(chosen, event)
 
-        runs = bench(setup(), parse_variants(variants), tell=listen, worker=fake(body), **options)
+        runs = bench(setup(), parse_variants(variants), report_event=listen, worker=fake(body), **options)
         return heard, runs
 
     return run

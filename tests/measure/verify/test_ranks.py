@@ -1,7 +1,7 @@
 """What several ranks found, as one."""
 
 import pytest
-from crews import at_once, crews
+from rank_groups import at_once, rank_groups
 
 from fluxrewrite.errors import RankError, RewriteError
 from fluxrewrite.measure.rendezvous import END
@@ -25,7 +25,7 @@ def loop(cosine=1.0):
 
 
 def gathered(*found):
-    return at_once(*(lambda c=c, f=f: of_all_ranks(c, *f) for c, f in zip(crews(len(found)), found, strict=True)))
+    return at_once(*(lambda c=c, f=f: of_all_ranks(c, *f) for c, f in zip(rank_groups(len(found)), found, strict=True)))
 
 
 def test_the_worst_rank_of_each_site():
@@ -55,7 +55,7 @@ def test_other_sites_on_one_rank():
 
 
 def test_a_rank_that_ended():
-    first, second = crews(2, wait_s=60)
-    second.tell(END, "{}")
+    first, second = rank_groups(2, wait_s=60)
+    second.publish(END, "{}")
     with pytest.raises(RankError, match="rank 1 ended early"):
         of_all_ranks(first, [site()], loop())

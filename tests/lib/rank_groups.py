@@ -12,8 +12,8 @@ from fluxrewrite.measure.rendezvous import RankGroup
 from fluxrewrite.parallel import Ranks
 
 
-def crews(world: int, wait_s: float = 10) -> list[RankGroup]:
-    """A crew for each rank."""
+def rank_groups(world: int, wait_s: float = 10) -> list[RankGroup]:
+    """A rank group for each rank."""
     store = dist.HashStore()
     return [RankGroup(Ranks(rank, world), store, wait_s) for rank in range(world)]
 
