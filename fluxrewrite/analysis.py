@@ -29,7 +29,7 @@ from .report.model import BreakInfo, ModelInfo, Report, Timing
 from .rewrite.joined_weights import Joinable, parameters
 from .rewrite.plan import Plan, Policy, apply_graph, check_policy
 from .rewrite.planner import PastFailure, make_plan
-from .rewrite.proof import Prover, Store, check_verify
+from .rewrite.proof import Prover, Store, check_proof
 from .rewrite.proof.outcome import Prove
 from .rewrite.search import Choice, Price, choose
 from .rewrite.selection import Selection
@@ -53,7 +53,7 @@ class Options:
         regime: "compile", or "lazy", where every kernel call splits the executable.
         compiler: name or file of fusion rules; by default those of the device's compiler.
         evidence: files of measured runs beside those that ship.
-        verify: "numeric" proves each distinct site on random inputs before it is replaced, "structural" does not.
+        proof: "numeric" proves each distinct site on random inputs before it is replaced, "structural" does not.
     """
 
     kernels: str | Iterable[str] | None = None
@@ -65,12 +65,12 @@ class Options:
     regime: str = "compile"
     compiler: str | None = None
     evidence: tuple[str | Path, ...] = ()
-    verify: str = "numeric"
+    proof: str = "numeric"
 
     def resolve(self) -> tuple[Selection, Target]:
         """Passes and kernels, and the target. Raises InputError for unknown names and unreadable files."""
         check_policy(self.policy)
-        check_verify(self.verify)
+        check_proof(self.proof)
         if self.tp < 1:
             raise InputError(f"tp {self.tp}: the number of ranks is 1 or more")
         if self.policy == "measure":
@@ -221,7 +221,7 @@ def _report(
         image_tokens=shapes.image_tokens if shapes else None,
         text_tokens=shapes.text_tokens if shapes else None,
     )
-    prover = Prover(Store()) if options.verify == "numeric" else None
+    prover = Prover(Store()) if options.proof == "numeric" else None
     analysed = [analyse(gm, selection, options.policy, target, case, prove=prover)[0] for gm in captured.graphs]
     matched = time.perf_counter()
     model = _model_info(name, captured, case, sum(len(a.view.nodes) for a in analysed))

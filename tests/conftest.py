@@ -161,7 +161,7 @@ def foresee() -> Callable[..., RewriteEffect]:
 def check() -> Callable[..., fluxrewrite.Report]:
     """`check(fn, kernels, **inputs)`: compile with rewriting, compare with eager, return the report.
 
-    With `verify="structural"` no proof stands in for a guard that is missing.
+    With `proof="structural"` no proof stands in for a guard that is missing.
     """
 
     def run(
@@ -171,7 +171,7 @@ def check() -> Callable[..., fluxrewrite.Report]:
         inner: str = "eager",
         provider: str = "reference",
         execution: str = "reference",
-        verify: str = "numeric",
+        proof: str = "numeric",
         equal_nan: bool = False,
         **inputs: Any,
     ) -> fluxrewrite.Report:
@@ -183,7 +183,7 @@ def check() -> Callable[..., fluxrewrite.Report]:
             strict=True,
             provider=provider,
             execution=execution,
-            verify=verify,
+            proof=proof,
         )
         with torch.no_grad():
             expected = fn(**copy.deepcopy(inputs))

@@ -135,7 +135,7 @@ CASES = {
         {"x": X, **TABLE},
         "draws random numbers",
     ),
-    Code.NEEDS_PROOF: ("rope", with_turned(turned), {"x": X, **TABLE}, "verify='numeric'"),
+    Code.NEEDS_PROOF: ("rope", with_turned(turned), {"x": X, **TABLE}, "proof='numeric'"),
     Code.NO_PROJECTION: ("qkv", lambda m, x: attend(x.sin(), m.b(x), m.c(x)), {"x": X}, "sin"),
     Code.DIFFERENT_INPUTS: (
         "qkv",
@@ -287,7 +287,7 @@ def check_unproved(trace, tmp_path):
     (reason,) = proved_with(Unnamed(), trace, tmp_path, lambda x, cos, sin: rotate(x.exp(), cos, sin))
     assert reason.code == Code.UNPROVED
     assert "the replacement reads l_inputs_x_, which its site does not name" in reason.message
-    assert "verify='structural'" in reason.message
+    assert "proof='structural'" in reason.message
 
 
 PROOFS = {Code.NOT_EQUIVALENT: check_not_equivalent, Code.UNPROVED: check_unproved}

@@ -1,7 +1,7 @@
 """Fuzz the passes with randomly respelled small programs and close-but-wrong ones, and check that rewrites compute the same.
 
     python tools/fuzz.py                                     100,000 cases, each site proved first; every third is close but wrong
-    python tools/fuzz.py --only wrong --verify structural    what the guards refuse without a proof
+    python tools/fuzz.py --only wrong --proof structural    what the guards refuse without a proof
     python tools/fuzz.py --seed 4711 --cases 1 --show        one case
 
 Case N is the same on every machine, and an interrupted run prints the --seed to continue with. Exit code 1 on a wrong rewrite, a
@@ -53,7 +53,7 @@ def main(
     only: Annotated[
         Only, typer.Option(help="Equivalent cases, close-but-wrong cases, or both, with every third close but wrong.")
     ] = Only.BOTH,
-    verify: Annotated[
+    proof: Annotated[
         Verify, typer.Option(help="Prove each site before it is rewritten, or rely on structure alone.")
     ] = Verify.NUMERIC,
     show: Annotated[bool, typer.Option(help="Print every case with its graph and verdict.")] = False,
@@ -62,14 +62,14 @@ def main(
     quiet()
     if show:
         for number in range(seed, seed + cases):
-            _show(number, only, verify)
+            _show(number, only, proof)
         return
     tally, done, start = Tally(), 0, time.perf_counter()
     columns: list[Any] = [*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("cases", total=cases)
         try:
-            for found, count in chunks(seed, cases, jobs, only, verify):
+            for found, count in chunks(seed, cases, jobs, only, proof):
                 tally.join(found)
                 done += count
                 progress.update(
@@ -77,7 +77,7 @@ def main(
                 )
         except KeyboardInterrupt:
             sys.stderr.write(f"fuzz: interrupted; continue with --seed {seed + done} --cases {cases - done}\n")
-    summary(tally, done, time.perf_counter() - start, verify)
+    summary(tally, done, time.perf_counter() - start, proof)
     raise typer.Exit(bool(tally.bad or tally.faults) or tally.found < GOAL or done < cases)
 
 
@@ -87,19 +87,19 @@ def quiet() -> None:
     logging.disable(logging.CRITICAL)
 
 
-def chunks(seed: int, cases: int, jobs: int, only: str, verify: str) -> Iterator[tuple[Tally, int]]:
+def chunks(seed: int, cases: int, jobs: int, only: str, proof: str) -> Iterator[tuple[Tally, int]]:
     """Tallies of chunks of cases, ordered by case number."""
     runs = [range(at, min(at + CHUNK, seed + cases)) for at in range(seed, seed + cases, CHUNK)]
-    work = partial(ran, judge=Judge(verify), kind=only)
+    work = partial(ran, judge=Judge(proof), kind=only)
     context = multiprocessing.get_context("spawn")
-    with nullcontext() if jobs == 1 else context.Pool(jobs, _start, (str(verify), str(only))) as pool:
+    with nullcontext() if jobs == 1 else context.Pool(jobs, _start, (str(proof), str(only))) as pool:
         results = map(work, runs) if pool is None else pool.imap(_work, runs)
         yield from zip(results, map(len, runs), strict=True)
 
 
-def _start(verify: str, only: str) -> None:
+def _start(proof: str, only: str) -> None:
     quiet()
-    _of_process.update(judge=Judge(verify), kind=only)
+    _of_process.update(judge=Judge(proof), kind=only)
 
 
 _of_process: dict[str, Any] = {}
@@ -109,14 +109,14 @@ def _work(numbers: range) -> Tally:
     return ran(numbers, **_of_process)
 
 
-def _show(number: int, only: str, verify: str) -> None:
+def _show(number: int, only: str, proof: str) -> None:
     from fuzz.tally import is_wrong
 
-    verdict = judged(drawn(number, is_wrong(number, only)), Judge(verify))
+    verdict = judged(drawn(number, is_wrong(number, only)), Judge(proof))
     print(f"{number}: {verdict.status} {verdict.found}\n{verdict.text}\n")
 
 
-def summary(tally: Tally, done: int, seconds: float, verify: str) -> None:
+def summary(tally: Tally, done: int, seconds: float, proof: str) -> None:
     console = Console()
     console.print(_table("respelling", tally, wrong=False))
     console.print(_table("close but wrong", tally, wrong=True))
@@ -129,7 +129,7 @@ def summary(tally: Tally, done: int, seconds: float, verify: str) -> None:
         k: sum(t[k] for t in (tally.equivalent, tally.lenient, tally.wrong))
         for k in ("wrong", "mistaken", "crash", "void")
     }
-    console.print(f"{done:,} cases in {seconds:.0f} s, verify={verify}; {bad['void']:,} could not be made")
+    console.print(f"{done:,} cases in {seconds:.0f} s, proof={proof}; {bad['void']:,} could not be made")
     if tally.numbers:
         console.print(f"bad cases: --seed {tally.numbers}")
     if tally.faults:

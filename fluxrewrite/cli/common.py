@@ -59,7 +59,7 @@ class PolicyName(StrEnum):
 
 
 class ProofName(StrEnum):
-    """What a site is asked before it is replaced (`fluxrewrite.backend(verify=...)`)."""
+    """What a site is asked before it is replaced (`fluxrewrite.backend(proof=...)`)."""
 
     NUMERIC = "numeric"
     STRUCTURAL = "structural"

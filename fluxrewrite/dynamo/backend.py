@@ -29,7 +29,7 @@ from ..report.model import ModelInfo, Report, Timing
 from ..rewrite.base import Replacement
 from ..rewrite.joined_weights import Joinable
 from ..rewrite.plan import CHOOSING, Plan, Policy, check_policy
-from ..rewrite.proof import Prover, Store, check_verify
+from ..rewrite.proof import Prover, Store, check_proof
 from ..rewrite.selection import Selection
 from ..site import Code
 from .cache_key import cache_key
@@ -63,7 +63,7 @@ def backend(
     evidence: Iterable[str | Path] = (),
     cache_dir: str | Path | None = None,
     lnc: int | None = None,
-    verify: str = "numeric",
+    proof: str = "numeric",
 ) -> Backend:
     """A backend for `torch.compile(model, backend=fluxrewrite.backend(...))`.
 
@@ -89,23 +89,23 @@ def backend(
             Inductor's cache.
         lnc: with inner "neuron", physical NeuronCores that a kernel call takes, 1 or 2; by default those of a logical core in
             this process (NEURON_LOGICAL_NC_CONFIG, else the platform's).
-        verify: "numeric" runs each distinct site and what would replace it on the same random inputs before it is replaced,
+        proof: "numeric" runs each distinct site and what would replace it on the same random inputs before it is replaced,
             once for all compiles; one that differs is left alone. "structural" goes by the structure of the graph alone.
 
     Raises:
-        InputError: an unknown inner backend, kernel, form, policy, provider, execution or verify, or one that cannot be had
+        InputError: an unknown inner backend, kernel, form, policy, provider, execution or proof, or one that cannot be had
             here.
     """
     inner = inner or default_inner()
     execution = execution or (default_execution(inner) if isinstance(inner, str) else "reference")
     check_policy(policy)
-    check_verify(verify)
+    check_proof(proof)
     selection = Selection.of(kernels, provider, execution)
     around = prepare(inner if isinstance(inner, str) else "", execution, lnc)
     target = None
     if device is not None or report is not None or policy in CHOOSING:
         target = Target.of(device or ("trn2" if inner == "neuron" else "cpu"), evidence=evidence)
-    store = Store(cache_dir) if verify == "numeric" else None
+    store = Store(cache_dir) if proof == "numeric" else None
     return Backend(inner, selection, policy, report, strict, options, target, Times(cache_dir), around, store)
 
 

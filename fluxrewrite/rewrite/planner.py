@@ -220,6 +220,6 @@ def _needs_proof(finding: Finding) -> tuple[Reason, ...]:
     if isinstance(finding, Miss) or not finding.needs_proof:
         return ()
     message = (
-        "it was found by what it computes on made-up inputs; only verify='numeric' confirms that the call does the same"
+        "it was found by what it computes on made-up inputs; only proof='numeric' confirms that the call does the same"
     )
     return (Reason(Code.NEEDS_PROOF, message, finding.outputs[0].name),)

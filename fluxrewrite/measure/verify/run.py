@@ -81,7 +81,7 @@ class VerifyOptions:
             execution=self.execution,
             device=self.device if self.policy == "auto" else None,
             evidence=self.evidence,
-            verify="structural",  # every site is run here, on the values that the model has
+            proof="structural",  # every site is run here, on the values that the model has
         )
         made.failures = Failures()  # a kernel that failed elsewhere in this process is verified all the same
         return made

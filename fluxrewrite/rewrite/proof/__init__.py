@@ -4,13 +4,13 @@ from ...errors import InputError
 from .cache import Store
 from .prover import Prover
 
-__all__ = ["VERIFY", "Prover", "Store", "check_verify"]
+__all__ = ["PROOF", "Prover", "Store", "check_proof"]
 
-VERIFY = ("numeric", "structural")
+PROOF = ("numeric", "structural")
 """What a rewrite asks for: that a site was proved on random inputs, or only that it has the structure of one."""
 
 
-def check_verify(verify: str) -> None:
-    """Raise InputError for a name that is none of `VERIFY`."""
-    if verify not in VERIFY:
-        raise InputError(f"unknown verify={verify!r}; known: {', '.join(VERIFY)}")
+def check_proof(proof: str) -> None:
+    """Raise InputError for a name that is none of `PROOF`."""
+    if proof not in PROOF:
+        raise InputError(f"unknown proof={proof!r}; known: {', '.join(PROOF)}")

@@ -32,7 +32,7 @@ def proved(
         how = "float64" if proof.dtype == "float64" else str(site.dtype).removeprefix("torch.")
         return site, (Reason(Code.NOT_EQUIVALENT, f"on random inputs the replacement differs: {far} ({how})", where),)
     if proof.status == "unproved":
-        message = f"it cannot be run for its proof: {proof.note}; verify='structural' goes by its structure alone"
+        message = f"it cannot be run for its proof: {proof.note}; proof='structural' goes by its structure alone"
         return site, (Reason(Code.UNPROVED, message, where),)
     return site, ()
 

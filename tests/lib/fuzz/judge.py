@@ -54,11 +54,11 @@ class Judge:
     """Plans, rewrites and runs graphs.
 
     Args:
-        verify: "numeric" proves each site first, "structural" goes by the passes' guards alone.
+        proof: "numeric" proves each site first, "structural" goes by the passes' guards alone.
     """
 
-    def __init__(self, verify: str = "structural") -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="fuzz") if verify == "numeric" else None
+    def __init__(self, proof: str = "structural") -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="fuzz") if proof == "numeric" else None
         self._prove = Prover(Store(self._folder.name)) if self._folder is not None else None
 
     def __call__(

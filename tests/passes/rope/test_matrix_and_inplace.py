@@ -118,7 +118,7 @@ def test_any_matrix_for_each_position(check, fn, axis):
     ],
 )
 def test_other_sums_with_matrices_stay(check, find, fn):
-    report = check(fn, "rope", verify="structural", x=torch.randn(B, S, H, D), r=torch.randn(S, 1, D // 2, 2, 2))
+    report = check(fn, "rope", proof="structural", x=torch.randn(B, S, H, D), r=torch.randn(S, 1, D // 2, 2, 2))
     assert all(s.choice == "keep" for s in report.sites)
     assert find("rope", fn, x=torch.randn(B, S, H, D), r=torch.randn(S, 1, D // 2, 2, 2)) == []
 
@@ -267,7 +267,7 @@ def test_halves_written_into_an_empty_tensor(check, fn, form):
     ],
 )  # fmt: skip
 def test_other_writes_stay(check, find, fn):
-    report = check(fn, "rope", verify="structural", x=torch.randn(B, S, H, D), **HALF)
+    report = check(fn, "rope", proof="structural", x=torch.randn(B, S, H, D), **HALF)
     assert all(s.choice == "keep" for s in report.sites)
     found = find("rope", fn, x=torch.randn(B, S, H, D), **HALF)
     assert [m.reason.code for m in found] == ([Code.MUTATION] if fn is table_changed_in_between else [])

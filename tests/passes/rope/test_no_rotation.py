@@ -125,7 +125,7 @@ HALVES = {
 @pytest.mark.parametrize("name", HALVES)
 def test_a_view_sees_what_is_written_after_it(check, name):
     report = check(
-        views_first(HALVES[name]), "rope", verify="structural", x=torch.randn(B, S, H, D), **tables()
+        views_first(HALVES[name]), "rope", proof="structural", x=torch.randn(B, S, H, D), **tables()
     )  # fmt: skip
     assert [s.choice for s in report.sites] == ["kernel"]
 

@@ -127,7 +127,7 @@ def test_complex_form(check, axis):
 def test_complex_form_in_other_words(check):
     freqs = torch.polar(torch.ones(1, S, 1, D // 2), torch.randn(1, S, 1, D // 2))
     assert [s.choice for s in check(complex_in_pieces, "rope", x=x_for(1), freqs=freqs).sites] == ["kernel"]
-    report = check(complex_rounded_before_it_is_flattened, "rope", verify="structural", x=x_for(1), freqs=freqs)
+    report = check(complex_rounded_before_it_is_flattened, "rope", proof="structural", x=x_for(1), freqs=freqs)
     assert [s.choice for s in report.sites] == ["keep"]
 
 
@@ -335,7 +335,7 @@ CLOSE_BUT_WRONG = [wrong_sign, wrong_order, mixed_pairs, other_x, scaled_sum, su
 @pytest.mark.parametrize("fn", CLOSE_BUT_WRONG)
 def test_close_but_wrong_is_never_rewritten(check, fn):
     cos, sin = tables(1)
-    report = check(fn, "rope", verify="structural", x=torch.randn(B, S, S, D), cos=cos, sin=sin)
+    report = check(fn, "rope", proof="structural", x=torch.randn(B, S, S, D), cos=cos, sin=sin)
     assert all(s.choice == "keep" for s in report.sites)
 
 

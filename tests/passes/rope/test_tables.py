@@ -128,7 +128,7 @@ def test_a_table_made_of_another_of_its_shape(check, name):
     """The one above may stand for it only where views and casts between them change nothing."""
     made = SQUARE[name]
     report = check(
-        lambda x, cos, sin: half(x, made(cos), made(sin)), "rope", verify="structural", x=torch.randn(B, D, H, D),
+        lambda x, cos, sin: half(x, made(cos), made(sin)), "rope", proof="structural", x=torch.randn(B, D, H, D),
         **table(D, D),
     )  # fmt: skip
     assert [s.choice for s in report.sites] == ["kernel"]

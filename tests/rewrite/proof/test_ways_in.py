@@ -58,7 +58,7 @@ def test_a_wrong_pass_is_left_out_with_a_warning(monkeypatch, tmp_path, caplog):
 
 
 def test_structural_goes_by_the_structure_alone(monkeypatch, tmp_path):
-    found, report = compiled(monkeypatch, tmp_path, verify="structural")
+    found, report = compiled(monkeypatch, tmp_path, proof="structural")
     assert not torch.allclose(found, rotate(X, COS, SIN))
     assert [(s.choice, s.proof) for s in report.sites] == [("kernel", None)]
     assert not list(tmp_path.iterdir())
@@ -134,7 +134,7 @@ def test_one_report_from_a_cold_and_a_warm_cache(monkeypatch, tmp_path):
     assert cold.to_json() == warm.model_copy(update={"timing": cold.timing}).to_json()
     assert "1 of 1 rewritten sites are proved on random inputs." in text(cold)
     bare = fluxrewrite.inspect(
-        rotate, options=Options("rope", provider="reference", verify="structural"), x=X, cos=COS, sin=SIN
+        rotate, options=Options("rope", provider="reference", proof="structural"), x=X, cos=COS, sin=SIN
     )
     assert bare.sites[0].proof is None
     assert "No site was proved" in text(bare)
@@ -148,11 +148,11 @@ def text(report):
 
 
 def test_unknown_names_are_told():
-    known = "unknown verify='maybe'; known: numeric, structural"
+    known = "unknown proof='maybe'; known: numeric, structural"
     with pytest.raises(InputError, match=known):
-        fluxrewrite.backend("eager", verify="maybe")
+        fluxrewrite.backend("eager", proof="maybe")
     with pytest.raises(InputError, match=known):
-        Options(verify="maybe").resolve()
+        Options(proof="maybe").resolve()
     result = CliRunner().invoke(app, ["inspect", "flux2-klein-mini", "--proof", "maybe"])
     assert result.exit_code == 2
     logging.disable(logging.NOTSET)
