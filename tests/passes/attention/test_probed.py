@@ -280,9 +280,9 @@ def test_more_than_a_region_is_worth_is_not_probed():
 
 
 def test_without_a_proof_it_is_left_alone(tmp_path):
-    for verify, expected in (("structural", {"needs_proof"}), ("numeric", set())):
+    for proof, expected in (("structural", {"needs_proof"}), ("numeric", set())):
         torch._dynamo.reset()
-        backend = fluxrewrite.backend("eager", "attention", provider="reference", verify=verify, cache_dir=tmp_path)
+        backend = fluxrewrite.backend("eager", "attention", provider="reference", proof=proof, cache_dir=tmp_path)
         with torch.no_grad():
             torch.compile(einsum, backend=backend)(**qkv())
         (site,) = backend.reports[0].sites

@@ -257,15 +257,15 @@ def test_computed_in_a_wider_dtype(find):
 
 def test_without_a_proof_it_is_left_alone(tmp_path):
     model = Attends(addcmul)
-    for verify, expected in (("structural", "keep"), ("numeric", "kernel")):
+    for proof, expected in (("structural", "keep"), ("numeric", "kernel")):
         torch._dynamo.reset()
-        backend = fluxrewrite.backend("eager", "rope", provider="reference", verify=verify, cache_dir=tmp_path)
+        backend = fluxrewrite.backend("eager", "rope", provider="reference", proof=proof, cache_dir=tmp_path)
         with torch.no_grad():
             torch.compile(model, backend=backend)(x=torch.randn(B, S, 20), **TABLES)
         (report,) = backend.reports
         assert {s.choice for s in report.sites} == {expected}
         codes = {r.code for s in report.sites for r in s.reasons}
-        assert codes == ({"needs_proof"} if verify == "structural" else set())
+        assert codes == ({"needs_proof"} if proof == "structural" else set())
 
 
 def test_known_forms_are_not_probed(trace):

@@ -200,7 +200,7 @@ def test_conjugate_and_real_factors(check):
 @pytest.mark.parametrize("round_trip", [lambda t: t.half().float(), lambda t: t.bfloat16().float()])
 def test_rounding_is_not_dropped(check, round_trip):
     cos, sin = tables(1)
-    given = {"kernels": "rope", "verify": "structural", "cos": cos, "sin": sin}
+    given = {"kernels": "rope", "proof": "structural", "cos": cos, "sin": sin}
     check(lambda x, cos, sin: round_trip(half_chunk(x, cos, sin)), x=x_for(1) * 1e5, **given)
     report = check(lambda x, cos, sin: round_trip(x * cos) + half_chunk(x, cos * 0, sin), x=x_for(1), **given)
     assert all(s.choice == "keep" or s.reasons == () for s in report.sites)
