@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from .model import (
     AbsorptionInfo,
     Boundary,
     ChoiceInfo,
+    ChosenKind,
     CollectiveInfo,
     CompileInfo,
     Effect,
@@ -212,9 +214,15 @@ def _step(steps: Iterable[StepTime]) -> StepInfo:
 
 
 def _choice(choice: Choice) -> ChoiceInfo:
-    times = {name: rounded(us) for name, us in sorted(choice.times.items(), key=lambda item: item[1]) if us < 1e18}
+    timed = {name: us for name, us in choice.times.items() if math.isfinite(us)}
+    kinds = (ChosenKind(kind=k[0], form=k[1], shapes=dict(k[2]), inline=k[4]) for k in choice.taken)
     return ChoiceInfo(
-        block=choice.block, blocks=choice.blocks, chosen=choice.chosen, times_us=times, basis=choice.basis
+        block=choice.block,
+        blocks=choice.blocks,
+        chosen=choice.chosen,
+        taken=tuple(sorted(kinds, key=lambda k: k.model_dump_json())),  # a set has no order, equal reports have equal bytes
+        times_us={name: rounded(us) for name, us in sorted(timed.items(), key=lambda item: item[1])},
+        basis=choice.basis,
     )
 
 
@@ -251,7 +259,7 @@ def _candidate(kind: str, forecasts: Sequence[Forecast], step: float, assumed: b
     ):  # compared with what was measured beside it, never with a prediction
         step = sum(c.times["none"] * c.blocks for c in choices)
     modelled = None
-    if step > 0 and 0 < step + added < 1e18:
+    if step > 0 and 0 < step + added < math.inf:
         modelled = ModelledStep(step, step + added, "assumed" if assumed else "modelled")
     return Candidate(kind, {f: n for f, n in forms.items() if n}, tuple(refusals), modelled)
 

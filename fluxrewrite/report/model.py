@@ -12,13 +12,13 @@ from .base import Record
 from .timeline_records import EngineInfo, TimelineInfo
 
 __all__ = [
-    "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "BlockInfo", "Boundary", "BreakInfo", "CallInfo", "ChoiceInfo",
+    "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "BlockInfo", "Boundary", "BreakInfo", "CallInfo", "ChoiceInfo", "ChosenKind",
     "CollectiveInfo", "CompileInfo", "Effect", "EngineInfo", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "PartInfo",
     "ProcessInfo", "ProofInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo",
     "TimelineInfo", "Timing", "UserInfo", "Verdict", "schema_text",
 ]  # fmt: skip
 
-SCHEMA = "fluxrewrite.report/1"
+SCHEMA = "fluxrewrite.report/2"
 
 
 class BreakInfo(Record):
@@ -195,12 +195,25 @@ class CompileInfo(Record):
     why: str
 
 
+class ChosenKind(Record):
+    """Sites that a choice takes in a block: all of one kind, form and sizes; `inline` where they become plain operations."""
+
+    kind: str
+    form: str
+    shapes: dict[str, int | str]
+    inline: bool
+
+
 class ChoiceInfo(Record):
-    """What `policy="auto"` or "measure" would take in one kind of block: microseconds of the block by the set of kernels."""
+    """What `policy="auto"` or "measure" would take in one kind of block: microseconds of the block by the set of kernels.
+
+    `taken` says which sites of the block are rewritten. `chosen` is the same as a name, which `times_us` uses.
+    """
 
     block: str
     blocks: int
     chosen: str
+    taken: tuple[ChosenKind, ...]
     times_us: dict[str, float]
     basis: Literal["modelled", "measured"]
 
@@ -346,7 +359,7 @@ class ArtifactsInfo(Record):
 class Report(Record):
     """Everything that fluxrewrite knows about one model or one compile."""
 
-    schema_: Literal["fluxrewrite.report/1"] = Field(default="fluxrewrite.report/1", alias="schema")
+    schema_: Literal["fluxrewrite.report/2"] = Field(default=SCHEMA, alias="schema")
     model: ModelInfo
     timing: Timing
     inventory: dict[str, int]

@@ -7,8 +7,9 @@ import io
 from collections.abc import Iterator
 
 from ..cost.runs import ALIKE, BUSY, RESTLESS, Runs, Variant
+from .model import Report
 
-__all__ = ["COLUMNS", "WHERE_KNOWN", "as_csv", "as_markdown", "cells", "notes"]
+__all__ = ["COLUMNS", "WHERE_KNOWN", "as_csv", "as_markdown", "cells", "differences", "notes", "with_range"]
 
 COLUMNS = {
     "variant": "",
@@ -133,3 +134,17 @@ def as_markdown(runs: Runs) -> str:
 def with_range(row: dict[str, str]) -> dict[str, str]:
     """A row with a cell "range": the fastest and the slowest warm step."""
     return {**row, "range": f"{row['low_s']} - {row['high_s']}" if row["low_s"] else ""}
+
+
+def differences(report: Report, runs: Runs) -> str:
+    """In what the runs and the report differ, as "model flux2-klein-mini, not flux2-klein-4b"; "" for nothing."""
+    m, case = report.model, runs.case
+    pairs = {
+        "model": (case.model, m.name),
+        "dtype": (case.dtype, m.dtype),
+        "tp": (case.tp, m.tp),
+        "batch": (case.batch, m.batch),
+        "image tokens": (case.image_tokens, m.image_tokens),
+        "text tokens": (case.text_tokens, m.text_tokens),
+    }
+    return ", ".join(f"{what} {a}, not {b}" for what, (a, b) in pairs.items() if None not in (a, b) and a != b)

@@ -12,7 +12,7 @@ from ..provider.profile import Profiled, ProfiledEvent, ProfiledLaunch, ProfileR
 from ..provider.registry import profile
 from .model import CallInfo, EngineInfo, Report, SiteInfo, TimelineInfo
 
-__all__ = ["MODELLED", "SLICES", "distinct", "with_timelines"]
+__all__ = ["MODELLED", "SLICES", "distinct", "ranked", "with_timelines"]
 
 SLICES = 96
 """Parts of a call's time for which the share that an engine is busy is told: fine enough to see phases of a call of 0.1 ms."""
@@ -33,6 +33,11 @@ def distinct(report: Report) -> list[_Group]:
         key = json.dumps([kernel, site.kind, site.form, site.shapes, operands], sort_keys=True)
         found.setdefault(key, (call, []))[1].append(site)
     return list(found.values())
+
+
+def ranked(timelines: Iterable[TimelineInfo]) -> list[TimelineInfo]:
+    """Timelines, those whose calls take longest in a step first; those that could not be modelled last."""
+    return sorted(timelines, key=lambda t: -(t.latency_us or 0) * len(t.sites))
 
 
 def with_timelines(report: Report, step: Callable[[str], None] = lambda text: None) -> Report:

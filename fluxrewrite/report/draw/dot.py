@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ..format import bytes_text, time_text
 from ..model import Report
-from ..text.format import bytes_text, time_text
 from .layout import MapTile, sections
 from .neighbourhood import Link, Near
 from .svg import counts

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from ...errors import InputError
 from ...graph.module_paths import block_path
 from ...site import Code
+from ..format import bytes_text, folded, time_text
 from ..model import BlockInfo, Boundary, PartInfo, Report, SiteInfo
-from ..text.format import bytes_text, folded, time_text
 
 __all__ = ["Bar", "MapRow", "MapTile", "Mark", "Section", "sections"]
 

@@ -20,8 +20,8 @@ from ...fusion.boundary.step_time import StepTime
 from ...graph.module_paths import module_path
 from ...graph.shapes import size_of
 from ...graph.view import GraphView
+from ..format import bytes_text, time_text
 from ..model import BlockInfo, Boundary, CallInfo, Report, SiteInfo
-from ..text.format import bytes_text, time_text
 
 __all__ = ["collection", "node_data"]
 

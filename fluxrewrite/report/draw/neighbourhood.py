@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import escape
 
 from ...errors import InputError
+from ..format import bytes_text
 from ..model import Boundary, CallInfo, Report, SiteInfo, TensorInfo
-from ..text.format import bytes_text
 from .svg import element, style
 
 __all__ = ["Link", "Near", "near", "near_svg", "site_of"]

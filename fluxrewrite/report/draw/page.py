@@ -19,9 +19,9 @@ from ...cost.runs import Runs
 from ...errors import InputError
 from ...site import Code
 from ..advice import better, call_text, command
+from ..format import bytes_text, folded, sizes_text, time_text
 from ..model import BlockInfo, Boundary, CollectiveInfo, PartInfo, Report, SiteInfo
 from ..text.boundaries import absorption_lines, rows_of
-from ..text.format import bytes_text, folded, sizes_text, time_text
 from ..text.predicted import figures, said_of, times_of
 from .layout import MapTile, Mark, Section, sections
 from .neighbourhood import Near, near, near_svg

@@ -12,8 +12,7 @@ from markupsafe import Markup
 
 from ...cost.runs import Runs, Variant
 from ..model import Report
-from ..runs_table import cells, notes, with_range
-from ..text.runs_beside import unlike
+from ..runs_table import cells, differences, notes, with_range
 from .svg import element
 
 __all__ = ["Bench", "Chart", "bench_of"]
@@ -66,7 +65,7 @@ def bench_of(report: Report, runs: Runs) -> Bench:
     rows = tuple(_row(runs, v) for v in runs.variants)
     finished = [v for v in runs.variants if v.runs]
     kinds = {v.name: i % COLOURS for i, v in enumerate(finished)}
-    other = unlike(report, runs)
+    other = differences(report, runs)
     said = ([f"These runs are not of what the report is about: {other}."] if other else []) + list(notes(runs))
     return Bench(
         runs,

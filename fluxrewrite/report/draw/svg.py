@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
 
+from ..format import bytes_text, time_text
 from ..model import PartInfo, Report
-from ..text.format import bytes_text, time_text
 from .layout import HEIGHT, LETTER, Bar, MapRow, MapTile, Mark, Section, sections
 
 __all__ = ["KINDS", "counts", "element", "map_svg", "named", "part_text", "style", "tile_svg"]

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from ..diff import BoundaryChange, Changed, Difference, SiteChange
-from .format import bytes_text, change_text, folded, sizes_text, time_text, trimmed
+from ..format import bytes_text, change_text, folded, sizes_text, time_text, trimmed
 from .grid import grid
 
 __all__ = ["rendered_diff"]

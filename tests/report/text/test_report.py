@@ -13,7 +13,7 @@ from fluxrewrite.models import Shapes, find_model
 from fluxrewrite.report.advice import auto_is_better, command
 from fluxrewrite.report.model import BreakInfo
 from fluxrewrite.report.text.boundaries import rows_of
-from fluxrewrite.report.text.format import bytes_text, change_text, folded, sizes_text, time_text, trimmed
+from fluxrewrite.report.format import bytes_text, change_text, folded, sizes_text, time_text, trimmed
 from fluxrewrite.report.text.report import render
 
 
