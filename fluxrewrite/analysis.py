@@ -31,7 +31,7 @@ from .rewrite.plan import Plan, Policy, apply_graph, check_policy
 from .rewrite.planner import PastFailure, make_plan
 from .rewrite.proof import Prover, Store, check_proof
 from .rewrite.proof.outcome import Prove
-from .rewrite.search import Choice, Price, choose
+from .rewrite.search import BlockChoice, Price, choose
 from .rewrite.selection import Selection
 from .site import Site
 
@@ -138,7 +138,7 @@ def _measured(plan: Plan, target: Target, case: Case) -> bool:
 
 def _choose(
     price: Callable[[GraphView], Price], view: GraphView, sites: Sequence[Site]
-) -> tuple[Sequence[Site], Sequence[Choice]]:
+) -> tuple[Sequence[Site], Sequence[BlockChoice]]:
     return choose(view, sites, price(view))
 
 
@@ -226,8 +226,8 @@ def _report(
     matched = time.perf_counter()
     model = _model_info(name, captured, case, sum(len(a.view.nodes) for a in analysed))
     zero = Timing(capture_s=traced - start, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=peak_rss_mb())
-    foresight = PredictionContext(target, case, captured.breaks)
-    report = build_report(analysed, selection, options.policy, model, zero, foresight)
+    context = PredictionContext(target, case, captured.breaks)
+    report = build_report(analysed, selection, options.policy, model, timing=zero, context=context)
     end = time.perf_counter()
     times = {"match_s": matched - traced, "analyse_s": end - traced, "total_s": end - start}
     timing = zero.model_copy(update={**times, **({} if prover is None else prover.timing())})

@@ -235,14 +235,14 @@ class Backend:
         )
         return as_module(gm, rewritten), analysed.plan.replacements(), report.model_copy(update={"timing": timing})
 
-    def _report(self, local: LocalGraph, analysed: PlannedGraph, foresight: PredictionContext | None) -> Report:
+    def _report(self, local: LocalGraph, analysed: PlannedGraph, context: PredictionContext | None) -> Report:
         """The report; without predictions where making them fails, for the rewrite does not hang on them."""
         info = _model_info(local).model_copy(update={"eager_fallback": self._around.eager_fallback()})
-        build = functools.partial(build_report, [analysed], self.selection, self.policy, info, _NO_TIME)
-        if foresight is None or analysed.change is None:
+        build = functools.partial(build_report, [analysed], self.selection, self.policy, info, timing=_NO_TIME)
+        if context is None or analysed.change is None:
             return build()
         try:
-            return build(foresight)
+            return build(context=context)
         except Exception as error:
             self.report_internal_error("predicting what the rewrite does; the report says nothing of it", error)
             return build()

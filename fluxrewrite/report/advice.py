@@ -13,7 +13,7 @@ from ..rewrite.selection import kinds
 from ..site import Code
 from .model import ChoiceInfo, Effect, Report, SiteInfo
 
-__all__ = ["BetterPlan", "NextStep", "as_chosen", "auto_is_better", "better_plan", "call_text", "command", "next_step"]
+__all__ = ["BetterPlan", "NextStep", "as_chosen", "auto_is_better", "better_plan", "command", "next_step", "this_plan"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class BetterPlan:
 
 @dataclass(frozen=True)
 class NextStep:
-    """What to run next, and why. `command` is for a shell or for Python; it may have several lines, which are copied as they are."""
+    """What to run next, and why. `command` is for a shell or for Python; its lines are copied together."""
 
     why: str
     command: str
@@ -48,10 +48,10 @@ def next_step(report: Report) -> NextStep:
     """The better plan where there is one, else the call that takes this plan, else where to read why nothing is taken."""
     better = better_plan(report)
     if better is not None:
-        wanted = command(report, better.options) or call_text(report, better)
+        wanted = command(report, better.options) or _call(report, better)
         return NextStep(f"{better.options}: {better.why}", wanted)
-    if any(s.choice != "keep" for s in report.sites):
-        return NextStep("compile the model with this plan", call_text(report))
+    if this_plan(report):
+        return NextStep("compile the model with this plan", this_plan(report))
     if report.sites:
         return NextStep(
             "read why each site is left alone, and list the kernels with their limits", "fluxrewrite kernels"
@@ -109,11 +109,13 @@ def _provider(report: Report) -> str:
     return next((s.kernel.provider for s in report.sites if s.kernel), "builtin")
 
 
-def call_text(report: Report, better: BetterPlan | None = None) -> str:
-    """The call that takes the plan of the report, or a better one: one line where 70 columns hold it.
+def this_plan(report: Report) -> str:
+    """The call of `torch.compile` that takes the plan of the report; "" where it rewrites nothing."""
+    return _call(report) if any(s.choice != "keep" for s in report.sites) else ""
 
-    Arguments that `fluxrewrite.backend` has by default are left out.
-    """
+
+def _call(report: Report, better: BetterPlan | None = None) -> str:
+    """One line where 70 columns hold it. Arguments that `fluxrewrite.backend` has by default are left out."""
     kernels = (better.kernels if better else ()) or report.summary.kernels
     policy = (better.policy if better else "") or report.summary.policy
     arguments = [] if set(kernels) == set(kinds()) else [f'kernels="{",".join(kernels)}"']

@@ -55,7 +55,7 @@ class BoundaryRow:
 
 
 def boundary_rows(report: Report) -> list[BoundaryRow]:
-    """The boundaries of kernel calls by kind, kernel, folded path and basis, the most expensive first. Graph breaks are not included."""
+    """The boundaries of kernel calls by kind, kernel, folded path and basis, most expensive first; without graph breaks."""
     kernels = {s.id: f"{s.kind}:{s.form}" for s in report.sites}
     groups: dict[tuple[str, str, str, str], list[Boundary]] = {}
     for b in report.boundaries:

@@ -65,7 +65,7 @@ def _found(report: Report) -> str:
     if "attention" in kinds and report.inventory.get("attention"):
         parts.append(f"{kinds['attention'].found} of {report.inventory['attention']} attention calls")
     if counts:
-        parts.append(f"{_listed(f'{n} {kind}' for kind, n in counts.items())} sites")
+        parts.append(", ".join(f"{n} {kind}" for kind, n in counts.items()))
     if not parts:
         parts.append(f"no site of any kind; looked for {_listed(kinds)}")
     missed = sum(s.missed for s in kinds.values())
@@ -111,10 +111,9 @@ def _step_word(effect: Effect) -> str:
 
 def _largest_boundary(report: Report) -> Iterator[str]:
     for row in boundary_rows(report)[:1]:
-        calls = _counted(len(row.members), "call", "calls")
         cost = "cost unknown" if row.cost_us is None else f"{row.cost_us:,.1f} us a step ({row.basis})"
         size = f", {bytes_text(row.bytes)} through memory" if row.bytes else ""
-        yield f"the largest is {calls} of {row.kernel} at {row.path or 'model'}: {cost}{size}"
+        yield f"largest: {len(row.members)} x {row.kernel} at {row.path or 'model'}, {cost}{size}"
 
 
 def _warnings(report: Report) -> Iterator[str]:
@@ -170,7 +169,10 @@ def _kept_warnings(report: Report) -> Iterator[str]:
     """Sites that nobody chose to leave alone, and near misses; the most frequent reason."""
     left = [s for s in report.sites if s.choice == "keep" and any(r.code not in _WANTED for r in s.reasons)]
     missed = sum(s.status == "missed" for s in left)
-    counts = [_counted(len(left) - missed, "site left alone", "sites left alone"), _counted(missed, "near miss", "near misses")]
+    counts = [
+        _counted(len(left) - missed, "site left alone", "sites left alone"),
+        _counted(missed, "near miss", "near misses"),
+    ]
     for row in [row for row in reason_rows(left) if row.code not in _WANTED][:1]:
         yield f"{_listed(c for c in counts if c)}; most often {row.code} ({row.count}): {row.message}"
 

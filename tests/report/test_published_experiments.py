@@ -12,7 +12,7 @@ from fluxrewrite.models import Shapes, find_model
 from fluxrewrite.report.advice import better
 from fluxrewrite.report.budget import metrics
 from fluxrewrite.report.draw.page import page
-from fluxrewrite.report.text.predicted import figures, said_of
+from fluxrewrite.report.figures import figure_rows, source_of
 
 TABLE = json.loads((Path(__file__).parents[1] / "data" / "seed_results.json").read_text())
 BOTH = "attention+qkv"
@@ -109,7 +109,7 @@ def test_what_was_run_comes_before_the_model(report):
     assert time == ("time, by runs", "3.87 s", "4.15 s", "+7.2%", "measured")
     assert (by_model[0], by_model[4]) == ("time, by the model", "assumed")
     assert metrics(found)["predicted_slowdown"] == pytest.approx(variant("qkv+flash") / variant("vanilla"), rel=1e-5)
-    assert "runs of this very case" in said_of(found.effect)
+    assert "runs of this very case" in source_of(found.effect)
     assert better(found) == ("--policy auto", "predicted to be faster, without any kernel")
     assert better(report(device="trn2", regime="compile", kernels="qkv:triple")) is None  # as fast as without
     shown = page(found)

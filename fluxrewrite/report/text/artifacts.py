@@ -18,7 +18,7 @@ __all__ = ["artifact_section"]
 def artifact_section(report: Report) -> Section:
     """A row for each process below a row of predictions, and whether they agree; empty without artifacts."""
     parts = () if report.artifacts is None else tuple(_parts(report.artifacts))
-    return Section("What was compiled", parts, Rank.ARTIFACTS)
+    return Section("What was compiled", parts, Rank.COMPILED)
 
 
 def _parts(info: ArtifactsInfo) -> Iterator[RenderableType]:

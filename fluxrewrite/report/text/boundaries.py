@@ -36,7 +36,7 @@ def boundary_sections(report: Report) -> Iterator[Section]:
         Section("Tensors that now go through memory", tuple(_tensors(rows)), Rank.TENSORS),
         Section("What kernels could take in", tuple(map(_item, absorption_lines(rows))), Rank.ABSORPTIONS),
         _collectives(report),
-        Section("Graph breaks: each ends an executable", tuple(_breaks(report)), Rank.BREAKS),
+        Section("Graph breaks: each ends an executable", tuple(_breaks(report)), Rank.GRAPH_BREAKS),
     ]
     yield from (section for section in found if section.parts)
 

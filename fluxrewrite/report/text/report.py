@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..advice import better_plan, call_text, next_step
+from ..advice import next_step, this_plan
 from ..format import folded, sizes_text
 from ..model import Report, SiteInfo
 from ..site_rows import reason_rows
@@ -55,7 +55,6 @@ def rendered(report: Report, runs: Runs | None = None, details: Details = "full"
 
 
 def _sections(report: Report, runs: Runs | None) -> Iterator[Section]:
-    yield Section("Trace", tuple(_trace(report)), Rank.TRACE)
     yield artifact_section(report)
     yield prediction_section(report)
     yield verdict_section(report.verdicts)
@@ -66,10 +65,11 @@ def _sections(report: Report, runs: Runs | None) -> Iterator[Section]:
     yield choice_section(report)
     yield Section("What was found", tuple(_found(report)), Rank.FOUND)
     kernels = _sites(s for s in report.sites if s.choice == "kernel")
-    yield Section("Sites taken by kernels", tuple(kernels), Rank.TAKEN)
+    yield Section("Sites taken by kernels", tuple(kernels), Rank.SITES_REWRITTEN)
     inline = _sites(s for s in report.sites if s.choice == "inline")
-    yield Section("Sites written as plain operations, on joined weights", tuple(inline), Rank.TAKEN)
-    yield Section("Sites left alone", tuple(_reasons(report)), Rank.KEPT)
+    yield Section("Sites written as plain operations, on joined weights", tuple(inline), Rank.SITES_REWRITTEN)
+    yield Section("Sites left alone", tuple(_reasons(report)), Rank.SITES_LEFT_ALONE)
+    yield Section("Trace", tuple(_trace(report)), Rank.TRACE)
 
 
 def _trace(report: Report) -> Iterator[RenderableType]:
@@ -151,8 +151,8 @@ def _entries(entries: Mapping[str, list[str]]) -> Iterator[RenderableType]:
 
 def _next(report: Report) -> Iterator[RenderableType]:
     """The next step again, because the end of a long text is what a terminal shows; and the call that takes this plan."""
-    step, better = next_step(report), better_plan(report)
+    step, call = next_step(report), this_plan(report)
     yield Text("")
     yield Text.assemble("Next: ", (step.command, "bold"), f"\n  {step.why}")
-    if better is not None and any(s.choice != "keep" for s in report.sites):
-        yield Text.assemble("Or take this plan: ", (call_text(report), "bold"))
+    if call and call != step.command:
+        yield Text.assemble("Or take this plan: ", (call, "bold"))

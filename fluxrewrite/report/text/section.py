@@ -15,21 +15,21 @@ __all__ = ["Fitted", "Rank", "Section"]
 class Rank(IntEnum):
     """Which sections come first where not all fit. What an option asks for precedes what every report has."""
 
-    ARTIFACTS = 1
+    COMPILED = 1
     RUNS = 2
     ENGINES = 3
     PREDICTION = 4
     FOUND = 5
-    BREAKS = 6
-    KEPT = 7
+    GRAPH_BREAKS = 6
+    SITES_LEFT_ALONE = 7
     BOUNDARIES = 8
     VERDICTS = 9
     CHOICES = 10
     ABSORPTIONS = 11
     COLLECTIVES = 12
     TENSORS = 13
-    TAKEN = 14
-    TRACE = 15
+    TRACE = 14
+    SITES_REWRITTEN = 15
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Section:
 
     @property
     def name(self) -> str:
-        """The heading up to its first colon or bracket."""
-        return self.title.partition(":")[0].partition(" (")[0]
+        """What a line on sections that are left out calls it."""
+        return self.rank.name.lower().replace("_", " ")
 
 
 @dataclass(frozen=True)

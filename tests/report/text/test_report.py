@@ -11,9 +11,9 @@ from fluxrewrite import Options
 from fluxrewrite.analysis import inspect_spec
 from fluxrewrite.models import Shapes, find_model
 from fluxrewrite.report.advice import auto_is_better, command
-from fluxrewrite.report.model import BreakInfo
-from fluxrewrite.report.text.boundaries import rows_of
 from fluxrewrite.report.format import bytes_text, change_text, folded, sizes_text, time_text, trimmed
+from fluxrewrite.report.model import BreakInfo
+from fluxrewrite.report.boundary_rows import boundary_rows
 from fluxrewrite.report.text.report import render
 
 
@@ -87,7 +87,7 @@ def test_verdicts_are_those_of_the_json(klein):
 
 
 def test_boundaries_add_up_to_those_of_the_json(klein):
-    rows = rows_of(klein)
+    rows = boundary_rows(klein)
     assert sum(len(r.members) for r in rows) == len(klein.boundaries) == 55
     assert sum(r.bytes for r in rows) == sum(b.bytes for b in klein.boundaries) > 0
     assert sum(r.lost for r in rows) == sum(len(b.lost_fusions) for b in klein.boundaries)
@@ -233,7 +233,7 @@ def test_graph_breaks_with_their_line(small):
     text = flat(text_of(broken))
     assert "2 at model.py:7: print was called (874.0 us, " in text
     assert "graph break at model.py:7: print" in text
-    assert len(rows_of(broken)) == len(rows_of(report))
+    assert len(boundary_rows(broken)) == len(boundary_rows(report))
 
 
 def test_a_report_without_predictions(small):
