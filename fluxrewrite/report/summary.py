@@ -9,7 +9,7 @@ from ..cost.noise import NEUTRAL
 from ..site import Code
 from .advice import NextStep, next_step
 from .boundary_rows import boundary_rows, break_rows
-from .figures import figure_rows
+from .figures import figure_rows, source_of
 from .format import bytes_text
 from .model import Effect, Report
 from .site_rows import reason_rows, taken_counts
@@ -45,17 +45,20 @@ class Highlights:
 def highlights(report: Report) -> Highlights:
     """The summary of any report, with or without sites, predictions and graph breaks."""
     facts = [Fact("Found", _found(report)), Fact("Plan", _plan(report)), Fact("Expected", _expected(report))]
+    facts += [] if report.effect is None else [Fact("Basis", source_of(report.effect))]
     facts += [Fact("Boundary", text) for text in _largest_boundary(report)]
     return Highlights(_title(report), tuple(facts), tuple(_warnings(report)), next_step(report))
 
 
 def _title(report: Report) -> str:
     m, e = report.model, report.effect
-    sizes = [m.dtype, *([f"tp {m.tp}"] if m.tp > 1 else [])]
+    sizes = [] if m.dtype == "None" else [m.dtype]  # a model without parameters has no dtype
+    sizes += [f"{m.graphs} graphs"] if m.graphs != 1 else []
+    sizes += [f"tp {m.tp}"] if m.tp > 1 else []
     if m.image_tokens is not None:
         sizes += [f"batch {m.batch}", f"{m.image_tokens} image + {m.text_tokens} text tokens"]
     target = f"; {e.device}, {e.regime}" if e is not None else ""
-    return f"{m.name}: {', '.join(sizes)}{target}"
+    return f"{m.name}: {', '.join(sizes) or '1 graph'}{target}"
 
 
 def _found(report: Report) -> str:
@@ -95,8 +98,7 @@ def _expected(report: Report) -> str:
     (traffic,) = (row for row in others if row.name == "memory traffic")
     by = " by runs of this very case" if e.measured is not None else ""
     shown = (f"{r.before} to {r.after} ({r.change or 'no change'}, {r.basis})" for r in (time, traffic))
-    where = "" if e.measured is not None else "; nothing was run on hardware"
-    return f"a step is {_step_word(e)}{by}: {next(shown)}; memory traffic {next(shown)}{where}"
+    return f"a step is {_step_word(e)}{by}: {next(shown)}; memory traffic {next(shown)}"
 
 
 def _step_word(effect: Effect) -> str:

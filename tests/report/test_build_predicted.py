@@ -85,7 +85,7 @@ def test_a_graph_break_splits_and_names_reason_and_line(regime):
     (stop,) = [b for b in report.boundaries if not b.site]
     assert stop.kind == "split"
     assert "graph_break" in stop.reason
-    assert stop.path.rsplit(":", 1)[0].endswith("test_predicted.py")
+    assert stop.path.rsplit(":", 1)[0].endswith("test_build_predicted.py")
     line = int(stop.path.rsplit(":", 1)[1])
     assert "torch._dynamo.graph_break()" in Path(__file__).read_text().splitlines()[line - 1]
     assert stop.cost_us == pytest.approx(estimate(load_device("trn2"), Work(launches=1)).us)
