@@ -27,7 +27,9 @@ def load_report(path: Path) -> Report:
     if not isinstance(schema, str) or not schema.startswith("fluxrewrite.report/"):
         raise InputError(f"{path}: not a report; write one with {_REMEDY}")
     if schema != SCHEMA:
-        raise InputError(f"{path}: a report of {schema}, but this version reads {SCHEMA}; write it again with {_REMEDY}")
+        raise InputError(
+            f"{path}: a report of {schema}, but this version reads {SCHEMA}; write it again with {_REMEDY}"
+        )
     try:
         return Report.model_validate(data)
     except ValidationError as error:

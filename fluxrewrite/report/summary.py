@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..cost.noise import NEUTRAL
@@ -81,11 +81,16 @@ def _plan(report: Report) -> str:
     taken, policy = taken_counts(report), report.summary.policy
     if not taken:
         return f"policy {policy}: no site is rewritten, the graph stays as it is"
-    kernels = [f"{n} {kind}" for kind, n in taken.items() if not kind.startswith("inline ")]
-    inline = [f"{n} {kind.removeprefix('inline ')}" for kind, n in taken.items() if kind.startswith("inline ")]
-    parts = [f"kernels take {_listed(kernels)} sites"] if kernels else []
-    parts += [f"{_listed(inline)} sites as plain operations"] if inline else []
+    kernels = {kind: n for kind, n in taken.items() if not kind.startswith("inline ")}
+    inline = {kind.removeprefix("inline "): n for kind, n in taken.items() if kind.startswith("inline ")}
+    parts = [f"kernels take {_sites(kernels)}"] if kernels else []
+    parts += [f"{_sites(inline)} as plain operations"] if inline else []
     return f"policy {policy}: {', '.join(parts)}"
+
+
+def _sites(counts: Mapping[str, int]) -> str:
+    words = _listed(f"{n} {kind}" for kind, n in counts.items())
+    return f"{words} site" if sum(counts.values()) == 1 else f"{words} sites"
 
 
 def _expected(report: Report) -> str:

@@ -18,7 +18,7 @@ from ...cost.runs import Runs
 from ...errors import InputError
 from ..advice import this_plan
 from ..boundary_rows import absorption_lines, boundary_rows, break_rows, collective_rows
-from ..figures import choice_rows, compile_seconds, figure_rows, source_of
+from ..figures import choice_rows, compile_seconds, figure_rows
 from ..format import bytes_text, folded, sizes_text, time_text
 from ..model import BlockInfo, Boundary, PartInfo, Report
 from ..site_rows import covered_sites, reason_rows
@@ -44,7 +44,6 @@ def page(report: Report, runs: Runs | None = None) -> str:
         summary=highlights(report),
         this_plan=this_plan(report),
         figures=figure_rows(report),
-        source=source_of(report.effect) if report.effect else "",
         cold_compile=compile_seconds(report.effect) if report.effect else "",
         map=_map(report),
         bench=None if runs is None else bench_of(report, runs),

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ...rewrite.plan import CHOOSING
 from ..advice import as_chosen
-from ..figures import choice_rows, compile_seconds, figure_rows, has_range, source_of
+from ..figures import choice_rows, compile_seconds, figure_rows, has_range
 from ..format import time_text, trimmed
 from ..model import Report, Verdict
 from .grid import grid
@@ -35,7 +35,6 @@ def prediction_section(report: Report) -> Section:
 def _prediction(report: Report) -> Iterator[RenderableType]:
     e = report.effect
     assert e is not None
-    yield Text(source_of(e))
     table = grid("a step", "before", "after", "change", "basis", left=("a step", "basis"))
     for row in figure_rows(report):
         table.add_row(*astuple(row))

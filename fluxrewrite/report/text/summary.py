@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
@@ -48,12 +49,12 @@ class SummaryText:
         yield from command
 
     def _command(self, width: int) -> list[Text]:
-        """The command in lines of its own, or where it is, when it is too long to be copied from here."""
+        """The command in lines of its own, or a line on where to find it: a terminal would break or change a long or odd one."""
         lines = self.found.next.command.splitlines()
-        longest = max((Text(line).cell_len for line in lines), default=0)
+        longest = max((cell_len(line) for line in lines), default=0)
         indent = _LABEL if longest + _LABEL <= width else 0
-        if len(lines) > _COMMAND or longest > width:
-            return [Text(f"{'':{_LABEL}}(the command is long: --details full shows it)")]
+        if len(lines) > _COMMAND or longest > width or not all(map(str.isprintable, lines)):
+            return [Text(f"{'':{_LABEL}}(the command does not fit here: --details full shows it)")]
         return [Text(f"{'':{indent}}{line}", style="bold") for line in lines]
 
 

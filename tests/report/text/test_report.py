@@ -280,7 +280,18 @@ def test_words(found, wanted):
 def test_readme_shows_such_a_report(klein):
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     shown = readme.split("$ fluxrewrite inspect flux2-klein-4b\n")[1].split("```")[0]
-    words = ("Predicted for", "a step ", "cold compile", "Verdicts", "Boundaries", "What ", "kind ", "Sites ", "Left out", *LABELS)
+    words = (
+        "Predicted for",
+        "a step ",
+        "cold compile",
+        "Verdicts",
+        "Boundaries",
+        "What ",
+        "kind ",
+        "Sites ",
+        "Left out",
+        *LABELS,
+    )
 
     def outline(text):
         lines = [line for line in text.splitlines() if line.startswith(words)]
