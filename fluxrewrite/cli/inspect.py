@@ -55,7 +55,8 @@ _Evidence = Annotated[list[Path] | None, typer.Option(
 _Proof = Annotated[ProofName, typer.Option(
     help="numeric: run each distinct site and its replacement on random inputs first, and leave it alone if they differ; "
          "structural: do not.")]
-_Dynamic = Annotated[bool, typer.Option("--dynamic", help="Trace with symbolic sizes. A kernel that limits such a size does not take the site.")]
+_Dynamic = Annotated[bool, typer.Option("--dynamic",
+    help="Trace with symbolic sizes. A kernel that limits such a size does not take the site.")]
 _Provider = Annotated[str, typer.Option(
     help="Whose kernels: builtin, nkilib, nkilib@2.27 (its limits in that SDK version), or reference (the ops' own bodies, every "
          "shape).")]

@@ -1,4 +1,4 @@
-"""Rows of a bench's table, whatever it is written as."""
+"""The rows of a bench's table, for every format."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ COLUMNS = {
     "low_s": "fastest warm step",
     "high_s": "slowest warm step",
     "steps_per_s": "1 / s_per_step",
-    "ratio": "s_per_step / vanilla's, in the runs that were taken beside it",
-    "noise": "share of a step below which ratio is no difference",
+    "ratio": "s_per_step / vanilla's, in the runs taken next to it",
+    "noise": "fraction of a step below which ratio is no difference",
     "cold_step_s": "first step of the first run, with the compile",
     "cold_growth": "cold_step_s / vanilla's, less 1",
     "peak_mb": "peak resident memory of the process, of the largest rank, 10^6 bytes",
@@ -70,7 +70,7 @@ def _format(value: float | None, form: str) -> str:
 
 
 def notes(runs: Runs) -> Iterator[str]:
-    """What to mind in the figures."""
+    """What to keep in mind about the figures."""
     if runs.vanilla is None and runs.variants:
         yield "Without the variant vanilla there are no ratios and no cosines."
     restless = [f"{v.name} {v.noise:.0%}" for v in runs.variants if v.noise > RESTLESS]

@@ -185,7 +185,7 @@ def _kept_warnings(report: Report) -> Iterator[str]:
 
 
 _WANTED = (Code.COVERED, Code.POLICY, Code.NOT_SELECTED)
-"""Reasons that are as asked for: they call for nothing."""
+"""Reasons that follow from the options or the plan: nothing needs to be done about them."""
 
 
 def _counted(count: int, one: str, many: str) -> str:

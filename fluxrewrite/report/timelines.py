@@ -15,7 +15,7 @@ from .model import CallInfo, EngineInfo, Report, SiteInfo, TimelineInfo
 __all__ = ["MODELLED", "SLICES", "distinct", "ranked", "with_timelines"]
 
 SLICES = 96
-"""Parts of a call's time for which the share that an engine is busy is told: fine enough to see phases of a call of 0.1 ms."""
+"""Parts of a call's time, each with the percentage that an engine is busy: fine enough to show the phases of a call of 0.1 ms."""
 MODELLED = {"trn1": 1, "trn2": 2, "trn3": 2}
 """Devices whose calls are modelled, and the physical cores of a logical one there (Neuron's default)."""
 
@@ -43,13 +43,13 @@ def ranked(timelines: Iterable[TimelineInfo]) -> list[TimelineInfo]:
 def with_timelines(report: Report, step: Callable[[str], None] = lambda text: None) -> Report:
     """The report with a timeline for each distinct kernel call; `step` is called before each with its name.
 
-    A call that its provider cannot model has a `problem` in the place of figures.
+    A call that its provider cannot model has a `problem` instead of figures.
 
     Raises InputError for a report without predictions, and one for a device that is not modelled.
     """
     if report.effect is None:
         raise InputError(
-            f"the report on {report.model.name} has no predictions, so its device is not known; make it anew"
+            f"the report on {report.model.name} has no predictions, so no device; write it again with fluxrewrite inspect"
         )
     device = report.effect.device
     if device not in MODELLED:

@@ -106,8 +106,8 @@ BAD = [
     ),
     (("show", "report.json", "--timelines", "--format", "svg"), "--timelines", "text, html or json, not with svg"),
     (("inspect", "show_models:attention", "--timelines", "--device", "cpu"), "on cpu", "trn1, trn2, trn3"),
-    (("show", "old.json", "--format", "svg"), "no blocks to draw", "make it anew"),
-    (("show", "old.json", "--format", "dot"), "no blocks to draw", "make it anew"),
+    (("show", "old.json", "--format", "svg"), "no blocks to draw", "write it again"),
+    (("show", "old.json", "--format", "dot"), "no blocks to draw", "write it again"),
 ]
 
 
@@ -126,7 +126,7 @@ def test_a_report_of_an_older_make_has_a_page_that_says_what_is_missing(capsys, 
     (tmp_path / "old.json").write_text(json.dumps({k: v for k, v in data.items() if k not in ("blocks", "calls")}))
     code, out, _ = run(capsys, "show", "old.json", "--format", "html")
     assert code == 0
-    assert "has no blocks to draw; make it anew" in out
+    assert "has no blocks to draw; write it again" in out
 
 
 def test_runs_and_timelines_are_in_text_and_page(capsys, tmp_path):

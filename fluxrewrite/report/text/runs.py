@@ -62,7 +62,7 @@ def rendered(runs: Runs) -> RenderableType:
 
 def _order(runs: Runs) -> str:
     if any(v.beside for v in runs.variants):
-        return ", warm ones in turn, some at a time beside vanilla"
+        return ", warm ones in turn, some at a time, each next to vanilla"
     return ", warm ones in turn" if runs.in_turn else ", one variant after the other"
 
 

@@ -9,14 +9,13 @@ from rich.console import Console
 import fluxrewrite
 from fluxrewrite import Options
 from fluxrewrite.analysis import inspect_spec
-from fluxrewrite.models import Shapes, find_model
 from fluxrewrite.cost.noise import NEUTRAL
+from fluxrewrite.models import Shapes, find_model
 from fluxrewrite.report.advice import auto_is_better, command
+from fluxrewrite.report.boundary_rows import boundary_rows
 from fluxrewrite.report.format import bytes_text, change_text, folded, sizes_text, time_text, trimmed
 from fluxrewrite.report.model import BreakInfo
-from fluxrewrite.report.boundary_rows import boundary_rows
 from fluxrewrite.report.text.report import render
-
 
 LABELS = ("Found ", "Plan ", "Expected ", "Basis ", "Boundary ", "Warning ", "Next ")
 
