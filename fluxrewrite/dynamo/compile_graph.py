@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
@@ -16,37 +16,13 @@ from ..report.model import Report
 from ..rewrite.base import Replacement
 from ..rewrite.joined_weights import Joinable, join, owned, settle, with_joined
 from .failures import Failures, Key, blamed, first_run, writes_inputs
+from .inner_compiler import InnerCompiler
+from .reporting import Reporting
+from .rewriter import Rewriter
 
-__all__ = ["CompileHost", "GraphCompilation"]
+__all__ = ["GraphCompilation"]
 
 Run = Callable[..., Any]
-
-
-class CompileHost(Protocol):
-    """What a graph needs of the backend that compiles it.
-
-    Attributes:
-        strict: failures are raised.
-        failures: kernels that failed before.
-    """
-
-    strict: bool
-    failures: Failures
-
-    def rewrite(self, local: LocalGraph, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
-        """The rewritten graph, `local.gm` itself where nothing is; what was replaced; the report."""
-
-    def compile(self, gm: GraphModule, inputs: list[Any]) -> Run:
-        """By the inner backend."""
-
-    def deliver_report(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
-        """Deliver a report, in the place of one that was delivered before."""
-
-    def report_internal_error(self, doing: str, error: Exception) -> None:
-        """Raise the error if strict, else say it once."""
-
-    def warn_once(self, key: str, message: str) -> None:
-        """Say something, but not again under the same key."""
 
 
 @dataclass
@@ -63,7 +39,7 @@ class _Attempt:
     """
 
     rewritten: GraphModule
-    taken: list[Replacement] = field(default_factory=list)
+    taken: Sequence[Replacement] = ()
     joined: list[torch.Tensor] = field(default_factory=list)
     supposed: list[Key] = field(default_factory=list)
     report: Report | None = None
@@ -77,13 +53,26 @@ class GraphCompilation:
     first run that fails ends the run, for the others are inside it.
 
     Args:
-        host: the backend.
         gm: the graph as Dynamo made it.
+        rewriter: rewrites it.
+        compiler: the inner backend.
+        reporting: where its report, warnings and internal errors go.
+        failures: kernels that failed before.
         among: the ranks that run it, as `parallel.peers` answers them.
     """
 
-    def __init__(self, host: CompileHost, gm: GraphModule, among: Sequence[int] = ()) -> None:
-        self._host, self._gm, self._among = host, gm, among
+    def __init__(
+        self,
+        gm: GraphModule,
+        rewriter: Rewriter,
+        compiler: InnerCompiler,
+        reporting: Reporting,
+        failures: Failures,
+        *,
+        among: Sequence[int] = (),
+    ) -> None:
+        self._gm, self._among = gm, among
+        self._rewriter, self._compiler, self._reporting, self._failures = rewriter, compiler, reporting, failures
 
     @cached_property
     def _local(self) -> LocalGraph:
@@ -94,7 +83,7 @@ class GraphCompilation:
         return self._watched(*self._compiled(inputs, None))
 
     def _watched(self, compiled: Run, attempt: _Attempt) -> Run:
-        if attempt.rewritten is self._gm or self._host.strict or self._among:
+        if attempt.rewritten is self._gm or self._reporting.strict or self._among:
             return compiled
         return first_run(compiled, lambda error, inputs: self._after(error, attempt, inputs))
 
@@ -110,7 +99,7 @@ class GraphCompilation:
 
     def _acquit(self, error: Exception, attempt: _Attempt) -> Run:
         """The graph fails without kernels too: none is to blame."""
-        self._host.failures.forget(attempt.supposed)
+        self._failures.forget(attempt.supposed)
         raise error
 
     def _compiled(self, inputs: list[Any], last: _Attempt | None) -> tuple[Run, _Attempt]:
@@ -122,7 +111,7 @@ class GraphCompilation:
                 return found, attempt
             if attempt.rewritten is self._gm:
                 self._acquit(found, attempt)
-            if self._host.strict:
+            if self._reporting.strict:
                 raise found
             self._blame(found, attempt, "compile")
             last = attempt
@@ -141,9 +130,9 @@ class GraphCompilation:
     def _compile_joined(self, attempt: _Attempt, inputs: list[Any]) -> Run:
         rewritten, joined = attempt.rewritten, attempt.joined
         if rewritten is self._gm:
-            return self._host.compile(rewritten, inputs)
+            return self._compiler.compile(rewritten, inputs)
         given = self._local.inputs(inputs)
-        compiled = self._host.compile(rewritten, [*given, *joined])
+        compiled = self._compiler.compile(rewritten, [*given, *joined])
         if joined:
             settle(rewritten, given, joined)
             compiled = with_joined(compiled, rewritten, joined, self._apart)
@@ -151,11 +140,11 @@ class GraphCompilation:
 
     def _apart(self, inputs: Sequence[Any]) -> Run:
         """The graph as it was, for weights that are no longer joined."""
-        return self._host.compile(self._local.gm, list(inputs))
+        return self._compiler.compile(self._local.gm, list(inputs))
 
     def _blame(self, error: Exception, attempt: _Attempt, moment: str) -> None:
         """Remember the kernels that failed, and say so; where there are none, what is written inline is left out next."""
-        failures = self._host.failures
+        failures = self._failures
         sites, known = blamed(error, attempt.taken, attempt.rewritten)
         added = failures.add(sites, moment, error)
         attempt.supposed += [] if known else added
@@ -165,7 +154,7 @@ class GraphCompilation:
             where = item.site.path or item.site.kind
             more = f" and {len(sites) - 1} more sites" if len(sites) > 1 else ""
             off = f"kernels= without {item.site.kind!r} switches it off"
-            self._host.warn_once(f"{failure}", f"{failure}; {where}{more} run as they were; {off}")
+            self._reporting.warn_once(f"{failure}", f"{failure}; {where}{more} run as they were; {off}")
 
     def _attempt(self, inputs: list[Any], last: _Attempt | None) -> _Attempt:
         """The graph rewritten, and its report delivered; as it was where fluxrewrite itself fails."""
@@ -179,11 +168,11 @@ class GraphCompilation:
             found = error
         parallel.agree(_lines(found), self._among)
         if isinstance(found, Exception):
-            self._host.report_internal_error("rewriting; the graph is compiled as it was", found)
-            attempt.rewritten, attempt.taken, attempt.joined = self._gm, [], []
+            self._reporting.report_internal_error("rewriting; the graph is compiled as it was", found)
+            attempt.rewritten, attempt.taken, attempt.joined = self._gm, (), []
             return attempt
         report = found
-        self._host.deliver_report(report, attempt.rewritten, attempt.report)
+        self._reporting.deliver_report(report, attempt.rewritten, attempt.report)
         attempt.report = report
         return attempt
 
@@ -196,14 +185,15 @@ class GraphCompilation:
                 attempt.joined = join(attempt.rewritten, given)
                 return report
             except Exception as error:
-                self._host.report_internal_error("joining weights; no site is written inline", error)
+                self._reporting.report_internal_error("joining weights; no site is written inline", error)
         return self._rewrite(attempt, lambda nodes: False)
 
     def _rewrite(self, attempt: _Attempt, joinable: Joinable) -> Report:
         """Where nothing is rewritten the graph stays as Dynamo made it, with its DTensors."""
-        rewritten, attempt.taken, report = self._host.rewrite(self._local, joinable)
-        attempt.rewritten = self._gm if rewritten is self._local.gm else rewritten
-        return report
+        found = self._rewriter.rewrite(self._local, joinable)
+        attempt.taken = found.replacements
+        attempt.rewritten = self._gm if found.gm is self._local.gm else found.gm
+        return found.report
 
 
 def _lines(found: Report | Exception) -> list[str]:

@@ -89,6 +89,7 @@ class Measured:
         self,
         gm: GraphModule,
         selection: Selection,
+        *,
         compiler: Compile,
         times: Times,
         machine: Callable[[torch.device], str],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from torch.fx import Node
 
@@ -21,13 +22,21 @@ from .proof.outcome import Prove, proved, refuted
 from .search import BlockChoice
 from .selection import Selection
 
-__all__ = ["Chooser", "PastFailure", "make_plan"]
+__all__ = ["Chooser", "PastFailure", "PlanningOptions", "make_plan"]
 
 OnError = Callable[[str, Exception], None]
 PastFailure = Callable[[Site, Kernel], object | None]
 """How a kernel failed at a site like this one, or None."""
 Chooser = Callable[[GraphView, Sequence[Site]], tuple[Sequence[Site], Sequence[BlockChoice]]]
 """Answers which of the eligible sites kernels take, and why: `choose.choose` with a price."""
+
+
+class PlanningOptions(TypedDict, total=False):
+    """What `make_plan` checks of each site besides its guards, for callers that pass it on; meanings as there."""
+
+    joinable: Joinable
+    failed: PastFailure
+    prove: Prove | None
 
 
 def _raise(_: str, error: Exception) -> None:
