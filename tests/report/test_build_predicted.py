@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import fluxrewrite
-from fluxrewrite import Options, analysis
+from fluxrewrite import Options
 from fluxrewrite.cli import main
 from fluxrewrite.cost import Work, device_names, estimate, load_device
+from fluxrewrite.fusion.boundary import whole_step
 from fluxrewrite.models.capture import capture
 from fluxrewrite.report.merge import merge
 from fluxrewrite.report.model import Report
