@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import fluxrewrite
-from fluxrewrite import Options
+from fluxrewrite import Options, analysis
 from fluxrewrite.cli import main
 from fluxrewrite.cost import Work, device_names, estimate, load_device
 from fluxrewrite.fusion.boundary import whole_step
@@ -249,7 +249,9 @@ def rewritten_by(**options):
 X = heads()
 
 
-@pytest.mark.parametrize("where", ["fusion.boundary.whole_step.effect_of", "report.build.boundaries_of", "report.build.verdicts_of"])
+@pytest.mark.parametrize(
+    "where", ["fusion.boundary.whole_step.effect_of", "report.build.boundaries_of", "report.build.verdicts_of"]
+)
 def test_a_prediction_that_fails_leaves_the_rewrite_and_warns_once(monkeypatch, caplog, where):
     monkeypatch.setattr(f"fluxrewrite.{where}", boom)
     with caplog.at_level(logging.WARNING, "fluxrewrite"):
