@@ -1,4 +1,4 @@
-"""The corridor from captured graphs to a report, without compiling anything."""
+"""From captured graphs to a report, without compiling anything."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ __all__ = ["Options", "analyse", "inspect", "inspect_graphs", "inspect_spec"]
 
 @dataclass(frozen=True)
 class Options:
-    """What to look for, and what for.
+    """What to look for, and what predictions are made for.
 
     Attributes:
         kernels: kinds (and forms) to look for, as `"qkv:triple,attention"` or a sequence; all when None.
-        policy: "auto" takes what makes each block fastest as predicted; "all", "none", or a callable that answers True for each
-            site to rewrite.
+        policy: "auto" takes what is predicted to make each block fastest; "all", "none", or a callable that returns True for
+            each site to rewrite.
         dynamic: trace with symbolic sizes.
         provider: whose kernels, as `fluxrewrite.backend` takes it.
-        tp: ranks to divide the model among by its own `_tp_plan`; the report is then on one of them.
-        device: name or file of a device profile: what times are predicted for.
+        tp: ranks to shard the model over by its own `_tp_plan`; the report is then about one rank.
+        device: name or file of a device profile that times are predicted for.
         regime: "compile", or "lazy", where every kernel call splits the executable.
         compiler: name or file of fusion rules; by default those of the device's compiler.
-        evidence: files of measured runs beside those that ship.
+        evidence: files of measured runs in addition to the shipped ones.
         proof: "numeric" proves each distinct site on random inputs before it is replaced, "structural" does not.
     """
 
@@ -150,9 +150,9 @@ def inspect(
     options: Options = Options(),
     **named_inputs: Any,
 ) -> Report:
-    """What fluxrewrite would rewrite in `model(**inputs)`, why not more, and what that costs and saves.
+    """Report what fluxrewrite would rewrite in `model(**inputs)`, why not more, and what that costs and saves.
 
-    The model is traced with fake tensors: nothing is computed, no weight is read, and it is left as it was.
+    The model is traced with fake tensors: nothing is computed, no weight is read, and the model is not changed.
 
     Args:
         model: a module or function.
@@ -179,7 +179,7 @@ def inspect_spec(
 def inspect_graphs(
     spec: ModelSpec, shapes: Shapes, dtype: torch.dtype = torch.bfloat16, options: Options = Options()
 ) -> tuple[Report, tuple[PlannedGraph, ...]]:
-    """`inspect_spec`, and the graphs that its report is about."""
+    """Like `inspect_spec`; also returns the graphs that the report is about."""
     start = time.perf_counter()
     resolved = options.resolve()
     captured = capture_spec(spec, shapes, dtype, dynamic=options.dynamic, tp=options.tp)
@@ -238,8 +238,8 @@ def _report(
 def peak_rss_mb() -> float:
     """Peak resident memory of the process in MB (10^6 bytes).
 
-    On Linux from /proc: `ru_maxrss` there is at least what the process had before `exec`, so a small program started by a
-    large one would report the large one's memory.
+    On Linux it is read from /proc, because `ru_maxrss` includes the memory of the process before `exec`: a small program started
+    by a large one would report the memory of the large one.
     """
     status = Path("/proc/self/status")
     if status.is_file():

@@ -29,7 +29,7 @@ from .time_cache import Times
 __all__ = ["Backend", "backend", "default_inner", "dynamo_backend"]
 
 FAILURES = Failures()
-"""Of this process: a kernel that does not compile for one graph will not for the next."""
+"""Shared by the process: a kernel that does not compile for one graph does not compile for the next."""
 Inner = str | Callable[..., Any]
 
 
@@ -40,26 +40,26 @@ class Backend:
         inner: what compiles the rewritten graph: a backend name that torch knows, or a callable
             `(gm, example_inputs) -> callable`. By default "neuron" where it is installed with a device, else "inductor".
         kernels: kinds (and forms) of site to rewrite: `("qkv:triple", "attention")`; all when None.
-        policy: "auto" takes the set of kernels that makes each distinct block fastest, as predicted for `device`; "measure" the
-            one that is fastest when the block runs here, compiled by the inner backend; "all", "none", or a callable that
-            answers True for each `Site` to rewrite.
-        report: called with the `Report` of each graph, or a path: a JSON file on all graphs compiled so far.
-        strict: raise when fluxrewrite itself fails; otherwise it warns and compiles the graph as it was.
+        policy: "auto" takes the set of kernels that is predicted to make each distinct block fastest on `device`; "measure" takes
+            the set that is fastest when the block runs here, compiled by the inner backend; "all", "none", or a callable that
+            returns True for each `Site` to rewrite.
+        report: called with the `Report` of each graph, or the path of a JSON file about all graphs compiled so far.
+        strict: raise if fluxrewrite itself fails; otherwise it warns and compiles the original graph.
         options: passed to the inner backend as `options=`.
         provider: whose kernels: "builtin", "nkilib" or `nkilib@2.29` (limits of that SDK version), or "reference" for the
             bodies of the canonical ops, which take every shape.
-        execution: what a kernel call runs: "reference", the op's body in torch; "emulate", the NKI kernel on the CPU; "device";
-            "custom_call", nothing: XLA compiles a custom call and cannot run it. By default "device" when the inner backend is
-            "neuron", or "openxla" with Neuron's packages of the XLA stack, else "reference".
-        device: name or file of the device profile that times are predicted for, and with which the report tells of boundaries.
-            By default "trn2" when the inner backend is "neuron", else "cpu"; `fluxrewrite calibrate` measures the machine at hand.
-        evidence: files of measured runs beside those that ship.
-        cache_dir: folder of the times that policy "measure" found and of proofs; by default `fluxrewrite` in the folder of
-            Inductor's cache.
+        execution: what a kernel call runs: "reference", the op's body in torch; "emulate", the NKI kernel on the CPU; "device", the
+            kernel on the device; "custom_call", a custom call that XLA compiles but cannot run. By default "device" if the inner
+            backend is "neuron", or "openxla" with Neuron's packages of the XLA stack, else "reference".
+        device: name or file of the device profile that times and boundaries are predicted for. By default "trn2" if the inner
+            backend is "neuron", else "cpu"; `fluxrewrite calibrate` measures a profile of this machine.
+        evidence: files of measured runs in addition to the shipped ones.
+        cache_dir: folder for measured times (policy "measure") and proofs; by default `fluxrewrite` in the folder of Inductor's
+            cache.
         lnc: with inner "neuron", physical NeuronCores that a kernel call takes, 1 or 2; by default those of a logical core in
             this process (NEURON_LOGICAL_NC_CONFIG, else the platform's).
-        proof: "numeric" runs each distinct site and what would replace it on the same random inputs before it is replaced,
-            once for all compiles; one that differs is left alone. "structural" goes by the structure of the graph alone.
+        proof: "numeric" runs each distinct site and its replacement on the same random inputs before it is replaced, once for
+            all compiles; a site that differs is left alone. "structural" relies on the structure of the graph.
 
     Attributes:
         reports: the report of every graph compiled so far.
@@ -67,8 +67,8 @@ class Backend:
         settings, compiler, rewriter, reporting: what compiles a graph, one after the other.
 
     Raises:
-        InputError: an unknown inner backend, kernel, form, policy, provider, execution or proof, or one that cannot be had
-            here.
+        InputError: an unknown inner backend, kernel, form, policy, provider, execution or proof, or one that is not
+            available here.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Backend:
         if given:
             names = ", ".join(sorted(given))
             raise InputError(
-                f"torch.compile was given {names} beside a fluxrewrite backend; pass them to fluxrewrite.backend(...)"
+                f"torch.compile got {names} together with a fluxrewrite backend; pass them to fluxrewrite.backend(...)"
             )
         if self.compiler.adapter.eager_fallback():
             self.reporting.warn_once("eager fallback", WARNING)

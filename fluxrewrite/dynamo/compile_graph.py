@@ -1,4 +1,4 @@
-"""One graph on its way through the inner backend: rewritten, compiled, run once, with fewer kernels where some fail."""
+"""One graph through the inner backend: rewritten, compiled and run once, with fewer kernels if some fail."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class _Attempt:
     """One way to compile a graph.
 
     Attributes:
-        rewritten: the graph itself where nothing is rewritten.
+        rewritten: the original graph if nothing is rewritten.
         taken: what was rewritten.
-        joined: the weights that it wants joined.
-        supposed: what was remembered of kernels that may not be at fault.
-        report: the one that stands for the graph.
+        joined: the joined weights that the rewritten graph takes as further inputs.
+        supposed: failures remembered of kernels that may not be at fault.
+        report: the report on the graph that was delivered last.
         inline: sites may be written inline.
     """
 
@@ -47,10 +47,10 @@ class _Attempt:
 
 
 class GraphCompilation:
-    """See the module.
+    """Compiles one graph.
 
-    Where several ranks run the graph they do all of this together: they agree on the plan and on whether it compiled, and a
-    first run that fails ends the run, for the others are inside it.
+    If several ranks run the graph, they agree on the plan and on whether it compiled. A first run that fails ends the run
+    there: the other ranks wait in a collective of it, so one rank cannot try again.
 
     Args:
         gm: the graph as Dynamo made it.
@@ -58,7 +58,7 @@ class GraphCompilation:
         compiler: the inner backend.
         reporting: where its report, warnings and internal errors go.
         failures: kernels that failed before.
-        among: the ranks that run it, as `parallel.peers` answers them.
+        among: the ranks that run it, as `parallel.peers` returns them.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class GraphCompilation:
         return localise(self._gm)
 
     def run(self, inputs: list[Any]) -> Run:
-        """The compiled graph, the first run of which is watched if kernels are in it."""
+        """The compiled graph. If it contains kernels, an error in its first run leads to another attempt."""
         return self._watched(*self._compiled(inputs, None))
 
     def _watched(self, compiled: Run, attempt: _Attempt) -> Run:
@@ -88,9 +88,9 @@ class GraphCompilation:
         return first_run(compiled, lambda error, inputs: self._after(error, attempt, inputs))
 
     def _after(self, error: Exception, attempt: _Attempt, inputs: Sequence[Any]) -> Run:
-        """What runs after the first run of `attempt` failed. Raises the error where the graph cannot be run again."""
+        """What to run after the first run of `attempt` failed. Raises the error if the graph cannot be run again."""
         if writes_inputs(self._gm):
-            raise error
+            raise error  # a second run would read inputs that the failed one may have changed
         self._blame(error, attempt, "first run")
         compiled, other = self._compiled(list(inputs), attempt)
         if other.rewritten is not self._gm:
@@ -98,12 +98,12 @@ class GraphCompilation:
         return first_run(compiled, lambda error, inputs: self._acquit(error, other))
 
     def _acquit(self, error: Exception, attempt: _Attempt) -> Run:
-        """The graph fails without kernels too: none is to blame."""
+        """The graph fails without kernels too, so none of them is to blame."""
         self._failures.forget(attempt.supposed)
         raise error
 
     def _compiled(self, inputs: list[Any], last: _Attempt | None) -> tuple[Run, _Attempt]:
-        """The graph compiled without the sites whose kernels fail at that; each attempt has fewer of them."""
+        """The graph compiled without the kernels that fail to compile; each attempt has fewer of them."""
         while True:
             attempt = self._attempt(inputs, last)
             found = self._tried(attempt, inputs)
@@ -117,7 +117,7 @@ class GraphCompilation:
             last = attempt
 
     def _tried(self, attempt: _Attempt, inputs: list[Any]) -> Run | Exception:
-        """The compiled graph, or why the inner backend failed, which it does on every rank or on none."""
+        """The compiled graph, or the error of the inner backend. Either all ranks compile it or none does."""
         found: Run | Exception
         try:
             found = self._compile_joined(attempt, inputs)
@@ -135,15 +135,15 @@ class GraphCompilation:
         compiled = self._compiler.compile(rewritten, [*given, *joined])
         if joined:
             settle(rewritten, given, joined)
-            compiled = with_joined(compiled, rewritten, joined, self._apart)
+            compiled = with_joined(compiled, rewritten, joined, self._without_rewrite)
         return self._local.taking_dtensors(compiled)
 
-    def _apart(self, inputs: Sequence[Any]) -> Run:
-        """The graph as it was, for weights that are no longer joined."""
+    def _without_rewrite(self, inputs: Sequence[Any]) -> Run:
+        """The graph without a rewrite, for weights that are no longer joined."""
         return self._compiler.compile(self._local.gm, list(inputs))
 
     def _blame(self, error: Exception, attempt: _Attempt, moment: str) -> None:
-        """Remember the kernels that failed, and say so; where there are none, what is written inline is left out next."""
+        """Remember and log the kernels that failed. If none is to blame, the next attempt writes no site inline."""
         failures = self._failures
         sites, known = blamed(error, attempt.taken, attempt.rewritten)
         added = failures.add(sites, moment, error)
@@ -157,7 +157,7 @@ class GraphCompilation:
             self._reporting.warn_once(f"{failure}", f"{failure}; {where}{more} run as they were; {off}")
 
     def _attempt(self, inputs: list[Any], last: _Attempt | None) -> _Attempt:
-        """The graph rewritten, and its report delivered; as it was where fluxrewrite itself fails."""
+        """Rewrite the graph and deliver its report. If fluxrewrite itself fails, the attempt is the original graph."""
         attempt = _Attempt(self._gm)
         if last is not None:
             attempt = _Attempt(self._gm, supposed=list(last.supposed), report=last.report, inline=last.inline)
@@ -177,7 +177,7 @@ class GraphCompilation:
         return attempt
 
     def _rewritten(self, inputs: list[Any], attempt: _Attempt) -> Report:
-        """Fill in the rewritten graph and the weights that it wants joined; without these if joining fails."""
+        """Set the rewritten graph and its joined weights. If joining fails, the graph is rewritten without inline sites."""
         given = self._local.inputs(inputs)
         if attempt.inline:
             report = self._rewrite(attempt, owned(self._local.gm, given))
@@ -189,7 +189,7 @@ class GraphCompilation:
         return self._rewrite(attempt, lambda nodes: False)
 
     def _rewrite(self, attempt: _Attempt, joinable: Joinable) -> Report:
-        """Where nothing is rewritten the graph stays as Dynamo made it, with its DTensors."""
+        """Set the rewritten graph. If nothing is rewritten, it is the graph that Dynamo made, with its DTensors."""
         found = self._rewriter.rewrite(self._local, joinable)
         attempt.taken = found.replacements
         attempt.rewritten = self._gm if found.gm is self._local.gm else found.gm
@@ -197,7 +197,7 @@ class GraphCompilation:
 
 
 def _lines(found: Report | Exception) -> list[str]:
-    """A line for each site: what ranks must agree on. Sizes are not among it: the last rank's part may be smaller."""
+    """A line for each site: what ranks must agree on. Sizes are left out, because the last rank's shard may be smaller."""
     if isinstance(found, Exception):
         return [f"no plan ({type(found).__name__}: {found})"]
     kernels = [f" by {s.kernel.provider}" if s.kernel else "" for s in found.sites]
