@@ -191,7 +191,7 @@ def test_a_pass_that_raises_leaves_the_others(monkeypatch):
     assert {s.kind for s in backend.reports[0].sites if s.choice == "kernel"} == {"qkv"}
 
 
-def test_options_beside_a_backend_object_are_refused():
+def test_options_together_with_a_backend_object_are_refused():
     with pytest.raises(Exception, match="pass them to fluxrewrite"):
         torch.compile(Block(), backend=fluxrewrite.backend(inner="eager"), options={"a": 1})(X)
     with pytest.raises(Exception, match="unknown options kernel; known: inner, kernels"):
