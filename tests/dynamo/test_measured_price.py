@@ -157,7 +157,7 @@ def test_files_that_hold_no_times_are_replaced(tmp_path, caplog, text):
     again = Inner()
     measured(again, tmp_path)
     assert len(again.compiled) == 3
-    assert "is no file of times" in caplog.text
+    assert "is not a file of times" in caplog.text
     assert len(json.loads(file.read_text())["times"]) == 2
 
 
