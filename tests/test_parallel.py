@@ -220,7 +220,7 @@ def test_plans_of_other_length_and_more_than_two(tmp_path):
 @pytest.mark.slow
 def test_a_rank_that_tells_nothing(tmp_path):
     found = run_ranks("tells", 2, tmp_path, timeout_s=2, plans=[[["a"]], None])
-    assert "RankError: rank 1 did not tell its plan of graph 1 within 2 s" in found[0]["error"][0]
+    assert "RankError: rank 1 did not publish its plan of graph 1 within 2 s" in found[0]["error"][0]
     assert found[1]["result"] == "silent"
 
 

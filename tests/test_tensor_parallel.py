@@ -182,7 +182,7 @@ def test_symbolic_sizes():
 
 def test_a_group_of_the_users_own_is_told():
     net, inputs = flux2()
-    with fake_group(2), pytest.raises(InputError, match="run it in a process of its own"):
+    with fake_group(2), pytest.raises(InputError, match="run it in a separate process"):
         fluxrewrite.inspect(net, inputs, options=Options(tp=2))
 
 
