@@ -64,4 +64,5 @@ def _collective(view: GraphView, node: Node) -> Collective | None:
     size = math.prod(hints(given.shape, LEFT_OUT)) * given.element_size()
     shape = tuple(size_of(n) for n in given.shape)
     name = op.removeprefix("_c10d_functional.")
-    return Collective(node.name, name, view.path(node), ranks, shape, given.dtype, size)
+    path = view.path(node)
+    return Collective(node.name, name, path, ranks=ranks, shape=shape, dtype=given.dtype, bytes=size)

@@ -95,7 +95,7 @@ def _define(op: str, params: str, *targets: Any, methods: str = "", inplace: boo
                 {"None": None, "True": True, "False": False}.get(default) if default[0].isalpha() else float(default)
             )
         names.append(name)
-    spelling = _Spelling(op, tuple(names), defaults, gathers, inplace, fixed)
+    spelling = _Spelling(op, tuple(names), defaults, gathers=gathers, inplace=inplace, fixed=fixed)
     for target in targets:
         _BY_TARGET[target] = spelling
     for method in methods.split():
