@@ -31,7 +31,7 @@ from .rewrite.plan import Plan, Policy, apply_graph, check_policy
 from .rewrite.planner import PastFailure, make_plan
 from .rewrite.proof import Prover, Store, check_proof
 from .rewrite.proof.outcome import Prove
-from .rewrite.search import Choice, Price, choose
+from .rewrite.search import BlockChoice, Price, choose
 from .rewrite.selection import Selection
 from .site import Site
 
@@ -138,7 +138,7 @@ def _measured(plan: Plan, target: Target, case: Case) -> bool:
 
 def _choose(
     price: Callable[[GraphView], Price], view: GraphView, sites: Sequence[Site]
-) -> tuple[Sequence[Site], Sequence[Choice]]:
+) -> tuple[Sequence[Site], Sequence[BlockChoice]]:
     return choose(view, sites, price(view))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from torch.fx import Graph, GraphModule
 
@@ -13,10 +14,10 @@ from ..kernel import Kernel
 from ..site import Code, Finding, Miss, Reason, Site
 from .apply import rewritten_graph
 from .base import Replacement
-from .search import Choice
+from .search import BlockChoice
 from .selection import Selection
 
-__all__ = ["CHOOSING", "Decision", "Plan", "Policy", "apply", "apply_graph", "check_policy", "kept"]
+__all__ = ["CHOOSING", "Choice", "Decision", "Plan", "Policy", "apply", "apply_graph", "check_policy", "kept"]
 
 Policy = str | Callable[[Site], bool | str]
 CHOOSING = ("auto", "measure")
@@ -29,12 +30,20 @@ def check_policy(policy: Policy) -> None:
         raise InputError(f"unknown policy {policy!r}; known: auto, measure, all, none, or a callable on sites")
 
 
+class Choice(StrEnum):
+    """What becomes of a site: a kernel call, plain operations on joined weights, or the model's own operations."""
+
+    KERNEL = "kernel"
+    INLINE = "inline"
+    KEEP = "keep"
+
+
 @dataclass(frozen=True)
 class Decision:
-    """A finding and what becomes of it: `choice` is "kernel", "inline" or "keep"; `reasons` say why it is kept."""
+    """A finding and what becomes of it; `reasons` say why it is kept."""
 
     finding: Finding
-    choice: str
+    choice: Choice
     reasons: tuple[Reason, ...] = ()
     kernel: Kernel | None = None
 
@@ -52,38 +61,40 @@ class Plan:
 
     decisions: tuple[Decision, ...]
     selection: Selection
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[BlockChoice, ...] = ()
 
     def replacements(self) -> list[Replacement]:
         """The sites that kernels take, and those that are written inline."""
         return [
             Replacement(self.selection.passes[d.finding.kind], d.finding, d.kernel)
             for d in self.decisions
-            if isinstance(d.finding, Site) and (d.choice == "inline" or (d.choice == "kernel" and d.kernel is not None))
+            if isinstance(d.finding, Site)
+            and (d.choice == Choice.INLINE or (d.choice == Choice.KERNEL and d.kernel is not None))
         ]
 
     def keeping(self, left: Iterable[tuple[Site, Reason]]) -> Plan:
         """The plan with sites that could not be rewritten after all."""
-        late = {id(site): reason for site, reason in left}
+        late = {site.key: reason for site, reason in left}
         changed = []
         for d in self.decisions:
-            reason = late.get(id(d.finding))
+            reason = late.get(d.finding.key) if isinstance(d.finding, Site) else None
             if reason is not None and isinstance(d.finding, Site):
-                d = Decision(replace(d.finding, reasons=(reason,)), "keep", (reason,))
+                d = Decision(replace(d.finding, reasons=(reason,)), Choice.KEEP, (reason,))
             changed.append(d)
         return Plan(tuple(changed), self.selection, self.choices)
 
     def kept(self, why: str) -> Plan:
         """The plan with every site that would have been rewritten kept, for this reason."""
         changed = [
-            kept(d.finding, why) if d.choice != "keep" and isinstance(d.finding, Site) else d for d in self.decisions
+            kept(d.finding, why) if d.choice != Choice.KEEP and isinstance(d.finding, Site) else d
+            for d in self.decisions
         ]
         return Plan(tuple(changed), self.selection, self.choices)
 
 
 def kept(site: Site, why: str) -> Decision:
     """The decision to leave a site alone, by policy."""
-    return Decision(site, "keep", (Reason(Code.POLICY, why, site.outputs[0].name),))
+    return Decision(site, Choice.KEEP, (Reason(Code.POLICY, why, site.outputs[0].name),))
 
 
 def apply(gm: GraphModule, plan: Plan) -> tuple[GraphModule, Plan]:

@@ -4,24 +4,66 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import torch
 from torch.fx import Node
 
 from ..graph.module_paths import block_path, module_path
 from ..graph.view import GraphView
 from ..site import Site
 
-__all__ = ["MARGIN", "Basis", "Block", "Choice", "Price", "Priced", "blocks", "choose", "kinds_of", "label"]
+__all__ = [
+    "MARGIN",
+    "Basis",
+    "Block",
+    "BlockChoice",
+    "Price",
+    "Priced",
+    "SiteKind",
+    "blocks",
+    "choose",
+    "kinds_of",
+    "label",
+]
 
 MARGIN = 0.02
 """A set of kernels must save at least this share of a block's time: neither models nor measurements are exact to less."""
 
-Kinds = frozenset[tuple[object, ...]]
 Basis = Literal["modelled", "measured"]
+
+
+@dataclass(frozen=True)
+class SiteKind:
+    """What sites that are decided alike have in common.
+
+    Attributes:
+        kind, form, dtype: as those of `Site`.
+        shapes: sizes by name, in the order that the pass gives them.
+        inline: written as plain operations, not taken by a kernel.
+    """
+
+    kind: str
+    form: str
+    shapes: tuple[tuple[str, int | str], ...]
+    dtype: torch.dtype
+    inline: bool
+
+    @classmethod
+    def of(cls, site: Site) -> SiteKind:
+        """The kind of a site."""
+        return cls(site.kind, site.form, tuple(site.shapes.items()), site.dtype, bool(site.inline))
+
+    @property
+    def sequence(self) -> int | str | None:
+        """The sequence length, where the pass names one."""
+        return dict(self.shapes).get("sequence")
+
+
+Kinds = frozenset[SiteKind]
 
 
 @dataclass(frozen=True)
@@ -41,7 +83,7 @@ class Block:
     @property
     def signature(self) -> tuple[object, ...]:
         """Equal for blocks that are decided alike."""
-        return (len(self.nodes), *(_kind(site) for site in self.sites))
+        return (len(self.nodes), *(SiteKind.of(site) for site in self.sites))
 
     @property
     def family(self) -> tuple[object, ...]:
@@ -50,7 +92,7 @@ class Block:
         The first and the last block of a list often differ from the others in an operation or two at their ends.
         """
         parts = self.path.split(".")
-        return (".".join(parts[:-1]) if self.path else len(self.nodes), *(_kind(site) for site in self.sites))
+        return (".".join(parts[:-1]) if self.path else len(self.nodes), *(SiteKind.of(site) for site in self.sites))
 
 
 class Price(Protocol):
@@ -77,7 +119,7 @@ class Priced:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BlockChoice:
     """What was decided for the sites of one kind of block.
 
     Attributes:
@@ -136,15 +178,11 @@ def _runs(view: GraphView, paths: Collection[str]) -> dict[str, list[list[int]]]
 
 def kinds_of(sites: Iterable[Site]) -> Kinds:
     """The kinds of site among some."""
-    return frozenset(map(_kind, sites))
+    return frozenset(map(SiteKind.of, sites))
 
 
-def _kind(site: Site) -> tuple[object, ...]:
-    return (site.kind, site.form, tuple(site.shapes.items()), site.dtype, bool(site.inline))
-
-
-def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[Site], list[Choice]]:
-    """The sites to rewrite, and one `Choice` for each distinct block.
+def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[Site], list[BlockChoice]]:
+    """The sites to rewrite, and one `BlockChoice` for each distinct block.
 
     Args:
         view: the graph.
@@ -155,34 +193,34 @@ def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[S
         Sites, none of which overlaps another; and what was decided for each kind of block. A set is taken only if it is at
         least `MARGIN` faster than none.
     """
-    decided: dict[tuple[object, ...], Choice] = {}
+    decided: dict[tuple[object, ...], BlockChoice] = {}
     chosen: list[Site] = []
     for block in blocks(view, sites):
         alike = block.family if price.expensive else block.signature
         known = decided.get(alike)
         choice = _decide(block, price) if known is None else known
         decided[alike] = _counted(choice, known)
-        chosen += _largest([s for s in block.sites if _kind(s) in choice.taken])
+        chosen += _largest([s for s in block.sites if SiteKind.of(s) in choice.taken])
     return chosen, list(decided.values())
 
 
-def _counted(choice: Choice, known: Choice | None) -> Choice:
+def _counted(choice: BlockChoice, known: BlockChoice | None) -> BlockChoice:
     if known is None:
         return choice
     return replace(known, blocks=known.blocks + 1)
 
 
-def _decide(block: Block, price: Price) -> Choice:
+def _decide(block: Block, price: Price) -> BlockChoice:
     """No kernel, each kind alone, any two and all of them, and from the best of these whatever one more kind makes better.
 
     Where prices are expensive no two are tried but those with the best kind, and only kinds that alone are not slower beyond doubt.
     """
-    kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
+    kinds = list(dict.fromkeys(SiteKind.of(s) for s in block.sites))
     trials = _Trials(block, price)
     none, *single, _ = trials.run([frozenset(), *(frozenset([kind]) for kind in kinds), frozenset(kinds)])
     single_kernel_delta: dict[str, float] = defaultdict(float)
     for kind, found in zip(kinds, single, strict=True):
-        single_kernel_delta[str(kind[0])] += 0.0 if kind[-1] else trials.times[found].us - trials.times[none].us
+        single_kernel_delta[kind.kind] += 0.0 if kind.inline else trials.times[found].us - trials.times[none].us
     if price.expensive:
         kinds = [kind for kind, found in zip(kinds, single, strict=True) if trials.may_pay(found, none)]
     else:
@@ -193,7 +231,7 @@ def _decide(block: Block, price: Price) -> Choice:
     if found_us.us > none_us * (1 - MARGIN) - found_us.noise_us:
         best = none
     times = {label(block, taken): priced.us for taken, priced in trials.times.items()}
-    return Choice(block.path, 1, best, times, label(block, best), single_kernel_delta, price.basis)
+    return BlockChoice(block.path, 1, best, times, label(block, best), single_kernel_delta, price.basis)
 
 
 class _Trials:
@@ -205,14 +243,14 @@ class _Trials:
 
     def run(self, wanted: Sequence[Kinds]) -> list[Kinds]:
         """Price those that are new, together. For each the kinds that it comes to, without those inside larger sites."""
-        taken = [_largest([s for s in self._block.sites if _kind(s) in kinds]) for kinds in wanted]
+        taken = [_largest([s for s in self._block.sites if SiteKind.of(s) in kinds]) for kinds in wanted]
         found = [kinds_of(sites) for sites in taken]
         new = {kinds: sites for kinds, sites in zip(found, taken, strict=True) if kinds not in self.times}
         if new:
             self.times.update(zip(new, self._price(self._block, list(new.values())), strict=True))
         return found
 
-    def grow(self, start: Kinds, kinds: Sequence[tuple[object, ...]]) -> None:
+    def grow(self, start: Kinds, kinds: Sequence[SiteKind]) -> None:
         """Add the kind that helps most until none does."""
         while True:
             wider = [found for found in self.run([start | {kind} for kind in kinds]) if found != start]
@@ -241,23 +279,20 @@ def _largest(sites: Sequence[Site]) -> list[Site]:
 
 
 def label(block: Block, taken: Kinds) -> str:
-    """ "qkv:triple[256] + attention:sdpa x2"; "none" for no kind. Sizes tell kinds of one form apart."""
-    kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
+    """ "qkv:triple[256] + attention:sdpa x2"; "none" for no kind. Sizes distinguish kinds of one form."""
+    counts = Counter(SiteKind.of(s) for s in block.sites)
     words = []
-    for kind in kinds:
+    for kind, count in counts.items():
         if kind not in taken:
             continue
-        like = [s for s in block.sites if _kind(s) == kind]
-        others = [k for k in kinds if (k[:2], k[-1]) == (kind[:2], kind[-1])]
-        sizes = f"[{_telling(like[0], others)}]" if len(others) > 1 else ""
-        words.append(
-            f"{'inline ' * bool(like[0].inline)}{kind[0]}:{kind[1]}{sizes}"
-            + (f" x{len(like)}" if len(like) > 1 else "")
-        )
+        others = [k for k in counts if (k.kind, k.form, k.inline) == (kind.kind, kind.form, kind.inline)]
+        size = f"[{_distinction(kind, others)}]" if len(others) > 1 else ""
+        times = f" x{count}" if count > 1 else ""
+        words.append(f"{'inline ' * kind.inline}{kind.kind}:{kind.form}{size}{times}")
     return " + ".join(words) or "none"
 
 
-def _telling(site: Site, others: Sequence[tuple[object, ...]]) -> str:
-    """The sequence length where that tells the kinds apart, else the number of the kind."""
-    lengths = [dict(k[2]).get("sequence") for k in others]  # type: ignore[call-overload]
-    return str(site.shapes.get("sequence") if len(set(lengths)) == len(others) else others.index(_kind(site)) + 1)
+def _distinction(kind: SiteKind, others: Sequence[SiteKind]) -> str:
+    """The sequence length if that distinguishes the kinds, else the number of the kind."""
+    lengths = {k.sequence for k in others}
+    return str(kind.sequence if len(lengths) == len(others) else others.index(kind) + 1)
