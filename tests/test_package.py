@@ -54,7 +54,7 @@ def test_what_needs_no_torch_does_not_wait_for_it(what, report, tmp_path):
     assert "torch" not in modules
 
 
-def test_public_names_come_when_they_are_asked_for():
+def test_public_names_are_imported_on_first_use():
     program = (
         "import sys, fluxrewrite; assert 'torch' not in sys.modules; "
         "assert set(fluxrewrite.__all__) <= set(dir(fluxrewrite)); "
