@@ -73,6 +73,7 @@ class Limit:
         if len(numbers) == len(factors):
             fits = self._fits(math.prod(numbers))
         else:
+            # A text is a kind, such as that of a mask, which `one_of` may allow, or a symbolic size, which nothing allows.
             value = "*".join(map(str, factors))
             fits = self.one_of is not None and value in self.one_of
         if fits:

@@ -118,8 +118,8 @@ def process_group(
     here = ranks() if rank is None or world is None else Ranks(rank, world)
     if here is None:
         raise InputError("no ranks: run under torchrun --nproc-per-node N, or give rank, world and store")
-    _none_yet("process_group")
-    place: dict[str, Any] = {"store": store} if isinstance(store, Store) else {"init_method": _meeting(store)}
+    _require_no_group("process_group")
+    place: dict[str, Any] = {"store": store} if isinstance(store, Store) else {"init_method": _init_method(store)}
     wait = datetime.timedelta(seconds=timeout_s)
     try:
         dist.init_process_group("gloo", rank=here.rank, world_size=here.world, timeout=wait, **place)
@@ -139,7 +139,7 @@ def process_group(
         dist.destroy_process_group()
 
 
-def _meeting(store: str | Path | None) -> str:
+def _init_method(store: str | Path | None) -> str:
     """The address where ranks meet, as an `init_method` of torch."""
     if store is None or "://" in str(store):
         return str(store or "env://")
@@ -180,7 +180,7 @@ def fake_group(world: int, rank: int = 0) -> Iterator[Ranks]:
     from torch.testing._internal.distributed import fake_pg  # registers the backend "fake"
 
     here = Ranks(rank, world)
-    _none_yet("tracing one rank")
+    _require_no_group("tracing one rank")
     dist.init_process_group("fake", store=fake_pg.FakeStore(), rank=rank, world_size=world)
     try:
         yield here
@@ -188,7 +188,7 @@ def fake_group(world: int, rank: int = 0) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _none_yet(what: str) -> None:
+def _require_no_group(what: str) -> None:
     if dist.is_initialized():
         raise InputError(
             f"{what} needs a process without a group, and one of {dist.get_world_size()} ranks is initialised already; "
@@ -227,7 +227,7 @@ def shard(model: nn.Module, world: int, mesh: DeviceMesh | None = None) -> nn.Mo
     # layer would broadcast its weights from rank 0.
     for module, styles in _resolve_tp_plan(model, dict(plan)):
         parallelize_module(module, mesh, _styles(styles), src_data_rank=None)
-    _let_go(model)
+    _copy_views(model)
     return model
 
 
@@ -267,7 +267,7 @@ def divisible(model: nn.Module, world: int) -> Mapping[str, Any]:
     return plan
 
 
-def _let_go(model: nn.Module) -> None:
+def _copy_views(model: nn.Module) -> None:
     """Replace parts that are views by copies."""
     # A view would keep the whole weight in memory on every rank, and then dividing the model would save none.
     for parameter in model.parameters():
@@ -356,12 +356,12 @@ def _exchanged(text: str, among: Sequence[int]) -> dict[int, str]:
 def _difference(versions: Sequence[tuple[Sequence[int], Sequence[str]]]) -> str:
     (first, mine), (second, other) = versions[0], versions[1]
     shown = next((a, b) for a, b in zip_longest(mine, other, fillvalue="nothing") if a != b)
-    sides = " | ".join(f"{_named(found)}: {line}" for found, line in zip((first, second), shown, strict=True))
+    sides = " | ".join(f"{_rank_names(found)}: {line}" for found, line in zip((first, second), shown, strict=True))
     kinds = "" if len(versions) == 2 else f" in {len(versions)} ways"
     return (
         f"the ranks plan differently{kinds}; the first difference: {sides}; give every rank the same options and model"
     )
 
 
-def _named(found: Sequence[int]) -> str:
+def _rank_names(found: Sequence[int]) -> str:
     return f"rank{'s' * (len(found) > 1)} {', '.join(map(str, found))}"

@@ -177,7 +177,7 @@ class Op(Pattern):
         for arguments in orders:
             if all(_match(p, attempt, a) for p, a in zip(self.operands, arguments, strict=True)):
                 return True
-            attempt.back(mark)
+            attempt.back(mark)  # names captured in this order would make the next one fail
         return False
 
     def _arguments(self, attempt: Attempt, node: Node) -> list[Any] | None:
@@ -265,6 +265,7 @@ class Lanes(Pattern):
             return None
         seen = viewed(whole, chain_steps)
         lanes = None if seen is None else seen.lanes()
+        # Halves in permuted rows have the right shape too, but their elements would be paired with those of other rows.
         if lanes is None or lanes.axes != tuple(range(len(whole))):
             return None
         found = (lanes.offset, lanes.strides[-1])
@@ -300,10 +301,11 @@ def joined(view: GraphView, node: Any) -> tuple[str, Node, tuple[Any, Any]] | No
     out = view.shape(node) or ()
     if view.op(node) == "cat" and _pair_on(view, node, -1):
         first, second = view.arg(node, "tensors")
-        # A cat to size 2 makes the pairs of an interleaved axis, which a reshape below flattens. It is no axis of two halves.
+        # A cat to size 2 makes the pairs of an interleaved axis, which a reshape below flattens. It does not join two halves.
         if not same_dim(out[-1], 2):
             return "half", node, (first, second)
     for source, taken in view.chain(node):
+        # Only the end of the chain can be what joins; all others are views.
         if view.source(source) is not None:
             continue
         shape = view.shape(source) or (1,)

@@ -42,6 +42,7 @@ class Collective:
 def collectives(view: GraphView) -> tuple[Collective, ...]:
     """All exchanges of a graph, in order. A node that only waits for one is not counted."""
     sent = (op for op in view.inventory() if is_collective(op) or op == "redistribute")
+    # Sorted, because `with_op` keeps the order of the graph only within a name.
     found = (_collective(view, node) for node in sorted(view.with_op(*sent), key=view.order))
     return tuple(c for c in found if c is not None)
 

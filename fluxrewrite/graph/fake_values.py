@@ -63,13 +63,13 @@ class FakeCalls:
     def run(self, node: Node) -> Any:
         """Like `fake_run`. An op that writes to an argument or returns a view of one runs every time."""
         # A kept result is copied into new memory. For an op that aliases its arguments that would lose the alias.
-        key = _likeness((node.target, node.args, node.kwargs)) if _functional(node.target) else None
+        key = _result_key((node.target, node.args, node.kwargs)) if _functional(node.target) else None
         known = self._known.get(key) if key is not None else None
         if known is not None:
             return _like(known) if isinstance(known, FakeTensor) else type(known)(map(_like, known))
         found = fake_run(node)
         plain = [found] if isinstance(found, FakeTensor) else found
-        if key is not None and isinstance(plain, (list, tuple)) and all(_likeness(t) is not None for t in plain):
+        if key is not None and isinstance(plain, (list, tuple)) and all(_result_key(t) is not None for t in plain):
             self._known[key] = found
         return found
 
@@ -79,7 +79,7 @@ def _functional(op: Any) -> bool:
     return schema is not None and all(a.alias_info is None for a in (*schema.arguments, *schema.returns))
 
 
-def _likeness(value: Any) -> Any:
+def _result_key(value: Any) -> Any:
     """A key for arguments that give results of equal sizes, strides and dtype; None if a size is symbolic."""
     if isinstance(value, Node):
         value = value_of(value)
@@ -95,7 +95,7 @@ def _likeness(value: Any) -> Any:
     if isinstance(value, dict):
         value = tuple(value.items())
     if isinstance(value, (list, tuple)):
-        parts = tuple(map(_likeness, value))
+        parts = tuple(map(_result_key, value))
         return None if None in parts else parts
     # With its type: 1, 1.0 and True are equal keys, but they can give results of different dtypes.
     return (type(value), value) if isinstance(value, (int, float, str)) or value is None or callable(value) else None

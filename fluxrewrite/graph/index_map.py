@@ -52,6 +52,7 @@ class Elements:
         """The map after one more view; None if it cannot be determined."""
         match step:
             case Cast():
+                # A cast moves no element. Callers that care about rounding compare the dtypes themselves.
                 return self
             case Expand(shape):
                 # A broadcast shows elements several times. `permutation` and `lanes` need each to be shown at most once.
@@ -143,6 +144,7 @@ class Elements:
     def lanes(self) -> AxisLanes | None:
         """The elements shown of the last axis of the tensor; None unless every other axis is whole and separate."""
         tracked = len(self.source) - 1
+        # An axis of several runs has no single stride, and may mix elements of the last axis with those of others.
         if any(len(runs) > 1 for runs in self.runs):
             return None
         others = [r for runs in self.runs for r in runs if r.axis != tracked]
@@ -190,6 +192,7 @@ def _taken(left: list[AxisRun], size: Dim) -> list[AxisRun] | None:
         if not left:
             return None
         run = left.pop()
+        # A run of symbolic size is taken whole, because whether it can be divided depends on the value of the symbol.
         if isinstance(size, int) and isinstance(run.size, int) and isinstance(count, int):
             missing = size // count if size % count == 0 else 0
             if missing and missing < run.size and run.size % missing == 0:

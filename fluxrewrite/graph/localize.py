@@ -165,10 +165,12 @@ def _wraps(node: Node) -> bool:
     """Whether this is a `DTensor.from_local` without a broadcast, of a tensor that already is this rank's part."""
     value, local = _value(node), _value(node.args[0]) if isinstance(node.args[0], Node) else None
     same = isinstance(local, Tensor) and not isinstance(local, DTensor)
-    return same and node.kwargs.get("run_check") is False and set(node.kwargs) == {"run_check"} and _is(value, local)
+    return (
+        same and node.kwargs.get("run_check") is False and set(node.kwargs) == {"run_check"} and _is_part(value, local)
+    )
 
 
-def _is(value: Any, local: Any) -> bool:
+def _is_part(value: Any, local: Any) -> bool:
     return isinstance(value, DTensor) and value._local_tensor.shape == local.shape
 
 

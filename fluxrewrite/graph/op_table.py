@@ -131,6 +131,7 @@ def _define_layers() -> None:
     _define("linear", "input weight bias=None", F.linear, aten.linear)
     _define("sdpa", "query key value attn_mask=None dropout_p=0 is_causal=False scale=None enable_gqa=False",
             F.scaled_dot_product_attention, aten.scaled_dot_product_attention)  # fmt: skip
+    # One row for each order of parameters: arguments given by position mean different things in these functions.
     _define("softmax", "input dim=None _stacklevel=3 dtype=None", F.softmax)
     _define(
         "softmax", "input dim=None dtype=None", torch.softmax, aten.softmax, torch.special.softmax, methods="softmax"
@@ -158,6 +159,7 @@ def _define_layers() -> None:
 
 
 def _define_views() -> None:
+    # All become a reshape to the traced shape, so their different parameters need not be understood.
     _define("reshape", "input *shape", torch.reshape, aten.view, aten.reshape, aten._unsafe_view, aten.unsqueeze, aten.squeeze,
             aten.flatten, aten.unflatten, torch.flatten, torch.unflatten, torch.unsqueeze, torch.squeeze, torch.ravel,
             methods="reshape view flatten unflatten unsqueeze squeeze view_as reshape_as ravel")  # fmt: skip

@@ -85,6 +85,7 @@ def extract(gm: GraphModule, nodes: Collection[Node]) -> Subgraph:
     inside = [n for n in gm.graph.nodes if n in wanted]
     outside = dict.fromkeys(a for n in inside for a in n.all_input_nodes if a not in wanted)
     graph, made, operands = Graph(gm), dict[Node, Any](), list[Operand]()
+    # Two passes, because placeholders must come before all other nodes of a graph.
     for node in outside:
         if node.op != "get_attr":
             made[node] = _enter(graph, node, operands)
@@ -149,6 +150,7 @@ def _leave(graph: Graph, inside: Collection[Node], made: dict[Node, Any]) -> Ite
 
 
 def _lines(part: Subgraph) -> Iterator[str]:
+    # Numbers instead of names: names are what differs between equal blocks.
     number: dict[Node, str] = {}
     operands = iter(part.operands)
     for node in part.module.graph.nodes:
@@ -163,10 +165,11 @@ def _lines(part: Subgraph) -> Iterator[str]:
 def _target(part: Subgraph, node: Node) -> str:
     if node.op != "get_attr":
         return name_of(node.target)
-    held = attrgetter(str(node.target))(part.module)
-    if isinstance(held, torch.Tensor):
-        return str(Operand.like("", held))
-    return held.code if isinstance(held, GraphModule) else str(held)
+    attribute = attrgetter(str(node.target))(part.module)
+    # The kind of a weight and not its values, so that blocks with weights of their own have equal digests.
+    if isinstance(attribute, torch.Tensor):
+        return str(Operand.like("", attribute))
+    return attribute.code if isinstance(attribute, GraphModule) else str(attribute)
 
 
 def _constant(value: Any) -> Any:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
-from . import views as st
+from . import views
 from .fake_values import value_of
 from .index_map import pure_reshape, viewed
 from .module_paths import module_path
@@ -51,7 +51,7 @@ class GraphView:
         self._by_op: dict[str, list[Node]] = {}
         for node in self.nodes:
             self._by_op.setdefault(self._facts[node].op, []).append(node)
-        self._steps: dict[Node, tuple[Node, tuple[st.ViewOp, ...]] | None] = {}
+        self._steps: dict[Node, tuple[Node, tuple[views.ViewOp, ...]] | None] = {}
         self._tensors: dict[Node, torch.Tensor | None] = {}
         self._shapes: dict[Node, Shape | None] = {}
         self._memories: dict[Node, Any] = {}
@@ -160,7 +160,7 @@ class GraphView:
 
     # *** looking through views and casts
 
-    def source(self, node: Any) -> tuple[Node, tuple[st.ViewOp, ...]] | None:
+    def source(self, node: Any) -> tuple[Node, tuple[views.ViewOp, ...]] | None:
         """For a view or cast: the value that it views, and the steps from that value to `node`. None for any other node."""
         if not isinstance(node, Node):
             return None
@@ -191,14 +191,17 @@ class GraphView:
             if source in above:
                 # Steps are compared too, because a broadcast has steps but no map of elements.
                 one, two = (viewed(self.shape(source) or (), steps) for steps in (above[source], taken))
-                same = st.same_steps(above[source], taken) or (one is not None and two is not None and one.same(two))
+                same = views.same_steps(above[source], taken) or (one is not None and two is not None and one.same(two))
+                # The same elements have other values if one of the two chains rounds them on the way.
                 return same and self._casts(a, source) == self._casts(b, source)
         return False
 
     def permuted(self, node: Any, dims: tuple[int, ...]) -> Node | None:
         """The nearest value of which `node` is exactly this permutation; None if there is none."""
         for source, taken in self.chain(node):
-            seen = viewed(self.shape(source) or (), taken) if not any(isinstance(s, st.Cast) for s in taken) else None
+            seen = (
+                viewed(self.shape(source) or (), taken) if not any(isinstance(s, views.Cast) for s in taken) else None
+            )
             if seen is not None and seen.permutation == dims:
                 return self.bare(source)  # type: ignore[no-any-return]
         return None
@@ -213,10 +216,10 @@ class GraphView:
             node = end if above is None else above[0]
         return found
 
-    def chain(self, node: Node) -> Iterator[tuple[Node, tuple[st.ViewOp, ...]]]:
+    def chain(self, node: Node) -> Iterator[tuple[Node, tuple[views.ViewOp, ...]]]:
         """The values that `node` is a view of, nearest first, each with all steps from it down to `node`; at most 16."""
-        # Callers map the steps of each source anew, so without a limit a chain of n views would take n * n steps.
-        taken: tuple[st.ViewOp, ...] = ()
+        # Callers map all steps of each source, so without a limit a chain of n views would take n * n steps.
+        taken: tuple[views.ViewOp, ...] = ()
         for _ in range(16):
             found = self.source(node)
             if found is None:
@@ -275,7 +278,7 @@ class GraphView:
         way = [n for n in (*self.between(node, source), source) if self.tensor(n) is not None]
         return [dtype for dtype, _ in itertools.groupby(map(self.dtype, way))]
 
-    def _read_steps(self, node: Node) -> tuple[Node, tuple[st.ViewOp, ...]] | None:
+    def _read_steps(self, node: Node) -> tuple[Node, tuple[views.ViewOp, ...]] | None:
         fact, shape = self._facts[node], self.shape(node)
         same = unchanged(fact)
         source = fact.args.get("input") if same is None else same
@@ -292,7 +295,7 @@ class GraphView:
         elif before.dtype != self.dtype(node):
             return None
         elif same is not None:
-            steps = (st.Reshape(shape),) if same_shape(before.shape, shape) else None
+            steps = (views.Reshape(shape),) if same_shape(before.shape, shape) else None
         else:
             steps = view_steps(fact, tuple(before.shape), shape)
         return None if steps is None or self._torn(source, node) else (source, steps)
@@ -307,7 +310,7 @@ class GraphView:
         memory = {self.memory(source), self.memory(node)}
         return len(memory) > 1 and any(m in self._writes for m in memory)
 
-    def _element(self, pieces: Node, index: Any, shape: Shape) -> tuple[Node, tuple[st.ViewOp, ...]] | None:
+    def _element(self, pieces: Node, index: Any, shape: Shape) -> tuple[Node, tuple[views.ViewOp, ...]] | None:
         """Piece `index` of a split, chunk or unbind."""
         whole: Any = self._facts[pieces].args.get("input")
         values, before = self.value(pieces), self.shape(whole)
@@ -315,10 +318,11 @@ class GraphView:
             return None
         dim, index = int(self.arg(pieces, "dim", 0)) % len(before), index % len(values)
         if self.op(pieces) == "unbind":
-            return whole, (st.Select(dim, index),)
+            return whole, (views.Select(dim, index),)
+        # Once per split: summed for each piece, the sizes of n pieces would take n * n steps.
         starts = self.memo(("starts", pieces), lambda _: [0, *itertools.accumulate(v.shape[dim] for v in values)])
         start = starts[index]
-        return (whole, (st.Slice(dim, start, shape[dim]),)) if isinstance(start, int) else None
+        return (whole, (views.Slice(dim, start, shape[dim]),)) if isinstance(start, int) else None
 
     # *** what is modified in place
 

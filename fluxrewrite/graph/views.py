@@ -141,8 +141,8 @@ def cast_steps(before: torch.dtype, after: torch.dtype | None, old: Shape, new: 
     # A cast to integers truncates, and one to complex adds a part. The algebra of a pattern holds for neither.
     if not same_shape(old, new):
         return None
-    both = any(before in ranks and after in ranks for ranks in (_FLOATS, _COMPLEX))
-    return (Cast(holds(after, before)),) if both or before == after else None
+    same_family = any(before in ranks and after in ranks for ranks in (_FLOATS, _COMPLEX))
+    return (Cast(holds(after, before)),) if same_family or before == after else None
 
 
 def unchanged(fact: Fact) -> Any:
@@ -177,6 +177,7 @@ def view_steps(fact: Fact, before: Shape, after: Shape) -> tuple[ViewOp, ...] | 
             return _swap(rank, fact.args.get("dim0"), fact.args.get("dim1"))
         case "t":
             return _swap(2, 0, 1) if rank == 2 else (Reshape(after),)
+        # `T` of a tensor that is not a matrix reverses all axes, which PyTorch has deprecated.
         case "getattr" if fact.args.get("name") == "T" or fact.args.get("name") == "mT":
             return _swap(rank, -2, -1) if rank == 2 or fact.args["name"] == "mT" else None
         case "expand":
@@ -231,6 +232,7 @@ def _index_steps(index: Any, before: Shape, after: Shape) -> tuple[ViewOp, ...] 
         if item is None:
             out += 1
             continue
+        # Each Select has dropped an axis of the running value, but `before` still has it.
         size = before[dim + sum(isinstance(s, Select) for s in steps)]
         if isinstance(item, int):
             if item < 0 and not isinstance(size, int):

@@ -48,6 +48,7 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
             made = _replace(item, builder, current, strides)
             replaced.update(made)
             inside = {twins[n] for n in (*item.site.interior, *item.site.outputs)}
+            # A check of a value is a user of it, and would keep the whole site in the graph.
             inside.update(twins[u] for n in item.site.interior for u in n.users if only_checks(u))
             done.append(_Done(item.site, builder, made, inside))
         except RewriteError as error:

@@ -35,10 +35,10 @@ def _inner(view: GraphView) -> Iterator[tuple[str, GraphView]]:
 
 
 def _views(view: GraphView) -> list[tuple[str, GraphView]]:
-    held = view.graph.owning_module
+    root = view.graph.owning_module
     found = []
     for node in view.graph.find_nodes(op="get_attr"):
-        module = getattr(held, str(node.target), None)
+        module = getattr(root, str(node.target), None)
         if isinstance(module, GraphModule):
             owner = next(iter(node.users), node)
             found.append((view.op(owner), GraphView(module.graph)))

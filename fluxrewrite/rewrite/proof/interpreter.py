@@ -93,6 +93,7 @@ class Interpreter:
             return values[value]
         if isinstance(value, torch.dtype) and self._lift:
             return wide(value)
+        # The graph may be traced for a device that this machine does not have.
         return _CPU if isinstance(value, torch.device) else value
 
     def _check(self, node: Node, value: Any) -> None:

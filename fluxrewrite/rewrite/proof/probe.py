@@ -205,6 +205,7 @@ class Probe:
             kind="probe", form="", path="", operands={}, outputs=(), interior=(), shapes=shapes, dtype=torch.float64
         )
         problem: Exception = CannotProbe("there is nothing to run")
+        # Whether an integer is a position or an index shows only in the run: as an index, a position is out of range.
         for cut, free in itertools.product(cuts(site, part.nodes, part.inputs), (True, False)):
             try:
                 self.cut = cut
@@ -244,6 +245,8 @@ class Probe:
             CannotProbe: an operation fails, or the work exceeds the budget.
         """
         self._budget.spend(sum(_work(n, self.cut) for n in nodes))
+        # A backend runs inside Dynamo's tracing context, and inside the user's autocast and default device. None of these may
+        # change the result.
         try:
             with tracing(None), torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
                 return Interpreter(self.cut, lift=True)(nodes, given)

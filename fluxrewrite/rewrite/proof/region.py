@@ -82,6 +82,7 @@ def _connected(view: GraphView, taken: set[Node], named: Collection[Node]) -> se
         found |= _between(view, start, outer)
     outer = _entering(found)
     chains = {n: _chain(view, n) for n in outer | replaced} if outer ^ replaced else {}
+    # Two views of one value enter: their common source enters instead, and both views become part of the region.
     for node in outer ^ replaced:
         for other, chain in chains.items():
             shared = set(chain) & set(chains[node]) if other is not node else ()
@@ -107,7 +108,7 @@ def _chain(view: GraphView, node: Node) -> list[Node]:
 
 def _between(view: GraphView, start: Node, ends: set[Node]) -> set[Node]:
     """The nodes on the paths from `ends` down to `start`, without the ends; empty if there is no path."""
-    first = min((view.order(n) for n in ends), default=0)
+    first = min((view.order(n) for n in ends), default=0)  # no node before all ends can depend on one of them
     seen: set[Node] = set()
     pending = [start]
     while pending and len(seen) < CLIMB:
@@ -124,6 +125,7 @@ def _between(view: GraphView, start: Node, ends: set[Node]) -> set[Node]:
 
 def text_of(view: GraphView, words: list[Any], nodes: list[Node], inputs: list[Node]) -> str:
     """The region as text, with a number for each node. A node outside both lists is written as the operation that it calls."""
+    # Overlapping regions contain the same calls, so the tokens of a call are kept for the whole graph.
     number = {n: f"%{i}" for i, n in enumerate((*inputs, *nodes))}
     known: dict[Node, list[Any]] = view.memo("proof tokens", lambda _: {})
     found: list[str] = []
@@ -150,7 +152,7 @@ def _kind(value: Any) -> str:
 
 def tokens(value: Any) -> list[Any]:
     """A value of a call or site, flattened into texts and nodes in order."""
-    # Nodes stay nodes, so that the tokens of a call are made once and numbered again in each region that contains it.
+    # Nodes stay nodes, because the same call has another number in each region that contains it.
     found: list[Any] = []
     _tokens(value, found)
     return found

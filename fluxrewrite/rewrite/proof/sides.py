@@ -70,6 +70,7 @@ def sides_of(region: Region, site: Site, rewriter: Pass, kernel: Kernel | None) 
             raise _Unnamed(f"the replacement reads {value.name}, which its site does not name")
         return twins[value]
 
+    # The op's body and not the kernel, which may need a device, and whose dtypes and sizes are limited.
     body = None if kernel is None else replace(kernel, provider="reference", execution="reference")
     builder = Builder(graph, graph.output_node(), site, current, body)
     try:

@@ -75,6 +75,7 @@ def unsure(view: GraphView, probe: Probe, out: Node, arguments: Collection[Node]
 
 
 def _does_the_same(view: GraphView, cut: Cut, node: Node) -> bool:
+    # A symbolic number in arithmetic makes values depend on the size. In the arguments of a view it is only a shape.
     if any(isinstance(value_of(i), SYMBOLS) for i in node.all_input_nodes) and not has_sizes(node):
         return False
     op = view.op(node)

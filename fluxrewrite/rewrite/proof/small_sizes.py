@@ -193,7 +193,7 @@ def _assigned(relations: _Relations, classes: Mapping[int, Counter[str]], presen
     used = present - set(classes)
     sizes: dict[int, int] = {}
     unit = divisor = 0
-    for name, members in sorted(groups.items()):
+    for name, members in sorted(groups.items()):  # sorted, so that the order of operations does not matter
         found = _scaled(sorted(members), used)
         if name != "wide" and (found is None or max(found.values()) > MANY):
             found = _summed(sorted(members), used) or found
@@ -201,6 +201,7 @@ def _assigned(relations: _Relations, classes: Mapping[int, Counter[str]], presen
             sizes.update(found)
             used |= set(found.values())
             if name == "wide":
+                # From columns and not from the number of heads, of which too many other numbers are multiples.
                 large = [n for n in members if n >= HEAD * min(members)] or members
                 unit, divisor = math.gcd(*large), min(members) // found[min(members)]
     for whole, parts in sorted(relations.products):
@@ -227,6 +228,7 @@ def _classes(relations: _Relations, seeds: Mapping[int, str], kept: set[int]) ->
             if made_of:
                 known.setdefault(whole, made_of)
             elif whole in known:
+                # Something must carry the change of the product. A head size stays, so it is the first other large factor.
                 first = next((f for f in factors if f >= LEAST and f not in kept), None)
                 if first is not None:
                     known.setdefault(first, known[whole])

@@ -40,6 +40,7 @@ def max_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> MaxError:
         if not bool(found.isfinite().all()):
             return MaxError(math.nan, "it has NaN or inf where finite values are expected")
         if expected.numel():
+            # Not element by element: near zero, sums in another order differ by any ratio.
             error, largest = float((found - expected).abs().max()), float(expected.abs().max())
             if error and not largest:
                 return MaxError(math.nan, f"it has up to {error:.2g} where only zeros are expected")
