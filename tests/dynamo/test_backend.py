@@ -225,7 +225,7 @@ def test_tlparse_gets_the_report(monkeypatch):
     def record(name, metadata_fn=dict, *, payload_fn=lambda: None, **_):
         sent[metadata_fn()["name"]] = payload_fn()
 
-    monkeypatch.setattr("fluxrewrite.dynamo.backend.trace_structured", record)
+    monkeypatch.setattr("fluxrewrite.dynamo.reporting.trace_structured", record)
     backend = fluxrewrite.backend(inner="eager")
     run(backend)
     assert json.loads(sent["fluxrewrite_report"]) == json.loads(backend.reports[0].to_json())

@@ -39,7 +39,9 @@ class Swapped(ROPE):
 
 def compiled(monkeypatch, tmp_path, **options):
     backend = fluxrewrite.backend("eager", "rope", provider="reference", cache_dir=tmp_path, **options)
-    monkeypatch.setattr(backend, "selection", Selection({"rope": Swapped()}, backend.selection.kernels, {}))
+    settings = backend.rewriter.settings
+    swapped = replace(settings, selection=Selection({"rope": Swapped()}, settings.selection.kernels, {}))
+    monkeypatch.setattr(backend, "rewriter", replace(backend.rewriter, settings=swapped))
     with torch.no_grad():
         found = torch.compile(rotate, backend=backend)(X, COS, SIN)
     (report,) = backend.reports
