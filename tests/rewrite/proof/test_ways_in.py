@@ -79,7 +79,7 @@ def test_a_second_compile_looks_the_proof_up(tmp_path):
     assert timings == [(1, 0), (0, 1)]
 
 
-def test_policy_none_asks_for_no_proof(everything, tmp_path, sites):
+def test_policy_none_requests_no_proof(everything, tmp_path, sites):
     prover = Prover(Store(tmp_path))
     plan = make_plan(sites.view, sites.selection, "none", prove=prover)
     assert (prover.new, prover.cached) == (0, 0)
@@ -112,7 +112,7 @@ def test_sites_of_symbolic_sizes_are_proved_at_a_few_positions(trace, tmp_path):
         assert next(cuts(site, region.nodes, region.inputs)).size(40) < 20
 
 
-def test_a_size_that_only_a_run_can_tell_is_proved_at_some_size(trace, tmp_path):
+def test_a_size_that_only_a_run_determines_is_proved_at_one_size(trace, tmp_path):
     def fn(x, picked):
         chosen = torch.cat((x, x[:, :, picked.nonzero().flatten()]), 2)
         return F.scaled_dot_product_attention(chosen, chosen, chosen)
@@ -149,7 +149,7 @@ def text(report):
     return " ".join(captured.get().split())
 
 
-def test_unknown_names_are_told():
+def test_unknown_names_are_reported():
     known = "unknown proof='maybe'; known: numeric, structural"
     with pytest.raises(InputError, match=known):
         fluxrewrite.backend("eager", proof="maybe")
