@@ -18,7 +18,7 @@ __all__ = [
     "TimelineInfo", "Timing", "UserInfo", "Verdict", "schema_text",
 ]  # fmt: skip
 
-SCHEMA = "fluxrewrite.report/2"
+SCHEMA: Literal["fluxrewrite.report/2"] = "fluxrewrite.report/2"
 
 
 class BreakInfo(Record):
