@@ -118,10 +118,10 @@ def analyse(
     if target is None or case is None:
         return PlannedGraph(view, plan), rewritten
     try:
-        change = effect_of(view, rewritten, plan, target)
+        change = effect_of(view, rewritten, plan.replacements(), target)
         if policy == "auto" and change.after.us > change.before.us and not _measured(plan, target, case):
             plan, rewritten = plan.kept("the whole step would be slower than without kernels, as predicted"), gm.graph
-            change = effect_of(view, gm.graph, plan, target)
+            change = effect_of(view, gm.graph, plan.replacements(), target)
     except Exception as error:
         if on_error is None:
             raise

@@ -10,7 +10,8 @@ from torch.fx import Graph as FxGraph
 from ...graph.collectives import Collective, collectives
 from ...graph.edges import edges
 from ...graph.view import GraphView
-from ...rewrite.plan import Plan
+from ...rewrite.base import Replacement
+from ...rewrite.kernel_calls import kernel_calls
 from ...site import Site
 from .. import fuse
 from .block_map import BlockKernels, CallNeighbours, around, strips
@@ -58,27 +59,30 @@ class RewriteEffect:
     times: tuple[tuple[StepTime, ...], ...] = ()
 
 
-def effect_of(view: GraphView, rewritten: FxGraph, plan: Plan, target: Target) -> RewriteEffect:
+def effect_of(
+    view: GraphView, rewritten: FxGraph, replacements: Sequence[Replacement], target: Target
+) -> RewriteEffect:
     """Compare a graph with its rewritten form.
 
     Args:
         view: the original graph.
         rewritten: what `plan.apply_graph` made of it; the original graph when nothing was rewritten.
-        plan: the plan as it was carried out.
+        replacements: what was replaced in it, `Plan.replacements()` of the plan that `apply_graph` returned.
         target: device, regime and compiler.
     """
-    taken = [d.finding for d in plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
+    kernels = {r.site.kind: r.kernel for r in replacements if r.kernel is not None}
+    taken = [r.site for r in replacements if r.kernel is not None]
     sites = sorted(taken, key=lambda s: view.order(s.outputs[0]))
     before = FusedGraph(view, fuse(view, target.rules))
     times = tuple(group_times(view, before.prediction, target, Calls()))
-    if not plan.replacements():
+    if not replacements:
         return _unchanged(before, times, target)
     after_view = GraphView(rewritten)
     after = FusedGraph(after_view, fuse(after_view, target.rules))
     calls = {c: s for s, c in zip(sites, calls_of(after_view, sites), strict=True) if c is not None}
-    work = calls_for(view, {c.name: s for c, s in calls.items()}, target, plan.selection.kernels)
+    work = calls_for(view, {c.name: s for c, s in calls.items()}, target, kernels)
     times_after = tuple(group_times(after_view, after.prediction, target, work))
-    executables = segments(after_view, list(calls)) + len(calls) if target.regime == "lazy" else 1
+    executables = _executables(view, target), _executables(after_view, target)
     return RewriteEffect(
         boundaries=tuple(find_boundaries(before, after, sites, target.regime)),
         elsewhere=_elsewhere(before, after, sites),
@@ -86,10 +90,10 @@ def effect_of(view: GraphView, rewritten: FxGraph, plan: Plan, target: Target) -
         bytes_after=after.prediction.fusion.bytes,
         kernels_before=len(times),
         kernels_after=len(times_after),
-        segments_before=1,
-        segments_after=executables,
-        before=total(times, target),
-        after=total(times_after, target, executables),
+        segments_before=executables[0],
+        segments_after=executables[1],
+        before=total(times, target, executables[0]),
+        after=total(times_after, target, executables[1]),
         sent_before=collectives(view),
         sent_after=collectives(after_view),
         strips=strips(before, after, (times, times_after), calls),
@@ -100,12 +104,31 @@ def effect_of(view: GraphView, rewritten: FxGraph, plan: Plan, target: Target) -
 
 
 def _unchanged(graph: FusedGraph, times: tuple[StepTime, ...], target: Target) -> RewriteEffect:
-    size, count, step = graph.prediction.fusion.bytes, len(times), total(times, target)
-    sent, blocks = collectives(graph.view), strips(graph, graph, (times, times), {})
-    pair, twice = (graph, graph), (times, times)
+    size, sent, executables = graph.prediction.fusion.bytes, collectives(graph.view), _executables(graph.view, target)
+    step = total(times, target, executables)
     return RewriteEffect(
-        (), (), size, size, count, count, 1, 1, step, step, sent, sent, blocks, graphs=pair, times=twice
+        boundaries=(),
+        elsewhere=(),
+        bytes_before=size,
+        bytes_after=size,
+        kernels_before=len(times),
+        kernels_after=len(times),
+        segments_before=executables,
+        segments_after=executables,
+        before=step,
+        after=step,
+        sent_before=sent,
+        sent_after=sent,
+        strips=strips(graph, graph, (times, times), {}),
+        graphs=(graph, graph),
+        times=(times, times),
     )
+
+
+def _executables(view: GraphView, target: Target) -> int:
+    """How many executables a graph runs as. A call that the model makes itself splits it as one that was inserted does."""
+    calls = kernel_calls(view) if target.regime == "lazy" else ()
+    return segments(view, calls) + len(calls) if calls else 1
 
 
 def _elsewhere(before: FusedGraph, after: FusedGraph, sites: Sequence[Site]) -> tuple[tuple[str, str], ...]:
