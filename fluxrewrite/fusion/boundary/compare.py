@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch.fx import Graph as FxGraph
+from torch.fx import Node
 
 from ...graph.collectives import Collective, collectives
 from ...graph.edges import edges
@@ -59,6 +60,15 @@ class RewriteEffect:
     times: tuple[tuple[StepTime, ...], ...] = ()
 
 
+@dataclass(frozen=True)
+class _Side:
+    """One of the two graphs: what the compiler makes of it, the time of each kernel, and how many executables it runs as."""
+
+    graph: FusedGraph
+    times: tuple[StepTime, ...]
+    executables: int
+
+
 def effect_of(
     view: GraphView, rewritten: FxGraph, replacements: Sequence[Replacement], target: Target
 ) -> RewriteEffect:
@@ -70,58 +80,47 @@ def effect_of(
         replacements: what was replaced in it, `Plan.replacements()` of the plan that `apply_graph` returned.
         target: device, regime and compiler.
     """
-    kernels = {r.site.kind: r.kernel for r in replacements if r.kernel is not None}
-    taken = [r.site for r in replacements if r.kernel is not None]
-    sites = sorted(taken, key=lambda s: view.order(s.outputs[0]))
-    before = FusedGraph(view, fuse(view, target.rules))
-    times = tuple(group_times(view, before.prediction, target, Calls()))
+    before = _side(view, Calls(), target)
     if not replacements:
-        return _unchanged(before, times, target)
+        return _effect(before, before, {}, target)
+    taken = {r.site.outputs[0]: r for r in replacements if r.kernel is not None}
+    sites = [taken[n].site for n in sorted(taken, key=view.order)]
+    kernels = {r.site.kind: r.kernel for r in taken.values() if r.kernel is not None}
     after_view = GraphView(rewritten)
-    after = FusedGraph(after_view, fuse(after_view, target.rules))
     calls = {c: s for s, c in zip(sites, calls_of(after_view, sites), strict=True) if c is not None}
-    work = calls_for(view, {c.name: s for c, s in calls.items()}, target, kernels)
-    times_after = tuple(group_times(after_view, after.prediction, target, work))
-    executables = _executables(view, target), _executables(after_view, target)
-    return RewriteEffect(
-        boundaries=tuple(find_boundaries(before, after, sites, target.regime)),
-        elsewhere=_elsewhere(before, after, sites),
-        bytes_before=before.prediction.fusion.bytes,
-        bytes_after=after.prediction.fusion.bytes,
-        kernels_before=len(times),
-        kernels_after=len(times_after),
-        segments_before=executables[0],
-        segments_after=executables[1],
-        before=total(times, target, executables[0]),
-        after=total(times_after, target, executables[1]),
-        sent_before=collectives(view),
-        sent_after=collectives(after_view),
-        strips=strips(before, after, (times, times_after), calls),
-        calls=around(after_view, calls),
-        graphs=(before, after),
-        times=(times, times_after),
+    after = _side(after_view, calls_for(view, {c.name: s for c, s in calls.items()}, target, kernels), target)
+    return replace(
+        _effect(before, after, calls, target),
+        boundaries=tuple(find_boundaries(before.graph, after.graph, sites, target.regime)),
+        elsewhere=_elsewhere(before.graph, after.graph, sites),
     )
 
 
-def _unchanged(graph: FusedGraph, times: tuple[StepTime, ...], target: Target) -> RewriteEffect:
-    size, sent, executables = graph.prediction.fusion.bytes, collectives(graph.view), _executables(graph.view, target)
-    step = total(times, target, executables)
+def _side(view: GraphView, calls: Calls, target: Target) -> _Side:
+    prediction = fuse(view, target.rules)
+    times = tuple(group_times(view, prediction, target, calls))
+    return _Side(FusedGraph(view, prediction), times, _executables(view, target))
+
+
+def _effect(before: _Side, after: _Side, calls: Mapping[Node, Site], target: Target) -> RewriteEffect:
+    """The effect without boundaries; `calls` are the inserted calls and their sites."""
     return RewriteEffect(
         boundaries=(),
         elsewhere=(),
-        bytes_before=size,
-        bytes_after=size,
-        kernels_before=len(times),
-        kernels_after=len(times),
-        segments_before=executables,
-        segments_after=executables,
-        before=step,
-        after=step,
-        sent_before=sent,
-        sent_after=sent,
-        strips=strips(graph, graph, (times, times), {}),
-        graphs=(graph, graph),
-        times=(times, times),
+        bytes_before=before.graph.prediction.fusion.bytes,
+        bytes_after=after.graph.prediction.fusion.bytes,
+        kernels_before=len(before.times),
+        kernels_after=len(after.times),
+        segments_before=before.executables,
+        segments_after=after.executables,
+        before=total(before.times, target, before.executables),
+        after=total(after.times, target, after.executables),
+        sent_before=collectives(before.graph.view),
+        sent_after=collectives(after.graph.view),
+        strips=strips(before.graph, after.graph, (before.times, after.times), calls),
+        calls=around(after.graph.view, calls),
+        graphs=(before.graph, after.graph),
+        times=(before.times, after.times),
     )
 
 

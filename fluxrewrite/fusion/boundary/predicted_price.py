@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from torch.fx import Node
+
 from ...cost import Case
 from ...cost.deltas import delta, ruined
 from ...cost.evidence import same_form
@@ -65,7 +67,7 @@ class Predicted:
             return 1
         replaced = {n for s in taken for n in (*s.interior, *s.outputs)}
         already = kernel_calls(self._view).intersection(block.nodes) - replaced
-        cuts = [*already, *(s for s in taken if not s.inline)]
+        cuts: list[Node | Site] = [*already, *(s for s in taken if not s.inline)]
         return segments(self._view, cuts, block.nodes) + len(cuts)
 
     def _correction(self, block: Block, site: Site) -> float:
