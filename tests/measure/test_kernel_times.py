@@ -58,7 +58,7 @@ def test_a_measured_call_counts_in_the_prediction(gm, selection):
     def predicted(*times):
         device = base.device.model_copy(update={"calls": times})
         return effect_of(
-            view, rewritten.graph, plan, Target(device, base.regime, base.rules, base.evidence, True)
+            view, rewritten.graph, plan.replacements(), Target(device, base.regime, base.rules, base.evidence, True)
         ).after.us
 
     def known(call, us):

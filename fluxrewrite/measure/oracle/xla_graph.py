@@ -17,12 +17,13 @@ from torch.fx import GraphModule, Interpreter, Node
 from ...errors import InputError
 from ...fusion.groups import Fusion
 from ...graph.fake_values import value_of
-from ...kernel import load_kernels
+from ...graph.view import GraphView
 from ...provider.custom_call import custom_call
+from ...rewrite.kernel_calls import kernel_calls
 from .hlo import parse
 from .hlo_kernels import fusion_of
 
-__all__ = ["dump_folder", "environment", "optimised_hlo", "xla_fusion_of"]
+__all__ = ["custom_calls", "dump_folder", "environment", "optimised_hlo", "xla_fusion_of"]
 
 _DUMP = re.compile(r"--xla_dump_to=(\S+)")
 _AFTER = "*after_optimizations.txt"
@@ -52,7 +53,7 @@ def xla_fusion_of(gm: GraphModule, opaque: Collection[Any] | None = None, touche
 
     Args:
         gm: its placeholders carry fake values. It is only compiled: no memory is taken for parameters, nothing is computed.
-        opaque: custom ops that become custom calls; those of all installed kernels when None.
+        opaque: custom ops that become custom calls; when None, the kernel calls of the graph do.
         touched: as `fusion_of` takes it.
 
     Raises:
@@ -86,11 +87,11 @@ def optimised_hlo(gm: GraphModule, opaque: Collection[Any] | None = None) -> str
     # Numbers as constants of the program, as a compiler sees them; by default each is an input of its own.
     torch_xla._XLAC._set_xla_all_numbers_special_scalars(True)
     device = torch_xla.device()
-    ops = {k.op for k in load_kernels().values()} if opaque is None else set(opaque)
+    calls = custom_calls(gm, opaque)
     inputs = [_on_device(node, device) for node in gm.graph.find_nodes(op="placeholder")]
     before = set(dump.glob(_AFTER))
     with torch.no_grad():
-        results = _OnXla(gm, device, ops).run(*inputs)
+        results = _OnXla(gm, device, calls).run(*inputs)
     tensors = [t for t in torch.utils._pytree.tree_leaves(results) if isinstance(t, torch.Tensor)]
     if not tensors:
         raise InputError("the graph returns no tensor: nothing to compile")
@@ -99,6 +100,13 @@ def optimised_hlo(gm: GraphModule, opaque: Collection[Any] | None = None) -> str
     if not written:
         raise InputError(f"XLA wrote no optimised HLO to {dump}: {refusal or 'the graph computes nothing'}")
     return written[-1].read_text()
+
+
+def custom_calls(gm: GraphModule, opaque: Collection[Any] | None = None) -> frozenset[Node]:
+    """The nodes that become custom calls; `opaque` as `xla_fusion_of` takes it."""
+    if opaque is None:
+        return kernel_calls(GraphView(gm.graph))
+    return frozenset(n for n in gm.graph.nodes if n.op == "call_function" and n.target in opaque)
 
 
 def _compile(tensors: list[torch.Tensor]) -> str:
@@ -127,18 +135,18 @@ def _on_device(node: Node, device: torch.device) -> Any:
 
 
 class _OnXla(Interpreter):
-    """Runs a graph node by node; what a node makes carries its name, and opaque ops become custom calls."""
+    """Runs a graph node by node; what a node makes carries its name, and `calls` become custom calls."""
 
-    def __init__(self, gm: GraphModule, device: torch.device, opaque: Collection[Any]) -> None:
+    def __init__(self, gm: GraphModule, device: torch.device, calls: Collection[Node]) -> None:
         super().__init__(gm)
-        self._device, self._opaque = device, opaque
+        self._device, self._calls = device, calls
 
     def run_node(self, n: Node) -> Any:
         import torch_xla
 
         scope = torch_xla._XLAC.profiler.scope_pusher(n.name)
         try:
-            if n.op == "call_function" and n.target in self._opaque:
+            if n in self._calls:
                 return self._custom_call(n)
             return super().run_node(n)
         finally:
