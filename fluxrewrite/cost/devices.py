@@ -24,6 +24,7 @@ __all__ = [
     "Regime",
     "device_names",
     "dtype_name",
+    "emulated_names",
     "load_device",
 ]
 
@@ -45,6 +46,12 @@ _UNITS = {
 _REMEDY = (
     "`fluxrewrite calibrate -o FILE` writes a profile of this machine, `fluxrewrite devices` lists the shipped ones"
 )
+_HOW_RUN = (
+    'add "compiler": "inductor" and "runs_kernels": false for a processor, "neuronx" and true for a Neuron device, '
+    "or write the profile again with `fluxrewrite calibrate -o FILE`"
+)
+# Profiles written before these fields existed lack them. Guessing them from the name would predict an unknown device as a CPU.
+_REMEDIES = {"compiler": _HOW_RUN, "runs_kernels": _HOW_RUN}
 
 
 class Figure(DataRecord):
@@ -109,6 +116,11 @@ class Device(DataRecord):
         title: what the device is, in words.
         core: what a core is.
         regimes: ways in which models are run on it.
+        compiler: what fuses the operations around kernel calls, as `--compiler` takes it: "neuronx", "inductor", "xla", or a file.
+        runs_kernels: whether a kernel call runs the provider's kernel. Where it does not, the call runs the body of the op, and
+            each operation of that body is predicted as a kernel of its own.
+        emulated_as: the device of `fluxrewrite.kernels.emulator` that models kernel calls on this one; None where there is none.
+        physical_cores: physical cores of a core, 1 or 2, which an emulated kernel call takes.
         memory: GB/s between memory and the core.
         vector: 10^9 elements a second of elementwise work on data that lie close by.
         matmul: TFLOP/s of dense matrix products by dtype (torch's names).
@@ -123,6 +135,10 @@ class Device(DataRecord):
     title: str
     core: str
     regimes: tuple[Regime, ...] = Field(min_length=1)
+    compiler: str = Field(min_length=1)
+    runs_kernels: bool
+    emulated_as: str | None = None
+    physical_cores: Literal[1, 2] = 1
     memory: Figure
     vector: Figure
     matmul: dict[str, Figure] = Field(min_length=1)
@@ -168,6 +184,15 @@ class Device(DataRecord):
             known = ", ".join(self.regimes)
             raise InputError(f"device {self.name!r} is not run in regime {regime!r}; it knows {known}")
 
+    def emulated(self) -> str:
+        """The device of the emulator that models kernel calls on this one. Raises InputError where the profile names none."""
+        if self.emulated_as is None:
+            known = ", ".join(emulated_names())
+            raise InputError(
+                f"no model of kernel calls on {self.name}: the emulator models {known}; a profile names one of them as emulated_as"
+            )
+        return self.emulated_as
+
 
 def dtype_name(dtype: object) -> str:
     """torch's name of a dtype: "bfloat16" for "bf16", "torch.bfloat16" and `torch.bfloat16`."""
@@ -180,6 +205,11 @@ def device_names() -> tuple[str, ...]:
     return tuple(shipped("devices"))
 
 
+def emulated_names() -> tuple[str, ...]:
+    """Names of the shipped profiles whose kernel calls the emulator models."""
+    return tuple(name for name in device_names() if load_device(name).emulated_as is not None)
+
+
 def load_device(name: str | Path) -> Device:
     """A shipped profile by name, or one from a file.
 
@@ -187,8 +217,8 @@ def load_device(name: str | Path) -> Device:
     """
     known = shipped("devices")
     if str(name) in known:
-        return read(known[str(name)], Device, _REMEDY)
+        return read(known[str(name)], Device, _REMEDY, _REMEDIES)
     path = Path(name)
     if path.suffix == ".json" or path.is_file():
-        return read(path, Device, _REMEDY)
+        return read(path, Device, _REMEDY, _REMEDIES)
     raise InputError(f"unknown device {str(name)!r}; known: {', '.join(known)}, or a profile (*.json) of your own")

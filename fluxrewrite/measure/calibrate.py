@@ -98,6 +98,8 @@ def calibrate(
             title=_processor(),
             core=f"{used} threads of the processor, with torch {torch.__version__}",
             regimes=("compile", "lazy"),
+            compiler="inductor",
+            runs_kernels=False,
             matmul={n.removeprefix("matmul "): f for n, f in figures.items() if n.startswith("matmul ")},
             **{n: f for n, f in figures.items() if not n.startswith("matmul ")},  # type: ignore[arg-type]
         )
