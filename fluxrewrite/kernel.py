@@ -18,7 +18,7 @@ import torch
 from .errors import InputError
 from .site import Code, Reason
 
-__all__ = ["Kernel", "Limit", "load_kernels", "load_plugins"]
+__all__ = ["Kernel", "Limit", "load_kernels", "load_plugins", "plugin_names"]
 
 log = logging.getLogger(__name__)
 
@@ -138,11 +138,7 @@ def load_plugins(
     An entry that cannot be loaded or built is left out with a warning, unless it is one of `names`. Raises InputError when
     none is found at all, or when one of `names` is not among them or cannot be loaded.
     """
-    found: dict[str, EntryPoint] = {e.name: e for e in entry_points(group=group)}
-    if not found:
-        raise InputError(
-            f"no entry points in group {group!r}: fluxrewrite is not installed; run: pip install -e . in its folder"
-        )
+    found = _entries(group)
     for name in names or ():
         if name not in found:
             what = "provider" if group.endswith(".providers") else "kernel"
@@ -158,6 +154,20 @@ def load_plugins(
                 "fluxrewrite: %s %r cannot be loaded (%s: %s); it is left out", group, name, type(error).__name__, error
             )
     return loaded
+
+
+def plugin_names(group: str) -> tuple[str, ...]:
+    """Names of the entry points of `group`, none of which is loaded. Raises InputError when there is none at all."""
+    return tuple(sorted(_entries(group)))
+
+
+def _entries(group: str) -> dict[str, EntryPoint]:
+    found = {e.name: e for e in entry_points(group=group)}
+    if not found:
+        raise InputError(
+            f"no entry points in group {group!r}: fluxrewrite is not installed; run: pip install -e . in its folder"
+        )
+    return found
 
 
 def load_kernels(

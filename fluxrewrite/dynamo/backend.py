@@ -35,13 +35,12 @@ from ..site import Code
 from .cache_key import cache_key
 from .compile_graph import GraphCompilation
 from .failures import Failures
-from .inner.prepare import WARNING, default_execution, prepare
-from .inner.prepare import InnerAdapter as Around
+from .inner import InnerAdapter, default_inner, inner_backend, prepare
 from .machine import machine_text
 from .measured_price import Measured
 from .time_cache import Times
 
-__all__ = ["Backend", "backend", "default_inner", "dynamo_backend"]
+__all__ = ["Backend", "backend", "dynamo_backend"]
 
 _NO_TIME = Timing(capture_s=0, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=0)
 FAILURES = Failures()
@@ -69,7 +68,8 @@ def backend(
 
     Args:
         inner: what compiles the rewritten graph: a backend name that torch knows, or a callable
-            `(gm, example_inputs) -> callable`. By default "neuron" where it is installed with a device, else "inductor".
+            `(gm, example_inputs) -> callable`. By default that of the accelerator here, such as "neuron" where it is installed
+            with a device; else "inductor".
         kernels: kinds (and forms) of site to rewrite: `("qkv:triple", "attention")`; all when None.
         policy: "auto" takes the set of kernels that makes each distinct block fastest, as predicted for `device`; "measure" the
             one that is fastest when the block runs here, compiled by the inner backend; "all", "none", or a callable that
@@ -80,10 +80,11 @@ def backend(
         provider: whose kernels: "builtin", "nkilib" or `nkilib@2.29` (limits of that SDK version), or "reference" for the
             bodies of the canonical ops, which take every shape.
         execution: what a kernel call runs: "reference", the op's body in torch; "emulate", the NKI kernel on the CPU; "device";
-            "custom_call", nothing: XLA compiles a custom call and cannot run it. By default "device" when the inner backend is
-            "neuron", or "openxla" with Neuron's packages of the XLA stack, else "reference".
+            "custom_call", nothing: XLA compiles a custom call and cannot run it. The default is the inner backend's: "device" for
+            "neuron", and for "openxla" with Neuron's packages of the XLA stack; else "reference".
         device: name or file of the device profile that times are predicted for, and with which the report tells of boundaries.
-            By default "trn2" when the inner backend is "neuron", else "cpu"; `fluxrewrite calibrate` measures the machine at hand.
+            The default is the inner backend's: "trn2" for "neuron", else "cpu". `fluxrewrite calibrate` measures the machine at
+            hand.
         evidence: files of measured runs beside those that ship.
         cache_dir: folder of the times that policy "measure" found and of proofs; by default `fluxrewrite` in the folder of
             Inductor's cache.
@@ -97,14 +98,16 @@ def backend(
             here.
     """
     inner = inner or default_inner()
-    execution = execution or (default_execution(inner) if isinstance(inner, str) else "reference")
+    named = inner if isinstance(inner, str) else ""
+    record = inner_backend(named)
+    execution = execution or record.default_execution()
     check_policy(policy)
     check_proof(proof)
     selection = Selection.of(kernels, provider, execution)
-    around = prepare(inner if isinstance(inner, str) else "", execution, lnc)
+    around = prepare(named, execution, lnc)
     target = None
     if device is not None or report is not None or policy in CHOOSING:
-        target = Target.of(device or ("trn2" if inner == "neuron" else "cpu"), evidence=evidence)
+        target = Target.of(device or record.profile, evidence=evidence)
     store = Store(cache_dir) if proof == "numeric" else None
     return Backend(inner, selection, policy, report, strict, options, target, Times(cache_dir), around, store)
 
@@ -127,7 +130,7 @@ class Backend:
         options: Mapping[str, Any] | None,
         target: Target | None,
         times: Times,
-        around: Around,
+        around: InnerAdapter,
         proofs: Store | None = None,
         failures: Failures = FAILURES,
     ) -> None:
@@ -154,7 +157,7 @@ class Backend:
                 f"torch.compile was given {names} beside a fluxrewrite backend; pass them to fluxrewrite.backend(...)"
             )
         if self._around.eager_fallback():
-            self.warn_once("eager fallback", WARNING)
+            self.warn_once("eager fallback", self._around.fallback_warning)
         among = parallel.peers(gm)
         if among and self.policy == "measure":
             raise InputError(
@@ -188,7 +191,9 @@ class Backend:
     @functools.cached_property
     def cache_key(self) -> str:
         """See `fluxrewrite.dynamo.cache_key.cache_key`; it is part of the keys of Inductor's caches."""
-        return cache_key(self.selection, self.policy, self.target, self._inner, self._options, self._around.lnc())
+        return cache_key(
+            self.selection, self.policy, self.target, self._inner, options=self._options, adapter=self._around
+        )
 
     def _measured(self, gm: GraphModule) -> Measured:
         machine = functools.partial(machine_text, inner=self._inner, name=self.inner_name, options=self._options)
@@ -323,15 +328,6 @@ def _model_info(local: LocalGraph) -> ModelInfo:
         graph_nodes=len(gm.graph.nodes),
         dynamic_sizes=dynamic_sizes([gm]),
     )
-
-
-def default_inner() -> str:
-    """ "neuron" where TorchNeuron is installed and sees a device, else "inductor"."""
-    if "neuron" in torch._dynamo.list_backends(exclude_tags=None):
-        accelerator = torch.accelerator.current_accelerator()
-        if accelerator is not None and accelerator.type == "neuron":
-            return "neuron"
-    return "inductor"
 
 
 def _resolve(inner: Inner) -> tuple[str, Callable[..., Any]]:

@@ -154,7 +154,7 @@ def suite_of(provider: str) -> Suite:
 def launch(kernel: str, provider: str, execution: Any, *arguments: Any) -> Any:
     """Run the kernel of `provider` behind the op `kernel` on the op's arguments. Bodies of the ops call this.
 
-    `execution` is one of `EXECUTIONS`, or what runs the kernel itself, as `fluxrewrite.dynamo.inner.Device`.
+    `execution` is one of `EXECUTIONS`, or what runs the kernel itself, as `fluxrewrite.dynamo.inner.NeuronDevice`.
     What the kernel raises goes on up, marked with the call, so that the backend knows which site to leave alone.
     """
     try:

@@ -1,9 +1,8 @@
-import ast
 import json
 
 import pytest
 import torch
-from documented import ROOT
+from decisions import decided_by, files
 
 from fluxrewrite.cost import device_names, load_device
 from fluxrewrite.cost.devices import Device, Figure, emulated_names
@@ -61,26 +60,10 @@ def test_what_was_decided_by_the_name_is_in_the_profile():
 
 def test_no_file_decides_by_the_name_of_a_device():
     """A comparison with "trn2", a table by it, or a test of how the name begins would leave out a user's own profile."""
-    found = []
-    names = {*emulated_names(), "inf1", "inf2"}
-    for path in sorted(p for folder in ("fluxrewrite", "kernels", "passes") for p in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            parts, prefixes = _deciding(node)
-            texts = {n.value for part in parts for n in ast.walk(part) if isinstance(n, ast.Constant)}
-            found += [f"{path.relative_to(ROOT)}:{node.lineno}"] if texts & (names | prefixes) else []
-    assert [f.rpartition(":")[0] for f in found] == ["kernels/emulator/specs.py"], found  # the devices that it models
-
-
-def _deciding(node):
-    """Parts of an expression that choose by what they are equal to, and beginnings of names that count too."""
-    if isinstance(node, ast.Compare):
-        return [node.left, *node.comparators], set()
-    if isinstance(node, ast.Dict):
-        return [key for key in node.keys if key is not None], set()
-    if isinstance(node, ast.MatchValue):
-        return [node.value], set()
-    called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-    return (node.args if called and node.func.attr == "startswith" else []), {"trn", "inf"}
+    found = decided_by({*emulated_names(), "inf1", "inf2"}, beginnings=("trn", "inf"))
+    assert [path.as_posix() for path in files(found)] == ["kernels/emulator/specs.py"], (
+        found
+    )  # the devices that it models
 
 
 def test_regimes():

@@ -20,13 +20,19 @@ from torch.fx import GraphModule
 from ...errors import InputError
 from ...graph.modules import copied, module_with
 from ...kernel import load_kernels
-from ...provider.neuron_device import NeuronDevice, native
+from ...provider.neuron_device import NeuronDevice, native, runtime_lnc
 from ...provider.registry import launch
+from .record import InnerAdapter, InnerBackend
 
-__all__ = ["NO_FALLBACK", "check", "eager_fallback", "lowered", "neuron_op"]
+__all__ = ["BACKEND", "NO_FALLBACK", "WARNING", "check", "eager_fallback", "lowered", "neuron_op"]
 
 NO_FALLBACK = "TORCH_NEURONX_DISABLE_FALLBACK_EXECUTION"
-"""Set to 1, TorchNeuron raises where it would else rerun a graph eagerly without a word."""
+"""Set to 1, TorchNeuron raises where it would otherwise rerun a graph eagerly without saying so."""
+
+WARNING = (
+    f"{NO_FALLBACK}=1 is not set: where a graph fails on the device, TorchNeuron runs it eagerly without a word, and "
+    "times and outputs are then not those of the kernels; set it before the process starts"
+)
 
 _TYPES = {
     "Tensor": Tensor,
@@ -138,3 +144,27 @@ def _signature(op: Any) -> inspect.Signature:
     returned = [str(r.type) for r in op._schema.returns]
     result: Any = list[Tensor] if returned == ["List[Tensor]"] else tuple[(Tensor,) * len(returned)]  # type: ignore[misc]
     return inspect.Signature(parameters, return_annotation=Tensor if returned == ["Tensor"] else result)
+
+
+def _adapter(execution: str, lnc: int | None) -> InnerAdapter:
+    check(execution)
+
+    def cores() -> int:
+        return lnc or runtime_lnc()  # read at every compile: the setting may come after the backend is made
+
+    return InnerAdapter(
+        ready=lambda gm: lowered(gm, cores()),
+        eager_fallback=eager_fallback,
+        fallback_warning=WARNING,
+        cache_key=lambda: (f"lnc {cores()}",),
+    )
+
+
+BACKEND = InnerBackend(
+    profile="trn2",
+    accelerator="neuron",
+    default_execution=lambda: "device",
+    takes_lnc=True,
+    adapter=_adapter,
+    caches={"TORCH_NEURONX_NEFF_CACHE_DIR": "neff", "NKI_COMPILE_CACHE_URL": "nki"},
+)

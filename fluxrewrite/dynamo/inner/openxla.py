@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.util
 
 from ...errors import InputError
-from ...provider.neuron_device import native
+from ...provider.neuron_device import native, runtime_lnc
+from .record import InnerAdapter, InnerBackend
 
-__all__ = ["check", "has_neuron"]
+__all__ = ["BACKEND", "check", "has_neuron"]
 
 
 def has_neuron() -> bool:
@@ -38,3 +39,18 @@ def check(execution: str) -> None:
             "inner='openxla' with execution='device' needs torch_neuronx of the XLA stack; the one installed here is "
             "TorchNeuron: choose inner='neuron'"
         )
+
+
+def _adapter(execution: str, lnc: int | None) -> InnerAdapter:
+    check(execution)
+    if execution != "device":
+        return InnerAdapter()
+    return InnerAdapter(cache_key=lambda: (f"lnc {lnc or runtime_lnc()}",))
+
+
+BACKEND = InnerBackend(
+    default_execution=lambda: "device" if has_neuron() else "reference",
+    custom_calls=True,
+    adapter=_adapter,
+    caches={"NKI_COMPILE_CACHE_URL": "nki"},
+)
