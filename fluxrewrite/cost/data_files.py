@@ -1,4 +1,4 @@
-"""Reading of data files: what is wrong with one is said in one line that names the file, the field and the remedy."""
+"""Reads data files. An error is one line that names the file, the field and the remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DATA = Path(__file__).parent / "data"
 
 
 class DataRecord(BaseModel):
-    """A part of a data file: read-only, no unknown fields, no infinities."""
+    """A part of a data file. It is read-only, and refuses unknown fields and infinities."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
@@ -27,7 +27,7 @@ R = TypeVar("R", bound=BaseModel)
 
 
 def shipped(folder: str) -> dict[str, Path]:
-    """The data files of the package in that folder, by name, in name order."""
+    """The package's own data files in a folder, by name, in name order."""
     return {path.stem: path for path in sorted((DATA / folder).glob("*.json"))}
 
 

@@ -1,4 +1,4 @@
-"""Compilers behind fluxrewrite's backend, one file each: what the rewritten graph, the report and the caches need to know."""
+"""The compilers behind fluxrewrite's backend, each a record in a file of its own, found through its entry point."""
 
 from ...provider.neuron_device import NeuronDevice, runtime_lnc
 from .record import InnerAdapter, InnerBackend

@@ -1,7 +1,7 @@
-"""The canonical ops for TorchNeuron: every call in a graph becomes a call of an op that `torch_neuronx.nki_op` made.
+"""TorchNeuron. Every call of a canonical op becomes a call of an op made by `torch_neuronx.nki_op`.
 
-TorchNeuron's compiler knows aten ops and its own `nki_kernel_wrapper`. An op of `nki_op` is traced into when AOTAutograd
-traces the graph, so that the adapter's views and copies and the kernel call itself reach it as nodes of their own.
+TorchNeuron's compiler knows aten ops and its own `nki_kernel_wrapper`, not custom ops. AOTAutograd traces into an op of `nki_op`,
+so the compiler sees the adapter's views and copies and the kernel call itself as nodes of their own.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _TYPES = {
     "List[SymInt]": Sequence[int],
     "List[float]": Sequence[float],
 }
-"""Types of a schema as the annotations that `torch.library.infer_schema` reads."""
+"""Types of a schema as the annotations that `torch.library.infer_schema` turns back into them."""
 
 
 def check(execution: str) -> None:
-    """Raise InputError unless ops of that execution can be compiled by TorchNeuron, which must be installed."""
+    """Raise InputError unless TorchNeuron is installed and can compile ops of that execution."""
     if execution != "device":
         raise InputError(
             f"inner='neuron' with execution={execution!r}: TorchNeuron compiles NKI kernels only; leave execution out, or "
@@ -69,14 +69,14 @@ def check(execution: str) -> None:
 
 
 def eager_fallback(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether TorchNeuron, in this process, may rerun a graph eagerly without a word when its execution fails."""
+    """Whether TorchNeuron may silently rerun a graph eagerly in this process when its execution fails."""
     return (os.environ if environment is None else environment).get(NO_FALLBACK) != "1"
 
 
 def lowered(gm: GraphModule, lnc: int) -> GraphModule:
-    """A copy of `gm` whose calls of canonical ops on a device are calls of ops that TorchNeuron traces into.
+    """A copy of `gm` with calls of canonical ops on a device replaced by calls of ops that TorchNeuron traces into.
 
-    `gm` itself where there are none. Raises InputError as `neuron_op` does.
+    A graph without such calls is returned as it is. Raises InputError as `neuron_op` does.
     """
     names = {op: name for name, k in load_kernels().items() for op in (k.op, k.op.overloadpacket)}
     graph = copied(gm)
@@ -100,8 +100,8 @@ def _argument_names(kernel: str) -> list[str]:
 def neuron_op(kernel: str, provider: str, lnc: int) -> Callable[..., Any]:
     """The op `fluxrewrite_neuron::KERNEL_PROVIDER_lncN` that runs a provider's kernel on `lnc` physical cores.
 
-    It takes the arguments of the canonical op but for `execution` and `provider`. Shapes come from the canonical op's fake
-    implementation: the NKI front end is not asked for them.
+    It takes the arguments of the canonical op without `execution` and `provider`. Shapes come from the fake implementation of the
+    canonical op, not from the NKI front end, so a graph can be analysed where kernels cannot be traced.
 
     Raises InputError for an argument of a type that a custom op of torch cannot take.
     """
@@ -127,7 +127,7 @@ def neuron_op(kernel: str, provider: str, lnc: int) -> Callable[..., Any]:
 
 
 def _signature(op: Any) -> inspect.Signature:
-    """The signature of an op, without the arguments that choose what runs."""
+    """The signature of an op without the arguments that choose what it runs."""
     parameters = []
     for argument in op._schema.arguments:
         if argument.name in ("execution", "provider"):

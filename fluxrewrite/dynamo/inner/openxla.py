@@ -1,7 +1,7 @@
-"""The canonical ops for torch-xla, whose dynamo backend is named "openxla": their bodies see lazy tensors of the device xla.
+"""torch-xla, whose Dynamo backend is named "openxla". The graph stays as it is: ops are called with lazy tensors.
 
-A call is then the op's reference in aten ops, the `@nki.jit` kernel where the Neuron packages of the XLA stack are installed,
-or a bare custom call. None of them needs another graph.
+A call then becomes the aten ops of the reference body, the `@nki.jit` kernel if the Neuron packages of the XLA stack are installed,
+or a bare custom call.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ __all__ = ["BACKEND", "check", "has_neuron"]
 
 
 def has_neuron() -> bool:
-    """Whether the Neuron packages of the XLA stack are installed: torch_neuronx without TorchNeuron's `wrap_nki`, and nki."""
+    """Whether the Neuron packages of the XLA stack are installed: nki, and a torch_neuronx that is not TorchNeuron."""
     if any(importlib.util.find_spec(name) is None for name in ("torch_neuronx", "nki")):
         return False
     try:
         return not native()
-    except ImportError:  # a placeholder, or a wheel for another platform
+    except ImportError:  # a placeholder package, or a wheel for another platform
         return False
 
 
 def check(execution: str) -> None:
-    """Raise InputError unless torch-xla is there and ops of that execution can run on its tensors."""
+    """Raise InputError unless torch-xla is installed and ops of that execution can run on its tensors."""
     if importlib.util.find_spec("torch_xla") is None:
         raise InputError("inner='openxla' needs torch-xla, in an environment with torch 2.9; run: make xla")
     if execution == "emulate":

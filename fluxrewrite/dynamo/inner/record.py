@@ -1,4 +1,4 @@
-"""What fluxrewrite has to know of the backend that compiles a rewritten graph, as one record for each."""
+"""What fluxrewrite needs to know about a backend that compiles rewritten graphs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class InnerAdapter:
     """What is done around an inner backend for one execution of kernel calls.
 
     Attributes:
-        ready: makes a rewritten graph ready for it. The key of a compiled artifact covers the source of this function.
-        eager_fallback: whether it may run a graph eagerly without a word; None where that is not known.
+        ready: prepares a rewritten graph for the backend. The key of a compiled artifact covers the source of this function.
+        eager_fallback: returns whether the backend may silently run a graph eagerly; None where that is not known.
         fallback_warning: logged once where it may.
-        cache_key: returns further lines for the key of a compiled artifact, such as "lnc 2": what the artifact depends on
-            beside the graph, the options and the source of `ready`.
+        cache_key: returns what a compiled artifact depends on besides the graph, the options and the source of `ready`, as lines
+            of text such as "lnc 2".
     """
 
     ready: Callable[[GraphModule], GraphModule] = lambda gm: gm
@@ -32,20 +32,21 @@ class InnerAdapter:
 class InnerBackend:
     """An inner backend, registered under its torch name in the entry point group `fluxrewrite.inner_backends`.
 
-    The defaults are those of a backend that takes every graph as it is, and of every name that is not registered.
+    The defaults fit a backend that takes every graph as it is. They also apply to names that are not registered.
 
     Attributes:
-        profile: device profile that times are predicted with unless the user names one.
-        accelerator: type of the torch device that it compiles for, as `torch.accelerator` reports it ("neuron"). Where torch sees
-            that device, this is the inner backend by default.
+        profile: the device profile that times are predicted with by default.
+        accelerator: the type of torch device that it compiles for, as `torch.accelerator` reports it ("neuron"). Where torch sees
+            such a device, this inner backend is the default.
         default_execution: returns what a kernel call runs by default, one of `fluxrewrite.provider.registry.EXECUTIONS`.
         takes_lnc: whether the caller may choose the physical cores of a kernel call.
         custom_calls: whether it compiles calls of the execution "custom_call".
-        adapter: `adapter(execution, lnc)` returns what is done around it. `lnc` is the number of physical cores of a kernel call,
-            None for that of the runtime. Raises InputError for an execution that it cannot compile, or a package that is missing.
-        settings: returns the compiler's own settings as text. Measured times are reused under the same settings only.
-        caches: folders that it keeps compiled code in: environment variable -> a name for the folder. `fluxrewrite bench` points
-            each variable to an empty folder, so that a cold run is cold.
+        adapter: `adapter(execution, lnc)` returns what is done around the backend; `lnc` is the number of physical cores of a
+            kernel call, or None for the runtime's. It raises InputError for an execution that the backend cannot compile, and for
+            a missing package.
+        settings: returns the compiler's own settings as text. Measured times are reused only under the same settings.
+        caches: the compiler's caches, as environment variable -> name of a folder. `fluxrewrite bench` points each variable to an
+            empty folder of that name, so that a cold run is cold.
     """
 
     profile: str = "cpu"

@@ -17,7 +17,7 @@ GROUP = "fluxrewrite.inner_backends"
 
 
 def inner_backend(name: str) -> InnerBackend:
-    """The record of an inner backend; the plain one for a name that is not registered, as that of a callable.
+    """The record of an inner backend; the default record for a name that is not registered.
 
     Raises InputError where the entry point of that name cannot be loaded.
     """
@@ -28,7 +28,7 @@ def inner_backend(name: str) -> InnerBackend:
 
 
 def inner_backends() -> dict[str, InnerBackend]:
-    """All registered ones by name, in name order. One that cannot be loaded is left out with a warning."""
+    """All registered inner backends, in name order. One that cannot be loaded is left out with a warning."""
     return load_plugins(GROUP, build=_checked)
 
 
@@ -39,7 +39,7 @@ def _checked(loaded: Any) -> InnerBackend:
 
 
 def default_inner() -> str:
-    """The inner backend of the accelerator that torch sees, if it is installed; else "inductor"."""
+    """The inner backend for the accelerator that torch sees, if one is installed; else "inductor"."""
     known = torch._dynamo.list_backends(exclude_tags=None)
     candidates = {n: b.accelerator for n, b in inner_backends().items() if b.accelerator is not None and n in known}
     here = torch.accelerator.current_accelerator() if candidates else None
