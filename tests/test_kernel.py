@@ -52,16 +52,15 @@ def test_unknown_name_lists_the_known():
         load_plugins("fluxrewrite.passes", ("flash",))
 
 
-def test_not_installed_is_told():
+def test_a_package_that_is_not_installed_is_reported():
     for read in (load_plugins, plugin_names):
         with pytest.raises(InputError, match="not installed"):
             read("fluxrewrite.nothing")
 
 
 def test_names_of_plugins_load_none(monkeypatch):
-    monkeypatch.setattr(
-        kernel, "entry_points", lambda group: [EntryPoint("b", "no_such_module:x", "g"), EntryPoint("a", "", "g")]
-    )
+    entries = [EntryPoint("b", "no_such_module:x", "g"), EntryPoint("a", "", "g")]
+    monkeypatch.setattr(kernel, "entry_points", lambda group: entries)
     assert plugin_names("g") == ("a", "b")
 
 

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from documented import ROOT
-from import_graph import arrows
 
 from fluxrewrite.errors import InputError
 from fluxrewrite.kernel import Kernel, Limit, load_kernels
@@ -122,13 +120,6 @@ def test_the_ops_call_their_provider(third):
     ((version, execution, *arguments),) = third[0]
     assert (version, execution) == ("2", "emulate")
     assert arguments[3:] == [True, 1, None]
-
-
-def test_the_core_imports_no_pass_and_no_kernel_by_name():
-    apart = ("fluxrewrite.kernels", "fluxrewrite.passes")
-    core = [arrow for arrow in arrows(ROOT) if not arrow.importer.startswith(apart)]
-    assert len(core) > 100
-    assert [str(arrow) for arrow in core if arrow.imported.startswith(apart)] == []
 
 
 def test_a_provider_without_a_model_or_cases_says_so(provide):
