@@ -65,7 +65,7 @@ def test_torch_compile(acme, caplog):
 
 def test_what_it_refuses_and_what_it_runs_by_default(acme):
     made = fluxrewrite.backend("acme", "attention")
-    assert {k.execution for k in made.selection.kernels.values()} == {"emulate"}
+    assert {k.execution for k in made.settings.selection.kernels.values()} == {"emulate"}
     with pytest.raises(InputError, match="inner='acme' has no device here"):
         prepare("acme", "device", None)
     with pytest.raises(InputError, match=r"execution='custom_call' .* needs inner='openxla'"):
