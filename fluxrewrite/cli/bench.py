@@ -61,8 +61,8 @@ def bench(
     provider: Annotated[str | None, typer.Option(help="Whose kernels, as for inspect. Default: reference where the execution is "
                                                  "reference, so that no limit leaves a site alone; else builtin.")] = None,
     execution: Annotated[Execution | None, typer.Option(help="What a kernel call runs: the op's body in torch, the NKI kernel "
-                                                        "emulated (slow) or on the device. Default: device with inner neuron, else "
-                                                        "reference.")] = None,
+                                                        "emulated (slow) or on the device. Default: device with inner neuron, or "
+                                                        "openxla with Neuron's packages, else reference.")] = None,
     device: Annotated[str, typer.Option(help="Torch device to run on: cpu, cuda, neuron.")] = "cpu",
     profile: Annotated[str | None, typer.Option(help="Device profile that auto predicts with, as --device of inspect. "
                                                 "Default: trn2 with inner neuron, else cpu.")] = None,
@@ -88,15 +88,15 @@ def bench(
             writable(save)
             writable(output)
         with progress("checking", leads(rank_group)):
-            from ..dynamo.backend import default_inner
+            from ..dynamo.inner import default_inner, inner_backend
             from ..measure.bench.variants import parse_variants
 
             inner = inner or default_inner()
-            runs_on = execution or (Execution.DEVICE if inner == "neuron" else Execution.REFERENCE)
+            runs_on = execution.value if execution else inner_backend(inner).default_execution()
             setup = _setup(
                 model=model, image_tokens=image_tokens, text_tokens=text_tokens, batch=batch,
                 dtype=str(torch_dtype(dtype or _dtype(device, rank_group))).removeprefix("torch."), inner=inner,
-                provider=provider or ("reference" if runs_on is Execution.REFERENCE else "builtin"), execution=runs_on.value,
+                provider=provider or ("reference" if runs_on == "reference" else "builtin"), execution=runs_on,
                 device=device, profile=profile, evidence=tuple(map(str, evidence or ())), seed=seed, threads=threads,
                 steps=steps, runs=runs,
             )  # fmt: skip

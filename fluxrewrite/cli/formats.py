@@ -11,6 +11,7 @@ from ..errors import InputError
 from .common import counted, show, write
 
 if TYPE_CHECKING:
+    from ..cost.devices import Device
     from ..cost.runs import Runs
     from ..fusion.boundary.planned_graph import PlannedGraph
     from ..report.model import Report
@@ -58,12 +59,12 @@ def read_runs(path: Path | None) -> Runs | None:
     return None if path is None else load_runs(path)
 
 
-def timed(report: Report) -> Report:
-    """The report with the timelines of its kernel calls, a bar meanwhile. Raises InputError as `with_timelines` does."""
+def timed(report: Report, device: Device | None = None) -> Report:
+    """The report with the timelines of its kernel calls, a bar meanwhile; arguments and errors as those of `with_timelines`."""
     from ..report.timelines import distinct, with_timelines
 
     with counted("modelling kernel calls", len(distinct(report))) as step:
-        return with_timelines(report, step)
+        return with_timelines(report, step, device)
 
 
 def emit(

@@ -69,7 +69,7 @@ def inspect(
     check_forms(format, site, runs, timelines)
     known, how = tuple(evidence or ()), proof.value
     options = Options(kernels, policy.value, dynamic, provider, tp, device, regime.value, compiler, known, how)
-    selection, _ = options.resolve()  # a wrong name is told before the model is traced
+    selection, target = options.resolve()  # a wrong name is told before the model is traced
     limits = _limits(fail_on or (), budget, selection)
     spec = find_model(model)
     writable(output)
@@ -77,7 +77,7 @@ def inspect(
     with progress(f"tracing {model}"), _uncollected():
         report, graphs = inspect_graphs(spec, Shapes(image_tokens, text_tokens, batch), torch_dtype(dtype), options)
     report = report if kept is None else compared(report, kept)
-    report = timed(report) if timelines else report
+    report = timed(report, target.device) if timelines else report
     emit(report, format, output, site, measured, graphs)
     check(report, limits)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,19 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["profile"]
 
 
-class EmulatedDevice(StrEnum):
-    """Devices that the emulator models."""
-
-    TRN1 = "trn1"
-    TRN2 = "trn2"
-    TRN3 = "trn3"
-
-
 def profile(
     name: Annotated[str, typer.Argument(help="Kernel: rope, qkv, attention or norm_rope_attention.")],
     shape: Annotated[str | None, typer.Option(help="Sizes that differ from the defaults, as heads=6,sequence=4608; a wrong name "
                                                    "lists the known ones.")] = None,
-    device: Annotated[EmulatedDevice, typer.Option(help="Device to model.")] = EmulatedDevice.TRN2,
+    device: Annotated[str, typer.Option(help="Device to model: trn1, trn2, trn3, or a profile (*.json) whose emulated_as is one of "
+                                        "them.")] = "trn2",
     dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")] = Dtype.BF16,
     cores: Annotated[int, typer.Option(help="Physical cores of one logical core: 1 or 2.")] = 1,
     provider: Annotated[str, typer.Option(help="Whose kernel, as for inspect.")] = "builtin",
@@ -41,6 +33,7 @@ def profile(
     top: Annotated[int, typer.Option(help="How many of the busiest instructions to show.")] = 5,
 ) -> None:  # fmt: skip
     """Model what one call of kernel NAME costs. An emulator computes it from published figures: no hardware runs."""
+    from ..cost.devices import load_device
     from ..provider.profile import ProfileRequest, parse_sizes
     from ..provider.registry import profile as ask
 
@@ -48,10 +41,16 @@ def profile(
         raise InputError(f"--cores {cores}: a logical core has 1 or 2 physical ones")
     if top < 0:
         raise InputError(f"--top {top}: how many instructions to show, 0 or more")
-    sizes = parse_sizes(shape)
+    request = ProfileRequest(
+        kernel=name,
+        sizes=parse_sizes(shape),
+        dtype=torch_dtype(dtype),
+        device=load_device(device).emulated(),
+        cores=cores,
+    )
     writable(trace)
     with progress(f"modelling {name}"):
-        call = ask(provider, ProfileRequest(name, sizes, torch_dtype(dtype), device.value, cores))
+        call = ask(provider, request)
     if trace is not None:
         write(json.dumps(_joined(call)), trace)
     from rich.console import Group

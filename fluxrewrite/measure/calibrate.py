@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..cost.devices import DEVICE_SCHEMA, Device, Figure
-from ..errors import InputError
+from ..errors import InputError, one_line
 
 __all__ = ["FULL", "QUICK", "RESTLESS", "Effort", "calibrate", "figure", "seconds", "steps", "with_threads"]
 
@@ -98,6 +98,8 @@ def calibrate(
             title=_processor(),
             core=f"{used} threads of the processor, with torch {torch.__version__}",
             regimes=("compile", "lazy"),
+            compiler="inductor",
+            runs_kernels=False,
             matmul={n.removeprefix("matmul "): f for n, f in figures.items() if n.startswith("matmul ")},
             **{n: f for n, f in figures.items() if not n.startswith("matmul ")},  # type: ignore[arg-type]
         )
@@ -238,9 +240,8 @@ def _compiled(function: Callable[..., Any], x: torch.Tensor, backend: str | Call
         for _ in range(3):
             compiled(x)
     except Exception as error:  # whatever a backend raises
-        said = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{_named(backend)} cannot compile here ({type(error).__name__}: {said}); it needs a C++ compiler such as g++"
+            f"{_named(backend)} cannot compile here ({one_line(error)}); it needs a C++ compiler such as g++"
         ) from error
     return lambda: compiled(x)
 

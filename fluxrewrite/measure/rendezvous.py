@@ -15,7 +15,7 @@ from typing import TypeVar
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from ..cost.data_files import DataRecord
-from ..errors import FluxrewriteError, InputError, RankError
+from ..errors import FluxrewriteError, InputError, RankError, one_line
 from ..parallel import Ranks, ranks
 
 __all__ = ["AFTER_FAILURE_S", "END", "RANK_TIMEOUT_S", "RankGroup", "RendezvousAddress", "meet"]
@@ -87,8 +87,8 @@ def _connected(host: str, port: int, hosts: bool, wait_s: float) -> Store:
 
 
 def _gone(place: str, error: Exception) -> RankError:
-    first = str(error).strip().partition("\n")[0]
-    return RankError(f"torchrun's store at {place} does not answer ({first}); torchrun or the first rank has ended")
+    why = one_line(error, named=False)
+    return RankError(f"torchrun's store at {place} does not answer ({why}); torchrun or the first rank has ended")
 
 
 class RankGroup:

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .. import parallel
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..graph.localize import localise, mesh_of
 from .registry import ModelSpec, Shapes, default_dtype
 
@@ -128,8 +128,7 @@ def _cause(error: BaseException) -> str:
     """The innermost error in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return one_line(error)
 
 
 @contextlib.contextmanager

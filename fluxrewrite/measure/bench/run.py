@@ -18,6 +18,7 @@ from ...cost.devices import load_device
 from ...cost.evidence import Case
 from ...cost.runs import RUNS_SCHEMA, MachineInfo, Runs, Setup, Versions
 from ...dynamo.backend import backend
+from ...dynamo.inner import inner_backends
 from ...dynamo.machine import processor
 from ...errors import InputError
 from ...models.registry import ModelSpec, Shapes, default_dtype, find_model
@@ -155,11 +156,11 @@ def _empty(setup: Setup, world: int) -> Runs:
 
 
 def _profile_name(setup: Setup) -> str:
-    """The device that evidence speaks of: the profile's name, by default that of the profile of such a device."""
+    """The device that evidence is filed under: the profile's name, by default that of the accelerator's inner backend."""
     if setup.profile is not None:
         return load_device(setup.profile).name
     kind = torch.device(setup.device).type
-    return {"neuron": "trn2"}.get(kind, kind)
+    return next((b.profile for b in inner_backends().values() if b.accelerator == kind), kind)
 
 
 def _version(package: str) -> str | None:

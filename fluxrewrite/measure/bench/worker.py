@@ -24,7 +24,7 @@ from torch import Tensor
 from ...analysis import peak_rss_mb
 from ...cost.runs import Setup
 from ...dynamo.machine import device_name
-from ...errors import InputError, RankError
+from ...errors import InputError, RankError, one_line
 from ...models.registry import Shapes, find_model
 from ...models.workload import Call, Workload, realise
 from ...parallel import Ranks, of_transport
@@ -33,7 +33,7 @@ from .machine_load import Load
 from .ranks import joined, pooled
 from .variants import Chosen, Spec, backend_of
 
-__all__ = ["main", "work"]
+__all__ = ["failure_text", "main", "work"]
 
 ReportEvent = Callable[..., None]
 
@@ -52,7 +52,7 @@ def main() -> int:
     try:
         work(Spec.model_validate_json(line), report_event, turn.acquire)
     except BaseException as error:  # whatever it is, the table has it
-        report_event("error", error=one_line(error), lost=_lost(error))
+        report_event("error", error=failure_text(error), lost=_lost(error))
         return 1
     return 0
 
@@ -173,12 +173,14 @@ def _peak_device_mb(device: torch.device) -> float | None:
     return round(peak(device) / 1e6, 1) if peak is not None else None
 
 
-def one_line(error: BaseException) -> str:
-    """What went wrong, without Dynamo's frame around it; of a compiler's output the first line with an error."""
+def failure_text(error: BaseException) -> str:
+    """Why a variant failed, in one line: without the exception that Dynamo wraps around it, with the compiler's first error.
+
+    Compilers print the command first and what is wrong with the code below it, so their first line alone says too little.
+    """
     inner = getattr(error, "inner_exception", None) or error
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    text = f"{type(inner).__name__}: {lines[0]}" if lines else type(inner).__name__
-    text = lines[0] if isinstance(inner, InputError) and lines else text
+    text = one_line(inner, named=bool(lines) and not isinstance(inner, InputError))
     said = next((line for line in lines[1:] if "error: " in line), "")
     text += f" ({said[:200]})" if said else ""
     starved = isinstance(inner, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text

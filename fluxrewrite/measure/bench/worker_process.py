@@ -15,19 +15,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...dynamo.inner import inner_backends
 from ...errors import FluxrewriteError
 
 __all__ = ["WORKER", "WorkerFailed", "conversation"]
 
 WORKER = (sys.executable, "-m", "fluxrewrite.measure.bench.worker")
-
-CACHES = {
-    "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "TRITON_CACHE_DIR": "triton",
-    "TORCH_NEURONX_NEFF_CACHE_DIR": "neff",
-    "NKI_COMPILE_CACHE_URL": "nki",
-}
-"""Variables that name folders of compilers' caches, and what they are called here."""
 
 _GO = "go"
 """What lets a worker begin its next run."""
@@ -75,7 +68,7 @@ def conversation(
         Failed: it cannot be started, told of an error, died, or took too long.
     """
     log = folder / "stderr"
-    caches = {name: str(folder / place) for name, place in CACHES.items()}
+    caches = {name: str(folder / place) for b in inner_backends().values() for name, place in b.caches.items()}
     with log.open("wb") as stderr:
         try:
             process = subprocess.Popen(

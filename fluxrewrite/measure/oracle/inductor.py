@@ -36,7 +36,7 @@ from torch.fx import Graph, GraphModule
 from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ...errors import InputError
+from ...errors import InputError, one_line
 from ...fusion import Fusion, Group
 from .inductor_kernels import groups
 from .inductor_lowering import MarkedLowering
@@ -76,8 +76,7 @@ def inductor_fusion(gm: GraphModule, example_inputs: Sequence[Any]) -> Fusion:
                 "Inductor wants this graph traced again with its float sizes fixed; trace it with static sizes"
             ) from error
         except Exception as error:
-            line = (str(error).strip().splitlines() or ["no message"])[0]
-            raise InputError(f"Inductor cannot compile this graph: {type(error).__name__}: {line}") from error
+            raise InputError(f"Inductor cannot compile this graph: {one_line(error)}") from error
         found = [group for lowering in scheduled for group in _read(lowering, names)]
     return Fusion(f"inductor {torch.__version__.partition('+')[0]} cpu", tuple(found))
 

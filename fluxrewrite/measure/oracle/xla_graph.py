@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-from ...errors import InputError
+from ...errors import InputError, one_line
 from ...fusion.groups import Fusion
 from ...graph.fake_values import value_of
 from ...graph.view import GraphView
@@ -119,7 +119,7 @@ def _compile(tensors: list[torch.Tensor]) -> str:
         RuntimeError,
         ValueError,
     ) as error:  # no code stands behind a custom call: compiled and dumped, then refused
-        return str(error).splitlines()[0]
+        return one_line(error, named=False)
     return ""
 
 

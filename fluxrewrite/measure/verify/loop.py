@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
-from ...errors import InputError, RankError, RewriteError
+from ...errors import InputError, RankError, RewriteError, one_line
 from ...models.workload import Call, Workload
 from ...parallel import degree, of_transport
 from .records import LoopResult, StepResult
 from .tensor_error import difference, moments
 
-__all__ = ["chain_of", "compared", "one_line", "origin", "run_loop"]
+__all__ = ["chain_of", "compared", "origin", "run_loop"]
 
 Done = Callable[[StepResult], None]
 
@@ -93,9 +93,3 @@ def origin(error: BaseException) -> BaseException:
     """The error that was raised first."""
     *_, first = chain_of(error)
     return first
-
-
-def one_line(error: BaseException) -> str:
-    """An error with its class; only the first line of what it says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

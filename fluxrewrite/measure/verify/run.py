@@ -18,7 +18,7 @@ from ... import parallel
 from ...analysis import analyse
 from ...dynamo.backend import Backend, backend
 from ...dynamo.failures import Failures
-from ...errors import CheckFailed, FluxrewriteError, InputError
+from ...errors import CheckFailed, FluxrewriteError, InputError, one_line
 from ...graph.localize import LocalGraph, localise
 from ...models.capture import fresh_entry, own_cache_entries
 from ...models.registry import Shapes
@@ -26,7 +26,7 @@ from ...models.workload import Workload
 from ...rewrite.joined_weights import owned
 from ...rewrite.plan import Plan, Policy
 from ..rendezvous import RankGroup
-from .loop import chain_of, one_line, origin, run_loop
+from .loop import chain_of, origin, run_loop
 from .ranks import of_all_ranks
 from .records import LoopResult, Setting, SiteResult, StepResult, Verification
 from .sites import Checking, checks_of

@@ -9,7 +9,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 from fluxrewrite.errors import InputError
 from fluxrewrite.measure.bench.kernel_counts import Counted
 from fluxrewrite.measure.bench.variants import Spec, backend_of, parse_variants
-from fluxrewrite.measure.bench.worker import one_line, work
+from fluxrewrite.measure.bench.worker import failure_text, work
 from fluxrewrite.measure.bench.worker_process import WorkerFailed, conversation
 from fluxrewrite.models import Shapes, find_model
 from fluxrewrite.models.workload import realise
@@ -111,7 +111,7 @@ def test_threads_are_set(told):
     ],
 )  # fmt: skip
 def test_an_error_is_one_line(error, text):
-    assert one_line(error) == text
+    assert failure_text(error) == text
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from fluxrewrite.measure.bench.worker_process import CACHES, WorkerFailed, conversation
+from fluxrewrite.dynamo.inner import inner_backends
+from fluxrewrite.measure.bench.worker_process import WorkerFailed, conversation
 
 REQUEST = '{"chosen": {"name": "qkv"}}'
 
@@ -87,10 +88,14 @@ def test_leaving_the_conversation_ends_the_worker_and_what_it_started(fake, tmp_
 
 def test_caches_are_the_workers_own_and_empty(fake, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
-    body = "tell('caches', **{n: os.environ[n] for n in " + repr(list(CACHES)) + "})\n"
+    variables = sorted({name for backend in inner_backends().values() for name in backend.caches})
+    assert {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_NEURONX_NEFF_CACHE_DIR", "NKI_COMPILE_CACHE_URL"} <= {
+        *variables
+    }
+    body = "tell('caches', **{n: os.environ[n] for n in " + repr(variables) + "})\n"
     ((event),) = talk(fake(body), tmp_path)
     places = {v for k, v in event.items() if k != "event"}
-    assert len(places) == len(CACHES)
+    assert len(places) == len(variables)
     for place in places:
         assert os.path.dirname(place) == str(tmp_path)
         assert not os.path.exists(place)
