@@ -57,7 +57,7 @@ def test_a_table_becomes_evidence(run, table):
     assert found == from_table(table, "the experiments")
 
 
-def test_nothing_is_written_unasked(run, table, tmp_path):
+def test_nothing_is_written_without_output(run, table, tmp_path):
     code, out, _ = run("calibrate", "--from", table)
     assert code == 0
     assert "Nothing is written: -o FILE keeps it" in out
@@ -94,7 +94,7 @@ def test_a_profile_is_measured_shown_and_written(run, tiny):
 
 
 @pytest.mark.parametrize(("spread", "warned"), [(0.4, False), (0.6, True)])
-def test_a_restless_machine_is_told(run, monkeypatch, spread, warned):
+def test_a_busy_machine_gets_a_warning(run, monkeypatch, spread, warned):
     device = load_device("cpu")
     noisy = device.memory.model_copy(update={"spread": spread})
     monkeypatch.setattr(module, "calibrate", lambda *a, **o: device.model_copy(update={"memory": noisy}))

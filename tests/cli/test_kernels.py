@@ -29,7 +29,7 @@ def fits(text):
     return all(len(line.rstrip()) <= 80 for line in text.splitlines())
 
 
-def test_listing_names_every_kernel_and_what_builtin_adds(capsys):
+def test_listing_has_every_kernel_and_the_limits_of_builtin(capsys):
     code, out, _ = run(capsys, "kernels")
     assert code == 0
     assert fits(out)

@@ -68,7 +68,7 @@ def good(rank_group):
     pass
 
 
-def test_nothing_fails(run):
+def test_ranks_without_errors(run):
     assert run(good, good) == (["ran", "ran"], [])
 
 
@@ -90,11 +90,11 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("bodies", "codes", "told"), ENDS)
-def test_one_rank_speaks_for_all(run, bodies, codes, told):
+def test_one_rank_reports_for_all(run, bodies, codes, told):
     assert run(*bodies, world=2) == (codes, [f"fluxrewrite: {line}" for line in told])
 
 
-def test_a_rank_alone_speaks_for_itself(run):
+def test_a_rank_without_the_others_reports_for_itself(run):
     """The first rank is gone, or stands still: the second one does not wait for long."""
     start = time.monotonic()
     codes, lines = run(lambda rank_group: time.sleep(3), fail(InputError("no file")))
@@ -102,7 +102,7 @@ def test_a_rank_alone_speaks_for_itself(run):
     assert time.monotonic() - start < 10
 
 
-def test_sigterm_says_whose_it_is(run):
+def test_sigterm_says_that_torchrun_sent_it(run):
     aborted = typer.Abort()
     aborted.__cause__ = Terminated()
     for error in (Terminated(), aborted):
@@ -111,7 +111,7 @@ def test_sigterm_says_whose_it_is(run):
         assert "interrupted: torchrun ends all ranks when one of them ends, which its report names" in line
 
 
-def test_an_error_that_nobody_expected_stays_what_it_is(run):
+def test_an_unexpected_error_is_raised_unchanged(run):
     (found,), lines = run(fail(KeyError("x")), world=2)
     assert isinstance(found, KeyError)
     assert lines == []
@@ -140,7 +140,7 @@ def test_bad_input_without_torchrun(capsys, monkeypatch, command, args, why):
     assert why in err
 
 
-def test_tp_says_something_else_than_torchrun(run):
+def test_tp_differs_from_torchrun(run):
     assert run(good, good, tp=2) == (["ran", "ran"], [])
     codes, lines = run(good, good, tp=4)
     assert (codes, lines) == ([2, 2], ["fluxrewrite: --tp 4, but torchrun started 2 ranks; leave --tp out"])
@@ -149,7 +149,7 @@ def test_tp_says_something_else_than_torchrun(run):
 @pytest.mark.parametrize(
     "command", [("verify", "--kernels", "rope"), ("verify",), ("bench", "flux3"), ("bench", "x", "--steps", "0")]
 )
-def test_commands_tell_once(monkeypatch, capsys, command):
+def test_commands_report_an_error_once(monkeypatch, capsys, command):
     """Whole commands, with an error that each rank finds by itself."""
     ranks = iter(rank_groups(2))
     lock = threading.Lock()
@@ -164,7 +164,7 @@ def test_commands_tell_once(monkeypatch, capsys, command):
 
 
 @pytest.mark.parametrize("command", ["bench", "verify"])
-def test_help_has_the_timeout_that_there_is(command):
+def test_help_has_the_default_timeout_of_the_rank_group(command):
     function = getattr(importlib.import_module(f"fluxrewrite.cli.{command}"), command)
     assert inspect.signature(function).parameters["rank_timeout"].default == rendezvous_module.RANK_TIMEOUT_S
 
@@ -222,7 +222,7 @@ def stuck(how):
         ("good end", 7, ""),
     ],
 )
-def test_a_rank_that_waits_inside_torch_hears_all_the_same(how, code, told):
+def test_a_rank_blocked_inside_torch_still_ends(how, code, told):
     process = stuck(str(how))
     if not isinstance(how, str):
         time.sleep(1)  # it has said that it will wait, and then it does

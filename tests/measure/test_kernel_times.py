@@ -39,7 +39,7 @@ def test_calls_that_differ_in_nothing_are_timed_once(gm, selection):
     assert [tuple(o.shape) for o in found[1].part.operands] == [(1, 2, 4, 16)]
 
 
-def test_a_time_says_what_it_is_of(gm, selection):
+def test_a_time_has_the_kind_form_and_sizes_of_its_call(gm, selection):
     time = call_time(next(distinct_calls(gm, selection)), ONCE)
     assert (time.kernel, time.form, time.dtype) == ("attention", "sdpa", "float32")
     assert time.shapes["sequence"] == 8
@@ -76,7 +76,7 @@ def test_symbolic_sizes_are_left_out(trace, selection):
     assert list(distinct_calls(gm, selection)) == []
 
 
-def test_a_site_that_cannot_be_replaced_is_said(gm, selection, monkeypatch):
+def test_a_site_that_cannot_be_replaced_is_an_error(gm, selection, monkeypatch):
     monkeypatch.setattr(module, "calls_of", lambda view, sites: [None])
     with pytest.raises(RewriteError, match="no call takes its place"):
         next(distinct_calls(gm, selection))

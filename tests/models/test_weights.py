@@ -59,7 +59,7 @@ def test_parts_of_the_weights_that_one_process_has(folder, rank):
 
 
 @pytest.mark.slow
-def test_real_ranks_compute_what_one_process_does(folder):
+def test_real_ranks_compute_the_result_of_one_process(folder):
     for answer in run_ranks("placed", 2, folder, config=str(folder)):
         assert answer["result"]["off"] < 1e-5
         assert answer["result"]["scale"] > 0.1

@@ -93,7 +93,7 @@ def test_failures_are_in_the_json_too(capsys, plant):
     assert "worst: attention:sdpa at the model" in err
 
 
-def test_text_of_what_fails(capsys, plant):
+def test_text_of_failures(capsys, plant):
     plant("attention", lambda t: t[..., :1])
     code, out, err = run(capsys, "verify", "verify_models:attention", "--provider", "mine", "--execution", "emulate")
     assert code == 1
@@ -133,7 +133,7 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, args, wrong, remedy):
     assert remedy in err
 
 
-def test_help_tells_what_goes_with_what(capsys):
+def test_help_says_which_options_go_together(capsys):
     code, out, _ = run(capsys, "verify", "--help")
     assert code == 0
     text = " ".join(out.split())
