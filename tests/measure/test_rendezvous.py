@@ -1,4 +1,4 @@
-"""What the ranks that torchrun started tell each other."""
+"""Messages between the ranks that torchrun started."""
 
 import socket
 import time
@@ -7,7 +7,7 @@ import pytest
 from rank_groups import at_once, rank_groups
 
 from fluxrewrite.errors import CheckFailed, InputError, RankError
-from fluxrewrite.measure import rendezvous as module
+from fluxrewrite.measure import rendezvous
 from fluxrewrite.measure.rendezvous import END, RendezvousAddress, meet
 
 
@@ -18,7 +18,7 @@ def environment(rank, world, port, **more):
 
 @pytest.fixture
 def port():
-    """One that nobody listens on."""
+    """A port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
@@ -47,12 +47,12 @@ def test_ranks_meet_and_so_do_the_processes_that_they_start(port):
     assert [(m.rank, m.world, m.port, m.wait_s) for m in meetings] == [(0, 2, port, 20), (1, 2, port, 20)]
     meetings[0].store().set("key", "word")
     assert meetings[1].store().get("key") == b"word"
-    assert not meetings[1].store().check(["x/0"]), "a part is apart from what the parents tell"
+    assert not meetings[1].store().check(["x/0"]), "a part does not contain the messages of the parents"
     assert second.twin().published("x") == {0: "a", 1: "b"}
 
 
 def test_a_store_that_is_not_there(port, monkeypatch):
-    monkeypatch.setattr(module, "_CONNECT_S", 1.0)
+    monkeypatch.setattr(rendezvous, "_CONNECT_S", 1.0)
     with pytest.raises(RankError, match=rf"torchrun's store at localhost:{port} does not answer .*has ended"):
         meet(environment(1, 2, port))
 

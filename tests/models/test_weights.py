@@ -128,7 +128,7 @@ def test_weights_that_do_not_fit(tmp_path):
     like = model.x_embedder.weight
     with weights_of(tmp_path) as whole:
         assert torch.equal(whole("x_embedder.weight", like)[:], like)
-        with pytest.raises(InputError, match=r"the weights hold no y_embedder.weight; save the model again"):
+        with pytest.raises(InputError, match=r"the weights have no y_embedder.weight; save the model again"):
             whole("y_embedder.weight", like)
         with pytest.raises(InputError, match=r"x_embedder.weight has shape \[64, 8\], config.json says \[8, 64\]"):
             whole("x_embedder.weight", like.T)

@@ -129,8 +129,8 @@ def test_a_guard_is_killed_survives_or_is_never_seen(tool, job, tmp_path, capsys
     job.reasons.write_text(job.reasons.read_text() + '"taken: n < 0" = "not so"\n"taken: n == 8" = "gone"\n')
     assert not tool.summary(found, job.equivalent(), tree, 0)
     out = capsys.readouterr().out
-    assert "taken: n < 0: said to be equivalent, but killed by tests/test_numbers.py" in out
-    assert "taken: n == 8: said to be equivalent, but there is no such guard" in out
+    assert "taken: n < 0: listed as equivalent, but killed by tests/test_numbers.py" in out
+    assert "taken: n == 8: listed as equivalent, but there is no such guard" in out
 
 
 def test_guards_killed_before_are_skipped(tool, job, tmp_path, monkeypatch):

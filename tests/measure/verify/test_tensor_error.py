@@ -55,7 +55,7 @@ def test_values_that_are_not_finite_have_no_figures(bad):
 
 
 def test_zeros():
-    assert "up to 4 where only zeros are expected" in difference(A, torch.zeros(3)).note
+    assert "values up to 4, expected only zeros" in difference(A, torch.zeros(3)).note
     found = difference(torch.zeros(3), A)
     assert (found.relative, found.norm, found.cosine) == (1, 1, 0)
 
