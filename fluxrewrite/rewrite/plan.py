@@ -1,4 +1,4 @@
-"""What becomes of each finding, and the rewrite that follows from it."""
+"""The decision on each finding, and the rewrite that carries it out."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ CHOOSING = ("auto", "measure")
 
 
 def check_policy(policy: Policy) -> None:
-    """Raise InputError for a policy that is none."""
+    """Raise InputError for an unknown policy."""
     if not callable(policy) and policy not in ("all", "none", *CHOOSING):
         raise InputError(f"unknown policy {policy!r}; known: auto, measure, all, none, or a callable on sites")
 
 
 class Choice(StrEnum):
-    """What becomes of a site: a kernel call, plain operations on joined weights, or the model's own operations."""
+    """What a site becomes: a kernel call, plain operations on joined weights, or the model's own operations."""
 
     KERNEL = "kernel"
     INLINE = "inline"
@@ -40,7 +40,7 @@ class Choice(StrEnum):
 
 @dataclass(frozen=True)
 class Decision:
-    """A finding and what becomes of it; `reasons` say why it is kept."""
+    """A finding and the decision on it; `reasons` say why it is kept."""
 
     finding: Finding
     choice: Choice
@@ -64,7 +64,7 @@ class Plan:
     choices: tuple[BlockChoice, ...] = ()
 
     def replacements(self) -> list[Replacement]:
-        """The sites that kernels take, and those that are written inline."""
+        """The sites that become kernel calls or are written inline."""
         return [
             Replacement(self.selection.passes[d.finding.kind], d.finding, d.kernel)
             for d in self.decisions
@@ -73,7 +73,7 @@ class Plan:
         ]
 
     def keeping(self, left: Iterable[tuple[Site, Reason]]) -> Plan:
-        """The plan with sites that could not be rewritten after all."""
+        """The plan in which these sites are kept, because rewriting them failed."""
         late = {site.key: reason for site, reason in left}
         changed = []
         for d in self.decisions:
@@ -84,7 +84,7 @@ class Plan:
         return Plan(tuple(changed), self.selection, self.choices)
 
     def kept(self, why: str) -> Plan:
-        """The plan with every site that would have been rewritten kept, for this reason."""
+        """The plan in which every site is kept, for this reason."""
         changed = [
             kept(d.finding, why) if d.choice != Choice.KEEP and isinstance(d.finding, Site) else d
             for d in self.decisions
@@ -93,18 +93,18 @@ class Plan:
 
 
 def kept(site: Site, why: str) -> Decision:
-    """The decision to leave a site alone, by policy."""
+    """The decision of a policy to leave a site alone."""
     return Decision(site, Choice.KEEP, (Reason(Code.POLICY, why, site.outputs[0].name),))
 
 
 def apply(gm: GraphModule, plan: Plan) -> tuple[GraphModule, Plan]:
-    """The rewritten module, `gm` itself when there is nothing to rewrite; and the plan as it was carried out."""
+    """The rewritten module, which is `gm` itself if there is nothing to rewrite, and the plan as it was carried out."""
     graph, carried_out = apply_graph(gm, plan)
     return as_module(gm, graph), carried_out
 
 
 def apply_graph(gm: GraphModule, plan: Plan) -> tuple[Graph, Plan]:
-    """As `apply`, but the graph alone: that of `gm` itself when there is nothing to rewrite."""
+    """Like `apply`, but returns only the graph: that of `gm` itself if there is nothing to rewrite."""
     replacements = plan.replacements()
     if not replacements:
         return gm.graph, plan

@@ -1,9 +1,10 @@
-"""From findings to decisions: which sites a kernel takes, and why the others are kept."""
+"""From findings to decisions: which sites become kernel calls, and why the others are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from torch.fx import Node
 
@@ -21,13 +22,21 @@ from .proof.outcome import Prove, proved, refuted
 from .search import BlockChoice
 from .selection import Selection
 
-__all__ = ["Chooser", "PastFailure", "make_plan"]
+__all__ = ["Chooser", "PastFailure", "PlanningOptions", "make_plan"]
 
 OnError = Callable[[str, Exception], None]
 PastFailure = Callable[[Site, Kernel], object | None]
-"""How a kernel failed at a site like this one, or None."""
+"""How a kernel failed at a site like this one; None if it did not."""
 Chooser = Callable[[GraphView, Sequence[Site]], tuple[Sequence[Site], Sequence[BlockChoice]]]
-"""Answers which of the eligible sites kernels take, and why: `choose.choose` with a price."""
+"""Returns which of the eligible sites become kernel calls, and why: `search.choose` with a price."""
+
+
+class PlanningOptions(TypedDict, total=False):
+    """What `make_plan` checks of each site besides its guards, for callers that pass it on; meanings as there."""
+
+    joinable: Joinable
+    failed: PastFailure
+    prove: Prove | None
 
 
 def _raise(_: str, error: Exception) -> None:
@@ -47,15 +56,20 @@ def make_plan(
 ) -> Plan:
     """Find all sites of the selected passes and decide on each.
 
-    `policy`: "all" rewrites every eligible site, "none" keeps them all, a callable answers True for each site that its kernel
-    is to take and "inline" for one to be written as plain operations, and "auto" and "measure" take what `chooser` answers.
-    `chooser` is asked whatever the policy, if there is one; `joinable` tells whether weights can be joined for an inline form,
-    `failed` whether a kernel has failed at a site like this one. `prove` is asked of each site that a kernel may take, and of
-    each that may be written inline; without it nothing is proved. Policy "none" asks for no proof.
-    `on_error` is told of a pass or policy that raised, and what it was doing; by default the error goes on up. If it
-    returns, that pass finds nothing, or that site is kept.
+    Args:
+        view: the graph.
+        selection: passes and kernels.
+        policy: "all" rewrites every eligible site, "none" keeps them all, "auto" and "measure" follow `chooser`. A callable
+            returns True for each site that becomes a kernel call and "inline" for one that is written as plain operations.
+        on_error: called with what failed and the error when a pass or policy raises; by default the error propagates. If it
+            returns, that pass finds nothing, or that site is kept.
+        chooser: compares sets of kernels. It is called under every policy, because the report shows what "auto" would choose.
+        joinable: whether weights can be joined for an inline form.
+        failed: whether a kernel has failed before at a site like this one.
+        prove: runs each site that may be rewritten against its replacement; None proves nothing. Policy "none" needs no proof.
 
-    Raises InputError for an unknown policy, and for one that compares times where there is no `chooser`.
+    Raises:
+        InputError: an unknown policy, or one that compares times without a `chooser`.
     """
     check_policy(policy)
     if policy in CHOOSING and chooser is None:
@@ -79,7 +93,7 @@ def make_plan(
 
 @dataclass(frozen=True)
 class _Planner:
-    """What all decisions on one graph go by; as the arguments of `make_plan`."""
+    """The arguments of `make_plan`, which all decisions on one graph depend on."""
 
     view: GraphView
     selection: Selection
@@ -90,7 +104,7 @@ class _Planner:
     prove: Prove | None
 
     def decisions(self) -> Iterator[Decision]:
-        """One on each finding of each pass, before sites within others are told apart."""
+        """A decision on each finding of each pass. Sites inside larger sites are not sorted out yet."""
         for kind, rewriter in self.selection.passes.items():
             for finding in self._found(kind, rewriter):
                 yield self._decision(finding, rewriter)
@@ -98,7 +112,7 @@ class _Planner:
     def compared(
         self, decisions: Sequence[Decision], chooser: Chooser
     ) -> tuple[Sequence[Decision], Sequence[BlockChoice]]:
-        """The decisions, which follow the chooser where the policy asks for that; and what the chooser answers."""
+        """The decisions, changed to follow the chooser under a policy that compares times, and the choices themselves."""
         variants = self._variants(decisions)
         chosen: Sequence[Site] = ()
         choices: Sequence[BlockChoice] = ()
@@ -135,7 +149,7 @@ class _Planner:
             return Decision(finding, Choice.KEEP, (Reason(Code.POLICY, f"the policy raised {error!r}", ""),))
 
     def _checked(self, finding: Finding, kernel: Kernel | None) -> tuple[Reason, ...]:
-        """Why its kernel may not take a finding."""
+        """Why a finding may not become a kernel call."""
         if isinstance(finding, Miss):
             return (finding.reason,)
         where = finding.outputs[0].name
@@ -172,7 +186,7 @@ class _Planner:
         return Decision(finding, Choice.KERNEL, (), kernel)
 
     def _variants(self, decisions: Sequence[Decision]) -> dict[SiteKey, Site]:
-        """The inline form of each site that has one and that nothing but its kernel's limits or the policy stands against."""
+        """The inline form of each site that has one, unless something other than its kernel's limits or the policy rules it out."""
         allowed = {Code.POLICY, Code.LIMIT, Code.NO_KERNEL, Code.FAILED}
         prove = self.prove if self.policy in CHOOSING else None
         found = {}
@@ -183,7 +197,7 @@ class _Planner:
         return found
 
     def _inlined(self, site: Site, prove: Prove | None) -> Site | None:
-        """The site as plain operations, with the reason if that is not proved; None where it has no such form."""
+        """The site as plain operations, with the reason if that is not proved; None if it has no such form."""
         view, rewriter = self.view, self.selection.passes[site.kind]
         form = rewriter.inline(view, site)
         if form is None or not all(self.joinable(group) for group in form.joined):
@@ -198,7 +212,7 @@ class _Planner:
 
 
 def _could(decision: Decision) -> bool:
-    """Whether nothing but the policy stands between a site and its kernel."""
+    """Whether only the policy keeps a site from becoming a kernel call."""
     return decision.choice == Choice.KERNEL or [r.code for r in decision.reasons] == [Code.POLICY]
 
 
@@ -212,7 +226,7 @@ def _chosen(decision: Decision, variants: Mapping[SiteKey, Site], taken: set[Sit
 
 
 def _without_covered(decisions: Sequence[Decision], taken: Sequence[Site]) -> Iterator[Decision]:
-    """Where two sites hold the same values, the larger one is taken by its kernel and the smaller ones are kept."""
+    """If two sites compute the same values, the larger one becomes a kernel call and the smaller ones are kept."""
     owners: dict[Node, Site] = {}
     for site in sorted(taken, key=lambda s: len(s.interior)):
         owners.update(dict.fromkeys((*site.interior, *site.outputs), site))
@@ -230,7 +244,7 @@ def _without_covered(decisions: Sequence[Decision], taken: Sequence[Site]) -> It
 
 
 def _needs_proof(finding: Finding) -> tuple[Reason, ...]:
-    """Why a site that was found by what it computes is left alone where nothing is proved."""
+    """Why a site that was found by what it computes is left alone if nothing is proved."""
     if isinstance(finding, Miss) or not finding.needs_proof:
         return ()
     message = (

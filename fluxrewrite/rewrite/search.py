@@ -1,4 +1,4 @@
-"""Which eligible sites to give to kernels: for each distinct block of the model the set with the least predicted time."""
+"""Which eligible sites become kernel calls: for each distinct block of the model, the set with the shortest time."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ __all__ = [
 ]
 
 MARGIN = 0.02
-"""A set of kernels must save at least this share of a block's time: neither models nor measurements are exact to less."""
+"""A set of kernels must save at least this share of a block's time: neither models nor measurements are more accurate."""
 
 Basis = Literal["modelled", "measured"]
 
 
 @dataclass(frozen=True)
 class SiteKind:
-    """What sites that are decided alike have in common.
+    """What sites that get the same decision have in common.
 
     Attributes:
         kind, form, dtype: as those of `Site`.
@@ -82,37 +82,38 @@ class Block:
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """Equal for blocks that are decided alike."""
+        """Equal for blocks that get the same decision."""
         return (len(self.nodes), *(SiteKind.of(site) for site in self.sites))
 
     @property
     def family(self) -> tuple[object, ...]:
-        """Equal for blocks that are decided alike where that is expensive: those of one list of modules that hold the same sites.
+        """Equal for blocks that share a decision when prices are expensive: those of one module list with the same sites.
 
-        The first and the last block of a list often differ from the others in an operation or two at their ends.
+        It ignores the number of nodes, because the first and the last block of a list often differ from the others in an
+        operation or two at their ends, and timing them separately would take as long again.
         """
         parts = self.path.split(".")
         return (".".join(parts[:-1]) if self.path else len(self.nodes), *(SiteKind.of(site) for site in self.sites))
 
 
 class Price(Protocol):
-    """Tells times of a block with kernels in the place of some of its sites.
+    """The time of a block with kernels instead of some of its sites.
 
     Attributes:
         basis: where the times come from.
-        expensive: each time takes seconds to find, so that only sets which may well be the best are asked for.
+        expensive: each time takes seconds to obtain, so that only promising sets are priced.
     """
 
     basis: Basis
     expensive: bool
 
     def __call__(self, block: Block, candidates: Sequence[Sequence[Site]]) -> Sequence[Priced]:
-        """One time for each candidate: the sites that kernels take; no site for the block as it is."""
+        """One time for each candidate. A candidate is the sites that become kernel calls; none is the block as it is."""
 
 
 @dataclass(frozen=True)
 class Priced:
-    """Microseconds of a block, infinite if it cannot run so, and the least difference from the block as it is that counts."""
+    """Microseconds of a block, infinite if it cannot run, and the smallest difference that is not noise."""
 
     us: float
     noise_us: float = 0.0
@@ -120,14 +121,14 @@ class Priced:
 
 @dataclass(frozen=True)
 class BlockChoice:
-    """What was decided for the sites of one kind of block.
+    """The decision for the sites of one kind of block.
 
     Attributes:
         block: path of the first such block.
         blocks: how many there are.
-        taken: the kinds of site that kernels take.
-        times: time of the block by the names of the kernels in it.
-        chosen: the names of those taken.
+        taken: the kinds of site that become kernel calls or are written inline.
+        times: microseconds of the block, by the names of the kernels in it.
+        chosen: the names of the kernels taken.
         alone: what each kind of kernel alone adds to the block's time.
         basis: where the times come from.
     """
@@ -142,7 +143,7 @@ class BlockChoice:
 
 
 def blocks(view: GraphView, sites: Sequence[Site]) -> list[Block]:
-    """The blocks that hold `sites`, by the first numbered module on their path; each call of a module is a block of its own."""
+    """The blocks that contain `sites`, by the first numbered module on their path. Each call of a module is a block of its own."""
     paths = {block_path(site.path) for site in sites}
     runs = _runs(view, paths)
     members: dict[tuple[str, int], list[Site]] = defaultdict(list)
@@ -161,7 +162,7 @@ def blocks(view: GraphView, sites: Sequence[Site]) -> list[Block]:
 
 
 def _runs(view: GraphView, paths: Collection[str]) -> dict[str, list[list[int]]]:
-    """First and last node of each call of the modules `paths`: between two calls of one there are nodes of another."""
+    """First and last node of each call of the modules `paths`. Two calls of one module are separated by nodes of another."""
     runs: dict[str, list[list[int]]] = {path: [] for path in paths}
     current = ""
     for index, node in enumerate(view.nodes):
@@ -177,7 +178,7 @@ def _runs(view: GraphView, paths: Collection[str]) -> dict[str, list[list[int]]]
 
 
 def kinds_of(sites: Iterable[Site]) -> Kinds:
-    """The kinds of site among some."""
+    """The distinct kinds of some sites."""
     return frozenset(map(SiteKind.of, sites))
 
 
@@ -186,12 +187,12 @@ def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[S
 
     Args:
         view: the graph.
-        sites: sites that kernels may take; they may overlap.
-        price: time of a block with some of its sites taken by kernels.
+        sites: sites that may become kernel calls; they may overlap.
+        price: time of a block with kernels instead of some of its sites.
 
     Returns:
-        Sites, none of which overlaps another; and what was decided for each kind of block. A set is taken only if it is at
-        least `MARGIN` faster than none.
+        Sites that do not overlap, and the decision for each kind of block. A set is taken only if it is faster than no kernel
+        by at least `MARGIN`.
     """
     decided: dict[tuple[object, ...], BlockChoice] = {}
     chosen: list[Site] = []
@@ -211,9 +212,11 @@ def _counted(choice: BlockChoice, known: BlockChoice | None) -> BlockChoice:
 
 
 def _decide(block: Block, price: Price) -> BlockChoice:
-    """No kernel, each kind alone, any two and all of them, and from the best of these whatever one more kind makes better.
+    """Price no kernel, each kind alone, each pair and all kinds; then grow the best of these by one kind at a time.
 
-    Where prices are expensive no two are tried but those with the best kind, and only kinds that alone are not slower beyond doubt.
+    Pairs are priced because two kernels can pay together where neither does alone: next to each other they share a border, and
+    the fusion that is lost there is lost only once. All subsets would be exponential in the number of kinds. If prices are
+    expensive, the pairs are skipped, and kinds that are certainly slower alone are left out of the growing.
     """
     kinds = list(dict.fromkeys(SiteKind.of(s) for s in block.sites))
     trials = _Trials(block, price)
@@ -235,14 +238,14 @@ def _decide(block: Block, price: Price) -> BlockChoice:
 
 
 class _Trials:
-    """What was priced of one block, by the kinds of site that kernels take in it."""
+    """The priced sets of one block, by the kinds of site that become kernel calls."""
 
     def __init__(self, block: Block, price: Price) -> None:
         self._block, self._price = block, price
         self.times: dict[Kinds, Priced] = {}
 
     def run(self, wanted: Sequence[Kinds]) -> list[Kinds]:
-        """Price those that are new, together. For each the kinds that it comes to, without those inside larger sites."""
+        """Price the new sets in one call. Returns for each set the kinds that remain without sites inside larger ones."""
         taken = [_largest([s for s in self._block.sites if SiteKind.of(s) in kinds]) for kinds in wanted]
         found = [kinds_of(sites) for sites in taken]
         new = {kinds: sites for kinds, sites in zip(found, taken, strict=True) if kinds not in self.times}
@@ -251,7 +254,7 @@ class _Trials:
         return found
 
     def grow(self, start: Kinds, kinds: Sequence[SiteKind]) -> None:
-        """Add the kind that helps most until none does."""
+        """Add the kind that helps most, until none helps."""
         while True:
             wider = [found for found in self.run([start | {kind} for kind in kinds]) if found != start]
             if not wider or self._worst(self.least(wider)) >= self._worst(start):
@@ -259,11 +262,11 @@ class _Trials:
             start = self.least(wider)
 
     def least(self, sets: Iterable[Kinds]) -> Kinds:
-        """The set with the least time, at its worst; of equal ones the smallest."""
+        """The set with the shortest time at its upper end; of equal ones, the smallest."""
         return min(sets, key=lambda kinds: (self._worst(kinds), len(kinds)))
 
     def may_pay(self, kinds: Kinds, none: Kinds) -> bool:
-        """Whether a set is perhaps no slower than none."""
+        """Whether a set may be no slower than no kernel, given the noise."""
         return self.times[kinds].us - self.times[kinds].noise_us <= self.times[none].us
 
     def _worst(self, kinds: Kinds) -> float:
@@ -271,7 +274,7 @@ class _Trials:
 
 
 def _largest(sites: Sequence[Site]) -> list[Site]:
-    """Without sites that lie inside a larger one; of a site that is there twice, the one that a kernel takes."""
+    """Without sites inside a larger one. Of a site with an inline form in the list, the kernel call remains."""
     owner: dict[Node, Site] = {}
     for site in sorted(sites, key=lambda s: (len(s.interior), not s.inline)):
         owner.update(dict.fromkeys((*site.interior, *site.outputs), site))
