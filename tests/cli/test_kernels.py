@@ -29,7 +29,7 @@ def fits(text):
     return all(len(line.rstrip()) <= 80 for line in text.splitlines())
 
 
-def test_listing_names_every_kernel_and_what_builtin_adds(capsys):
+def test_listing_has_every_kernel_and_the_limits_of_builtin(capsys):
     code, out, _ = run(capsys, "kernels")
     assert code == 0
     assert fits(out)
@@ -160,12 +160,12 @@ BAD = [
     (("verify", "--kernels", "--filter", "softcap"), "'softcap'", "rope bf16 sequence=1"),
     (("verify", "--kernels", "--provider", "nobody"), "'nobody'", "builtin"),
     (("verify", "--kernels", "--provider", "reference"), "'reference'", "builtin"),
-    (("verify", "--kernels", "--seed", "-1"), "--seed -1", "from 0 on"),
+    (("verify", "--kernels", "--seed", "-1"), "--seed -1", "must be 0 or more"),
     (("verify", "--kernels", "flash"), "no kernel 'flash'", "attention, norm_rope_attention, qkv, rope"),
     (("verify", "--kernels", "qkv:triple"), "no kernel 'qkv:triple'", "fluxrewrite verify MODEL"),
     (("verify", "--kernels", ","), "--kernels ','", "attention"),
-    (("verify", "--kernels", "--steps", "2"), "--steps is for a model", "fluxrewrite verify MODEL"),
-    (("verify", "--kernels", "rope", "--image-tokens", "2"), "--image-tokens is for a model", "verify MODEL"),
+    (("verify", "--kernels", "--steps", "2"), "--steps needs a model", "fluxrewrite verify MODEL"),
+    (("verify", "--kernels", "rope", "--image-tokens", "2"), "--image-tokens needs a model", "verify MODEL"),
 ]
 
 
@@ -243,7 +243,7 @@ def test_verify_where_every_case_is_outside_is_no_success(capsys, provide):
     args = ("verify", "--kernels", "--quick", "--provider", "mine", "--simulator", "emulator")
     code, _, err = run(capsys, *args)
     assert code == 1
-    assert "no case was run" in err
+    assert "no case ran" in err
 
 
 def test_json_of_a_case_without_a_result(capsys, provide):
