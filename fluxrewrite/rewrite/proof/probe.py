@@ -191,7 +191,7 @@ class Probe:
     ) -> None:
         self.part, self._budget = part, budget
         self._reject(view)
-        site = Site("probe", "", "", {}, (), (), shapes, torch.float64)
+        site: Site = Site("probe", "", "", {}, (), (), shapes, torch.float64)
         problem: Exception = CannotProbe("there is nothing to run")
         for cut, free in itertools.product(cuts(site, part.nodes, part.inputs), (True, False)):
             try:
