@@ -179,4 +179,4 @@ def _implementations(_: str) -> Mapping[str, Implementation]:
     }
 
 
-PROVIDER = Provider("builtin", (), _implementations, check, profile, suite)
+PROVIDER = Provider("builtin", (), _implementations, check, profile=profile, suite=suite)

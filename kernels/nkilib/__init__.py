@@ -41,4 +41,4 @@ def _implementations(version: str) -> Mapping[str, Implementation]:
 _EFFICIENCY = {"rope": 0.10, "qkv": 0.53, "attention": 0.20}
 """Share of trn2's peaks under the emulator: tools/bench_kernels.py --nkilib, sources of 2.29, bf16, two cores, 768 tokens."""
 
-PROVIDER = Provider("nkilib", limits.VERSIONS, _implementations, _check, profile, suite)
+PROVIDER = Provider("nkilib", limits.VERSIONS, _implementations, _check, profile=profile, suite=suite)

@@ -92,8 +92,9 @@ def _with_probed(view: GraphView, calls: Sequence[AttentionCall | Miss]) -> list
 def _probed_call(found: ProbedAttention) -> AttentionCall:
     causal = found.masking == "causal"
     return AttentionCall(
-        found.out, "probed", found.query, found.key, found.value, found.interior, masking="none" if causal else found.masking,
-        mask=found.mask, fill=float("-inf"), scale=found.scale, is_causal=causal, probed=found,
+        found.out, "probed", found.query, found.key, found.value,
+        interior=found.interior, masking="none" if causal else found.masking, mask=found.mask, fill=float("-inf"),
+        scale=found.scale, is_causal=causal, probed=found,
     )  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def _sdpa(view: GraphView, node: Node) -> AttentionCall | Miss:
         return _miss(view, Code.PATTERN, message, node, "sdpa")
     masking = "none" if mask is None else "bool" if view.dtype(mask) == torch.bool else "additive"
     return AttentionCall(
-        node, "sdpa", query, key, value, (), masking=masking, mask=mask, scale=scale, is_causal=bool(is_causal)
+        node, "sdpa", query, key, value, interior=(), masking=masking, mask=mask, scale=scale, is_causal=bool(is_causal)
     )
 
 
@@ -149,7 +150,10 @@ def _spelled(view: GraphView, node: Node, attempt: Attempt) -> AttentionCall | M
     if masking in ("drop", "keep") and fill != float("-inf") and not absorbs:
         return miss(Code.MASK, f"masked scores become {fill}; the kernel takes -inf, or {_ABSORBING} and less")
     query, key, value = (found[name] for name in ("query", "key", "value"))
-    return AttentionCall(node, "spelled", query, key, value, interior, True, masking, mask, fill, float(scale))
+    return AttentionCall(
+        node, "spelled", query, key, value,
+        interior=interior, transposed=True, masking=masking, mask=mask, fill=fill, scale=float(scale),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -352,7 +356,7 @@ def _without_permutes(view: GraphView, call: AttentionCall) -> _Operands:
     elif source is not None:
         bare[1], transposed = source, False
     passed = (n for t, end in zip(given, bare, strict=True) for n in view.between(t, end))
-    return _Operands(bare[0], bare[1], bare[2], layout, transposed, tuple(passed))
+    return _Operands(*bare, layout=layout, transposed=transposed, interior=tuple(passed))
 
 
 def _result(view: GraphView, call: AttentionCall) -> tuple[Node, str, list[Node]]:

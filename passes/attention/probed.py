@@ -221,11 +221,8 @@ def _trial(view: GraphView, region: _Region, out: Node) -> ProbedAttention:
         doubt = unsure(view, probes[0], out, operands, [candidates[a.mask]] if a.mask >= 0 else [])
         if doubt:
             return NotAttention(doubt)
-        return (
-            a
-            if replace(a, scale=b.scale) == b
-            else NotAttention("what masks the scores is not the same for other values")
-        )
+        differs = replace(a, scale=b.scale) != b
+        return NotAttention("what masks the scores is not the same for other values") if differs else a
 
     found = budget.answer(part.digest(view, members.index(out), [members.index(c) for c in candidates]), probe_region)
     if isinstance(found, NotAttention):
@@ -239,7 +236,10 @@ def _trial(view: GraphView, region: _Region, out: Node) -> ProbedAttention:
             f"scores are scaled by {found.scale:g}, which is neither a number written in the graph nor a product of two"
         )
     interior = _interior(part, inside, {*operands, out, mask})
-    return ProbedAttention(out, query, key, region.value, interior, found.axes, scale, found.masking, mask)
+    return ProbedAttention(
+        out, query, key, region.value,
+        interior=interior, axes=found.axes, scale=scale, masking=found.masking, mask=mask,
+    )  # fmt: skip
 
 
 def _mask_order(view: GraphView, region: _Region) -> Any:

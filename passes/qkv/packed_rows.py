@@ -78,7 +78,8 @@ def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> lis
                     f"{node.name} mixes the rows of {linear.name} with other axes, leaves some of these out, or casts"
                 )
                 return Refusal(Code.PACKED_LAYOUT, message, node)
-            parts.append(PackedRows(role, linear, weight, bias, node, seen, size_of((shape or (0,))[-1])))
+            height = size_of((shape or (0,))[-1])
+            parts.append(PackedRows(role, linear, weight, bias, node=node, elements=seen, height=height))
         for user in node.users if len(roles) > 1 else ():
             below = _below(view, linear, node, user, seen)
             if below is None:

@@ -136,7 +136,7 @@ class Qkv(Pass):
             parts.extend(found)
         roles = [role for role in ROLES if role in by_role]
         problem = self._one_block_each(parts, roles, linears, path)
-        return problem if problem is not None else self._site(view, x, linears, parts, roles, path)
+        return problem if problem is not None else self._site(view, x, linears, parts, names=roles, path=path)
 
     def _different_inputs(
         self, view: GraphView, groups: Mapping[Node, Mapping[str, Sequence[Node]]], path: str
@@ -167,6 +167,7 @@ class Qkv(Pass):
         x: Node,
         linears: Sequence[Node],
         parts: Sequence[PackedRows],
+        *,
         names: Sequence[str],
         path: str,
     ) -> Finding:
@@ -178,7 +179,7 @@ class Qkv(Pass):
         operands = [x, *(view.arg(n, name) for n in linears for name in ("weight", "bias"))]
         place = _insertion_point(view, operands, linears, outputs)
         problem = self._dtypes(view, linears, operands, path) or blocked(
-            self, view, path, interior, outputs, operands, place or linears[0]
+            self, view, path, interior, outputs, operands, place=place or linears[0]
         )
         if problem is not None:
             return problem

@@ -217,7 +217,9 @@ class Rope(Pass):
         if not isinstance(tables, Tables):
             return self.miss(tables.code, tables.message, path, tables.node)
         operands = tables.nodes
-        problem = blocked(self, view, path, found.interior, [found.out], [found.x, *operands.values()], found.place)
+        problem = blocked(
+            self, view, path, found.interior, [found.out], [found.x, *operands.values()], place=found.place
+        )
         if problem is not None:
             return problem
         dtype, out_dtype = view.dtype(found.x), view.dtype(found.out)
@@ -249,7 +251,7 @@ class Rope(Pass):
         if not same_shape(view.shape(x) or (), view.shape(out) or ()):
             message = f"the result is {view.shape(out)}, x is {view.shape(x)}: the tables broadcast x"
             return self.miss(Code.TABLE, message, view.path(root), root)
-        return _FoundRotation(form, attempt, x, out, interior, place)
+        return _FoundRotation(form, attempt, x, out, interior=interior, place=place)
 
     def _complex(self, view: GraphView, attempt: Attempt, root: Node) -> _FoundRotation | Miss:
         """Pairs must be x with its last axis split into (D/2, 2), and be flattened back at the end."""

@@ -89,7 +89,8 @@ def tables_of(view: GraphView, probe: Probe, nodes: Sequence[Node], factors: Fac
         lead = 2 if batched else 1
         squeeze = {name: _excess(view.shape(n) or (), tail, lead) for name, n in zip(("cos", "sin"), pair, strict=True)}
         batch = size_of((view.shape(pair[0]) or (1,))[0]) if batched else 1
-        return NamedTables(pair[0], pair[1], kind, axis, squeeze, {"table_batch": batch})
+        facts: dict[str, int | float | str | None] = {"table_batch": batch}
+        return NamedTables(pair[0], pair[1], kind=kind, axis=axis, squeeze=squeeze, facts=facts)
     return _missing(factors, cos, sin, axis, seen)
 
 
