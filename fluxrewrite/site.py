@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from .graph.views import AxisLanes
 
-__all__ = ["Code", "Finding", "Inline", "Miss", "Proof", "Reason", "Site"]
+__all__ = ["Code", "Finding", "Inline", "Miss", "Proof", "Reason", "Site", "SiteKey"]
 
 
 class Code(StrEnum):
@@ -137,6 +137,8 @@ class Inline:
     results: tuple[AxisLanes, ...]
 
 
+SiteKey = tuple[str, str, tuple[str, ...], bool]
+"""Kind, form, names of the outputs, and whether it is written inline: see `Site.key`."""
 Extra = TypeVar("Extra")
 
 
@@ -183,6 +185,11 @@ class Site(Generic[Extra]):
     notes: Mapping[str, Any] = field(default_factory=dict)
     proof: Proof | None = None
     needs_proof: bool = False
+
+    @property
+    def key(self) -> SiteKey:
+        """Identifies the site within its graph, whatever is decided about it later; its inline form has a key of its own."""
+        return self.kind, self.form, tuple(n.name for n in self.outputs), self.inline is not None
 
     @property
     def before(self) -> Node:

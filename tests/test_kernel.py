@@ -52,7 +52,7 @@ def test_unknown_name_lists_the_known():
         load_plugins("fluxrewrite.passes", ("flash",))
 
 
-def test_not_installed_is_told():
+def test_a_package_that_is_not_installed_is_reported():
     with pytest.raises(InputError, match="not installed"):
         load_plugins("fluxrewrite.nothing")
 

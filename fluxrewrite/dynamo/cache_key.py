@@ -1,4 +1,4 @@
-"""What a compiled artifact depends on beside the model's graph: passes, kernels, limits, options, target and versions."""
+"""What a compiled artifact depends on besides the model's graph: passes, kernels, limits, options, target and versions."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def cache_key(
     options: Mapping[str, Any] | None = None,
     lnc: int | None = None,
 ) -> str:
-    """A UUID that is the same for the same rules, kernels, parameters, device profile and versions, whatever the model.
+    """A UUID of the rules, kernels, parameters, device profile and versions; it does not depend on the model.
 
-    Compilers put it into the keys of their caches (`torch.compiler.config.cache_key_tag`), so that an artifact made with
-    another kernel source or limit is never taken again.
+    Compilers add it to the keys of their caches (`torch.compiler.config.cache_key_tag`), so that an artifact compiled with
+    another kernel source or limit is never reused.
 
     Args:
         selection, policy, target: as the backend has them.

@@ -18,7 +18,7 @@ from ..fusion.boundary.step_time import StepTime
 from ..fusion.boundary.target import Target
 from ..models.capture import Break
 from ..rewrite.plan import Plan
-from ..rewrite.search import Choice
+from ..rewrite.search import BlockChoice
 from ..site import Site
 from .model import (
     AbsorptionInfo,
@@ -211,7 +211,7 @@ def _step(steps: Iterable[StepTime]) -> StepInfo:
     )
 
 
-def _choice(choice: Choice) -> ChoiceInfo:
+def _choice(choice: BlockChoice) -> ChoiceInfo:
     times = {name: rounded(us) for name, us in sorted(choice.times.items(), key=lambda item: item[1]) if us < 1e18}
     return ChoiceInfo(
         block=choice.block, blocks=choice.blocks, chosen=choice.chosen, times_us=times, basis=choice.basis

@@ -39,7 +39,7 @@ def sessions(monkeypatch):
     return importlib.import_module("docs_sessions")
 
 
-def test_a_session_is_taken_anew(sessions, tmp_path, monkeypatch, capsys):
+def test_a_session_is_recorded_again(sessions, tmp_path, monkeypatch, capsys):
     page = tmp_path / "a.md"
     page.write_text("before\n```console\n$ platform --x\nold\n```\nafter\n```sh\nls\n```\n")
     monkeypatch.setattr(sys, "argv", ["docs_sessions.py", str(page)])

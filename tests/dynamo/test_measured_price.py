@@ -72,7 +72,7 @@ class Inner:
 def measured(inner, tmp_path, model=None, kernels="attention", dynamic=None, size=5, **options):
     """The backend after one compile; the results are checked."""
     torch._dynamo.reset()
-    options.setdefault("verify", "structural")  # proofs are files beside those of times
+    options.setdefault("proof", "structural")  # proofs are files beside those of times
     backend = fluxrewrite.backend(inner=inner, kernels=kernels, policy="measure", cache_dir=tmp_path, **options)
     model, x = model or Stack(), torch.randn(2, size, 16)
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_files_that_hold_no_times_are_replaced(tmp_path, caplog, text):
     again = Inner()
     measured(again, tmp_path)
     assert len(again.compiled) == 3
-    assert "is no file of times" in caplog.text
+    assert "is not a file of times" in caplog.text
     assert len(json.loads(file.read_text())["times"]) == 2
 
 

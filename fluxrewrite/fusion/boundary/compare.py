@@ -19,7 +19,7 @@ from .executables import segments
 from .step_time import Calls, StepTime, calls_for, group_times, total
 from .target import Target
 
-__all__ = ["RewriteEffect", "effect_of"]
+__all__ = ["RewriteEffect", "effect_of", "unchanged"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def effect_of(view: GraphView, rewritten: FxGraph, plan: Plan, target: Target) -
     before = FusedGraph(view, fuse(view, target.rules))
     times = tuple(group_times(view, before.prediction, target, Calls()))
     if not plan.replacements():
-        return _unchanged(before, times, target)
+        return unchanged(before, times, target)
     after_view = GraphView(rewritten)
     after = FusedGraph(after_view, fuse(after_view, target.rules))
     calls = {c: s for s, c in zip(sites, calls_of(after_view, sites), strict=True) if c is not None}
@@ -99,7 +99,8 @@ def effect_of(view: GraphView, rewritten: FxGraph, plan: Plan, target: Target) -
     )
 
 
-def _unchanged(graph: FusedGraph, times: tuple[StepTime, ...], target: Target) -> RewriteEffect:
+def unchanged(graph: FusedGraph, times: tuple[StepTime, ...], target: Target) -> RewriteEffect:
+    """The effect of rewriting nothing in a graph whose kernels take `times`."""
     size, count, step = graph.prediction.fusion.bytes, len(times), total(times, target)
     sent, blocks = collectives(graph.view), strips(graph, graph, (times, times), {})
     pair, twice = (graph, graph), (times, times)

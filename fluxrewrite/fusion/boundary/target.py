@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...cost import Device, Evidence, load_device, load_evidence
+from ...cost import Case, Device, Evidence, load_device, load_evidence
 from ...errors import InputError
 from .. import Rules, load_rules
 
@@ -32,6 +32,11 @@ class Target:
     rules: Rules
     evidence: Evidence
     calls_reference: bool
+
+    @property
+    def case(self) -> Case:
+        """What evidence is looked up by where no more than the device and the regime is known."""
+        return Case(device=self.device.name, regime=self.regime)  # type: ignore[arg-type]
 
     @classmethod
     def of(

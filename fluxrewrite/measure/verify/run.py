@@ -16,7 +16,6 @@ from torch.fx import GraphModule
 
 from ... import parallel
 from ...analysis import analyse
-from ...cost import Case
 from ...dynamo.backend import Backend, backend
 from ...dynamo.failures import Failures
 from ...errors import CheckFailed, FluxrewriteError, InputError
@@ -125,7 +124,7 @@ def verify(
     rewriter = options.backend()
     sites = _sites(workload, rewriter, options, progress)
     if not sites:
-        words = ",".join(rewriter.selection.names())
+        words = ",".join(rewriter.settings.selection.names())
         raise InputError(
             f"{workload.name}: nothing was rewritten with kernels {words}, policy {options.policy!r}, provider "
             f"{options.provider!r}; fluxrewrite inspect {workload.name} says why"
@@ -187,9 +186,8 @@ def _agreed(gm: GraphModule, local: LocalGraph, inputs: list[Any], rewriter: Bac
 
 def _plan(gm: GraphModule, inputs: list[Any], rewriter: Backend) -> Plan:
     """What the backend plans for this graph."""
-    target = rewriter.target
-    case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
-    analysed, _ = analyse(gm, rewriter.selection, rewriter.policy, target, case, joinable=owned(gm, inputs))
+    settings = rewriter.settings
+    analysed, _ = analyse(gm, settings.selection, settings.policy, settings.target, joinable=owned(gm, inputs))
     return analysed.plan
 
 
@@ -229,7 +227,7 @@ def _setting(
         batch=generated.batch if generated else None,
         image_tokens=generated.image_tokens if generated else None,
         text_tokens=generated.text_tokens if generated else None,
-        kernels=rewriter.selection.names(),
+        kernels=rewriter.settings.selection.names(),
         policy=policy,
         provider=options.provider,
         execution=options.execution,

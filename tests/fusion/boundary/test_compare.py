@@ -137,7 +137,7 @@ def test_failures_go_up_unless_somebody_is_told(trace, monkeypatch):
 
     gm = trace(between, x=heads(), **TABLES)
     selection, target = Selection.of("rope", "reference"), Target.of("trn2")
-    monkeypatch.setattr("fluxrewrite.analysis.effect_of", broken)
+    monkeypatch.setattr("fluxrewrite.fusion.boundary.whole_step.effect_of", broken)
     with pytest.raises(ValueError, match="boom"):
         analyse(gm, selection, "all", target)
     told = []

@@ -84,7 +84,7 @@ def test_a_graph_that_is_compiled_again_counts_once(setup, tmp_path):
     call = counted.per_step(compiled)
     for size in (8, 16, 8):
         call(q=torch.randn(1, 2, size, 32))
-        assert counted.told()["calls"] == {"attention:sdpa": 1}
+        assert counted.stats()["calls"] == {"attention:sdpa": 1}
     assert len(made.reports) == 2
 
 

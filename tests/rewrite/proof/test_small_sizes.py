@@ -133,7 +133,7 @@ def test_a_difference_on_cut_sizes_must_be_there_on_whole_ones(faked, monkeypatc
     both = sides_of(region_of(found.view, site), site, Scaled(), kernel)
     first, *_, last = cuts(site, (*both.original, *both.replacement), both.inputs)
     assert first.size(64) < 64
-    errors = [prover._apart(both, cut, True, kernel.op).error for cut in (first, last)]
+    errors = [prover._run_both(both, cut, True, kernel.op).error for cut in (first, last)]
     assert errors[0] > TOLERANCE > errors[1]
     assert found.prove(site, Scaled()).status == "proved"
 
