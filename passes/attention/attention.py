@@ -356,7 +356,8 @@ def _without_permutes(view: GraphView, call: AttentionCall) -> _Operands:
     elif source is not None:
         bare[1], transposed = source, False
     passed = (n for t, end in zip(given, bare, strict=True) for n in view.between(t, end))
-    return _Operands(*bare, layout=layout, transposed=transposed, interior=tuple(passed))
+    query, key, value = bare
+    return _Operands(query, key, value, layout=layout, transposed=transposed, interior=tuple(passed))
 
 
 def _result(view: GraphView, call: AttentionCall) -> tuple[Node, str, list[Node]]:
