@@ -202,7 +202,7 @@ class Probe:
     ) -> None:
         self.part, self._budget = part, budget
         self._reject(view)
-        site = Site(
+        site: Site = Site(
             kind="probe", form="", path="", operands={}, outputs=(), interior=(), shapes=shapes, dtype=torch.float64
         )
         problem: Exception = CannotProbe("there is nothing to run")
