@@ -43,7 +43,7 @@ def analysis(module: GraphModule, options: Options) -> int:
     none = Timing(capture_s=0, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=0)
     model = ModelInfo(name="", parameters=0, dtype="bfloat16", graphs=1, graph_nodes=len(module.graph.nodes))
     context = PredictionContext(target, case)
-    report = build_report([analysed], selection, options.policy, model=model, timing=none, foresight=context)
+    report = build_report([analysed], selection, options.policy, model, timing=none, context=context)
     report.to_json()
     return len(report.boundaries)
 

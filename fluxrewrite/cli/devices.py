@@ -60,7 +60,7 @@ def profile(device: Device) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from ..report.text.format import sizes_text
+    from ..report.format import sizes_text
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for name in ("a core", "figure", "basis", "source"):

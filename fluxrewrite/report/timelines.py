@@ -13,10 +13,10 @@ from ..provider.profile import Profiled, ProfiledEvent, ProfiledLaunch, ProfileR
 from ..provider.registry import profile
 from .model import CallInfo, EngineInfo, Report, SiteInfo, TimelineInfo
 
-__all__ = ["SLICES", "distinct", "with_timelines"]
+__all__ = ["SLICES", "distinct", "ranked", "with_timelines"]
 
 SLICES = 96
-"""Parts of a call's time for which the share that an engine is busy is told: fine enough to see phases of a call of 0.1 ms."""
+"""Parts of a call's time, each with the percentage that an engine is busy: fine enough to show the phases of a call of 0.1 ms."""
 
 _Group = tuple[CallInfo, list[SiteInfo]]
 
@@ -34,6 +34,11 @@ def distinct(report: Report) -> list[_Group]:
     return list(found.values())
 
 
+def ranked(timelines: Iterable[TimelineInfo]) -> list[TimelineInfo]:
+    """Timelines, those whose calls take longest in a step first; those that could not be modelled last."""
+    return sorted(timelines, key=lambda t: -(t.latency_us or 0) * len(t.sites))
+
+
 def with_timelines(
     report: Report, step: Callable[[str], None] = lambda text: None, device: Device | None = None
 ) -> Report:
@@ -41,15 +46,15 @@ def with_timelines(
 
     Args:
         report: with predictions.
-        step: called with the name of each call before that is modelled.
-        device: the profile that the report was made with; None: the shipped one of that name. A report keeps the name alone.
+        step: called before each call with its name.
+        device: the profile that the report was made with; by default the shipped one of that name. A report has only the name.
 
     Raises:
         InputError: a report without predictions, or on a device that is not shipped or not modelled.
     """
     if report.effect is None:
         raise InputError(
-            f"the report on {report.model.name} has no predictions, so its device is not known; make it anew"
+            f"the report on {report.model.name} has no predictions, so no device; write it again with fluxrewrite inspect"
         )
     device = device or _shipped(report.effect.device)
     device.emulated()

@@ -13,7 +13,7 @@ from fluxrewrite.cost import load_device
 from fluxrewrite.errors import InputError
 from fluxrewrite.provider import Implementation
 from fluxrewrite.report.text.report import rendered
-from fluxrewrite.report.text.timelines import timelines
+from fluxrewrite.report.text.timelines import timeline_section
 from fluxrewrite.report.timelines import SLICES, distinct, with_timelines
 
 X = torch.randn(1, 2, 40, 32)
@@ -97,7 +97,7 @@ def test_a_call_that_cannot_be_modelled_says_why(provide):
     found = with_timelines(report_of("mine"))
     assert {t.problem for t in found.timelines} == {"provider 'mine' has no model of what its kernels cost"}
     assert all(t.latency_us is None and t.engines == () for t in found.timelines)
-    words = " ".join(str(part) for part in timelines(found))
+    words = " ".join(str(part) for part in timeline_section(found).parts)
     assert "attention:sdpa, batch=1" in words
     assert "not modelled: provider 'mine' has no model" in words
 

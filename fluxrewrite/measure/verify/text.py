@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...report.text.format import folded
+from ...report.format import folded
 from .records import Moments, SiteResult, StepResult, Verification
 
 __all__ = ["rendered"]
