@@ -151,7 +151,8 @@ def test_graph_breaks_and_refusals_are_shown(capsys):
     text = " ".join(out.split())
     assert code == 0
     assert "2 graphs" in text
-    assert "graph break at" in text
+    assert "1 graph break ends an executable, " in text
+    assert "Graph breaks: each ends an executable 1 at " in text
     assert "head_size 192" in text
     assert "Sites left alone" in text
 

@@ -1,6 +1,5 @@
 """The text of a report says what its JSON says, in 80 columns."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,6 @@ from fluxrewrite.report.boundary_rows import boundary_rows
 from fluxrewrite.report.format import bytes_text, change_text, folded, sizes_text, time_text, trimmed
 from fluxrewrite.report.model import BreakInfo
 from fluxrewrite.report.text.report import render
-
-LABELS = ("Found ", "Plan ", "Expected ", "Basis ", "Boundary ", "Warning ", "Next ")
 
 
 def text_of(report, details="full"):
@@ -279,22 +276,5 @@ def test_words(found, wanted):
 def test_readme_shows_such_a_report(klein):
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     shown = readme.split("$ fluxrewrite inspect flux2-klein-4b --details none\n")[1].split("```")[0]
-    words = (
-        "Predicted for",
-        "a step ",
-        "cold compile",
-        "Verdicts",
-        "Boundaries",
-        "What ",
-        "kind ",
-        "Sites ",
-        "Left out",
-        *LABELS,
-    )
-
-    def outline(text):
-        lines = [line for line in text.splitlines() if line.startswith(words)]
-        return [re.sub(r"\d[\d.,]*|, (modelled|assumed)", "", line).rstrip() for line in lines]
-
-    assert outline(shown) == outline(text_of(klein, "none"))
+    assert shown.split() == text_of(klein, "none").split()
     assert all(len(line) <= 80 for line in shown.splitlines())
