@@ -227,8 +227,8 @@ def _report(
     matched = time.perf_counter()
     model = _model_info(name, captured, case, sum(len(a.view.nodes) for a in analysed))
     zero = Timing(capture_s=traced - start, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=peak_rss_mb())
-    foresight = PredictionContext(target, case, captured.breaks)
-    report = build_report(analysed, selection, options.policy, model, zero, foresight)
+    context = PredictionContext(target, case, captured.breaks)
+    report = build_report(analysed, selection, options.policy, model, timing=zero, context=context)
     end = time.perf_counter()
     times = {"match_s": matched - traced, "analyse_s": end - traced, "total_s": end - start}
     timing = zero.model_copy(update={**times, **({} if prover is None else prover.timing())})

@@ -112,11 +112,11 @@ class Rewriter:
         """The report, without predictions if making them fails: the rewrite itself does not depend on them."""
         settings = self.settings
         info = _model_info(local, self.compiler.adapter.eager_fallback())
-        build = functools.partial(build_report, [planned], settings.selection, settings.policy, info, _NO_TIME)
+        build = functools.partial(build_report, [planned], settings.selection, settings.policy, info, timing=_NO_TIME)
         if settings.target is None or planned.change is None:
             return build()
         try:
-            return build(PredictionContext(settings.target, settings.target.case))
+            return build(context=PredictionContext(settings.target, settings.target.case))
         except Exception as error:
             self.reporting.report_internal_error(
                 "predicting what the rewrite does; the report says nothing of it", error

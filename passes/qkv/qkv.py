@@ -36,6 +36,7 @@ from torch.fx import Node
 from fluxrewrite.graph import GraphView
 from fluxrewrite.graph.shapes import same_shape, size_of
 from fluxrewrite.rewrite import Builder, Pass, blocked
+from fluxrewrite.rewrite.kernel_calls import is_kernel_call
 from fluxrewrite.site import Code, Finding, Inline, Miss, Site
 
 __all__ = ["Qkv", "QkvDetails"]
@@ -110,7 +111,7 @@ class Qkv(Pass):
                 return self.miss(
                     Code.NO_SHAPE, f"{bare.name}, where the {role} comes from, has no traced shape", path, bare
                 )
-            if view.op(at).startswith("fluxrewrite."):
+            if is_kernel_call(view, at):
                 return self.miss(Code.REWRITTEN, f"the {role} already comes from {view.op(at)}", path, at)
             return self.miss(
                 Code.NO_PROJECTION,

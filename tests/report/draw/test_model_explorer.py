@@ -78,7 +78,7 @@ def test_graphs_overlays_and_node_data_have_the_figures_of_the_report(klein_grap
         assert {n for n in values["bytes"][when]["results"]} <= {n["id"] for n in graph["nodes"]}
     (shown,) = data["graphs"][1]["tasksData"]["edgeOverlaysDataListRightPane"]
     (barriers,) = shown["overlays"]
-    assert barriers["name"] == "barrier: newly through memory"
+    assert barriers["name"] == "barrier: now through memory"
     sizes = [int(edge["label"].rpartition("(")[2].removesuffix(" B)")) for edge in barriers["edges"]]
     assert sum(sizes) == sum(b.bytes for b in report.boundaries)
 
