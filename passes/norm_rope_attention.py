@@ -99,6 +99,7 @@ class NormRopeAttention(Pass):
             )
         if (details.layout, details.out_layout, details.turned) != ("bshd", "bshd", False):
             return self.miss(Code.AXES, "query, key, value or result is not [B, S, H, D] in memory", path, at)
+        # The op reads [B, S, H, D] streams and returns their dtype: positions on axis 1, no cast and no permute in the rotation.
         rotations = [(r.form, r.extra.axis, r.extra.out_dtype, r.extra.turned, r.dtype) for r in (query, key)]
         tables = [(r.operands["cos"], r.operands["sin"]) for r in (query, key)]
         if rotations[0] != rotations[1] or tables[0] != tables[1] or rotations[0][1:4] != (1, None, False):
@@ -178,6 +179,7 @@ class NormRopeAttention(Pass):
     ) -> Miss | None:
         """Why query, key and value are not one list of streams: lengths, eps or dtypes differ; None where they are."""
         path, out = site.path, site.outputs[0]
+        # The call has one list of streams: stream i of query, key and value must cover the same positions.
         lengths = [[(view.shape(s.raw) or (0, 0))[1] for s in role] for role in (q, k, v)]
         same = len(q) == len(k) == len(v) and all(
             same_dim(a, b) and same_dim(a, c) for a, b, c in zip(*lengths, strict=True)
@@ -200,6 +202,7 @@ class NormRopeAttention(Pass):
             x = rope.operands["x"]
             nodes += [*rope.interior, *rope.outputs, *view.between(x, view.bare(x)), view.bare(x)]
         nodes += [n for s in streams if s.norm is not None for n in (*s.views, s.norm)]
+        # With one stream, v is not joined: the value is the raw one, which is an operand and stays.
         joined = view.bare(site.operands["v"])
         nodes += [joined] if len(streams) > 3 else []
         return tuple(n for n in dict.fromkeys(nodes) if n not in site.outputs)

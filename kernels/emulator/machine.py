@@ -194,6 +194,7 @@ class Machine:
     ) -> None:
         """Issue an instruction on Vector, Scalar or GpSimd; raises ``uninitialised`` and late capacity errors."""
         ready, boxes = self._ready(name, reads, writes)
+        # NeuronCore-v2 has shared ports to SBUF and PSUM: engines that use the same one wait for each other.
         ports: tuple[str, ...] = ()
         if self.generation == 2:
             ports = _shared_ports(engine, (*reads, *writes))

@@ -154,6 +154,7 @@ def _output(value: Any, torch: bool, options: MachineOptions) -> Any:
         if torch:
             module = sys.modules["torch"]
             return module.empty(value.shape, dtype=getattr(module, str(dtype), module.float32), device="meta")
+        # One element broadcast: a placeholder of the right shape that takes no memory.
         return np.broadcast_to(np.zeros((), dtype.np), value.shape)
     values = value.array().astype(dtype.np)
     return _to_torch(values, dtype) if torch else values

@@ -118,6 +118,7 @@ class Timeline:
     ) -> tuple[Event, float]:
         """Run ``cycles`` on ``parts`` of the array (None: all). Returns the event and the share of the array."""
         used = range(16) if parts is None else parts
+        # Instructions on different parts of the array run at the same time.
         start = max(ready, max(self._array) if parts is None else max(self._array[p] for p in used))
         end = start + cycles / self.device.clock_ghz[Engine.TENSOR]
         for p in used:
@@ -133,6 +134,7 @@ class Timeline:
             self._dge[block] = ready = max(self._dge[block], ready) + self.device.hwdge_issue_ns
         full = nbytes / (self.device.dma_bytes_per_ns * dma_efficiency(run) * efficiency)
         engines = self.device.dma_engines
+        # A transfer splits into packets over the engines: one of few packets leaves the other engines idle, and takes longer.
         used = min(engines, -(-nbytes // min(run, specs.DMA_FULL_RUN_BYTES)))
         waiting = [r for r in self._rings if r <= ready]
         ring = self._rings.index(max(waiting) if waiting else min(self._rings))

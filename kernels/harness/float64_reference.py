@@ -50,6 +50,7 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sca
     if mask is not None:
         scores = scores + mask
     top = scores.amax(-1, keepdim=True)
+    # A row without keys has the maximum -inf, and -inf - -inf is NaN: such rows give 0, as the ops are defined.
     weights = torch.exp(scores - torch.where(top.isinf(), torch.zeros_like(top), top))
     total = weights.sum(-1, keepdim=True)
     return weights @ v / torch.where(total == 0, torch.ones_like(total), total)

@@ -69,6 +69,8 @@ def attention(
     for batch in range(q.shape[0]):
         for kv in range(kv_heads):
             jobs.append((batch, kv))
+    # Heads are shared where they divide evenly, since each core then loads its own K and V only; else both cores load all of
+    # them, and share the queries.
     if len(jobs) % cores == 0:
         jobs = flash.share(jobs, core, cores)
     else:

@@ -59,6 +59,7 @@ def slabs_of(group: QueryGroup, key_tiles: list) -> list:
 def score(plan: nl.NKIObject, slab: Slab) -> None:
     """Scores of a slab, transposed: [keys, queries]."""
     group = slab.group
+    # Transposed already: the weights that come of these are the stationary operand of the next product.
     slab.scores = nl.ndarray((slab.rows, group.size), nl.float32, buffer=nl.psum)
     nisa.nc_matmul(
         dst=slab.scores,
@@ -101,6 +102,7 @@ def collect(plan: nl.NKIObject, slab: Slab) -> None:
         depth, count, width = group.out.shape
         group.acc = nl.ndarray((depth, count, width), nl.float32, buffer=nl.sbuf)
         group.inverse = nl.ndarray((depth, count), nl.float32, buffer=nl.sbuf)
+        # A shorter last tile leaves partitions unwritten, which no instruction may read.
         rest = group.size % flash.ROWS
         full = count - 1 if rest and count > 1 else count
         _invert(group, depth, 0, full)

@@ -244,6 +244,7 @@ def _update_maximum(plan: TilePlan, tile: KeyTile) -> None:
     block = tile.block
     row = block.row
     peak = nl.ndarray((row.rows, 1), nl.float32, buffer=nl.sbuf)
+    # Negated by the reduction itself: the exponential takes the maximum as its bias, which is added.
     nisa.tensor_reduce(dst=peak, op=nl.maximum, data=tile.scores, axis=1, negate=True)
     if tile.opens:
         block.before = row.top
@@ -287,6 +288,7 @@ def transpose(plan: TilePlan, tile: KeyTile) -> None:
             nisa.nc_transpose(dst=tile.transposed[:width, start // ROWS, :], data=part, engine=nisa.engine.tensor)
     elif tile.offset + tile.width == block.by_dma:
         chunks = block.by_dma // ROWS
+        # One transfer for the whole block: every DMA, however small, takes more than a microsecond to start.
         block.weights_t = nl.ndarray((ROWS, chunks, rows), plan.dtype, buffer=nl.sbuf)
         nisa.dma_transpose(dst=block.weights_t, src=block.weights.reshape_dim(1, (chunks, ROWS)), axes=(2, 1, 0))
 
@@ -359,6 +361,7 @@ def finish(plan: TilePlan, tile: KeyTile) -> None:
         inverse = nl.ndarray((row.rows, 1), nl.float32, buffer=nl.sbuf)
         total = row.acc[:, size : size + 1]
         if plan.masked:
+            # A row without keys has a sum of 0: dividing by TINY instead gives 0, as the op is defined, and not NaN.
             nisa.tensor_scalar(dst=total, data=total, op0=nl.maximum, operand0=TINY, engine=nisa.engine.gpsimd)
         nisa.reciprocal(dst=inverse, data=total)
         done = nl.ndarray((row.rows, size), plan.dtype, buffer=nl.sbuf)

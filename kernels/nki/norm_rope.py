@@ -104,6 +104,7 @@ def _gamma_columns(gamma: nl.NkiTensor, interleaved: bool) -> tuple:
         column = parts[:, i, :].permute((1, 0))
         nisa.dma_copy(dst=plain[i * half : (i + 1) * half, :], src=column)
         nisa.dma_copy(dst=other[(1 - i) * half : (2 - i) * half, :], src=column)
+    # The sign of sin goes into the weight once a launch, instead of into every tile.
     nisa.tensor_scalar(dst=other[:half, :], data=other[:half, :], op0=nl.multiply, operand0=-1.0)
     return plain, other
 
@@ -219,6 +220,7 @@ def _square(unit: Unit) -> None:
         if unit.by_vector:
             nisa.bn_stats(dst=unit.stats[:rows, at, :], data=data)
         else:
+            # The squares themselves are not needed, but the instruction must write them somewhere.
             rounded = nl.ndarray((rows, size), unit.raw.dtype, buffer=nl.sbuf)
             nisa.activation_reduce(
                 dst=rounded, op=nl.square, data=data, reduce_op=nl.add, reduce_res=unit.squares[:rows, at : at + 1]
@@ -241,6 +243,7 @@ def _sum_stats(unit: Unit) -> None:
 def _invert(unit: Unit) -> None:
     depth, count, size = unit.raw.shape
     unit.inverse = nl.ndarray((depth, count), nl.float32, buffer=nl.sbuf)
+    # The mean and eps are the activation's scale and bias: rsqrt(squares / D + eps) is one instruction.
     nisa.activation(dst=unit.inverse, op=nl.rsqrt, data=unit.squares, bias=unit.eps[:depth, :], scale=1.0 / size)
     unit.squares = None
     unit.stats = None

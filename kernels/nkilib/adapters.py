@@ -71,6 +71,7 @@ def _groups(x: Tensor, tiled: bool) -> list[tuple[slice, slice]]:
     """
     _, batch, heads, positions = x.shape
     width = x.element_size()
+    # Each call costs a launch, so that the fewest groups that fit are made, all of about one size.
     if tiled or limits.rope_bytes(heads, positions, width) * batch <= limits.SBUF_BYTES:
         return [(slice(None), slice(None))]
     fitting = next((n for n in range(heads, 1, -1) if limits.rope_bytes(n, positions, width) <= limits.SBUF_BYTES), 1)
@@ -83,6 +84,7 @@ def _pairs(table: Tensor, size: int, interleaved: bool) -> Tensor:
     if table.shape[-1] != size:
         return table
     first, second = (table[..., 0::2], table[..., 1::2]) if interleaved else table.chunk(2, dim=-1)
+    # Values are compared on the CPU only: on a device, every call would wait for the comparison.
     if table.device.type == "cpu" and not torch.equal(first, second):
         raise InputError("rope with provider nkilib: a table has two values for one pair; use provider builtin")
     return first
@@ -111,6 +113,7 @@ def _projected(
 ) -> list[Tensor]:
     options: dict[str, Any] = {}
     if any(b is not None for b in biases):
+        # The library takes one bias for the fused weight, so that a missing one among others becomes zeros.
         rows = [w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)]
         options["bias"] = torch.cat(rows).unsqueeze(0)
     tokens = x.reshape(1, -1, x.shape[-1]).contiguous()
@@ -141,6 +144,7 @@ def attention(
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     value_size = v.shape[-1]
+    # One head size for all: zeros add nothing to q k^T, and the padded columns of the result are cut off.
     widest = max(q.shape[-1], value_size)
     q, k, v = (F.pad(t, (0, widest - t.shape[-1])) if t.shape[-1] < widest else t for t in (q, k, v))
     (queries, tp_q), (keys, tp_k) = _folded(q), _folded(k)

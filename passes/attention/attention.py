@@ -38,6 +38,7 @@ __all__ = ["Attention", "attention_calls"]
 # In float32 and bfloat16, score + fill rounds to fill for any fill at or below this: adding equals replacing.
 _ABSORBING = torch.finfo(torch.bfloat16).min
 
+# Exact: lossless casts are not looked through, since the call reads operands of the dtype that the products read.
 _q, _k, _v = (Value(name, exact=True) for name in ("query", "key", "value"))
 _product = Either(
     "product",
@@ -73,6 +74,7 @@ def _find_calls(view: GraphView) -> list[AttentionCall | Miss]:
         attempt = match(SPELLED, view, node)
         if attempt.matched:
             calls.append(_spelled(view, node, attempt))
+        # Without a softmax above it, a product is any matrix product, not a near miss of attention.
         elif any(view.op(n) == "softmax" for n in attempt.visited):
             at = attempt.failed_at or node
             calls.append(_miss(view, Code.PATTERN, f"{at.name}: {attempt.failure}", node, "spelled"))
@@ -108,6 +110,7 @@ def _sdpa(view: GraphView, node: Node) -> AttentionCall | Miss:
         return _miss(view, Code.NO_SHAPE, "query, key, value or result has no traced shape", node, "sdpa")
     given = {name: view.arg(node, name) for name in ("dropout_p", "is_causal", "scale")}
     numbers = {name: view.number(value) for name, value in given.items()}
+    # A probability that is not a constant reads as None: it may be above 0, so it is refused too.
     if numbers["dropout_p"] != 0:
         return _miss(view, Code.DROPOUT, f"dropout_p is {given['dropout_p']}", node, "sdpa")
     is_causal, scale = numbers["is_causal"], numbers["scale"]
@@ -138,6 +141,7 @@ def _spelled(view: GraphView, node: Node, attempt: Attempt) -> AttentionCall | M
         if scale == 0:
             return miss(Code.PATTERN, "scores divided by 0")
         scale = 1.0 / scale
+    # baddbmm scales its base tensor by beta. With 0, torch ignores the tensor, even NaN in it; with 1 it acts as a mask.
     if tags["product"] == "added":
         scale *= found["alpha"]
         if found["beta"] != 0 and (found["beta"] != 1 or masking != "none" or tags["scaling"] != "none"):
@@ -269,6 +273,7 @@ class Attention(Pass):
             )
         heads, kv_heads = q[-3], k[-3]
         grouped = view.arg(call.node, "enable_gqa") is True
+        # The op broadcasts nothing: one batch or head against many is refused.
         agree = same_shape(k[:-1], v[:-1]) and same_shape(q[:-3], k[:-3])
         if not agree or not (grouped or same_dim(heads, kv_heads)):
             return self.miss(
@@ -281,6 +286,7 @@ class Attention(Pass):
         if len(dtypes) > 1:
             names = ", ".join(sorted(str(d) for d in dtypes))
             return self.miss(Code.MIXED_DTYPE, f"query, key, value and result are of {names}", path, call.node)
+        # A softmax in float32 between casts is what the op computes anyway; in any wider dtype, the call would lose precision.
         odd = odd_dtype(view, call.interior, dtypes)
         if odd is not None:
             message = f"{odd.name} computes in {view.dtype(odd)}, the kernel in float32"
@@ -351,8 +357,10 @@ def _without_permutes(view: GraphView, call: AttentionCall) -> _Operands:
     rank = len(view.shape(call.key) or ())
     source = view.permuted(bare[1], (*range(rank - 2), rank - 1, rank - 2)) if call.transposed else None
     layout, transposed = "bhsd", call.transposed
+    # The op has one layout for all three operands. With a mix, the permutes stay, which are views.
     if len(bshd) == 3:
         bare, layout, transposed = bshd, "bshd", False
+    # Reading the key above the graph's transpose saves a second one in front of the call.
     elif source is not None:
         bare[1], transposed = source, False
     passed = (n for t, end in zip(given, bare, strict=True) for n in view.between(t, end))
@@ -363,6 +371,7 @@ def _without_permutes(view: GraphView, call: AttentionCall) -> _Operands:
 def _result(view: GraphView, call: AttentionCall) -> tuple[Node, str, list[Node]]:
     """The result, its layout, and the views passed: below a permute back to [B, S, H, D] if nothing else reads the attention."""
     node, passed = call.node, []
+    # With a second reader, the value in front of the permute would still be needed, and the call writes only one of the two.
     while len(users := [u for u in node.users if not only_checks(u)]) == 1 and view.source(users[0]) is not None:
         passed.append(node)
         (node,) = users

@@ -31,6 +31,7 @@ def layouts_of(view: GraphView, found: ProbedAttention) -> tuple[dict[str, Node]
     bshd = {name: node for name, node in above.items() if node is not None}
     all_bshd = len(bshd) == 3  # the call has one layout for all three
     out = found.axes["out"]
+    # The permute back to the graph's order is a view either way. The memory order is what views below were traced on.
     out_bshd = rank == 4 and (out == BSHD_BHSD or dense_as(view, found.out, [out[a] for a in BSHD_BHSD]))
     layout, out_layout = ("bshd" if is_bshd else "bhsd" for is_bshd in (all_bshd, out_bshd))
     return bshd if all_bshd else given, layout, out_layout

@@ -128,6 +128,7 @@ def _region(view: GraphView, anchor: Node) -> _Region | None:
         else:
             pending += node.all_input_nodes
     pairs = [(p, _operands(view, p)) for p in products]
+    # With two products above the exponential, as with a relative position bias, neither is known to be q k^T.
     if len(pairs) != 1 or pairs[0][1] is None or anchor not in passed:
         return None
     (scores, operands) = pairs[0]
@@ -137,6 +138,7 @@ def _region(view: GraphView, anchor: Node) -> _Region | None:
 
 def _below(view: GraphView, anchor: Node) -> tuple[Node, Node, Node] | None:
     """The next product of a value that depends on `anchor` with one that does not; then the former and the latter."""
+    # In graph order, so that the nearest product below is met first whichever branch it is on.
     order, seen = [(view.order(anchor), anchor.name)], {anchor}
     for _ in range(budget_of(view).limits.nodes):
         if not order:
@@ -187,6 +189,7 @@ def _between(view: GraphView, region: _Region, out: Node) -> set[Node]:
 def _answer(view: GraphView, region: _Region) -> ProbedAttention | Reason:
     """The attention that the region computes, or why it computes none."""
     reason = Reason(Code.PROBED, "")
+    # A softmax is normalised in front of the product, exponentials may be divided by their sum behind it: each end is tried.
     for out in region.outs:
         where = f"from {region.scores.name} to {out.name}"
         try:
@@ -208,23 +211,8 @@ def _trial(view: GraphView, region: _Region, out: Node) -> ProbedAttention:
     part = ProbeRegion.of(view, {*inside, *above}, operands)
     members = part.members
     candidates = sorted((n for n in members if n not in inside and n not in operands), key=_mask_order(view, region))
-
-    def probe_region() -> AttentionFacts | NotAttention:
-        """The facts from two sets of random values: a scale or a mask that differs between them depends on the values."""
-        probes = [Probe(view, part, _shapes(view, region), budget, seed) for seed in (0, 1)]
-        try:
-            a, b = (recognise_attention(p, operands, out, candidates) for p in probes)
-        except NotAttention as error:
-            return error
-        if abs(a.scale - b.scale) > 1e-9 * abs(a.scale):
-            return NotAttention("the scale of the scores is not a constant")
-        doubt = unsure(view, probes[0], out, operands, [candidates[a.mask]] if a.mask >= 0 else [])
-        if doubt:
-            return NotAttention(doubt)
-        differs = replace(a, scale=b.scale) != b
-        return NotAttention("what masks the scores is not the same for other values") if differs else a
-
-    found = budget.answer(part.digest(view, members.index(out), [members.index(c) for c in candidates]), probe_region)
+    digest = part.digest(view, members.index(out), [members.index(c) for c in candidates])
+    found = budget.answer(digest, lambda: _agreed_facts(view, region, part, out, candidates))
     if isinstance(found, NotAttention):
         raise found
     mask = candidates[found.mask] if found.mask >= 0 else None
@@ -242,6 +230,26 @@ def _trial(view: GraphView, region: _Region, out: Node) -> ProbedAttention:
     )  # fmt: skip
 
 
+def _agreed_facts(
+    view: GraphView, region: _Region, part: ProbeRegion, out: Node, candidates: Sequence[Node]
+) -> AttentionFacts | NotAttention:
+    """The facts from two sets of random values: a scale or a mask that differs between them depends on the values."""
+    budget, operands = budget_of(view), (region.first, region.second, region.value)
+    probes = [Probe(view, part, _shapes(view, region), budget, seed) for seed in (0, 1)]
+    try:
+        a, b = (recognise_attention(p, operands, out, candidates) for p in probes)
+    except NotAttention as error:
+        return error
+    # A scale that is computed from the values, as a norm of the keys, fits one set of values only.
+    if abs(a.scale - b.scale) > 1e-9 * abs(a.scale):
+        return NotAttention("the scale of the scores is not a constant")
+    doubt = unsure(view, probes[0], out, operands, [candidates[a.mask]] if a.mask >= 0 else [])
+    if doubt:
+        return NotAttention(doubt)
+    differs = replace(a, scale=b.scale) != b
+    return NotAttention("what masks the scores is not the same for other values") if differs else a
+
+
 def _mask_order(view: GraphView, region: _Region) -> Any:
     """Sort key of candidates for the mask: those of the scores' dtype, then bool ones, then the nearest to the scores."""
     dtype = view.dtype(region.first)
@@ -253,6 +261,7 @@ def _shapes(view: GraphView, region: _Region) -> dict[str, int]:
     scores, first, value = (
         [hint(n, UNKNOWN) for n in view.shape(n) or ()] for n in (region.scores, region.first, region.value)
     )
+    # The axes that products sum over keep their size: the scale and the weights may depend on it.
     front = dict(zip(("batch", "heads") if len(scores) > 3 else ("heads",), scores[:-2], strict=False))
     sizes = {"head_size": _unshared(first, scores), "value_size": _unshared(value, scores)}
     return {**front, "sequence": scores[-2], "kv_sequence": scores[-1], **sizes} if len(scores) > 1 else sizes
@@ -286,6 +295,7 @@ def _scale_in_graph(view: GraphView, scale: float, nodes: Collection[Node], head
 def _interior(part: ProbeRegion, inside: Collection[Node], kept: Collection[Node | None]) -> tuple[Node, ...]:
     """The region, and what is computed for it only."""
     taken = set(inside)
+    # Backwards: whether a node is needed elsewhere is known once all its readers are decided.
     for node in reversed(part.nodes):
         uses = [u for u in node.users if not only_checks(u)]
         if node not in kept and uses and all(u in taken for u in uses):

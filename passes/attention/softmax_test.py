@@ -67,6 +67,7 @@ def recognise_attention(
     given = [probe.values[n] for n in operands]
     drawn = [_normal(t.shape, i) for i, t in enumerate(given)]
     base = fn(*drawn)
+    # A function that is not finite on normal values, as one that takes their roots, would fail every comparison below.
     if not bool(base.isfinite().all()):
         raise NotAttention("the result is not finite")
     problem = NotAttention("the key has no axis of positions next to one of channels")
@@ -122,6 +123,7 @@ def _shared_axes(fn: Callable[..., Tensor], drawn: Sequence[Tensor], which: int,
     for axis, size in enumerate(drawn[which].shape):
         may = [a for a, n in enumerate(base.shape) if n == size and size > 1]
         shown: set[int] = set()
+        # Three indices show an axis that is shifted or reversed; all of them would cost a run each.
         for index in sorted({0, 1, size - 1}) if may else ():
             changed = drawn[which].clone()
             changed.select(axis, index).copy_(_normal(changed.select(axis, index).shape, 7 + index))
@@ -140,6 +142,8 @@ def _axis_roles(
     """Whether the first argument is the query, and the axes by role; several answers where sizes are equal."""
     rank = out.dim()
     a, b, v = ({j: i for i, j in found.items()} for found in aligned)  # axis of the result: axis of the argument
+    # Queries own the only axis that follows one operand of the product and not the value; the values own the one that follows
+    # them alone. Keys are summed over, so that no axis of the result follows them.
     rows = [j for j in range(rank) if (j in a) != (j in b) and j not in v]
     columns = [j for j in range(rank) if j in v and j not in a and j not in b]
     if rank not in (3, 4) or any(t.dim() != rank for t in drawn) or len(rows) != 1 or len(columns) != 1:
@@ -159,6 +163,7 @@ def _axis_roles(
     over = [i for i in left["k"] if tensors["k"].shape[i] == size]
     along = [i for i in left["k"] if tensors["k"].shape[i] == length]
     found = {"q": (*heads["q"], q[rows[0]], depth), "v": (*heads["v"], keys, v[columns[0]])}
+    # Where the key has equal sizes, its last axis is the likelier one for channels, so it is tried first.
     for position, channel in itertools.product(along, reversed(over)):
         if position != channel:
             yield first, {**found, "k": (*heads["k"], position, channel), "out": (*shared, rows[0], columns[0])}
@@ -182,6 +187,7 @@ def _probabilities(run: Run, made: Mapping[str, Tensor]) -> Tensor:
     """
     v = made["v"]
     length, width = v.shape[-2:]
+    # Values can be chosen freely, weights are inside the function: a one-hot value reads a weight out exactly.
     parts = []
     for start in range(0, length, width):
         here = min(width, length - start)
@@ -191,6 +197,7 @@ def _probabilities(run: Run, made: Mapping[str, Tensor]) -> Tensor:
     found = torch.cat(parts, -1)
     if not bool(found.isfinite().all()) or float(found.min()) < 0:
         raise NotAttention("values are weighted by negative or infinite numbers")
+    # A sink, or an epsilon in the divisor, takes its share of a row: the rest no longer adds up to 1.
     if not close(found.sum(-1), torch.ones(())):
         raise NotAttention("the weights of a row do not add up to 1, as those of a softmax over the keys do")
     return found
@@ -211,6 +218,7 @@ def _scale(run: Run, made: Mapping[str, Tensor]) -> tuple[float, Tensor]:
         t = torch.where(kept, t, 0.0)
         return torch.where(kept, t - t.sum(-1, keepdim=True) / count, 0.0)
 
+    # The clamps are for weights that `kept` leaves out: their logarithm would be -inf, and a difference of two NaN.
     logs = centred(torch.where(kept, weights.clamp(min=1e-300).log() - unscored.clamp(min=1e-300).log(), 0.0))
     scores = centred(made["q"] @ made["k"].mT)
     scale = float((logs * scores).sum() / (scores * scores).sum())
@@ -224,6 +232,7 @@ def _scale(run: Run, made: Mapping[str, Tensor]) -> tuple[float, Tensor]:
 def _check_score_shifts(run: Run, made: Mapping[str, Tensor], scale: float) -> None:
     """Raise where a number added to all scores of a row shows: a vector added to all keys adds one."""
     vector = _normal(made["k"].shape[-1:], 11)
+    # Scaled so that the greatest number added to a score is `shift`: a larger one could overflow what is a softmax.
     unit = vector / float((scale * made["q"] @ vector).abs().max())
     _check_shifts(run(made), lambda shift: run({**made, "k": made["k"] + unit * shift}))
 
@@ -292,6 +301,7 @@ def _removes_keys(probe: Probe, out: Node, mask: Node, masking: str) -> bool:
 def _check_new_values(run: Run, made: Mapping[str, Tensor], scale: float, mask: Tensor | None) -> None:
     """Raise where new random values, or large scores, give another result than attention."""
     q, k, v = (_normal(made[n].shape, 20 + i) for i, n in enumerate("qkv"))
+    # Large scores put all weight on one key, where a softmax of limited scores would still mix several.
     for far in (1.0, FAR):
         scores = far * scale * (q @ k.mT)
         wanted = torch.softmax(scores if mask is None else scores + mask, -1) @ v

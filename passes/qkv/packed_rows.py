@@ -83,6 +83,7 @@ def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> lis
         for user in node.users if len(roles) > 1 else ():
             below = _below(view, linear, node, user, seen)
             if below is None:
+                # What attention reads after mixing roles is refused as shared rows, what something else reads as an inner use.
                 code = Code.SHARED_ROWS if any(user in reaches[r].passed for r in roles) else Code.INNER_USE
                 code = Code.PACKED_LAYOUT if view.source(user) is not None else code
                 verb = {Code.SHARED_ROWS: "shares", Code.PACKED_LAYOUT: "mixes with other axes"}.get(code, "uses")
@@ -94,6 +95,7 @@ def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> lis
         if part.lanes.block is None:
             message = f"the rows of the {part.role} in {linear.name} are not contiguous: {_rows(part.lanes)}"
             return Refusal(Code.PACKED_LAYOUT, message, part.node)
+        # `emit_views` splits, permutes and unsqueezes a result; it drops no axis.
         others = sorted(a for a in part.lanes.axes if a >= 0 and a != part.lanes.tracked)
         if others != list(range(part.lanes.tracked)):
             message = f"{part.node.name} drops an axis of size 1 of {linear.name}"
@@ -103,6 +105,7 @@ def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> lis
 
 def _below(view: GraphView, linear: Node, node: Node, user: Node, seen: Elements) -> list[tuple[Node, Elements]] | None:
     """The values that `user` makes of `node` by views alone, with the elements that each shows."""
+    # The tuple is no value of its own: each element is a view of the packed tensor.
     if view.op(user) in ("split", "chunk", "unbind"):
         pieces = [(u, view.source(u)) for u in user.users]
     else:

@@ -80,6 +80,7 @@ class Qkv(Pass):
                 findings.append(problem)
                 continue
             groups = _groups(view, reaches)
+            # One input for each role: there is nothing to read once, as where cross-attention projects its text elsewhere.
             if groups and all(len(by_role) == 1 for by_role in groups.values()):
                 findings.append(self._different_inputs(view, groups, view.path(call.node)))
             for x, by_role in groups.items():
@@ -89,6 +90,7 @@ class Qkv(Pass):
                     continue
                 seen.append(key)
                 found = self._group(view, call, x, by_role, reaches)
+                # Two calls would each compute the shared projection, and the rewrite can replace a value only once.
                 if isinstance(found, Site) and claimed & key:
                     message = "a projection of this group belongs to another site already"
                     found = self.miss(Code.SHARED_ROWS, message, found.path, min(key, key=view.order))
@@ -178,6 +180,7 @@ class Qkv(Pass):
         outputs = tuple(p.node for p in parts)
         interior = _between(view, linears, outputs)
         operands = [x, *(view.arg(n, name) for n in linears for name in ("weight", "bias"))]
+        # The call needs every weight and must precede every use: parameters come first, but a weight may be computed in the graph.
         place = _insertion_point(view, operands, linears, outputs)
         problem = self._dtypes(view, linears, operands, path) or blocked(
             self, view, path, interior, outputs, operands, place=place or linears[0]
@@ -237,6 +240,8 @@ class Qkv(Pass):
         weights = tuple(p.weight for p in linears.values())
         biases = tuple(p.bias for p in linears.values() if p.bias is not None)
         starts = _starts(list(linears.values()))
+        # Joined parameters become slices of one tensor, once: a parameter that two layers share cannot be in two places of it, and
+        # one bias without another would need zeros that the model does not have.
         unlike = len(biases) not in (0, len(weights)) or len({*weights, *biases}) < len(weights) + len(biases)
         if len(linears) < 2 or unlike or starts is None:
             return None
@@ -288,6 +293,7 @@ def _groups(view: GraphView, reaches: Mapping[str, Reach]) -> dict[Node, dict[st
     groups: dict[Node, dict[str, list[Node]]] = {}
     for role, reach in reaches.items():
         for linear in reach.linears:
+            # Layers may each read their own view of one tensor: they are siblings by the value above it.
             x = view.bare(view.arg(linear, "input"))
             groups.setdefault(x, {}).setdefault(role, []).append(linear)
     return groups

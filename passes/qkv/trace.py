@@ -64,6 +64,7 @@ def _walk(view: GraphView, start: Node, rotations: Mapping[Node, Site]) -> Reach
             linears.append(node)
             continue
         if node in rotations:
+            # x stays outside, so that the walk can go on from it.
             passed.update(rotations[node].interior)
             passed.discard(rotations[node].operands["x"])
             pending.append(rotations[node].operands["x"])
@@ -82,6 +83,7 @@ def _sources(view: GraphView, node: Node) -> list[Node]:
         tensors = fact.args.get("tensors", ())
         return [t for t in tensors if isinstance(t, Node)]
     if fact.op in ELEMENTWISE or fact.op == "fluxrewrite.rope":
+        # Operands of another size, as a gain or a table, are not what the value is made of.
         shape = view.shape(node)
         return [n for n in node.all_input_nodes if shape is not None and same_shape(view.shape(n) or (), shape)]
     if (

@@ -124,6 +124,7 @@ def match_inplace_rotation(view: GraphView, node: Node, pairwise: Join) -> tuple
     if view.op(node) != "setitem" or not isinstance(node.args[0], Node):
         return None
     buffer = node.args[0]
+    # Only a fresh tensor that nothing reads in between is a result: any other keeps what is written for others to see.
     writes = view.writers(buffer)
     if (
         view.op(buffer) not in _FRESH
@@ -165,6 +166,7 @@ def _half_writes(view: GraphView, buffer: Node, writes: list[Node]) -> Iterator[
         *front, last = index
         plain = all(i is Ellipsis or i == slice(None) for i in front)
         full = Ellipsis in front or len(index) == len(shape)
+        # Anything but a slice of the last axis alone writes other elements than one half of every row.
         if not (isinstance(last, slice) and plain and full):
             continue
         if any(isinstance(n, Node) for n in (last.start, last.stop, last.step)):

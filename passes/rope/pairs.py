@@ -55,6 +55,7 @@ def pair_element(view: GraphView, node: Node) -> tuple[Node, int] | None:
         shape = view.shape(source) or ()
         if any(isinstance(s, st.Cast) for s in taken):
             return None
+        # Compared by elements: a column may be picked by select, slice, unbind or a reshape of these.
         seen = viewed(shape, taken)
         if seen is None or not shape or not same_dim(shape[-1], 2):
             continue

@@ -219,9 +219,11 @@ def _is_candidate(view: GraphView, x: Node, out: Node, nodes: Sequence[Node], ac
     if before is None or after is None or not before.is_floating_point() or not after.is_floating_point():
         return False
     shape = tuple(before.shape)
+    # With two channels, neighbours and halves are the same pairs, and the op needs to know which they are.
     even = len(shape) in (3, 4) and isinstance(shape[-1], int) and shape[-1] >= 4 and shape[-1] % 2 == 0
     if not even or not same_shape(shape, tuple(after.shape)):
         return False
+    # Checks on the trace come first, since each trial runs the region once for every channel.
     tables = {i for n in nodes for i in n.all_input_nodes if i not in active}
     return any(view.op(n) not in _KEEPS_CHANNELS and not _is_plain_getitem(view, n) for n in nodes) and any(
         _is_table(view, t) for t in tables
@@ -252,6 +254,7 @@ def _trial(
         tables = tables_of(view, probe, [n for n in members if n is not x and n not in nodes], factors)
         if isinstance(tables, str):
             return 4, tables
+        # The factors were seen for one set of tables and small sizes: two more tests say whether that holds for others.
         doubt = not_proportional(probe, x, out, (tables.cos, tables.sin))
         doubt = doubt or unsure(view, probe, out, (x,), (tables.cos, tables.sin))
         if doubt:
@@ -280,6 +283,8 @@ def _interior(view: GraphView, part: ProbeRegion, x: Node, out: Node, tables: Na
     kept, on_x = {x, tables.cos, tables.sin}, depending(part.nodes, [x])
     inside = {out}
     for node in reversed(part.nodes):
+        # Nodes on the way from x go with the rotation even if a table is read elsewhere too; table operations only if nothing else
+        # reads them.
         uses = [u for u in node.users if not only_checks(u)]
         depends = any(i in inside for i in uses)
         if node not in kept and depends and (all(u in inside for u in uses) or node in on_x):

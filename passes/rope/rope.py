@@ -170,6 +170,7 @@ class Rope(Pass):
 
     def _attempts(self, view: GraphView, node: Node) -> Sequence[tuple[Attempt, str]]:
         op = view.op(node)
+        # A sum of products with matrices is an add too, on which the direct pattern only fails.
         if op in ("add", "sum"):
             matrix = match_matrix_rotation(view, node)
             if matrix is not None:
@@ -180,6 +181,7 @@ class Rope(Pass):
             return [(found[0], "inplace")] if found is not None else []
         if op == "view_as_real":
             return [(match(COMPLEX, view, node), "complex")]
+        # A cast or a view of a join shows the same halves: only the join itself is a root, or each rotation would be found twice.
         if op in _JOINS and view.strip(node, lossy=True) is node and (halves := joined(view, node)) is not None:
             first = view.strip(halves[2][0], lossy=True)
             return [(match(PAIRWISE, view, node), "pairwise")] if view.op(first) == "sub" else []
@@ -195,6 +197,7 @@ class Rope(Pass):
                 or view.strip(node, lossy=True) is not node
             ):
                 continue
+            # Most joins of two halves rotate nothing. A negated second half in front of the first is what hints at a rotation.
             if view.op(node) != "view_as_complex" and not match(ROTATED, view, node).matched:
                 continue
             attempt = failed.get(node)
@@ -248,6 +251,7 @@ class Rope(Pass):
         # The call goes in front of the last write, where both halves are known, though the tensor is allocated earlier.
         x, out, casts = attempt.captures["x"], *_last_cast(view, root)
         interior = tuple(n for n in dict.fromkeys([*attempt.nodes, root, *casts]) if n is not out)
+        # The op returns the shape of x: tables with more batches than x would make the result larger.
         if not same_shape(view.shape(x) or (), view.shape(out) or ()):
             message = f"the result is {view.shape(out)}, x is {view.shape(x)}: the tables broadcast x"
             return self.miss(Code.TABLE, message, view.path(root), root)
@@ -280,10 +284,12 @@ class Rope(Pass):
         tables = emit_tables(site, builder)
         details, x = site.extra, site.operands["x"]
         interleaved, axis, out_dtype = details.interleaved, details.axis, details.out_dtype
+        # Rows for each head: with heads and positions as one axis, these are rows for each position, which the op takes.
         if axis == FOLDED:
             out = builder.call(op, builder.call("flatten", x, 1, 2), *tables, interleaved, 1, out_dtype)
             return [builder.call("unflatten", out, 1, details.folded)]
         if axis == 0:
+            # [S, H, D]: an axis in front makes this the first position axis of a batch of one, which the op takes.
             out = builder.call(op, builder.call("unsqueeze", x, 0), *tables, interleaved, 1, out_dtype)
             return [builder.call("squeeze", out, 0)]
         if not details.turned:

@@ -45,6 +45,8 @@ def factors_of(probe: Probe, x: Node, out: Node) -> Factors | tuple[int, str]:
     fn = probe.function(out, x)
     generator = torch.Generator().manual_seed(1)
     a, b = (torch.randn(given.shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    # In order of cost, and each test relies on the ones before: channels are separated by unit vectors only in a linear map
+    # of rows.
     if fn(a).shape != a.shape or not bool(fn(a).isfinite().all()):
         return 0, "what is computed is not of the shape of the input, or not finite"
     if bool(fn(torch.zeros_like(a)).any()):
@@ -91,6 +93,7 @@ def _mixed_rows(fn: Map, values: Tensor) -> str:
 
 def _pairs(fn: Map, like: Tensor) -> Factors | tuple[int, str]:
     """The factors, from a run for each channel in which it alone is 1."""
+    # Linear and row by row, by the tests before: one channel set to 1 in all rows at once gives its factors for every row.
     size = like.shape[-1]
     own, columns = torch.zeros_like(like), torch.zeros(size, size)
     partners = {True: [i ^ 1 for i in range(size)], False: [(i + size // 2) % size for i in range(size)]}
@@ -108,6 +111,7 @@ def _pairs(fn: Map, like: Tensor) -> Factors | tuple[int, str]:
         allowed = torch.eye(size, dtype=torch.bool)
         allowed[torch.arange(size), partner] = True
         if not bool((mixed & ~allowed).any()) and bool(crossed[style].any()):
+            # rotate() negates the second member where it goes to the first, so that sign is not the table's.
             first = torch.tensor([i < p for i, p in enumerate(partner)])
             return Factors(own, torch.where(first, -crossed[style], crossed[style]), style)
     return 3, _describe_mixing(mixed)

@@ -101,6 +101,7 @@ def _positions(factors: Factors) -> tuple[int, bool] | str:
     front = [a for a in varies if a > 0]
     if len(front) == 1:
         return front[0], 0 in varies
+    # [S, H, D]: without a batch, positions may be the first axis.
     if varies == [0] and len(rows) == 2:
         return 0, False
     how = (
@@ -137,8 +138,10 @@ def _fits(found: Tensor, wanted: Tensor, interleaved: bool, kind: str) -> bool:
     size = wanted.shape[-1]
     if not found.dim() or found.shape[-1] not in (size, size // 2) or (kind == "matrix" and not interleaved):
         return False
+    # A complex number holds the factors of a pair, so that a complex table is half as wide.
     if kind == "complex" and found.shape[-1] == size:
         return False
+    # Broadcast axes of size 1 may lie anywhere; only the order of the others must be that of the factors.
     if [n for n in found.shape[:-1] if n > 1] != [n for n in wanted.shape[:-1] if n > 1]:
         return False
     rows = found.reshape(*wanted.shape[:-1], found.shape[-1])

@@ -147,6 +147,7 @@ def _position_axis(shape: Shape, table: Shape, tail: int) -> int | None:
     if not per_pair and (tail > 1 or not same_dim(width, channels)):
         return None
     varies = [a for a in range(1, len(lead)) if not same_dim(lead[a], 1)]
+    # The op's tables have rows for each position, and for each batch at most; more batches than x would broadcast x.
     if not (same_dim(lead[0], 1) or same_dim(lead[0], shape[0])) or not all(
         same_dim(lead[a], shape[a]) for a in varies
     ):
