@@ -115,7 +115,7 @@ def _added_up(known: CompileCost, table: Table, counts: Mapping[str, int], elsew
         seconds=base + max(e.seconds for e in found),
         low_s=base + min(e.low for e in found),
         high_s=base + sum(e.high for e in found),
-        why=f"{base:.0f} s without kernels; {'; '.join(e.text for e in found)}; the dearest counts{elsewhere}",
+        why=f"{base:.0f} s without kernels; {'; '.join(e.text for e in found)}; the most expensive one counts{elsewhere}",
     )
 
 

@@ -74,8 +74,8 @@ def module_files(module: str) -> list[Path]:
 
 def core_files() -> list[Path]:
     """Every source file of the core, without passes and kernels, which are inside the same folder in a wheel."""
-    apart = (_CORE / "passes", _CORE / "kernels")
-    return sorted(p for p in _CORE.rglob("*.py") if not any(p.is_relative_to(folder) for folder in apart))
+    inside = (_CORE / "passes", _CORE / "kernels")
+    return sorted(p for p in _CORE.rglob("*.py") if not any(p.is_relative_to(folder) for folder in inside))
 
 
 def folder_digest(folder: Path) -> str:
