@@ -101,7 +101,7 @@ def text_of(report):
 
 def test_the_text_names_collectives_by_module(klein):
     text = text_of(klein(4))
-    assert "Collectives: 6 a step (with kernels and without), 18.87 MB a rank; nothing fuses across" in text
+    assert "Collectives: 6 a step (with kernels and without), 18.87 MB a rank; nothing is fused across them" in text
     assert "2 x all_reduce of 4 ranks at single_transformer_blocks.*.attn.to_out, 4.72 MB each" in text
     assert "Collectives" not in text_of(klein(1))
 
