@@ -62,19 +62,8 @@ def attention(
     flash.tune(plan)
     flash.constants(plan)
     run = Launch(q=q, k=k, v=v, layout=layout, plan=plan)
-    cores, core = nl.num_programs(axes=0), nl.program_id(axis=0)
     kv_heads = _sizes(k, layout)[1]
-    queries = flash.pieces(length, flash.ROWS)
-    jobs = []
-    for batch in range(q.shape[0]):
-        for kv in range(kv_heads):
-            jobs.append((batch, kv))
-    # Heads are shared where they divide evenly, since each core then loads its own K and V only; else both cores load all of
-    # them, and share the queries.
-    if len(jobs) % cores == 0:
-        jobs = flash.share(jobs, core, cores)
-    else:
-        queries = flash.share(queries, core, cores)
+    jobs, queries = _shares(q.shape[0], kv_heads, length)
     tiles = []
     for job in jobs:
         shared = Head()
@@ -83,6 +72,21 @@ def attention(
             tiles.extend(_tiles(run, shared, (job[0], job[1], h), queries, mask, place))
     _drive(run, tiles)
     return out
+
+
+def _shares(batches: int, kv_heads: int, length: int) -> tuple:
+    """Return the (batch, key head) pairs and the pieces of the query that are this core's."""
+    cores, core = nl.num_programs(axes=0), nl.program_id(axis=0)
+    queries = flash.pieces(length, flash.ROWS)
+    jobs = []
+    for batch in range(batches):
+        for kv in range(kv_heads):
+            jobs.append((batch, kv))
+    # Heads are shared where they divide evenly, since each core then loads its own K and V only; else both cores load all of
+    # them, and share the queries.
+    if len(jobs) % cores == 0:
+        return flash.share(jobs, core, cores), queries
+    return jobs, flash.share(queries, core, cores)
 
 
 def _sizes(tensor: nl.NkiTensor, layout: str) -> tuple:

@@ -252,7 +252,7 @@ class Probe:
             with tracing(None), torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
                 return Interpreter(self.cut, lift=True)(nodes, given)
         except Exception as error:
-            raise CannotProbe(f"it cannot be run on made-up inputs: {one_line(error)}") from error
+            raise CannotProbe(f"it cannot be run on random inputs: {one_line(error)}") from error
 
     def function(self, out: Node, *arguments: Node) -> Callable[..., Tensor]:
         """`out` as a function of tensors that replace `arguments`. All other inputs keep their values."""
