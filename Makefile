@@ -39,7 +39,7 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n $(WORKERS) --dist loadfile --ignore tests/browser
 
-# torchao in a folder of its own: beside it, importing diffusers prints warnings.
+# torchao goes into a folder of its own: with it installed, importing diffusers prints warnings.
 build/quantised: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --target $@ torchao
 

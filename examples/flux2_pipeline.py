@@ -1,4 +1,4 @@
-"""A FLUX.2 pipeline whose transformer is compiled with fluxrewrite, beside the same pipeline without. Works offline.
+"""A FLUX.2 pipeline whose transformer is compiled with fluxrewrite, compared with the same pipeline without. Works offline.
 
     python examples/flux2_pipeline.py                                   # a small transformer, seconds
     python examples/flux2_pipeline.py --preset flux2-klein-mini         # real widths, 3 blocks

@@ -100,19 +100,12 @@ def analyse(
         **planning: see `PlanningOptions`.
 
     Returns:
-        The plan with its predicted effect, and the rewritten graph: that of `gm` itself where nothing is rewritten. To run it,
-        see `graph.modules.as_module`.
+        The plan with its predicted effect, and the rewritten graph, which is that of `gm` itself where nothing is rewritten.
     """
     view = GraphView(gm.graph)
     case = case or (None if target is None else target.case)
-    plan = make_plan(
-        view,
-        selection,
-        policy,
-        on_error=on_error or _raise,
-        chooser=_chooser(price, selection, target, case),
-        **planning,
-    )
+    chooser = _chooser(price, selection, target, case)
+    plan = make_plan(view, selection, policy, on_error=on_error or _raise, chooser=chooser, **planning)
     rewritten, plan = apply_graph(gm, plan)
     if target is None or case is None:
         return PlannedGraph(view, plan), rewritten

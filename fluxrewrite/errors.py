@@ -22,6 +22,7 @@ __all__ = [
     "RewriteError",
     "call_of",
     "mark",
+    "one_line",
     "signature",
 ]
 
@@ -73,6 +74,25 @@ def mark(error: Exception, kernel: str, arguments: Sequence[Any]) -> None:
 def call_of(error: BaseException) -> KernelCall | None:
     """The kernel call that an error came from; None if it was not marked."""
     return getattr(error, _MARK, None)
+
+
+def one_line(error: BaseException, named: bool = True) -> str:
+    """An error in one line, for a message, a report or a log: "ValueError: no such size".
+
+    Messages of compilers and of pydantic run over many lines; the first one that is not blank says what happened.
+
+    Args:
+        error: any exception.
+        named: put the name of its type first. Leave it out where the type tells the reader nothing, as with `InputError`.
+
+    Returns:
+        The line, stripped. For an error without a message, "ValueError: no message", or the name alone unless `named`.
+    """
+    name = type(error).__name__
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if not named:
+        return line or name
+    return f"{name}: {line or 'no message'}"
 
 
 def signature(values: Any) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ import torch
 from .errors import InputError
 from .site import Code, Reason
 
-__all__ = ["Kernel", "Limit", "load_kernels", "load_plugins"]
+__all__ = ["Kernel", "Limit", "load_kernels", "load_plugins", "plugin_names"]
 
 log = logging.getLogger(__name__)
 
@@ -149,11 +149,7 @@ def load_plugins(
     Raises:
         InputError: the group is empty, or an entry of `names` does not exist or cannot be loaded.
     """
-    found: dict[str, EntryPoint] = {e.name: e for e in entry_points(group=group)}
-    if not found:
-        raise InputError(
-            f"no entry points in group {group!r}: fluxrewrite is not installed; run: pip install -e . in its folder"
-        )
+    found = _entries(group)
     for name in names or ():
         if name not in found:
             what = "provider" if group.endswith(".providers") else "kernel"
@@ -170,6 +166,20 @@ def load_plugins(
                 "fluxrewrite: %s %r cannot be loaded (%s: %s); it is left out", group, name, type(error).__name__, error
             )
     return loaded
+
+
+def plugin_names(group: str) -> tuple[str, ...]:
+    """Names of the entry points of `group`, none of which is loaded. Raises InputError when there is none at all."""
+    return tuple(sorted(_entries(group)))
+
+
+def _entries(group: str) -> dict[str, EntryPoint]:
+    found = {e.name: e for e in entry_points(group=group)}
+    if not found:
+        raise InputError(
+            f"no entry points in group {group!r}: fluxrewrite is not installed; run: pip install -e . in its folder"
+        )
+    return found
 
 
 def load_kernels(

@@ -33,7 +33,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.fx import GraphModule, Node
 
-from .errors import InputError, RankError, RewriteError
+from .errors import InputError, RankError, RewriteError, one_line
 from .graph.localize import mesh_of
 
 __all__ = [
@@ -153,21 +153,16 @@ def of_transport(error: BaseException) -> bool:
     """Whether torch raised this error because another rank ended or did not answer."""
     if not isinstance(error, RuntimeError):
         return False
+    known = (dist.DistError, dist.DistStoreError, dist.DistNetworkError)
     # Errors inside gloo are plain RuntimeErrors. Only their text says where they come from.
-    return isinstance(error, (dist.DistError, dist.DistStoreError, dist.DistNetworkError)) or "gloo" in _first_line(
-        error
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return isinstance(error, known) or "gloo" in one_line(error, named=False)
 
 
 def _lost(here: Ranks, timeout_s: float, error: Exception) -> RankError:
     """The error for this rank. Messages of gloo name sockets and not ranks, so they only follow in brackets."""
     return RankError(
         f"rank {here.rank} of {here.world}: another rank ended, or did not answer within {timeout_s:g} s; "
-        f"its own message says why ({_first_line(error)})"
+        f"its own message says why ({one_line(error, named=False)})"
     )
 
 

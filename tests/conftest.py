@@ -158,7 +158,7 @@ def foresee() -> Callable[..., RewriteEffect]:
     ) -> RewriteEffect:
         view = GraphView(gm.graph)
         rewritten, plan = apply(gm, make_plan(view, Selection.of(kernels, "reference"), policy))
-        return effect_of(view, rewritten.graph, plan, Target.of(device, regime, compiler))
+        return effect_of(view, rewritten.graph, plan.replacements(), Target.of(device, regime, compiler))
 
     return run
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import partial
 
 from bench_matching import DEV, KLEIN, LARGE, LARGE_NODES, PRESETS, captured, is_sdpa, partitions, repeated, undisturbed
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from fluxrewrite.analysis import Options, analyse
 from fluxrewrite.cost import Case
@@ -58,8 +58,12 @@ def seconds(call: Callable[[], object]) -> tuple[object, float]:
 def counted(graph: Graph) -> int:
     """The number of executables when every attention call is an executable of its own."""
     view = GraphView(graph)
-    calls = [Site("", "", "", {}, (n,), (), {}, view.dtype(n)) for n in graph.nodes if is_sdpa(n)]
+    calls = [_site_of_one_node(view, n) for n in graph.nodes if is_sdpa(n)]
     return segments(view, calls)
+
+
+def _site_of_one_node(view: GraphView, node: Node) -> Site:
+    return Site(kind="", form="", path="", operands={}, outputs=(node,), interior=(), shapes={}, dtype=view.dtype(node))
 
 
 def main() -> int:

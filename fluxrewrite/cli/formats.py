@@ -14,6 +14,7 @@ from ..errors import InputError
 from .common import counted, show, write
 
 if TYPE_CHECKING:
+    from ..cost.devices import Device
     from ..cost.runs import Runs
     from ..fusion.boundary.planned_graph import PlannedGraph
     from ..report.model import Report
@@ -113,12 +114,12 @@ class View:
         return cls(format, details or Details.SUMMARY, site, None if runs is None else load_runs(runs))
 
 
-def timed(report: Report) -> Report:
-    """The report with the timelines of its kernel calls; a bar shows the progress. Raises InputError as `with_timelines` does."""
+def timed(report: Report, device: Device | None = None) -> Report:
+    """The report with the timelines of its kernel calls; a bar shows the progress. Arguments and errors as for `with_timelines`."""
     from ..report.timelines import distinct, with_timelines
 
     with counted("modelling kernel calls", len(distinct(report))) as step:
-        return with_timelines(report, step)
+        return with_timelines(report, step, device)
 
 
 def emit(report: Report, view: View, output: Path | None, graphs: Sequence[PlannedGraph] = ()) -> None:

@@ -111,7 +111,7 @@ def inspect(
     check = _check(options, fail_on or (), budget)
     writable(output)
     found = _inspected(model, (image_tokens, text_tokens, batch), dtype, options, artifacts)
-    report = timed(found.report) if timelines else found.report
+    report = timed(found.report, options.resolve()[1].device) if timelines else found.report
     emit(report, view, output, found.graphs)
     check(report)
 

@@ -19,14 +19,14 @@ from ..rewrite.proof import Store, check_proof
 from ..rewrite.selection import Selection
 from .compile_graph import GraphCompilation
 from .failures import Failures
-from .inner.prepare import WARNING, default_execution, prepare
+from .inner import default_inner, inner_backend, prepare
 from .inner_compiler import InnerCompiler
 from .reporting import Reporting, Sink
 from .rewriter import Rewriter
 from .settings import Settings
 from .time_cache import Times
 
-__all__ = ["Backend", "backend", "default_inner", "dynamo_backend"]
+__all__ = ["Backend", "backend", "dynamo_backend"]
 
 FAILURES = Failures()
 """Shared by the process: a kernel that does not compile for one graph does not compile for the next."""
@@ -38,7 +38,8 @@ class Backend:
 
     Args:
         inner: what compiles the rewritten graph: a backend name that torch knows, or a callable
-            `(gm, example_inputs) -> callable`. By default "neuron" where it is installed with a device, else "inductor".
+            `(gm, example_inputs) -> callable`. By default that of the accelerator, such as "neuron" where it is installed with a
+            device, else "inductor".
         kernels: kinds (and forms) of site to rewrite: `("qkv:triple", "attention")`; all when None.
         policy: "auto" takes the set of kernels that is predicted to make each distinct block fastest on `device`; "measure" takes
             the set that is fastest when the block runs here, compiled by the inner backend; "all", "none", or a callable that
@@ -49,10 +50,10 @@ class Backend:
         provider: whose kernels: "builtin", "nkilib" or `nkilib@2.29` (limits of that SDK version), or "reference" for the
             bodies of the canonical ops, which take every shape.
         execution: what a kernel call runs: "reference", the op's body in torch; "emulate", the NKI kernel on the CPU; "device", the
-            kernel on the device; "custom_call", a custom call that XLA compiles but cannot run. By default "device" if the inner
-            backend is "neuron", or "openxla" with Neuron's packages of the XLA stack, else "reference".
-        device: name or file of the device profile that times and boundaries are predicted for. By default "trn2" if the inner
-            backend is "neuron", else "cpu"; `fluxrewrite calibrate` measures a profile of this machine.
+            kernel on the device; "custom_call", a custom call that XLA compiles but cannot run. The default is the inner
+            backend's: "device" for "neuron", and for "openxla" with Neuron's packages of the XLA stack, else "reference".
+        device: name or file of the device profile that times and boundaries are predicted for. The default is the inner
+            backend's: "trn2" for "neuron", else "cpu". `fluxrewrite calibrate` measures a profile of this machine.
         evidence: files of measured runs in addition to the shipped ones.
         cache_dir: folder for measured times (policy "measure") and proofs; by default `fluxrewrite` in the folder of Inductor's
             cache.
@@ -89,13 +90,14 @@ class Backend:
     ) -> None:
         inner = inner or default_inner()
         name = inner if isinstance(inner, str) else ""
-        execution = execution or (default_execution(name) if name else "reference")
+        record = inner_backend(name)
+        execution = execution or record.default_execution()
         check_policy(policy)
         check_proof(proof)
         selection = Selection.of(kernels, provider, execution)
         adapter = prepare(name, execution, lnc)
         predicts = device is not None or report is not None or policy in CHOOSING
-        target = Target.of(device or ("trn2" if name == "neuron" else "cpu"), evidence=evidence) if predicts else None
+        target = Target.of(device or record.profile, evidence=evidence) if predicts else None
         self.settings = Settings(selection, policy, target, Store(cache_dir) if proof == "numeric" else None)
         self.compiler = InnerCompiler(*_resolve(inner), options=options, adapter=adapter, settings=self.settings)
         self.reporting, self.failures = Reporting(report, strict), FAILURES
@@ -124,7 +126,7 @@ class Backend:
                 f"torch.compile got {names} together with a fluxrewrite backend; pass them to fluxrewrite.backend(...)"
             )
         if self.compiler.adapter.eager_fallback():
-            self.reporting.warn_once("eager fallback", WARNING)
+            self.reporting.warn_once("eager fallback", self.compiler.adapter.fallback_warning)
         among = parallel.peers(gm)
         if among and self.settings.policy == "measure":
             raise InputError(
@@ -135,15 +137,6 @@ class Backend:
 
 
 backend = Backend
-
-
-def default_inner() -> str:
-    """ "neuron" where TorchNeuron is installed and sees a device, else "inductor"."""
-    if "neuron" in torch._dynamo.list_backends(exclude_tags=None):
-        accelerator = torch.accelerator.current_accelerator()
-        if accelerator is not None and accelerator.type == "neuron":
-            return "neuron"
-    return "inductor"
 
 
 def _resolve(inner: Inner) -> tuple[str, Callable[..., Any]]:

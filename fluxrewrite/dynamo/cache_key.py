@@ -11,11 +11,21 @@ from typing import Any
 import torch
 
 from ..fusion.boundary.target import Target
-from ..provider.digests import core_files, files_digest, function_digest, kernel_text, module_digest
+from ..provider.digests import (
+    core_files,
+    files_digest,
+    function_digest,
+    kernel_text,
+    module_digest,
+    source_digest,
+)
 from ..rewrite.plan import Policy
 from ..rewrite.selection import Selection
+from .inner import InnerAdapter
 
 __all__ = ["cache_key"]
+
+_PLAIN = InnerAdapter()
 
 
 def cache_key(
@@ -24,7 +34,7 @@ def cache_key(
     target: Target | None,
     inner: Callable[..., Any],
     options: Mapping[str, Any] | None = None,
-    lnc: int | None = None,
+    adapter: InnerAdapter = _PLAIN,
 ) -> str:
     """A UUID of the rules, kernels, parameters, device profile and versions; it does not depend on the model.
 
@@ -34,10 +44,15 @@ def cache_key(
     Args:
         selection, policy, target: as the backend has them.
         inner, options: the inner backend and its options.
-        lnc: physical cores of each kernel call on a device.
+        adapter: what is done around the inner backend. The core's digest does not cover that of a third party.
     """
-    lines = [*_lines(selection, policy, target, inner, options), *([] if lnc is None else [f"lnc {lnc}"])]
+    lines = [*_lines(selection, policy, target, inner, options), *_of_adapter(adapter)]
     return str(uuid.UUID(hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]))
+
+
+def _of_adapter(adapter: InnerAdapter) -> Iterator[str]:
+    yield source_digest(adapter.ready) or function_digest(adapter.ready)
+    yield from adapter.cache_key()
 
 
 def _lines(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ..errors import KernelCall, call_of, signature
+from ..errors import KernelCall, call_of, one_line, signature
 from ..fusion.boundary.boundaries import calls_of
 from ..graph.fake_values import value_of
 from ..graph.view import GraphView
@@ -67,9 +67,7 @@ def _key(site: Site, kernel: Kernel) -> Key:
 
 def _cause(error: BaseException) -> str:
     """The innermost error in one line."""
-    inner = _chain(error)[-1]
-    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    return f"{type(inner).__name__}: {lines[0] if lines else 'no message'}"
+    return one_line(_chain(error)[-1])
 
 
 def _chain(error: BaseException) -> list[BaseException]:

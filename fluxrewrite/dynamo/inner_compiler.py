@@ -12,7 +12,7 @@ from torch._dynamo.convert_frame import compile_lock
 from torch.fx import GraphModule
 
 from .cache_key import cache_key
-from .inner.prepare import InnerAdapter
+from .inner import InnerAdapter
 from .machine import machine_text
 from .settings import Settings
 
@@ -53,7 +53,7 @@ class InnerCompiler:
         """See `fluxrewrite.dynamo.cache_key.cache_key`; it is part of the keys of Inductor's caches."""
         s = self.settings
         return cache_key(
-            s.selection, s.policy, s.target, inner=self.function, options=self.options, lnc=self.adapter.lnc()
+            s.selection, s.policy, s.target, inner=self.function, options=self.options, adapter=self.adapter
         )
 
     def machine(self, device: torch.device) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..provider.digests import function_digest
+from .inner import inner_backend
 from .time_cache import SCHEMA
 
 __all__ = ["device_name", "machine_text", "processor"]
@@ -21,8 +22,9 @@ __all__ = ["device_name", "machine_text", "processor"]
 def machine_text(device: torch.device, inner: Callable[..., Any], name: str, options: Mapping[str, Any] | None) -> str:
     """What a measured time depends on besides the graph and the kernels: versions, compiler, device and threads."""
     compiler = [name, function_digest(inner), repr(sorted((options or {}).items()))]
-    if name == "inductor":
-        compiler.append(hashlib.sha256(torch._inductor.config.save_config_portable().__repr__().encode()).hexdigest())
+    settings = inner_backend(name).settings()
+    if settings:
+        compiler.append(hashlib.sha256(settings.encode()).hexdigest())
     where = [str(device.type), device_name(device), str(torch.get_num_threads())]
     return "\n".join([SCHEMA, torch.__version__, version("fluxrewrite"), *compiler, *where])
 

@@ -11,6 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
+from ..errors import one_line
+
 __all__ = ["Time", "Times"]
 
 log = logging.getLogger("fluxrewrite")
@@ -49,8 +51,8 @@ class Times:
         except FileNotFoundError:
             return {}
         except (OSError, ValidationError) as error:
-            first = str(error).splitlines()[0]
-            log.warning("fluxrewrite: %s is not a file of times (%s); the block is measured again", path, first)
+            why = one_line(error, named=False)
+            log.warning("fluxrewrite: %s is not a file of times (%s); the block is measured again", path, why)
             return {}
 
     def save(self, block: str, times: Mapping[str, Time]) -> None:

@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from ..graph.shapes import LEFT_OUT, hint, hints
 from ..graph.view import GraphView
+from ..rewrite.kernel_calls import kernel_calls
 from ..site import Inline, Site
 from .groups import Kind
 from .rules import Rules
@@ -19,7 +20,6 @@ from .strided import StridedRegion, dense
 
 __all__ = ["Buffer", "Key", "LoopNest", "Lowered", "ViewedBuffer", "Walk", "of_part"]
 
-OPAQUE = "fluxrewrite."
 B = TypeVar("B")
 Key = tuple[int, Any, Any]
 """What is read: buffer, region of it, and the part of that region when only a part of a value is computed."""
@@ -75,6 +75,7 @@ class Walk(ABC, Generic[B]):
 
     def __init__(self, view: GraphView, rules: Rules, calls: Sequence[Site]) -> None:
         self.view, self.rules = view, rules
+        self._kernel_calls = kernel_calls(view)
         self.copies: dict[str, tuple[tuple[str, int], ...]] = {}
         self._values: dict[Node, Any] = {}
         # Parts of a graph are read again and again, with other calls in them: what does not depend on these is kept.
@@ -177,8 +178,10 @@ class Walk(ABC, Generic[B]):
         seen = self._seen(node, op)
         if seen is not None:
             self._values[node] = seen
-        elif op.startswith(OPAQUE) or self._library(node, op):
-            self._call(node, "opaque" if op.startswith(OPAQUE) else "library")
+        elif node in self._kernel_calls:
+            self._call(node, "opaque")
+        elif self._library(node, op):
+            self._call(node, "library")
         elif isinstance(tensor, torch.Tensor):
             self._compute(node, op, tensor)
         self._reused(node)

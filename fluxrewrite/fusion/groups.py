@@ -19,8 +19,8 @@ class Group:
 
     Attributes:
         name: name of the kernel, unique within a `Fusion`.
-        kind: "fused" for generated code, "library" for a call of a matrix product or the like, "opaque" for one of our
-            kernels, "copy" for a kernel that only changes a layout.
+        kind: "fused" for generated code, "library" for a call of a matrix product or the like, "opaque" for a kernel
+            call, "copy" for a kernel that only changes a layout.
         nodes: names of the traced graph's nodes that it computes, wholly or in part. A node that is computed again in
             several kernels stands in each.
         reads: bytes of its distinct tensor operands in memory.

@@ -207,7 +207,7 @@ class Lowering(Walk[_Virtual]):
 
     def _calls(self, user: Node) -> bool:
         """Whether a use needs the value in memory."""
-        if user in self._inside:
+        if user in self._inside or user in self._kernel_calls:
             return True
         return self.view.source(user) is None and self.rules.of(self.view.op(user))[-1] == "library"
 

@@ -106,9 +106,7 @@ def _site(decision: Decision, graph: int, numbers: Counter[tuple[str, str]]) -> 
     number = numbers[finding.path, finding.kind]
     numbers[finding.path, finding.kind] += 1
     missed = isinstance(finding, Miss)
-    details = (
-        {} if isinstance(finding, Miss) else {k: v for k, v in {**finding.extra, **finding.notes}.items() if _plain(v)}
-    )
+    details = {} if isinstance(finding, Miss) else {k: v for k, v in finding.details.items() if _plain(v)}
     return SiteInfo(
         id=f"{finding.path or 'model'}.{finding.kind}.{number}",
         kind=finding.kind,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -18,7 +18,7 @@ __all__ = [
     "TimelineInfo", "Timing", "UserInfo", "Verdict", "schema_text",
 ]  # fmt: skip
 
-SCHEMA: Literal["fluxrewrite.report/2"] = "fluxrewrite.report/2"
+SCHEMA: Final = "fluxrewrite.report/2"
 
 
 class BreakInfo(Record):

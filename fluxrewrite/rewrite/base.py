@@ -16,6 +16,7 @@ from ..graph.view import GraphView
 from ..kernel import Kernel
 from ..site import Code, Finding, Inline, Miss, Reason, Site
 from .guards import regime
+from .kernel_calls import InsertedCall, mark
 
 __all__ = ["Builder", "Pass", "Replacement"]
 
@@ -88,8 +89,9 @@ class Builder:
 
         Raises RewriteError when the graph was traced without fake tensors.
         """
-        if self._kernel is not None and target is self._kernel.op:
-            kwargs.update(self._kernel.options)
+        called = self._kernel if self._kernel is not None and target is self._kernel.op else None
+        if called is not None:
+            kwargs.update(called.options)
         args, kwargs = torch.fx.node.map_aggregate((args, kwargs), self._current)  # type: ignore[assignment]
         kind = "call_method" if isinstance(target, str) else "call_function"
         with self._graph.inserting_before(self._at):
@@ -98,9 +100,10 @@ class Builder:
         origin = self._site.outputs[0]
         node.meta.update({k: origin.meta[k] for k in ("nn_module_stack", "stack_trace") if k in origin.meta})
         node.meta["from_node"] = [NodeSource(origin, f"fluxrewrite.{self._site.kind}", [NodeSourceAction.REPLACE])]
+        if called is not None:
+            mark(node, InsertedCall(called.name, self._site.kind, origin.name))
         with self._regime():
-            ours = self._kernel is not None and target is self._kernel.op
-            value = self._calls.run(node) if ours else fake_run(node)
+            value = self._calls.run(node) if called is not None else fake_run(node)
         node.meta["example_value" if "example_value" in origin.meta else "val"] = value
         return node
 

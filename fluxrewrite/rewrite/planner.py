@@ -74,15 +74,8 @@ def make_plan(
     check_policy(policy)
     if policy in CHOOSING and chooser is None:
         raise InputError(f"policy {policy!r} compares times; it needs a device profile (device=)")
-    planner = _Planner(
-        view=view,
-        selection=selection,
-        policy=policy,
-        on_error=on_error,
-        joinable=joinable,
-        failed=failed,
-        prove=None if policy == "none" else prove,
-    )
+    rules = _Planner(view, selection, policy, on_error, joinable=joinable, failed=failed, prove=prove)
+    planner = replace(rules, prove=None) if policy == "none" else rules
     decisions: Sequence[Decision] = list(planner.decisions())
     choices: Sequence[BlockChoice] = ()
     if chooser is not None:
@@ -248,6 +241,6 @@ def _needs_proof(finding: Finding) -> tuple[Reason, ...]:
     if isinstance(finding, Miss) or not finding.needs_proof:
         return ()
     message = (
-        "it was found by what it computes on made-up inputs; only proof='numeric' confirms that the call does the same"
+        "it was found by what it computes on random inputs; only proof='numeric' confirms that the call does the same"
     )
     return (Reason(Code.NEEDS_PROOF, message, finding.outputs[0].name),)

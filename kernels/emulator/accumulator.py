@@ -63,6 +63,7 @@ def update(
 
     ``idle`` leaves the registers undefined, as documented: only a resetting command makes them valid again.
     """
+    # Marked before values are computed, so that a run without numerics refuses what a run with them does.
     machine.vector_accumulator_valid = command is not commands.idle
     if values is None or command is commands.idle or op.reduction is None:
         return

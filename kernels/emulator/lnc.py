@@ -32,12 +32,13 @@ class Rendezvous:
             self._lock.wait_for(lambda: self._turn == core or self._failed)
 
     def _pass_on(self, core: int) -> None:
+        # One core runs at a time, so that runs are deterministic.
         others = [c for c in range(self._cores) if c != core and not self._finished[c]]
         self._turn = others[0] if others else core
         self._lock.notify_all()
 
     def meet(self, core: int, value: Any, instruction: str) -> list[Any]:
-        """Wait until every core has come to its own next meeting; return the values of all, by core."""
+        """Wait until every core has reached its next exchange; return the values of all, by core."""
         with self._lock:
             step = self._step[core]
             self._step[core] += 1
@@ -88,6 +89,7 @@ def run_cores(machines: Sequence[Machine], body: Callable[[], Any]) -> Any:
         thread.start()
     for thread in threads:
         thread.join()
+    # When one core fails, the other fails at its next exchange: its error only follows from the first.
     first = [e for e in errors if e is not None and not _follow_up(e)] or [e for e in errors if e is not None]
     if first:
         raise first[0]

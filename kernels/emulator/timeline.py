@@ -111,18 +111,19 @@ class Timeline:
         self._free[engine] = end
         for port in shared:
             self._ports[port] = end
-        return self._note(Event(name, engine, 0, start, end, line, 0, macs))
+        return self._note(Event(name, engine, 0, start, end, line=line, bytes=0, macs=macs))
 
     def matmul(
         self, name: str, cycles: float, ready: float, line: str, macs: int, parts: tuple[int, ...] | None = None
     ) -> tuple[Event, float]:
         """Run ``cycles`` on ``parts`` of the array (None: all). Returns the event and the share of the array."""
         used = range(16) if parts is None else parts
+        # Instructions on different parts of the array run at the same time.
         start = max(ready, max(self._array) if parts is None else max(self._array[p] for p in used))
         end = start + cycles / self.device.clock_ghz[Engine.TENSOR]
         for p in used:
             self._array[p] = end
-        return self._note(Event(name, Engine.TENSOR, 0, start, end, line, 0, macs)), len(used) / 16
+        return self._note(Event(name, Engine.TENSOR, 0, start, end, line=line, bytes=0, macs=macs)), len(used) / 16
 
     def dma(
         self, name: str, nbytes: int, run: int, ready: float, line: str, efficiency: float = 1.0, hwdge: bool = False
@@ -133,6 +134,7 @@ class Timeline:
             self._dge[block] = ready = max(self._dge[block], ready) + self.device.hwdge_issue_ns
         full = nbytes / (self.device.dma_bytes_per_ns * dma_efficiency(run) * efficiency)
         engines = self.device.dma_engines
+        # A transfer splits into packets over the engines: one of few packets leaves the other engines idle, and takes longer.
         used = min(engines, -(-nbytes // min(run, specs.DMA_FULL_RUN_BYTES)))
         waiting = [r for r in self._rings if r <= ready]
         ring = self._rings.index(max(waiting) if waiting else min(self._rings))
@@ -140,7 +142,7 @@ class Timeline:
         start = self._bandwidth.reserve(begin, full)
         end = start + full * engines / used
         self._rings[ring] = end
-        return self._note(Event(name, Engine.DMA, ring, start, end, line, nbytes, 0)), full
+        return self._note(Event(name, Engine.DMA, ring, start, end, line=line, bytes=nbytes, macs=0)), full
 
     def wait(self, engine: Engine, until: float) -> None:
         """Hold an in-order engine until ``until``."""

@@ -1,6 +1,6 @@
-"""The canonical ops in plain float64, written out from their formulas and not through the ops' own bodies.
+"""The canonical ops in plain float64, from their formulas rather than through the ops' own bodies.
 
-Each takes the arguments of its op, of any float dtype, and answers float64 in the op's layout.
+Each takes the arguments of its op, of any float dtype, and returns float64 in the op's layout.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sca
     if mask is not None:
         scores = scores + mask
     top = scores.amax(-1, keepdim=True)
+    # A row without keys has the maximum -inf, and -inf - -inf is NaN: such rows give 0, as the ops are defined.
     weights = torch.exp(scores - torch.where(top.isinf(), torch.zeros_like(top), top))
     total = weights.sum(-1, keepdim=True)
     return weights @ v / torch.where(total == 0, torch.ones_like(total), total)
@@ -101,7 +102,7 @@ def _norm_rope_attention(
     keys = torch.cat([_normed(*s) for s in zip(k, gamma_k, eps, strict=True)], dim=1)
     queries, keys = (_rope(t, cos, sin, interleaved, 1) for t in (queries, keys))
     values = torch.cat([t.double() for t in v], dim=1)
-    return _attention(queries, keys, values, None, scale, False, "bshd", "bshd")
+    return _attention(queries, keys, values, scale=scale, layout="bshd", out_layout="bshd")
 
 
 REFERENCES: Mapping[str, Callable[..., Any]] = {

@@ -1,5 +1,8 @@
 """The package of docs/extending.md: pass, op, NKI source, provider and entry points, as they stand there."""
 
+import io
+import json
+import re
 import sys
 import tomllib
 from importlib.metadata import EntryPoint, entry_points
@@ -7,10 +10,14 @@ from importlib.metadata import EntryPoint, entry_points
 import pytest
 import torch
 from documented import ROOT, fences
+from rich.console import Console
 
 import fluxrewrite
 from fluxrewrite import kernel
+from fluxrewrite.fusion.boundary.target import Target
 from fluxrewrite.provider.registry import implementations
+from fluxrewrite.report.draw.page import page
+from fluxrewrite.report.text.report import render
 
 PAGE = ROOT / "docs" / "extending.md"
 FILES = {
@@ -79,6 +86,61 @@ def test_limits_of_the_op_and_of_the_provider(mylib, check):
     report = check(capped, "softcap", provider="mylib", x=torch.randn(1, 16385))
     assert [r.message.partition(":")[0] for s in report.sites for r in s.reasons] == ["size 16385"]
     assert "a row and its float32 copy stay in SBUF" in report.sites[0].reasons[0].message
+
+
+KIB = 1024
+
+
+def between(x):
+    """Without a call all of it is one kernel; with one, relu and the addition are kernels of their own."""
+    return capped(x.relu()) + 1
+
+
+@pytest.fixture(params=["compile", "lazy"])
+def predicted(mylib, request):
+    options = fluxrewrite.Options(kernels="softcap", provider="mylib", regime=request.param)
+    return fluxrewrite.inspect(between, x=torch.randn(256, 256), options=options)
+
+
+def test_the_call_is_a_boundary_in_the_json(predicted):
+    told = json.loads(predicted.to_json())
+    (border,) = told["boundaries"]
+    lazy = told["effect"]["regime"] == "lazy"
+    assert (border["kind"], border["bytes"]) == ("split" if lazy else "barrier", 2 * 256 * KIB)
+    assert [(t["name"], t["role"], t["bytes"]) for t in border["tensors"]] == [
+        ("relu", "operand", 256 * KIB), ("mul", "result", 256 * KIB)
+    ]  # fmt: skip
+    assert [(f["producer"], f["consumer"]) for f in border["lost_fusions"]] == [("relu", "truediv"), ("mul", "add")]
+    assert [c["site"] for c in told["calls"]] == [border["site"]] == ["model.softcap.0"]
+    effect = told["effect"]
+    assert (effect["kernels_before"], effect["kernels_after"]) == (1, 3)
+    assert effect["bytes_after"] - effect["bytes_before"] == 2 * border["bytes"]
+    assert told["segments"] == {"before": 1, "after": 3 if lazy else 1}
+    assert [p["kind"] for b in told["blocks"] for p in b["after"]] == ["fused", "opaque", "fused"]
+
+
+def test_the_time_of_the_step_has_the_call_in_it(predicted):
+    """Three kernels of 512 KiB; the call reaches half of the peaks, as the page's `efficiency` has it, and has its own cost."""
+    device = Target.of("trn2").device
+    launches = 2 * device.launch.value if predicted.effect.regime == "lazy" else 0
+    memory = (1 + 2 + 1) * 512 * KIB / device.memory.value / 1e3
+    expected = memory + 3 * device.kernel.value + device.call.value + launches
+    assert predicted.effect.step_after.us == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_call_is_a_boundary_in_the_text(predicted):
+    written = io.StringIO()
+    render(predicted, Console(file=written, width=160))
+    (row,) = [line for line in written.getvalue().splitlines() if re.match(r" +1 +(barrier|split) ", line)]
+    assert row.split()[1:5] == [predicted.boundaries[0].kind, "softcap:divided", "524", "kB"]
+
+
+def test_the_call_is_a_boundary_in_the_page(predicted):
+    text = page(predicted)
+    (panel,) = re.findall(r'<article id="site-.*?</article>', text, re.S)
+    assert "softcap:divided</b> at model: eligible, taken by a kernel (mylib)" in panel
+    assert f'{predicted.boundaries[0].kind.capitalize()}: <data value="{512 * KIB}">' in panel
+    assert f'data-new="{512 * KIB}"' in text
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

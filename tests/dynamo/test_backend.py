@@ -13,7 +13,8 @@ from torch import nn
 
 import fluxrewrite
 from fluxrewrite import Report
-from fluxrewrite.dynamo.backend import Backend, default_inner
+from fluxrewrite.dynamo.backend import Backend
+from fluxrewrite.dynamo.inner import default_inner
 from fluxrewrite.errors import InputError, RewriteError
 from fluxrewrite.graph import GraphView
 from fluxrewrite.report.draw.page import page

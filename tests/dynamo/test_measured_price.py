@@ -164,7 +164,7 @@ def test_files_that_hold_no_times_are_replaced(tmp_path, caplog, text):
 def test_a_folder_that_cannot_be_written_is_said(tmp_path, caplog):
     (tmp_path / "file").touch()
     assert choices(measured(Inner(slow=[SDPA]), tmp_path / "file"))["layers.0"].chosen == "attention:sdpa"
-    assert "give a cache_dir" in caplog.text
+    assert "give a writable cache_dir" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["fails", "fails_at_run"])

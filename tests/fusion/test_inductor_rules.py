@@ -15,18 +15,8 @@ X = torch.ones(64, 64)
 INDUCTOR = load_rules("inductor")
 
 
-@torch.library.custom_op("fluxrewrite::inductortest", mutates_args=())
-def opaque(x: torch.Tensor) -> torch.Tensor:
-    return x.clone()
-
-
-@opaque.register_fake
-def _(x):
-    return torch.empty(x.shape, dtype=x.dtype)
-
-
 @pytest.fixture
-def kernels(trace):
+def kernels(trace, opaque_kernel):
     def run(fn, rules=INDUCTOR, **inputs):
         groups = fuse(GraphView(trace(fn, **inputs).graph), rules).fusion.groups
         return [(g.kind, " ".join(sorted(g.nodes)), g.reads // KIB, g.writes // KIB) for g in groups]
@@ -59,13 +49,26 @@ def test_an_operation_without_a_rule_is_a_call(kernels):
 
 
 def test_one_of_our_kernels_stands_between(kernels):
-    made = kernels(lambda x: torch.ops.fluxrewrite.inductortest.default(x * 2) + 1, x=X)
-    assert made == [("fused", "mul", 16, 16), ("opaque", "inductortest_default", 16, 16), ("fused", "add", 16, 16)]
+    made = kernels(lambda x: torch.ops.fusiontest.opaque.default(x * 2) + 1, x=X)
+    assert made == [("fused", "mul", 16, 16), ("opaque", "opaque_default", 16, 16), ("fused", "add", 16, 16)]
+
+
+def test_rules_cannot_make_a_loop_of_one_of_our_kernels(kernels):
+    """Nor does the value that it takes stay in the loops of others: memory is needed for it anyhow."""
+
+    def fn(a, b):
+        y = a + b
+        return y * 2, torch.ops.fusiontest.opaque.default(y)
+
+    named = changed(merge=False, parts={**INDUCTOR.parts, "fusiontest.opaque": ("map",)})
+    made = kernels(fn, named, a=X, b=X.clone())
+    assert made == kernels(fn, changed(merge=False), a=X, b=X.clone())
+    assert [k[:3] for k in made] == [("fused", "y", 32), ("opaque", "opaque_default", 16), ("fused", "mul", 16)]
 
 
 def test_only_rules_that_say_so_copy_operands_of_our_kernels(kernels):
     def fn(x):
-        return torch.ops.fluxrewrite.inductortest.default(x.t())
+        return torch.ops.fusiontest.opaque.default(x.t())
 
     assert [k[0] for k in kernels(fn, x=X)] == ["opaque"]
     assert [k[0] for k in kernels(fn, changed(contiguous_calls=True), x=X)] == ["copy", "opaque"]

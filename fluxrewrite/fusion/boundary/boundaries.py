@@ -13,6 +13,7 @@ from torch.fx import Node
 from ...graph.edges import edges, producers
 from ...graph.shapes import LEFT_OUT, hints, size_of
 from ...graph.view import GraphView
+from ...rewrite.kernel_calls import inserted_call
 from ...site import Site
 from .. import FusionPrediction
 from .absorption import Absorption, Neighbours
@@ -121,14 +122,20 @@ def find_boundaries(before: FusedGraph, after: FusedGraph, sites: Sequence[Site]
 
 
 def calls_of(view: GraphView, sites: Sequence[Site]) -> list[Node | None]:
-    """The call that took the place of each site in a rewritten graph."""
+    """The kernel call that replaces each site in a rewritten graph; None where there is none.
+
+    Args:
+        view: the rewritten graph.
+        sites: sites of one original graph.
+    """
+    # The original may have been rewritten before: its calls keep marks that name nodes of a graph before it.
+    original = {n.name for n in sites[0].outputs[0].graph.nodes} if sites else frozenset[str]()
     made: dict[tuple[str, str], Node] = {}
     for node in view.nodes:
-        origin = next(iter(node.meta.get("from_node") or ()), None)
-        if view.op(node).startswith("fluxrewrite.") and origin is not None:
-            made.setdefault((origin.name, view.op(node)), node)
-    keys = [(site.outputs[0].name, f"fluxrewrite.{site.kind}") for site in sites]
-    return [made.get(key) for key in keys]
+        call = inserted_call(node)
+        if call is not None and node.name not in original:
+            made.setdefault((call.origin, call.kind), node)
+    return [made.get((site.outputs[0].name, site.kind)) for site in sites]
 
 
 def _materialised(

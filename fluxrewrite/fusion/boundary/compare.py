@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch.fx import Graph as FxGraph
+from torch.fx import Node
 
 from ...graph.collectives import Collective, collectives
 from ...graph.edges import edges
 from ...graph.view import GraphView
-from ...rewrite.plan import Plan
+from ...rewrite.base import Replacement
+from ...rewrite.kernel_calls import kernel_calls
 from ...site import Site
 from .. import fuse
 from .block_map import BlockKernels, CallNeighbours, around, strips
@@ -58,55 +60,80 @@ class RewriteEffect:
     times: tuple[tuple[StepTime, ...], ...] = ()
 
 
-def effect_of(view: GraphView, rewritten: FxGraph, plan: Plan, target: Target) -> RewriteEffect:
+@dataclass(frozen=True)
+class _Side:
+    """One of the two graphs: what the compiler makes of it, the time of each kernel, and how many executables it runs as."""
+
+    graph: FusedGraph
+    times: tuple[StepTime, ...]
+    executables: int
+
+
+def effect_of(
+    view: GraphView, rewritten: FxGraph, replacements: Sequence[Replacement], target: Target
+) -> RewriteEffect:
     """Compare a graph with its rewritten form.
 
     Args:
         view: the original graph.
         rewritten: what `plan.apply_graph` made of it; the original graph when nothing was rewritten.
-        plan: the plan as it was carried out.
+        replacements: what was replaced in it, `Plan.replacements()` of the plan that `apply_graph` returned.
         target: device, regime and compiler.
     """
-    taken = [d.finding for d in plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
-    sites = sorted(taken, key=lambda s: view.order(s.outputs[0]))
-    before = FusedGraph(view, fuse(view, target.rules))
-    times = tuple(group_times(view, before.prediction, target, Calls()))
-    if not plan.replacements():
-        return unchanged(before, times, target)
+    before = _side(view, Calls(), target)
+    if not replacements:
+        return _effect(before, before, {}, target)
+    taken = {r.site.outputs[0]: r for r in replacements if r.kernel is not None}
+    sites = [taken[n].site for n in sorted(taken, key=view.order)]
+    kernels = {r.site.kind: r.kernel for r in taken.values() if r.kernel is not None}
     after_view = GraphView(rewritten)
-    after = FusedGraph(after_view, fuse(after_view, target.rules))
     calls = {c: s for s, c in zip(sites, calls_of(after_view, sites), strict=True) if c is not None}
-    work = calls_for(view, {c.name: s for c, s in calls.items()}, target, plan.selection.kernels)
-    times_after = tuple(group_times(after_view, after.prediction, target, work))
-    executables = segments(after_view, list(calls)) + len(calls) if target.regime == "lazy" else 1
-    return RewriteEffect(
-        boundaries=tuple(find_boundaries(before, after, sites, target.regime)),
-        elsewhere=_elsewhere(before, after, sites),
-        bytes_before=before.prediction.fusion.bytes,
-        bytes_after=after.prediction.fusion.bytes,
-        kernels_before=len(times),
-        kernels_after=len(times_after),
-        segments_before=1,
-        segments_after=executables,
-        before=total(times, target),
-        after=total(times_after, target, executables),
-        sent_before=collectives(view),
-        sent_after=collectives(after_view),
-        strips=strips(before, after, (times, times_after), calls),
-        calls=around(after_view, calls),
-        graphs=(before, after),
-        times=(times, times_after),
+    after = _side(after_view, calls_for(view, {c.name: s for c, s in calls.items()}, target, kernels), target)
+    return replace(
+        _effect(before, after, calls, target),
+        boundaries=tuple(find_boundaries(before.graph, after.graph, sites, target.regime)),
+        elsewhere=_elsewhere(before.graph, after.graph, sites),
     )
 
 
-def unchanged(graph: FusedGraph, times: tuple[StepTime, ...], target: Target) -> RewriteEffect:
-    """The effect of rewriting nothing in a graph whose kernels take `times`."""
-    size, count, step = graph.prediction.fusion.bytes, len(times), total(times, target)
-    sent, blocks = collectives(graph.view), strips(graph, graph, (times, times), {})
-    pair, twice = (graph, graph), (times, times)
+def unchanged(effect: RewriteEffect, target: Target) -> RewriteEffect:
+    """The effect of leaving the graph of `effect` as it was, from figures that are known: nothing is predicted again."""
+    side = _Side(effect.graphs[0], effect.times[0], effect.segments_before)
+    return _effect(side, side, {}, target)
+
+
+def _side(view: GraphView, calls: Calls, target: Target) -> _Side:
+    prediction = fuse(view, target.rules)
+    times = tuple(group_times(view, prediction, target, calls))
+    return _Side(FusedGraph(view, prediction), times, _executables(view, target))
+
+
+def _effect(before: _Side, after: _Side, calls: Mapping[Node, Site], target: Target) -> RewriteEffect:
+    """The effect without boundaries; `calls` are the inserted calls and their sites."""
     return RewriteEffect(
-        (), (), size, size, count, count, 1, 1, step, step, sent, sent, blocks, graphs=pair, times=twice
+        boundaries=(),
+        elsewhere=(),
+        bytes_before=before.graph.prediction.fusion.bytes,
+        bytes_after=after.graph.prediction.fusion.bytes,
+        kernels_before=len(before.times),
+        kernels_after=len(after.times),
+        segments_before=before.executables,
+        segments_after=after.executables,
+        before=total(before.times, target, before.executables),
+        after=total(after.times, target, after.executables),
+        sent_before=collectives(before.graph.view),
+        sent_after=collectives(after.graph.view),
+        strips=strips(before.graph, after.graph, (before.times, after.times), calls),
+        calls=around(after.graph.view, calls),
+        graphs=(before.graph, after.graph),
+        times=(before.times, after.times),
     )
+
+
+def _executables(view: GraphView, target: Target) -> int:
+    """How many executables a graph runs as. A call that the model makes itself splits it as one that was inserted does."""
+    calls = kernel_calls(view) if target.regime == "lazy" else ()
+    return segments(view, calls) + len(calls) if calls else 1
 
 
 def _elsewhere(before: FusedGraph, after: FusedGraph, sites: Sequence[Site]) -> tuple[tuple[str, str], ...]:

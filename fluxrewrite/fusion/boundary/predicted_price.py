@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from torch.fx import Node
+
 from ...cost import Case
 from ...cost.deltas import delta, ruined
 from ...cost.evidence import same_form
 from ...graph.view import GraphView
 from ...kernel import Kernel
+from ...rewrite.kernel_calls import kernel_calls
 from ...rewrite.search import Basis, Block, Priced
 from ...site import Site
 from .. import fuse
@@ -57,10 +60,15 @@ class Predicted:
     def _step_us(self, block: Block, taken: Sequence[Site]) -> float:
         prediction = fuse(self._view, self._target.rules, nodes=block.nodes, calls=taken)
         work = calls_for(self._view, {s.outputs[0].name: s for s in taken}, self._target, self._kernels)
-        lazy = self._target.regime == "lazy"
-        cuts = [s for s in taken if not s.inline]
-        executables = segments(self._view, cuts, block.nodes) + len(cuts) if lazy else 1
-        return step_time(self._view, prediction, self._target, work, executables).us
+        return step_time(self._view, prediction, self._target, work, self._executables(block, taken)).us
+
+    def _executables(self, block: Block, taken: Sequence[Site]) -> int:
+        if self._target.regime != "lazy":
+            return 1
+        replaced = {n for s in taken for n in (*s.interior, *s.outputs)}
+        already = kernel_calls(self._view).intersection(block.nodes) - replaced
+        cuts: list[Node | Site] = [*already, *(s for s in taken if not s.inline)]
+        return segments(self._view, cuts, block.nodes) + len(cuts)
 
     def _correction(self, block: Block, site: Site) -> float:
         """What a call of the site alone adds as measured, less what it adds by the model; 0 where nothing was measured."""

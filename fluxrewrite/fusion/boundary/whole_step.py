@@ -30,10 +30,10 @@ def predicted(view: GraphView, plan: Plan, rewritten: Graph, *, target: Target, 
             result is the plan that keeps every site: blocks are priced one by one, and what a call does to its neighbours
             across the border of a block shows in the whole graph only.
     """
-    effect = effect_of(view, rewritten, plan, target)
+    effect = effect_of(view, rewritten, plan.replacements(), target)
     if not auto or effect.after.us <= effect.before.us or _has_runs(plan, target, case):
         return PlannedGraph(view, plan, effect)
-    return PlannedGraph(view, plan.kept(SLOWER), unchanged(effect.graphs[0], effect.times[0], target))
+    return PlannedGraph(view, plan.kept(SLOWER), unchanged(effect, target))
 
 
 def _has_runs(plan: Plan, target: Target, case: Case) -> bool:

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
+from ...errors import one_line
 from ...site import Proof
 
 __all__ = ["Store"]
@@ -50,8 +51,8 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
-            first = str(error).splitlines()[0]
-            log.warning("fluxrewrite: %s is not a proof file (%s); the site is proved again", path, first)
+            why = one_line(error, named=False)
+            log.warning("fluxrewrite: %s is not a proof file (%s); the site is proved again", path, why)
             return None
         # Someone may have copied or renamed files. The name alone must not decide what is rewritten.
         if found.key != key:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._guards import tracing
 from torch.fx import Node
 
+from ...errors import one_line
 from ...graph.fake_values import name_of, value_of
 from ...graph.shapes import SYMBOLS, hint
 from ...graph.view import GraphView
@@ -201,7 +202,7 @@ class Probe:
     ) -> None:
         self.part, self._budget = part, budget
         self._reject(view)
-        site = Site(
+        site: Site = Site(
             kind="probe", form="", path="", operands={}, outputs=(), interior=(), shapes=shapes, dtype=torch.float64
         )
         problem: Exception = CannotProbe("there is nothing to run")
@@ -251,8 +252,7 @@ class Probe:
             with tracing(None), torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
                 return Interpreter(self.cut, lift=True)(nodes, given)
         except Exception as error:
-            first = (str(error).splitlines() or [""])[0]
-            raise CannotProbe(f"it cannot be run on made-up inputs: {type(error).__name__}: {first}") from error
+            raise CannotProbe(f"it cannot be run on random inputs: {one_line(error)}") from error
 
     def function(self, out: Node, *arguments: Node) -> Callable[..., Tensor]:
         """`out` as a function of tensors that replace `arguments`. All other inputs keep their values."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._guards import tracing
 from torch.fx import Node
 
-from ...errors import RewriteError
+from ...errors import RewriteError, one_line
 from ...graph.fake_values import value_of
 from ...graph.op_table import read
 from ...graph.shapes import SYMBOLS, hint
@@ -108,8 +108,7 @@ class Prover:
 
 
 def _line(error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0]
-    return first if isinstance(error, RewriteError) else f"{type(error).__name__}: {first}"
+    return one_line(error, named=not isinstance(error, RewriteError))
 
 
 def _sources(rewriter: Any, kernel: Kernel | None) -> str | None:

@@ -87,7 +87,7 @@ def effect(gm, kinds, taken, target):
     view = GraphView(gm.graph)
     plan = make_plan(view, Selection.of(kinds, "reference"), lambda s: s.outputs[0].name in names)
     rewritten, plan = apply(gm, plan)
-    return effect_of(view, rewritten.graph, plan, target)
+    return effect_of(view, rewritten.graph, plan.replacements(), target)
 
 
 TARGETS = [Target.of("trn2", *how) for how in (("compile", "inductor"), ("lazy", "xla"), ("compile", "neuronx"))]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,6 +37,12 @@ def target(device="trn2", regime="compile", base=1.0, kernel=None, case=None):
     return Target(
         made.device, regime, made.rules, Evidence(schema=EVIDENCE_SCHEMA, tables=tables), made.calls_reference
     )
+
+
+def own_call(x):
+    """With a call that the model makes itself, in front of a site."""
+    y = torch.ops.fluxrewrite.attention(x.relu(), x, x, scale=0.25) + 1
+    return F.scaled_dot_product_attention(y, y, y) * 2
 
 
 @pytest.fixture
@@ -98,8 +105,34 @@ def test_of_a_whole_graph_it_is_the_time_of_the_step(priced, trace, regime):
     gm = trace(attend, x=torch.randn(1, 2, 8, 16))
     view = GraphView(gm.graph)
     rewritten, plan = apply(gm, make_plan(view, Selection.of("attention", "reference")))
-    change = effect_of(view, rewritten.graph, plan, target(regime=regime))
+    change = effect_of(view, rewritten.graph, plan.replacements(), target(regime=regime))
     assert priced(target(regime=regime)) == pytest.approx((change.before.us, change.after.us))
+
+
+def test_a_call_of_the_models_own_is_in_both_times(trace):
+    gm, on = trace(own_call, x=torch.randn(1, 2, 8, 16)), target(regime="lazy")
+    view = GraphView(gm.graph)
+    rewritten, plan = apply(gm, make_plan(view, Selection.of("attention", "reference")))
+    (site,) = [r.site for r in plan.replacements()]
+    (block,) = blocks(view, [site])
+    change = effect_of(view, rewritten.graph, plan.replacements(), on)
+    price = Predicted(view, on, Case(device="trn2", regime="lazy"), {})
+    without, taken = (p.us for p in price(block, [[], [site]]))
+    assert (without, taken) == pytest.approx((change.before.us, change.after.us))
+
+
+def test_a_call_of_the_models_own_that_a_site_replaces_starts_no_executable(trace):
+    gm, on = trace(own_call, x=torch.randn(1, 2, 8, 16)), target(regime="lazy")
+    view = GraphView(gm.graph)
+    (site,) = [d.finding for d in make_plan(view, Selection.of("attention", "reference")).decisions if d.kernel]
+    before = tuple(n for n in view.nodes if n.op == "call_function" and view.order(n) < view.order(site.outputs[0]))
+    whole = replace(site, interior=before)
+    (block,) = blocks(view, [whole])
+    price = Predicted(view, on, Case(device="trn2", regime="lazy"), {})
+    apart, together = (p.us for p in price(block, [[site], [whole]]))
+    # relu | call | add | call | mul, against relu | call | mul: two kernels less, one of them a call
+    fixed = 2 * on.device.launch.value + 2 * on.device.kernel.value + on.device.call.value
+    assert apart - together == pytest.approx(fixed, abs=0.1)
 
 
 def test_where_the_body_runs_it_is_called_beside_its_operation(priced):

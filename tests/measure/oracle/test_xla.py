@@ -11,7 +11,7 @@ from fluxrewrite.errors import InputError
 from fluxrewrite.fusion import Fusion, Group
 from fluxrewrite.measure.oracle.fusion_json import fusion_from_json, fusion_to_json
 from fluxrewrite.measure.oracle.xla import xla_fusion
-from fluxrewrite.measure.oracle.xla_graph import xla_fusion_of
+from fluxrewrite.measure.oracle.xla_graph import custom_calls, xla_fusion_of
 from fluxrewrite.models import Shapes
 
 without = pytest.mark.skipif(importlib.util.find_spec("torch_xla") is not None, reason="torch-xla is installed here")
@@ -58,3 +58,13 @@ def test_in_process_without_torch_xla(trace):
     gm = trace(lambda x: x + 1, x=torch.ones(2))
     with pytest.raises(InputError, match=r"torch-xla cannot be imported .*run: make xla"):
         xla_fusion_of(gm)
+
+
+def test_kernel_calls_become_custom_calls(trace):
+    """However the graph spells the op: the packet here, an overload in what a rewrite inserts."""
+    q = torch.ones(1, 2, 8, 16)
+    gm = trace(lambda q: torch.ops.fluxrewrite.attention(q.relu(), q, q, scale=0.25) + 1, q=q)
+    calls = {n.target: n for n in gm.graph.nodes if n.op == "call_function"}
+    assert custom_calls(gm) == {calls[torch.ops.fluxrewrite.attention]}
+    others = [t for t in calls if t is not torch.ops.fluxrewrite.attention]
+    assert custom_calls(gm, others) == {calls[t] for t in others}

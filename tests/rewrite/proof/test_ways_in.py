@@ -166,9 +166,9 @@ def test_an_inline_form_that_is_wrong_is_not_taken(trace, tmp_path):
 
     class Turned(type(qkv.passes["qkv"])):
         def emit_inline(self, site, builder):
-            roles = site.extra["roles"]
+            roles = site.extra.roles
             turned = dict(zip(roles, (roles["key"], roles["query"], roles["value"]), strict=True))
-            return super().emit_inline(replace(site, extra={**site.extra, "roles": turned}), builder)
+            return super().emit_inline(replace(site, extra=replace(site.extra, roles=turned)), builder)
 
     gm = trace(Projected(), x=torch.randn(2, 40, 16), mask=torch.randn(2, 1, 40, 40))
     taken = {}
