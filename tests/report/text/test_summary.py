@@ -11,7 +11,7 @@ from rich.console import Console
 import fluxrewrite
 from fluxrewrite import Options
 from fluxrewrite.cost.noise import NEUTRAL
-from fluxrewrite.report.advice import BetterPlan, NextStep, as_chosen, next_step, this_plan
+from fluxrewrite.report.advice import BetterPlan, NextStep, next_step, this_plan
 from fluxrewrite.report.merge import merge
 from fluxrewrite.report.model import ArtifactsInfo, BreakInfo, Verdict
 from fluxrewrite.report.summary import Fact, Highlights, highlights
@@ -304,14 +304,3 @@ def test_the_call_names_what_is_not_the_default(reports):
         'torch.compile(model, backend=fluxrewrite.backend(\n    kernels="attention,rope"))'
     )
     assert this_plan(reports["kept"]) == ""
-
-
-def test_a_choice_is_compared_by_its_kinds_and_not_by_its_name(reports):
-    """Names are for people: one that says nothing changes no advice."""
-    report = reports["auto"]
-    (choice,) = report.effect.choices
-    if not choice.taken:
-        report = reports["rewritten"]
-        (choice,) = report.effect.choices
-    renamed = choice.model_copy(update={"chosen": "?"})
-    assert as_chosen(renamed, report) == as_chosen(choice, report)
