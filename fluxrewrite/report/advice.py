@@ -49,7 +49,7 @@ def next_step(report: Report) -> NextStep:
     better = better_plan(report)
     if better is not None:
         wanted = command(report, better.options) or _call(report, better)
-        return NextStep(f"{better.options}: {better.why}", wanted)
+        return NextStep(f"try {better.options} ({better.why})", wanted)
     if this_plan(report):
         return NextStep("compile the model with this plan", this_plan(report))
     if report.sites:

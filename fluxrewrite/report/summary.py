@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..cost.noise import NEUTRAL
+from ..rewrite.plan import CHOOSING
 from ..site import Code
 from .advice import NextStep, next_step
 from .boundary_rows import boundary_rows, break_rows
@@ -164,12 +165,14 @@ def _break_warnings(report: Report) -> Iterator[str]:
 
 
 def _slower_verdicts(report: Report) -> Iterator[str]:
-    """Verdicts on kernels that the plan calls; those on others do not concern it."""
+    """Verdicts on kernels that the plan calls at all their sites. A policy that compares times chose its sites block by block."""
+    if report.summary.policy in CHOOSING:
+        return
     taken = {s.kind for s in report.sites if s.choice == "kernel"}
     slower = [v for v in report.verdicts if v.verdict == "slower" and set(v.kernel.split("+")) <= taken]
     for v in slower:
-        ratio = "" if v.ratio is None else f" {v.ratio:.3f}"
-        yield f"{v.kernel}: verdict slower{ratio} ({v.basis})"
+        ratio = "" if v.ratio is None else f", {v.ratio:.3f} times a step without it"
+        yield f"verdict on {v.kernel}: slower{ratio} ({v.basis})"
 
 
 def _kept_warnings(report: Report) -> Iterator[str]:

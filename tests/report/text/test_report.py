@@ -142,7 +142,7 @@ def test_auto_is_the_next_command_only_where_it_is_faster(small, klein):
     assert auto_is_better(report)
     words = flat(text_of(report))
     assert 'Next: torch.compile(model, backend=fluxrewrite.backend( policy="auto", provider="reference"))' in words
-    assert "--policy auto: predicted to be faster" in words
+    assert "try --policy auto (predicted to be faster, without any kernel)" in words
     assert 'Or take this plan: torch.compile(model, backend=fluxrewrite.backend( provider="reference"))' in words
     assert not auto_is_better(small(policy="auto", regime="lazy", provider="reference"))
     saved = sum(c.blocks * (c.times_us["none"] - c.times_us[c.chosen]) for c in klein.effect.choices)
@@ -150,7 +150,7 @@ def test_auto_is_the_next_command_only_where_it_is_faster(small, klein):
     for us, better in ((estimate * (1 + 0.9 * NEUTRAL), False), (estimate * (1 + 1.1 * NEUTRAL), True)):
         step = klein.effect.step_after.model_copy(update={"us": us})
         assert auto_is_better(changed(klein, step_after=step)) == better
-        words = "Next: fluxrewrite inspect flux2-klein-4b --policy auto\n  --policy auto: predicted to be faster"
+        words = "Next: fluxrewrite inspect flux2-klein-4b --policy auto\n  try --policy auto (predicted to be faster)"
         assert (words in text_of(changed(klein, step_after=step))) == better
 
 
@@ -177,8 +177,8 @@ def test_a_kernel_that_its_verdict_calls_slower_is_left_out_next(klein):
     choices = (joint,)
     same = klein.effect.step_after.model_copy(update={"us": 1.0})
     text = flat(text_of(changed(klein, choices=choices, step_after=same).model_copy(update={"verdicts": slow})))
-    assert "Next: fluxrewrite inspect flux2-klein-4b --kernels norm_rope_attention --kernels norm" in text
-    assert "--kernels norm_rope_attention: qkv is slower by its verdict" in text
+    assert "Next: fluxrewrite inspect flux2-klein-4b --kernels norm_rope_attention try " in text
+    assert "try --kernels norm_rope_attention (qkv is slower by its verdict)" in text
 
 
 def test_policies(small):

@@ -270,11 +270,13 @@ def test_warnings(reports):
 def test_slower_verdicts_are_warned_of_where_the_plan_calls_the_kernel(reports):
     plain = reports["rewritten"]
 
-    def judged(kernel):
+    def judged(kernel, policy="all"):
         slow = Verdict(kernel=kernel, regime="compile", verdict="slower", why="", basis="assumed", ratio=1.05)
-        return highlights(plain.model_copy(update={"verdicts": (slow,)})).warnings
+        summary = plain.summary.model_copy(update={"policy": policy})
+        return highlights(plain.model_copy(update={"verdicts": (slow,), "summary": summary})).warnings
 
-    assert "attention: verdict slower 1.050 (assumed)" in judged("attention")
+    assert "verdict on attention: slower, 1.050 times a step without it (assumed)" in judged("attention")
+    assert not [w for w in judged("attention", "auto") if "verdict" in w]
     assert not [w for w in judged("rope") if "verdict" in w]
     assert not [w for w in judged("attention+rope") if "verdict" in w]
 
