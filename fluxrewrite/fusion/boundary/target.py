@@ -24,7 +24,7 @@ class Target:
         regime: "compile", one executable in which a kernel call is a barrier; "lazy", where it also splits the executable.
         rules: what the compiler fuses.
         evidence: runs on this and other devices.
-        calls_reference: a kernel call runs the op's reference body, as wherever there is no Neuron device.
+        calls_reference: a kernel call runs the op's reference body, as on any machine without a Neuron device.
     """
 
     device: Device
@@ -47,7 +47,7 @@ class Target:
             device: name of a shipped profile or a file.
             regime: "compile" or "lazy".
             compiler: name of shipped rules or a file; by default "neuronx" for Neuron devices, else "inductor".
-            evidence: files beside the shipped ones.
+            evidence: files in addition to the shipped ones.
 
         Raises:
             InputError: unknown names, files that cannot be read, a regime that the device is not run in.
