@@ -39,7 +39,7 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: torch takes seconds, and `fluxrewrite --help` has no use for it."""
+    """Import a public name on first use: importing torch takes seconds, and `fluxrewrite --help` does not need it."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

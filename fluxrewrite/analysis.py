@@ -1,4 +1,4 @@
-"""The corridor from captured graphs to a report, without compiling anything."""
+"""From captured graphs to a report, without compiling anything."""
 
 from __future__ import annotations
 
@@ -9,29 +9,26 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch.fx import Graph, GraphModule
 
 from .cost import Case
-from .cost.deltas import applied
 from .errors import InputError
-from .fusion.boundary.compare import effect_of
 from .fusion.boundary.planned_graph import PlannedGraph
 from .fusion.boundary.predicted_price import Predicted
 from .fusion.boundary.target import Target
+from .fusion.boundary.whole_step import predicted
 from .graph.view import GraphView
 from .models.capture import Capture, capture, capture_spec
 from .models.registry import ModelSpec, Shapes
 from .report.build import PredictionContext, build_report, dynamic_sizes
 from .report.model import BreakInfo, ModelInfo, Report, Timing
-from .rewrite.joined_weights import Joinable, parameters
-from .rewrite.plan import Plan, Policy, apply_graph, check_policy
-from .rewrite.planner import PastFailure, make_plan
+from .rewrite.plan import Policy, apply_graph, check_policy
+from .rewrite.planner import Chooser, PlanningOptions, make_plan
 from .rewrite.proof import Prover, Store, check_proof
-from .rewrite.proof.outcome import Prove
-from .rewrite.search import Choice, Price, choose
+from .rewrite.search import BlockChoice, Price, choose
 from .rewrite.selection import Selection
 from .site import Site
 
@@ -40,19 +37,19 @@ __all__ = ["Options", "analyse", "inspect", "inspect_graphs", "inspect_spec"]
 
 @dataclass(frozen=True)
 class Options:
-    """What to look for, and what for.
+    """What to look for, and what predictions are made for.
 
     Attributes:
         kernels: kinds (and forms) to look for, as `"qkv:triple,attention"` or a sequence; all when None.
-        policy: "auto" takes what makes each block fastest as predicted; "all", "none", or a callable that answers True for each
-            site to rewrite.
+        policy: "auto" takes what is predicted to make each block fastest; "all", "none", or a callable that returns True for
+            each site to rewrite.
         dynamic: trace with symbolic sizes.
         provider: whose kernels, as `fluxrewrite.backend` takes it.
-        tp: ranks to divide the model among by its own `_tp_plan`; the report is then on one of them.
-        device: name or file of a device profile: what times are predicted for.
+        tp: ranks to shard the model over by its own `_tp_plan`; the report is then about one rank.
+        device: name or file of a device profile that times are predicted for.
         regime: "compile", or "lazy", where every kernel call splits the executable.
         compiler: name or file of fusion rules; by default those of the device's compiler.
-        evidence: files of measured runs beside those that ship.
+        evidence: files of measured runs in addition to the shipped ones.
         proof: "numeric" proves each distinct site on random inputs before it is replaced, "structural" does not.
     """
 
@@ -87,58 +84,62 @@ def analyse(
     policy: Policy,
     target: Target | None = None,
     case: Case | None = None,
+    *,
     on_error: Callable[[str, Exception], None] | None = None,
     price: Callable[[GraphView], Price] | None = None,
-    joinable: Joinable = parameters,
-    failed: PastFailure = lambda site, kernel: None,
-    prove: Prove | None = None,
+    **planning: Unpack[PlanningOptions],
 ) -> tuple[PlannedGraph, Graph]:
     """View one graph, plan its rewrite, carry it out on a copy, and predict what that does if there is a target.
 
     Args:
         gm: the graph; not changed.
         selection, policy, on_error: as `make_plan` takes them.
-        target, case: what predictions are made for.
-        price: compares sets of kernels in the place of the prediction, as the policy "measure" does.
-        joinable, failed, prove: as `make_plan` takes them.
+        target: what predictions are made for.
+        case: what evidence is looked up by; by default the device and regime of the target.
+        price: compares sets of kernels instead of the prediction, as the policy "measure" does.
+        **planning: see `PlanningOptions`.
 
     Returns:
-        What there is to say of the graph, and the rewritten one: that of `gm` itself where nothing is rewritten. To run it, see
-        `rewrite.as_module`.
+        The plan with its predicted effect, and the rewritten graph: that of `gm` itself where nothing is rewritten. To run it,
+        see `graph.modules.as_module`.
     """
     view = GraphView(gm.graph)
-    errors = {} if on_error is None else {"on_error": on_error}
-    if target is not None and case is None:
-        case = Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
-    if price is None and target is not None and case is not None:
-        price = functools.partial(Predicted, target=target, case=case, kernels=selection.kernels)
-    chooser = None if price is None else functools.partial(_choose, price)
-    plan = make_plan(view, selection, policy, chooser=chooser, joinable=joinable, failed=failed, prove=prove, **errors)
+    case = case or (None if target is None else target.case)
+    plan = make_plan(
+        view,
+        selection,
+        policy,
+        on_error=on_error or _raise,
+        chooser=_chooser(price, selection, target, case),
+        **planning,
+    )
     rewritten, plan = apply_graph(gm, plan)
     if target is None or case is None:
         return PlannedGraph(view, plan), rewritten
     try:
-        change = effect_of(view, rewritten, plan.replacements(), target)
-        if policy == "auto" and change.after.us > change.before.us and not _measured(plan, target, case):
-            plan, rewritten = plan.kept("the whole step would be slower than without kernels, as predicted"), gm.graph
-            change = effect_of(view, gm.graph, plan.replacements(), target)
+        planned = predicted(view, plan, rewritten, target=target, case=case, auto=policy == "auto")
     except Exception as error:
-        if on_error is None:
-            raise
-        on_error("predicting what the rewrite does; the report says nothing of it", error)
+        (on_error or _raise)("predicting what the rewrite does; the report says nothing of it", error)
         return PlannedGraph(view, plan), rewritten
-    return PlannedGraph(view, plan, change), rewritten
+    return planned, rewritten if planned.plan.replacements() else gm.graph
 
 
-def _measured(plan: Plan, target: Target, case: Case) -> bool:
-    """Whether runs say something of a kernel that the plan uses: then the model of the step is no judge of it."""
-    names = {f"{r.site.kind}:{r.site.form}" for r in plan.replacements() if r.kernel is not None}
-    return case.model is not None and any(applied(target.evidence, case, name) for name in names)
+def _raise(_: str, error: Exception) -> None:
+    raise error
+
+
+def _chooser(
+    price: Callable[[GraphView], Price] | None, selection: Selection, target: Target | None, case: Case | None
+) -> Chooser | None:
+    """Compares sets of kernels by `price`, else by predicted time; None where there is nothing to compare by."""
+    if price is None and target is not None and case is not None:
+        price = functools.partial(Predicted, target=target, case=case, kernels=selection.kernels)
+    return None if price is None else functools.partial(_choose, price)
 
 
 def _choose(
     price: Callable[[GraphView], Price], view: GraphView, sites: Sequence[Site]
-) -> tuple[Sequence[Site], Sequence[Choice]]:
+) -> tuple[Sequence[Site], Sequence[BlockChoice]]:
     return choose(view, sites, price(view))
 
 
@@ -149,9 +150,9 @@ def inspect(
     options: Options = Options(),
     **named_inputs: Any,
 ) -> Report:
-    """What fluxrewrite would rewrite in `model(**inputs)`, why not more, and what that costs and saves.
+    """Report what fluxrewrite would rewrite in `model(**inputs)`, why not more, and what that costs and saves.
 
-    The model is traced with fake tensors: nothing is computed, no weight is read, and it is left as it was.
+    The model is traced with fake tensors: nothing is computed, no weight is read, and the model is not changed.
 
     Args:
         model: a module or function.
@@ -178,7 +179,7 @@ def inspect_spec(
 def inspect_graphs(
     spec: ModelSpec, shapes: Shapes, dtype: torch.dtype = torch.bfloat16, options: Options = Options()
 ) -> tuple[Report, tuple[PlannedGraph, ...]]:
-    """`inspect_spec`, and the graphs that its report is about."""
+    """Like `inspect_spec`; also returns the graphs that the report is about."""
     start = time.perf_counter()
     resolved = options.resolve()
     captured = capture_spec(spec, shapes, dtype, dynamic=options.dynamic, tp=options.tp)
@@ -226,8 +227,8 @@ def _report(
     matched = time.perf_counter()
     model = _model_info(name, captured, case, sum(len(a.view.nodes) for a in analysed))
     zero = Timing(capture_s=traced - start, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=peak_rss_mb())
-    foresight = PredictionContext(target, case, captured.breaks)
-    report = build_report(analysed, selection, options.policy, model, zero, foresight)
+    context = PredictionContext(target, case, captured.breaks)
+    report = build_report(analysed, selection, options.policy, model, timing=zero, context=context)
     end = time.perf_counter()
     times = {"match_s": matched - traced, "analyse_s": end - traced, "total_s": end - start}
     timing = zero.model_copy(update={**times, **({} if prover is None else prover.timing())})
@@ -237,8 +238,8 @@ def _report(
 def peak_rss_mb() -> float:
     """Peak resident memory of the process in MB (10^6 bytes).
 
-    On Linux from /proc: `ru_maxrss` there is at least what the process had before `exec`, so a small program started by a
-    large one would report the large one's memory.
+    On Linux it is read from /proc, because `ru_maxrss` includes the memory of the process before `exec`: a small program started
+    by a large one would report the memory of the large one.
     """
     status = Path("/proc/self/status")
     if status.is_file():

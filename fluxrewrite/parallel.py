@@ -1,7 +1,7 @@
-"""Several processes on one model: their group, the model's shards, and that all of them plan alike.
+"""Several processes on one model: their group, the shards of the model, and the check that all of them plan the same.
 
-The engine is torch's own: torch.distributed with gloo, DTensor, torchrun, and the `_tp_plan` that a diffusers model brings. Only
-what these leave open is here.
+The work is done by torch: torch.distributed with gloo, DTensor, torchrun, and the `_tp_plan` of a diffusers model. This module
+adds only what these leave open.
 
     torchrun --nproc-per-node 4 script.py
 
@@ -33,7 +33,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.fx import GraphModule, Node
 
-from .errors import InputError, RankError, RewriteError
+from .errors import InputError, RankError, RewriteError, one_line
 from .graph.localize import mesh_of
 
 __all__ = [
@@ -51,18 +51,23 @@ __all__ = [
 ]
 
 TIMEOUT_S = 60.0
-"""How long a rank waits for another one; gloo's own is 30 minutes."""
+"""How long a rank waits for another one, seconds. The default of gloo is 30 minutes."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this is."""
+    """The rank of this process, and how many there are.
+
+    Attributes:
+        rank: counts from 0.
+        world: number of processes.
+    """
 
     rank: int
     world: int
 
     def __post_init__(self) -> None:
-        """Raise InputError for a rank that is none of the world's."""
+        """Raise InputError for a rank that is not in 0..world-1."""
         if not 0 <= self.rank < self.world:
             raise InputError(f"rank {self.rank} of {self.world}: ranks count from 0 to {self.world - 1}")
 
@@ -73,9 +78,13 @@ class Ranks:
 
 
 def ranks(environment: Mapping[str, str] | None = None) -> Ranks | None:
-    """What torchrun's environment says (RANK, WORLD_SIZE); None outside of torchrun.
+    """The rank and world from torchrun's environment (RANK, WORLD_SIZE); None outside of torchrun.
 
-    Raises InputError when only one of the two is set, or one is no number.
+    Args:
+        environment: read instead of `os.environ`.
+
+    Raises:
+        InputError: only one of the two variables is set, or one is not a number.
     """
     given = os.environ if environment is None else environment
     found = {name: given.get(name) for name in ("RANK", "WORLD_SIZE")}
@@ -94,23 +103,23 @@ def process_group(
     store: str | Path | Store | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Iterator[Ranks]:
-    """A gloo group of processes on CPU for the time of a `with` block.
+    """A gloo group of processes on CPU for the duration of a `with` block.
 
     Args:
-        rank, world: this process and how many there are; by default what torchrun's environment says.
-        store: where the processes meet: a file that does not exist yet, "tcp://host:port", a store of torch, or by default
+        rank, world: this process and how many there are; by default from torchrun's environment.
+        store: where the processes meet: a file that does not exist yet, "tcp://host:port" or a store of torch; by default
             torchrun's address (MASTER_ADDR and MASTER_PORT).
-        timeout_s: how long any wait for another rank may take, seconds.
+        timeout_s: longest wait for another rank, seconds.
 
     Raises:
-        InputError: no ranks are known, a group exists already, or `store` is no place to meet.
-        RankError: another rank did not come, ended, or did not answer in time, here or anywhere in the block.
+        InputError: no ranks are given or found, a group exists already, or the ranks cannot meet at `store`.
+        RankError: another rank did not join, ended, or did not answer in time, here or anywhere in the block.
     """
     here = ranks() if rank is None or world is None else Ranks(rank, world)
     if here is None:
         raise InputError("no ranks: run under torchrun --nproc-per-node N, or give rank, world and store")
-    _none_yet("process_group")
-    place: dict[str, Any] = {"store": store} if isinstance(store, Store) else {"init_method": _meeting(store)}
+    _require_no_group("process_group")
+    place: dict[str, Any] = {"store": store} if isinstance(store, Store) else {"init_method": _init_method(store)}
     wait = datetime.timedelta(seconds=timeout_s)
     try:
         dist.init_process_group("gloo", rank=here.rank, world_size=here.world, timeout=wait, **place)
@@ -130,8 +139,8 @@ def process_group(
         dist.destroy_process_group()
 
 
-def _meeting(store: str | Path | None) -> str:
-    """The address where ranks meet, in torch's words."""
+def _init_method(store: str | Path | None) -> str:
+    """The address where ranks meet, as an `init_method` of torch."""
     if store is None or "://" in str(store):
         return str(store or "env://")
     path = Path(store).absolute()
@@ -141,36 +150,32 @@ def _meeting(store: str | Path | None) -> str:
 
 
 def of_transport(error: BaseException) -> bool:
-    """Whether torch raised this for another rank that ended or did not answer."""
+    """Whether torch raised this error because another rank ended or did not answer."""
     if not isinstance(error, RuntimeError):
         return False
-    return isinstance(error, (dist.DistError, dist.DistStoreError, dist.DistNetworkError)) or "gloo" in _first_line(
-        error
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    known = (dist.DistError, dist.DistStoreError, dist.DistNetworkError)
+    # Errors inside gloo are plain RuntimeErrors. Only their text says where they come from.
+    return isinstance(error, known) or "gloo" in one_line(error, named=False)
 
 
 def _lost(here: Ranks, timeout_s: float, error: Exception) -> RankError:
-    """What gloo says names sockets, not ranks."""
+    """The error for this rank. Messages of gloo name sockets and not ranks, so they only follow in brackets."""
     return RankError(
         f"rank {here.rank} of {here.world}: another rank ended, or did not answer within {timeout_s:g} s; "
-        f"its own message says why ({_first_line(error)})"
+        f"its own message says why ({one_line(error, named=False)})"
     )
 
 
 @contextlib.contextmanager
 def fake_group(world: int, rank: int = 0) -> Iterator[Ranks]:
-    """A group of which only this process exists: for tracing what one rank of `world` computes. Its collectives do nothing.
+    """A group in which only this process exists, to trace what one rank of `world` computes. Its collectives do nothing.
 
-    Raises InputError when a group exists already.
+    Raises InputError if a group exists already.
     """
     from torch.testing._internal.distributed import fake_pg  # registers the backend "fake"
 
     here = Ranks(rank, world)
-    _none_yet("tracing one rank")
+    _require_no_group("tracing one rank")
     dist.init_process_group("fake", store=fake_pg.FakeStore(), rank=rank, world_size=world)
     try:
         yield here
@@ -178,11 +183,11 @@ def fake_group(world: int, rank: int = 0) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _none_yet(what: str) -> None:
+def _require_no_group(what: str) -> None:
     if dist.is_initialized():
         raise InputError(
             f"{what} needs a process without a group, and one of {dist.get_world_size()} ranks is initialised already; "
-            "run it in a process of its own"
+            "run it in a separate process"
         )
 
 
@@ -190,34 +195,34 @@ def _none_yet(what: str) -> None:
 
 
 def degree(model: nn.Module) -> int:
-    """Ranks among which the DTensors of a model are divided; 1 where it has none."""
+    """The number of ranks that the DTensors of a model are divided among; 1 if it has no DTensor."""
     return max((p.device_mesh.size() for p in model.parameters() if isinstance(p, DTensor)), default=1)
 
 
 def shard(model: nn.Module, world: int, mesh: DeviceMesh | None = None) -> nn.Module:
     """Divide a model among ranks by its own `_tp_plan`, in place, and return it.
 
-    Parameters become DTensors of which this rank keeps its part; forward hooks make and take them, so that everything between
-    is local. Nothing is sent: every rank must hold the same weights before, as from one seed or one file.
-
-    diffusers' `enable_parallelism` does the same and refuses devices of type "cpu", so its steps are taken here one by one.
+    Parameters become DTensors of which this rank keeps its part. Forward hooks convert to and from DTensors at the sharded layers,
+    so everything between these is local. Nothing is sent: every rank must hold the same weights before, from one seed or one file.
 
     Args:
         model: of a class with `_tp_plan`; parameters may be fake.
-        world: ranks.
+        world: number of ranks.
         mesh: one axis over the ranks; by default one of CPU devices over the whole process group.
 
     Raises:
-        InputError: the model has no plan, is divided already, or cannot be divided by so many ranks.
+        InputError: the model has no plan, is divided already, or cannot be divided among so many ranks.
     """
     plan = divisible(model, world)
     from diffusers.hooks.tensor_parallel import _resolve_tp_plan, _styles
     from torch.distributed.tensor.parallel import parallelize_module
 
     mesh = cpu_mesh(world) if mesh is None else mesh
+    # The steps of diffusers' `enable_parallelism`, which itself refuses devices of type "cpu". Without `src_data_rank=None` each
+    # layer would broadcast its weights from rank 0.
     for module, styles in _resolve_tp_plan(model, dict(plan)):
         parallelize_module(module, mesh, _styles(styles), src_data_rank=None)
-    _let_go(model)
+    _copy_views(model)
     return model
 
 
@@ -228,10 +233,10 @@ def cpu_mesh(world: int) -> DeviceMesh:
 
 
 def divisible(model: nn.Module, world: int) -> Mapping[str, Any]:
-    """The `_tp_plan` of a model that can be divided among so many ranks; parameters may be fake or meta.
+    """The `_tp_plan` of a model that can be divided among `world` ranks. Its parameters may be fake or meta.
 
-    Raises InputError for a model without a plan, one that is divided already, and where heads, or blocks of rows and columns,
-    are no multiple of the ranks.
+    Raises InputError if the model has no plan or is divided already, or if its heads, or blocks of rows or columns, are not a
+    multiple of the ranks.
     """
     name = type(model).__name__
     plan: Mapping[str, Any] | None = getattr(model, "_tp_plan", None)
@@ -257,8 +262,9 @@ def divisible(model: nn.Module, world: int) -> Mapping[str, Any]:
     return plan
 
 
-def _let_go(model: nn.Module) -> None:
-    """Parts of their own in the place of views, which would keep the whole weights in memory."""
+def _copy_views(model: nn.Module) -> None:
+    """Replace parts that are views by copies."""
+    # A view would keep the whole weight in memory on every rank, and then dividing the model would save none.
     for parameter in model.parameters():
         if isinstance(parameter, DTensor):
             local = parameter._local_tensor
@@ -270,7 +276,7 @@ def _let_go(model: nn.Module) -> None:
 
 
 def peers(gm: GraphModule) -> tuple[int, ...]:
-    """The ranks that a graph works with, this one among them; none for one process, and for a group that is not real."""
+    """The ranks that a graph communicates with, this one included; empty for one process and for a fake group."""
     if (
         not (dist.is_available() and dist.is_initialized())
         or dist.get_world_size() == 1
@@ -295,18 +301,21 @@ def _group_of(node: Node) -> Sequence[int]:
 
 
 def agree(plan: Sequence[str], among: Sequence[int]) -> None:
-    """Return once all ranks have told the same plan; otherwise raise on each of them.
+    """Check that all ranks have the same plan, and raise on each of them if not.
 
-    The ranks meet in the store of the process group, not in a collective: a rank that fails or compiles another graph cannot
-    leave the others inside one. Every rank's n-th call is compared with the others' n-th.
+    Blocks until every rank has published its plan, or until the timeout of the group. Call it on every rank and equally often:
+    the n-th call of a rank is compared with the n-th calls of the others.
+
+    A rank that plans differently or fails alone would run another graph than the rest. The others would wait for it in a
+    collective, and their error would not say why.
 
     Args:
-        plan: a line for each site and what becomes of it.
-        among: the ranks, as `peers` answers them; fewer than two agree at once.
+        plan: the lines to compare: one for each site and its choice, or the outcome of a compile.
+        among: the ranks, from `peers`. With fewer than two there is nothing to compare.
 
     Raises:
-        RewriteError: the plans differ; names the ranks and the first line that differs.
-        RankError: a rank told nothing within the group's timeout.
+        RewriteError: the plans differ. The message names the ranks and the first line that differs.
+        RankError: a rank published no plan within the timeout of the group.
     """
     if len(among) < 2:
         return
@@ -319,7 +328,9 @@ def agree(plan: Sequence[str], among: Sequence[int]) -> None:
 
 
 def _exchanged(text: str, among: Sequence[int]) -> dict[int, str]:
-    """What each rank told, in order of ranks."""
+    """The text of each rank, in order of ranks."""
+    # Through the store of the group and not by a collective: a rank that fails, or compiles another graph, would leave the
+    # others inside the collective. From the store each of them learns which rank is missing.
     store, me = dist.distributed_c10d._get_default_store(), dist.get_rank()
     where = f"fluxrewrite/plan/{'-'.join(map(str, among))}"
     call = store.add(f"{where}/{me}", 1)
@@ -331,7 +342,7 @@ def _exchanged(text: str, among: Sequence[int]) -> dict[int, str]:
             plans[rank] = store.get(f"{where}/{rank}/{call}").decode()
         except RuntimeError as error:
             raise RankError(
-                f"rank {rank} did not tell its plan of graph {call} within {wait.total_seconds():g} s: it ended, "
+                f"rank {rank} did not publish its plan of graph {call} within {wait.total_seconds():g} s: it ended, "
                 f"failed, or compiles other graphs than rank {me}"
             ) from error
     return plans
@@ -340,12 +351,12 @@ def _exchanged(text: str, among: Sequence[int]) -> dict[int, str]:
 def _difference(versions: Sequence[tuple[Sequence[int], Sequence[str]]]) -> str:
     (first, mine), (second, other) = versions[0], versions[1]
     shown = next((a, b) for a, b in zip_longest(mine, other, fillvalue="nothing") if a != b)
-    sides = " | ".join(f"{_named(found)}: {line}" for found, line in zip((first, second), shown, strict=True))
+    sides = " | ".join(f"{_rank_names(found)}: {line}" for found, line in zip((first, second), shown, strict=True))
     kinds = "" if len(versions) == 2 else f" in {len(versions)} ways"
     return (
         f"the ranks plan differently{kinds}; the first difference: {sides}; give every rank the same options and model"
     )
 
 
-def _named(found: Sequence[int]) -> str:
+def _rank_names(found: Sequence[int]) -> str:
     return f"rank{'s' * (len(found) > 1)} {', '.join(map(str, found))}"

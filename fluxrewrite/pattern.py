@@ -1,12 +1,15 @@
-"""Patterns as data: combinators that read like the algebra they look for, and the matcher that tries them.
+"""Patterns as data: combinators that read like the algebra that they look for, and the matcher that tries them.
 
     x, cos, sin = Value("x"), Value("cos"), Value("sin")
     turned = Join("style", Op("neg", Lanes(x, 1)), Lanes(x, 0))
     rope = Op("add", Op("mul", turned, sin), Op("mul", x, cos))
 
-A pattern is rooted at its last operation and walks up. Casts and views that change nothing are looked through and
-recorded. `add` and `mul` try both orders. One name is one value: a name used twice must match the same value. Every failed
-attempt keeps its deepest mismatch, so that a near miss can say what was expected and what stood there.
+A pattern starts at its last operation and walks up. Casts and views that change nothing are looked through and recorded. `add`
+and `mul` try both orders. A name used twice must match the same value, but two names may match one value. Every failed attempt
+keeps its deepest mismatch, so a near miss can report what was expected and what was found.
+
+PyTorch's matchers (`SubgraphMatcher`, Inductor's `PatternMatcherPass`) are not used. A pattern of theirs knows one spelling of its
+operations and views, and one that does not match gives no reason.
 """
 
 from __future__ import annotations
@@ -27,7 +30,19 @@ __all__ = ["Attempt", "Const", "Either", "Join", "Lanes", "Maybe", "Op", "Patter
 
 @dataclass
 class Attempt:
-    """One try of a pattern at one node: what it captured, by name; what it looked through; where it failed deepest."""
+    """One attempt to match a pattern at a node.
+
+    Attributes:
+        view: the graph.
+        captures: values and numbers captured, by name.
+        tags: which alternative matched, by name.
+        nodes: the nodes of the match so far, with the views and casts looked through.
+        matched: whether the pattern matched.
+        depth: how many nodes were matched at the deepest mismatch; -1 if there was none.
+        failure: what was expected and found there.
+        failed_at: the node there.
+        visited: all nodes that any alternative took, also those given up.
+    """
 
     view: GraphView
     captures: dict[str, Any] = field(default_factory=dict)
@@ -40,14 +55,15 @@ class Attempt:
     visited: set[Node] = field(default_factory=set)
 
     def fail(self, value: Any, message: str) -> bool:
-        """Record a mismatch at `value` if it is the deepest so far; always False, so that patterns can return it."""
+        """Record a mismatch at `value` if it is the deepest so far. Returns False, so that patterns can return the call."""
+        # The alternative that matched most nodes is the one that the model most likely comes close to.
         if len(self.nodes) > self.depth:
             self.depth, self.failure = len(self.nodes), message
             self.failed_at = value if isinstance(value, Node) else (self.nodes[-1] if self.nodes else None)
         return False
 
     def take(self, *nodes: Node) -> None:
-        """Count `nodes` as part of the match; with a piece of a split, chunk or unbind also that."""
+        """Add `nodes` to the match. For a piece of a split, chunk or unbind, the operation that made the pieces is added too."""
         for node in nodes:
             self.nodes.append(node)
             pieces = self.view.fact(node).args.get("input")
@@ -56,23 +72,24 @@ class Attempt:
         self.visited.update(nodes)
 
     def take_between(self, value: Any, end: Any) -> None:
-        """Count the views and casts from `value` up to `end`, without `end`."""
+        """Add the views and casts from `value` up to `end` to the match, without `end`."""
         while value is not end:
             self.take(value)
             found = self.view.source(value)
             value = end if found is None else found[0]
 
     def mark(self) -> tuple[dict[str, Any], dict[str, str], int]:
-        """A point to go back to."""
+        """The state of the match, for `back`."""
         return dict(self.captures), dict(self.tags), len(self.nodes)
 
     def back(self, mark: tuple[dict[str, Any], dict[str, str], int]) -> None:
-        """Forget what was captured since `mark`."""
+        """Forget all that was captured since `mark`. The deepest mismatch stays."""
         self.captures, self.tags = dict(mark[0]), dict(mark[1])
         del self.nodes[mark[2] :]
 
     def look_through(self, value: Any) -> Any:
-        """`value` without casts (also rounding ones) and without views that change nothing; those are recorded."""
+        """`value` without its casts, rounding ones included, and without views that change nothing. All of them are recorded."""
+        # Mixed-precision models cast between any two operations of a pattern. Passes compare the dtypes afterwards.
         bare = self.view.strip(value, lossy=True)
         self.take_between(value, bare)
         return bare
@@ -87,7 +104,8 @@ class Pattern:
 
 
 def match(pattern: Pattern, view: GraphView, node: Node) -> Attempt:
-    """Try `pattern` with its root at `node`. Cost is bounded by the size of the pattern, not of the graph."""
+    """Try `pattern` with its root at `node`. The cost depends on the size of the pattern, not of the graph."""
+    # On the way up, each part of a pattern meets one candidate, or two where operands commute. Nothing else is searched.
     attempt = Attempt(view)
     attempt.matched = pattern.match(attempt, node)
     return attempt
@@ -95,9 +113,9 @@ def match(pattern: Pattern, view: GraphView, node: Node) -> Attempt:
 
 @dataclass(frozen=True)
 class Value(Pattern):
-    """Any tensor, captured under `name`; a name met again must be the same value.
+    """Any tensor, captured as `name`. Where the name occurs again, it must be the same value.
 
-    Captured without lossless casts, unless `exact`, and without views that change nothing.
+    Views that change nothing are removed from the captured value, and so are lossless casts unless `exact`.
     """
 
     name: str
@@ -110,13 +128,14 @@ class Value(Pattern):
         bare = attempt.view.bare(value) if self.exact else attempt.view.strip(value)
         known = attempt.captures.setdefault(self.name, bare)
         attempt.take_between(value, bare)
+        # Not only the same node: Dynamo traces `x.float()` once for each time that the model's source calls it.
         same = known is bare or attempt.view.alike(known, bare)
         return same or attempt.fail(value, f"expected {self.name} to be {known}, found {bare}")
 
 
 @dataclass(frozen=True)
 class Const(Pattern):
-    """A number written in the graph, captured under `name`."""
+    """A number written in the graph, captured as `name`. Where the name occurs again, it must be the same number."""
 
     name: str
 
@@ -133,14 +152,14 @@ class Const(Pattern):
 class Op(Pattern):
     """An operation by its canonical name, with patterns for its arguments, by position or by name.
 
-    An argument that no pattern is given for must have its default value (`alpha=1`), or be listed in `ignore`.
+    An argument without a pattern must have its default value (`alpha=1`) or be listed in `ignore`.
     """
 
     def __init__(self, op: str, *operands: Pattern | object, ignore: tuple[str, ...] = (), **named: Any) -> None:
         self.op, self.operands, self.named, self.ignore = op, operands, named, ignore
 
     def match(self, attempt: Attempt, value: Any) -> bool:
-        """Match the operation below casts, then its operands in every order that the operation allows."""
+        """Match the operation under its casts and views, then its operands in every order that the operation allows."""
         node = attempt.look_through(value)
         if attempt.view.op(node) != self.op:
             return attempt.fail(node, f"expected {self.op}, found {attempt.view.op(node)}")
@@ -158,7 +177,7 @@ class Op(Pattern):
         for arguments in orders:
             if all(_match(p, attempt, a) for p, a in zip(self.operands, arguments, strict=True)):
                 return True
-            attempt.back(mark)
+            attempt.back(mark)  # names captured in this order would make the next one fail
         return False
 
     def _arguments(self, attempt: Attempt, node: Node) -> list[Any] | None:
@@ -170,6 +189,7 @@ class Op(Pattern):
         for name, expected in self.named.items():
             if not _match(expected, attempt, fact.args.get(name, fact.defaults.get(name))):
                 return None
+        # An argument that the author of the pattern did not think of can change the result.
         for name, given in fact.args.items():
             default = fact.defaults.get(name)
             if name not in names and name not in self.named and name not in self.ignore and given != default:
@@ -185,13 +205,13 @@ def _match(pattern: Any, attempt: Attempt, value: Any) -> bool:
 
 
 class Either(Pattern):
-    """One of several patterns; the name of the first that fits is kept as the tag `name`."""
+    """One of several patterns. The name of the first one that matches is kept as the tag `name`."""
 
     def __init__(self, name: str, /, **options: Pattern) -> None:
         self.name, self.options = name, options
 
     def match(self, attempt: Attempt, value: Any) -> bool:
-        """Try the options in order; a tag already set must be the same again."""
+        """Try the options in order. If the tag is set already, only the option of that name is tried."""
         mark = attempt.mark()
         for tag, pattern in self.options.items():
             if attempt.tags.get(self.name, tag) == tag and pattern.match(attempt, value):
@@ -202,16 +222,16 @@ class Either(Pattern):
 
 
 def Maybe(name: str, wrap: Callable[[Pattern], Pattern], inner: Pattern) -> Either:
-    """`wrap(inner)` or plain `inner`; the tag `name` says which ("present" or "absent")."""
+    """`wrap(inner)` or plain `inner`. The tag `name` is "present" or "absent"."""
     return Either(name, present=wrap(inner), absent=inner)
 
 
 @dataclass(frozen=True)
 class Lanes(Pattern):
-    """Half of the last axis of `of`: pairs' first (0) or second (1) members.
+    """Half of the last axis of `of`: the first (0) or second (1) members of its pairs.
 
-    How the axis is split is the tag `style`: `interleaved` (x[..., 0::2] and x[..., 1::2]) or `half` (first and second
-    half), whatever views say it: slices, chunk, split, reshape + unbind, select.
+    The tag `style` is how the axis is split: `interleaved` (x[..., 0::2] and x[..., 1::2]) or `half` (first and second half). The
+    split may be written as slices, chunk, split, reshape and unbind, or select.
     """
 
     of: Pattern
@@ -219,7 +239,7 @@ class Lanes(Pattern):
     style: str = "style"
 
     def match(self, attempt: Attempt, value: Any) -> bool:
-        """Walk up the views until what is exposed is exactly one half of a source, then match that source."""
+        """Walk up the views to a source of which exactly one half is shown, then match that source."""
         view = attempt.view
         bare = attempt.look_through(value)
         shape = view.shape(bare)
@@ -245,6 +265,7 @@ class Lanes(Pattern):
             return None
         seen = viewed(whole, chain_steps)
         lanes = None if seen is None else seen.lanes()
+        # Halves in permuted rows have the right shape too, but their elements would be paired with those of other rows.
         if lanes is None or lanes.axes != tuple(range(len(whole))):
             return None
         found = (lanes.offset, lanes.strides[-1])
@@ -253,18 +274,18 @@ class Lanes(Pattern):
 
 @dataclass(frozen=True)
 class Join(Pattern):
-    """Two tensors put back as the pairs' first and second members of a last axis twice as long; see `Lanes` for the tag."""
+    """Two tensors joined as the first and second members of the pairs of a last axis twice as long; see `Lanes` for the tag."""
 
     style: str
     first: Pattern
     second: Pattern
 
     def match(self, attempt: Attempt, value: Any) -> bool:
-        """Match cat on the last axis, or stack on a new axis that is then flattened into it."""
+        """Match a cat on the last axis, or a stack on a new axis that is then flattened into the last one."""
         node = attempt.look_through(value)
         found = joined(attempt.view, node)
         if found is None:
-            return attempt.fail(node, f"expected two halves put together, found {attempt.view.op(node)}")
+            return attempt.fail(node, f"expected two joined halves, found {attempt.view.op(node)}")
         style, maker, (first, second) = found
         if attempt.tags.setdefault(self.style, style) != style:
             return attempt.fail(node, f"expected {attempt.tags[self.style]} pairs, found {style}")
@@ -276,13 +297,15 @@ class Join(Pattern):
 
 
 def joined(view: GraphView, node: Any) -> tuple[str, Node, tuple[Any, Any]] | None:
-    """(style, the cat or stack, what it joins) when `node` puts two equal tensors together as in `Join`."""
+    """(style, the cat or stack, the two tensors that it joins) if `node` joins two tensors of one shape as in `Join`, else None."""
     out = view.shape(node) or ()
     if view.op(node) == "cat" and _pair_on(view, node, -1):
         first, second = view.arg(node, "tensors")
+        # A cat to size 2 makes the pairs of an interleaved axis, which a reshape below flattens. It does not join two halves.
         if not same_dim(out[-1], 2):
             return "half", node, (first, second)
     for source, taken in view.chain(node):
+        # Only the end of the chain can be what joins; all others are views.
         if view.source(source) is not None:
             continue
         shape = view.shape(source) or (1,)
@@ -296,7 +319,7 @@ def joined(view: GraphView, node: Any) -> tuple[str, Node, tuple[Any, Any]] | No
 
 
 def _stacked(view: GraphView, node: Node, axis: int) -> tuple[Any, Any] | None:
-    """What a stack joins, and what a cat joins that was given a new axis first."""
+    """The tensors that a stack joins; for a cat of tensors that each got a new axis first, the tensors without that axis."""
     first, second = view.arg(node, "tensors")
     if view.op(node) == "stack":
         return first, second

@@ -1,1 +1,1 @@
-"""One kernel a file: canonical op, reference, limits and NKI source. The core finds them by entry point."""
+"""Kernels, one to a file: canonical op, reference and limits. The core finds them by entry point."""

@@ -25,12 +25,12 @@ def attention(
     execution: str = "reference",
     provider: str = "builtin",
 ) -> Tensor:
-    """Scaled dot-product attention with layouts of its own, so that no permute is needed around it.
+    """Scaled dot-product attention that takes layouts, so that no permute is needed around it.
 
     Args:
         q: [B, H, S, D] (`layout` "bhsd") or [B, S, H, D] ("bshd"), any strides.
         k, v: as `q` with their own length L and Hkv heads, H a multiple of Hkv.
-        mask: broadcastable to [B, H, S, L]; bool (True takes part) or added to the scores. Rows with no key that takes
+        mask: broadcastable to [B, H, S, L]; bool (True takes part) or added to the scores. Rows in which no key takes
             part give 0, as in `torch.nn.functional.scaled_dot_product_attention`.
         scale: factor on the scores; 1 / sqrt(D) when None.
         is_causal: query i sees keys 0..i.

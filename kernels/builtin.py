@@ -1,4 +1,4 @@
-"""This repository's NKI sources (`kernels/nki/`) behind the canonical ops: layouts, defaults and limits of each."""
+"""The provider `builtin`: this repository's NKI sources (`kernels/nki/`), with the layouts, defaults and limits of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NKI = "fluxrewrite.kernels.nki"
 _ON_CHIP = "K and V of two heads stay in SBUF, 224 KiB a partition on trn2"
 _TWO_BYTES = ("bfloat16", "float16")
 _EFFICIENCY = {"rope": 0.61, "qkv": 0.96, "attention": 0.56, "norm_rope_attention": 0.36}
-"""Share of trn2's peaks under the emulator: tools/bench_kernels.py, bf16, two cores, 768 tokens, 24 heads of 128."""
+"""Fraction of trn2's peaks reached under the emulator: tools/bench_kernels.py, bf16, two cores, 768 tokens, 24 heads of 128."""
 
 
 def _rope(
@@ -51,7 +51,7 @@ def _qkv(
 ) -> list[Tensor]:
     """`fluxrewrite::qkv` by `kernels/nki/qkv.py`, which takes tokens in one axis and at most four pieces at once.
 
-    Query, key, value and the first piece of other rows are one call, which picks its rows; each further piece is one more.
+    Query, key, value and the first piece of other rows are one call, which picks its rows; each further piece is a call of its own.
     Two pieces, as key and value of a cross-attention, are one call.
     """
     run = toolchain(execution).run
@@ -73,7 +73,7 @@ def _qkv(
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A mask as numbers added to the scores, with 2 or 4 axes; True of a boolean mask becomes 0, False -inf.
 
-    It broadcasts to [B, H, S, L] from the right: the first of 3 axes is that of the heads.
+    It broadcasts to [B, H, S, L] from the right, so the first of 3 axes is that of the heads.
     """
     if mask is None:
         return None
@@ -179,4 +179,4 @@ def _implementations(_: str) -> Mapping[str, Implementation]:
     }
 
 
-PROVIDER = Provider("builtin", (), _implementations, check, profile, suite)
+PROVIDER = Provider("builtin", (), _implementations, check, profile=profile, suite=suite)

@@ -3,7 +3,8 @@
     q = cat([rms_norm(q_i, gamma_q_i) for each stream i], sequence), the same for k;  v = cat([v_i])
     attention(rope(q), rope(k), v)
 
-From the projections' outputs to the output projection's input: its borders lie where a matrix product writes to memory anyway.
+The call spans from the projections' outputs to the output projection's input: at both ends, a matrix product writes to or reads
+from memory anyway.
 """
 
 from __future__ import annotations

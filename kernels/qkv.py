@@ -1,4 +1,4 @@
-"""Query, key and value projections of one activation, and what else is packed with them: products that read `x` once."""
+"""Query, key and value projections of one activation, and other rows packed with them, as products that read `x` once."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def qkv(
 
     Args:
         x: [..., H], any strides.
-        weights: [N, H] each, whole, as in `torch.nn.Linear`; each once, however many results come from it.
+        weights: [N, H] each, whole, as in `torch.nn.Linear`; listed once each, even where several results use one.
         biases: [N] or None for each weight.
         pieces: three numbers for each result: index of the weight, first row, rows. Query, key and value come first, or two of
-            them, then whatever else the weights hold; the widths may all differ.
+            them, then other rows of the weights; the widths may all differ.
         execution, provider: what runs, as `fluxrewrite.provider.launch` takes them.
 
     Returns:
@@ -45,7 +45,7 @@ def qkv(
     if execution != "reference":
         result: list[Tensor] = launch("qkv", provider, execution, x, weights, biases, pieces)
         return result
-    # A product for each piece: one for each weight would have its results copied apart.
+    # A product for each piece: slices of one product per weight would need a copy each to be contiguous.
     return [F.linear(x, w[i : i + n], None if b is None else b[i : i + n]).contiguous() for w, b, i, n in found]
 
 

@@ -29,20 +29,20 @@ class Toolchain(Protocol):
 
 
 def _emulated(entry: str) -> Callable[..., Any]:
-    """The kernel, its module imported with the emulator in the place of nki. Kept apart from the module on nki itself."""
+    """The kernel, from a module imported with the emulator in place of nki, separate from the module on nki itself."""
     return _imported(entry, _home(entry.partition(".")[0]))
 
 
 @functools.cache
 def _imported(entry: str, _: str) -> Callable[..., Any]:
-    """The kernel of a package at one place; another version of that package at another place is another kernel."""
+    """The kernel; the second argument is the file of its package, so that another version elsewhere is another kernel."""
     with _IMPORTING, _set_aside(entry), emulator.installed():
         return imported(entry)
 
 
 @contextlib.contextmanager
 def _set_aside(entry: str) -> Iterator[None]:
-    """Keep the modules of the kernel's package that are there already, on nki itself, out of the way for the duration."""
+    """Take already imported modules of the kernel's package, which use nki itself, out of `sys.modules` for the duration."""
     package, _, _ = entry.partition(":")[0].rpartition(".")
     prefix = package if package.startswith(__package__) else package.partition(".")[0]
     aside = {n: sys.modules.pop(n) for n in list(sys.modules) if prefix and f"{n}.".startswith(f"{prefix}.")}
@@ -70,7 +70,7 @@ def _typed(language: Any, values: Iterable[Any]) -> list[Any]:
 
 
 class Emulator:
-    """This repository's emulator; `cores` for callers that do not say how many."""
+    """This repository's emulator; `cores` is the least number that a call runs on."""
 
     def __init__(self, device: str = "trn2", cores: int = 1) -> None:
         self.device, self.cores = device, cores
@@ -82,7 +82,7 @@ class Emulator:
 
 
 class Profiler:
-    """The emulator without numbers: arguments may be meta tensors; the profile of every call is kept in `profiles`."""
+    """The emulator without computed values: arguments may be meta tensors; `profiles` collects the profile of every call."""
 
     def __init__(self, device: str = "trn2", cores: int = 1, trace: bool = True) -> None:
         self.device, self.cores, self.trace = device, cores, trace
@@ -97,7 +97,7 @@ class Profiler:
 
 
 class Simulator:
-    """AWS's own CPU simulator, `nki.simulate`; `cores` for callers that do not say how many."""
+    """AWS's CPU simulator, `nki.simulate`; `cores` is the least number that a call runs on."""
 
     def __init__(self, cores: int = 1) -> None:
         self.cores = cores
@@ -111,7 +111,7 @@ class Simulator:
 
 
 def has_nki() -> bool:
-    """Whether the `nki` package with its simulator is installed; a package of that name without one does not count."""
+    """Whether the `nki` package is installed with its simulator; a package of that name without one does not count."""
     if importlib.util.find_spec("nki") is None:
         return False
     try:
@@ -135,7 +135,7 @@ def check(execution: str) -> None:
 def toolchain(execution: str | Toolchain) -> Toolchain:
     """What runs kernels for "emulate" (`nki.simulate` where nki is installed, else our emulator) or "device".
 
-    A toolchain is answered as it is, so that a caller may bring one, such as a `Profiler`.
+    A toolchain is returned unchanged, so that a caller may pass one, such as a `Profiler`.
     """
     if not isinstance(execution, str):
         return execution

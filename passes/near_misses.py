@@ -1,4 +1,4 @@
-"""Near misses of patterns that were probed too: one finding, with what both say.
+"""Near misses of a pattern in regions that were probed too: one finding with both results.
 
 Not a pass: passes that probe share it.
 """
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 def with_notes(findings: Iterable[T], notes: Mapping[str, str]) -> list[T]:
-    """The findings; mismatches of a pattern at the nodes named in `notes` with what a probe says of them."""
+    """The findings, with the probe's result from `notes` added to pattern mismatches at the nodes it names."""
     return [_noted(f, notes) for f in findings]
 
 
 def _noted(finding: T, notes: Mapping[str, str]) -> T:
     if not isinstance(finding, Miss) or finding.reason.code != Code.PATTERN or finding.reason.node not in notes:
         return finding
-    message = f"{finding.reason.message}; run on made-up inputs, {notes[finding.reason.node]}"
+    message = f"{finding.reason.message}; run on random inputs, {notes[finding.reason.node]}"
     return replace(finding, reason=replace(finding.reason, message=message))

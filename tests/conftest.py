@@ -60,6 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def table() -> Path:
+    """The published table that the shipped evidence was made from."""
+    return Path(__file__).parent / "data" / "seed_results.json"
+
+
+@pytest.fixture(scope="session")
 def capture_preset() -> Callable[..., Capture]:
     """`capture_spec`, which traces a preset once for each set of arguments: graphs are not changed by what reads them."""
     made: dict[Any, Capture] = {}

@@ -6,7 +6,7 @@ import torch
 
 from fluxrewrite import kernel
 from fluxrewrite.errors import InputError
-from fluxrewrite.kernel import Kernel, Limit, load_kernels, load_plugins
+from fluxrewrite.kernel import Kernel, Limit, load_kernels, load_plugins, plugin_names
 from fluxrewrite.site import Code
 
 
@@ -52,9 +52,16 @@ def test_unknown_name_lists_the_known():
         load_plugins("fluxrewrite.passes", ("flash",))
 
 
-def test_not_installed_is_told():
-    with pytest.raises(InputError, match="not installed"):
-        load_plugins("fluxrewrite.nothing")
+def test_a_package_that_is_not_installed_is_reported():
+    for read in (load_plugins, plugin_names):
+        with pytest.raises(InputError, match="not installed"):
+            read("fluxrewrite.nothing")
+
+
+def test_names_of_plugins_load_none(monkeypatch):
+    entries = [EntryPoint("b", "no_such_module:x", "g"), EntryPoint("a", "", "g")]
+    monkeypatch.setattr(kernel, "entry_points", lambda group: entries)
+    assert plugin_names("g") == ("a", "b")
 
 
 def test_broken_plugin_is_left_out_with_a_warning(monkeypatch, caplog):

@@ -218,9 +218,9 @@ def test_plans_of_other_length_and_more_than_two(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rank_that_tells_nothing(tmp_path):
+def test_a_rank_that_publishes_no_plan(tmp_path):
     found = run_ranks("tells", 2, tmp_path, timeout_s=2, plans=[[["a"]], None])
-    assert "RankError: rank 1 did not tell its plan of graph 1 within 2 s" in found[0]["error"][0]
+    assert "RankError: rank 1 did not publish its plan of graph 1 within 2 s" in found[0]["error"][0]
     assert found[1]["result"] == "silent"
 
 
@@ -322,6 +322,6 @@ def test_a_rank_killed_between_steps_ends_the_others(tmp_path, world):
 
 
 @pytest.mark.slow
-def test_a_rank_that_stands_still_ends_the_others_in_time(tmp_path):
+def test_a_rank_that_hangs_ends_the_others_in_time(tmp_path):
     found = run_ranks("stops", 2, tmp_path, timeout_s=3)
     assert found[0]["error"][0].startswith("RankError: rank 0 of 2: another rank ended, or did not answer within 3 s")

@@ -104,7 +104,7 @@ def test_an_operation_without_its_operands_does_not_match():
     assert "with arguments" in failed.failure
 
 
-def test_a_tag_is_one_alternative_wherever_it_stands(trace):
+def test_a_tag_is_the_same_alternative_everywhere(trace):
     def one(value):
         return Either("which", sine=Op("sin", value), cosine=Op("cos", value))
 
@@ -133,7 +133,7 @@ def half_of(trace, fn, **inputs):
         (lambda a: a[..., :2], (4, 8)),  # a quarter
     ],
 )
-def test_what_has_the_shape_of_a_half_and_is_none(trace, fn, shape):
+def test_values_with_the_shape_of_a_half_that_are_not_one(trace, fn, shape):
     assert half_of(trace, fn, a=torch.randn(shape)) == [False, False]
     assert half_of(trace, lambda a: a[..., 2:], a=torch.randn(4, 4)) == [False, True]
 

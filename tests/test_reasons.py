@@ -105,7 +105,7 @@ ONE_ROW = {"cos": torch.randn(D), "sin": torch.randn(D)}
 CASES = {
     Code.PATTERN: ("rope", less, {"x": HEADS, **TABLE}, "sub"),
     Code.INNER_USE: ("qkv", used_inside, {"x": X}, "add"),
-    Code.AUTOCAST: ("attention", half_autocast, {"x": HEADS}, "other settings of torch.autocast"),
+    Code.AUTOCAST: ("attention", half_autocast, {"x": HEADS}, "different settings of torch.autocast"),
     Code.MUTATION: ("qkv", mutated, {"x": X}, "mul_"),
     Code.DROPOUT: (
         "attention",

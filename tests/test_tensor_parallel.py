@@ -124,7 +124,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_divided_is_told_in_one_line(name, capsys, tmp_path, monkeypatch):
+def test_a_model_that_cannot_be_divided_is_reported_in_one_line(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "planless.py").write_text(
         "import torch\ndef make():\n    return torch.nn.Linear(4, 4), {'input': torch.ones(1, 4)}\n"
@@ -180,9 +180,9 @@ def test_symbolic_sizes():
     assert any(isinstance(n, str) for c in report.collectives for n in c.shape)
 
 
-def test_a_group_of_the_users_own_is_told():
+def test_an_existing_group_of_the_user_is_reported():
     net, inputs = flux2()
-    with fake_group(2), pytest.raises(InputError, match="run it in a process of its own"):
+    with fake_group(2), pytest.raises(InputError, match="run it in a separate process"):
         fluxrewrite.inspect(net, inputs, options=Options(tp=2))
 
 
@@ -210,6 +210,6 @@ def test_what_dtensors_send_by_themselves_is_a_collective_too():
     assert (sent.op, sent.ranks, sent.shape, sent.bytes) == ("redistribute", 4, (2, 8), 64)
 
 
-def test_capture_tells_whole_parameters():
+def test_capture_reports_whole_parameters():
     net, inputs = flux2()
     assert capture(net, inputs, tp=4).parameters == sum(p.numel() for p in net.parameters())

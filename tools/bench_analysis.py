@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import partial
 
 from bench_matching import DEV, KLEIN, LARGE, LARGE_NODES, PRESETS, captured, is_sdpa, partitions, repeated, undisturbed
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from fluxrewrite.analysis import Options, analyse
 from fluxrewrite.cost import Case
@@ -42,7 +42,8 @@ def analysis(module: GraphModule, options: Options) -> int:
     analysed, _ = analyse(module, selection, options.policy, target, case)
     none = Timing(capture_s=0, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=0)
     model = ModelInfo(name="", parameters=0, dtype="bfloat16", graphs=1, graph_nodes=len(module.graph.nodes))
-    report = build_report([analysed], selection, options.policy, model, none, PredictionContext(target, case))
+    context = PredictionContext(target, case)
+    report = build_report([analysed], selection, options.policy, model, timing=none, context=context)
     report.to_json()
     return len(report.boundaries)
 
@@ -57,8 +58,12 @@ def seconds(call: Callable[[], object]) -> tuple[object, float]:
 def counted(graph: Graph) -> int:
     """The number of executables when every attention call is an executable of its own."""
     view = GraphView(graph)
-    calls = [Site("", "", "", {}, (n,), (), {}, view.dtype(n)) for n in graph.nodes if is_sdpa(n)]
+    calls = [_site_of_one_node(view, n) for n in graph.nodes if is_sdpa(n)]
     return segments(view, calls)
+
+
+def _site_of_one_node(view: GraphView, node: Node) -> Site:
+    return Site(kind="", form="", path="", operands={}, outputs=(node,), interior=(), shapes={}, dtype=view.dtype(node))
 
 
 def main() -> int:

@@ -3,8 +3,7 @@
     python tools/bench_matching.py [--runs 7] [--json FILE] [--partitioner-large]
 
 Needs the `diffusers` extra and no weights. The graphs are FLUX.2-klein-4B (5+20 blocks) and FLUX.2-dev (8+48 blocks) as Dynamo
-traces them, and klein-4B's node sequence repeated up to 100,000 nodes, with fresh weights and each copy fed by the previous
-one.
+traces them, and klein-4B's nodes repeated up to 100,000, with fresh weights and each copy fed by the previous one.
 
 Fluxrewrite and its peers are measured in the same way: `time.perf_counter` around the call, `gc.collect()` before it and the
 collector off during it. After one warm-up come `--runs` rounds, in each of which every job of every graph runs once. The
@@ -13,11 +12,11 @@ collections take no time. Patterns are built outside the timed region. Capabilit
 without warm-up.
 
 - Captures: once each, `gc` as above, after one that is thrown away because the first takes longer.
-- Fluxrewrite: `GraphView`, then `make_plan` pass by pass, which is everything a compile does up to the decisions. A pass that
-  reuses what an earlier one found (qkv: the attention calls) pays only for the rest, so the order of the rows matters.
+- Fluxrewrite: `GraphView`, then `make_plan` pass by pass, which is all that a compile does up to the decisions. A pass that reuses
+  the result of an earlier one (qkv: the attention calls) pays only for the rest, so the order of the rows matters.
 - SubgraphMatcher: equivalent patterns, with literals ignored in the RoPE pattern.
-- Inductor's PatternMatcherPass: on a copy of the graph with `val` metadata and, from the warm-up, mutation regions. Matches are
-  counted by the pattern's extra check and nothing is rewritten.
+- Inductor's PatternMatcherPass: on a copy of the graph with `val` metadata and, after the warm-up, mutation regions. The extra
+  check of the pattern counts matches, and nothing is rewritten.
 
 Exit code: 0 when every requirement is met, 1 when one is not, 2 for a bad argument.
 """
@@ -332,9 +331,8 @@ def requirements(klein: Subject, dev: Subject, large: Subject) -> list[Requireme
     for s in (dev, large):
         ratio = s.per_node / klein.per_node
         figures = f"{s.per_node * 1e6:.1f} us against {klein.per_node * 1e6:.1f} us: {ratio:.2f}"
-        result.append(
-            Requirement(f"{s.name}: time per node within {GROWTH} times klein-4B's", ratio <= GROWTH, figures)
-        )
+        text = f"{s.name}: time per node within {GROWTH} times klein-4B's"
+        result.append(Requirement(text, ratio <= GROWTH, figures))
     return result
 
 
@@ -365,9 +363,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=7, help="timed rounds after the warm-up (default 7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
-    parser.add_argument(
-        "--partitioner-large", action="store_true", help=f"run {PARTITIONER} on 8+48 blocks too (minutes)"
-    )
+    more = f"run {PARTITIONER} on 8+48 blocks too (minutes)"
+    parser.add_argument("--partitioner-large", action="store_true", help=more)
     options = parser.parse_args()
     if options.runs < 1:
         parser.error(f"--runs {options.runs}: must be 1 or more")

@@ -188,7 +188,7 @@ class Variant:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
-    def beside(self, other: Variant) -> tuple[float, float]:
+    def compared_with(self, other: Variant) -> tuple[float, float]:
         """Ratio to another variant, and its noise."""
         return relative(self.seconds, other.seconds)
 
@@ -268,7 +268,7 @@ def goals(found: Sequence[Variant]) -> list[Goal]:
 
 
 def _goal(variant: Variant, other: Variant) -> Goal:
-    ratio, noise = variant.beside(other)
+    ratio, noise = variant.compared_with(other)
     if variant.taken == other.taken:
         verdict = "same program"
     elif ratio <= LIMIT:
@@ -286,7 +286,7 @@ def table(name: str, found: Sequence[Variant]) -> str:
         "|---|---:|---:|---:|---:|---|",
     ]
     for v in found:
-        ratio, noise = v.beside(vanilla)
+        ratio, noise = v.compared_with(vanilla)
         spread = f"{v.median * 1e3:,.0f} ({min(v.seconds) * 1e3:,.0f} - {max(v.seconds) * 1e3:,.0f})"
         twin = next((o.name for o in found if o.taken == v.taken), v.name)
         note = f"same program as {twin}" if twin != v.name else ""

@@ -98,8 +98,8 @@ def oracle(compiler: str) -> Oracle:
 
 def compare(gm: GraphModule, compiler: str) -> list[dict[str, object]]:
     """One row per set of kernels; the first row is the graph without kernels."""
-    ask, rules, view = oracle(compiler), load_rules(compiler), GraphView(gm.graph)
-    predicted, actual = fuse(view, rules).fusion, ask(gm)
+    fusion_of, rules, view = oracle(compiler), load_rules(compiler), GraphView(gm.graph)
+    predicted, actual = fuse(view, rules).fusion, fusion_of(gm)
     pairs = [(p.name, c.name) for p, c in edges(view)]
     fused = [frozenset(e for e in pairs if f.fused(*e)) for f in (predicted, actual)]
     rows = [_row("no kernel", predicted.bytes, actual.bytes, *fused)]
@@ -107,7 +107,7 @@ def compare(gm: GraphModule, compiler: str) -> list[dict[str, object]]:
     for name, kernels in VARIANTS.items():
         analysed, graph = analyse(gm, Selection.of(kernels, "reference"), "all")
         rewritten = as_module(gm, graph)
-        after, real = fuse(GraphView(rewritten.graph), rules).fusion, ask(rewritten)
+        after, real = fuse(GraphView(rewritten.graph), rules).fusion, fusion_of(rewritten)
         sites = [d.finding for d in analysed.plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
         outside = _outside(pairs, sites)
         lost = lost_fusions(predicted, after, outside), lost_fusions(actual, real, outside)

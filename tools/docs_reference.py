@@ -180,7 +180,7 @@ def _command(path: str, command: Any) -> str:
     if examples:
         parts.append("```sh\n" + "".join(f"{e}\n" for e in examples) + "```\n")
     for kind, title in (("argument", "argument"), ("option", "option")):
-        rows = [(f"`{names}`", *_told(text)) for k, record in records if k == kind and record
+        rows = [(f"`{names}`", *_default(text)) for k, record in records if k == kind and record
                 for names, text in [record]]  # fmt: skip
         if rows:
             parts.append(table((title, "what it means", "default"), rows))
@@ -193,7 +193,7 @@ def _short(command: Any) -> str:
     return str(command.short_help or command.help.splitlines()[0])
 
 
-def _told(text: str) -> tuple[str, str]:
+def _default(text: str) -> tuple[str, str]:
     """Split the help of a parameter from its default."""
     text, _, default = text.partition("  [default: ")
     text = text.replace("  [required]", " Required.")

@@ -110,7 +110,7 @@ def main(
             raise Unfit("--resume needs --save")
         if list_:
             for guard in tree.guards.values():
-                print(f"{guard.file}:{guard.line}: {guard.function} {_said(guard)}")
+                print(f"{guard.file}:{guard.line}: {guard.function} {_condition(guard)}")
             print(f"{len(tree.guards)} guards")
             return
         start = time.perf_counter()
@@ -164,14 +164,14 @@ def summary(found: list[Outcome], equivalent: Mapping[tuple[str, str], str], tre
         by = f"{outcome.by}\n  {outcome.how}" if outcome.status == "killed" else f"{outcome.by} does not end"
         shown = {"killed": by, "equivalent": f"equivalent: {reason}", "never": "never seen to refuse"}
         text = shown.get(status, f"survived {outcome.tests} tests in which it refuses")
-        table.add_row(f"{guard.file}:{guard.line} {guard.function}", _said(guard), text)
+        table.add_row(f"{guard.file}:{guard.line} {guard.function}", _condition(guard), text)
         if status in ("survived", "never"):
             wrong.append(f"{guard.file}:{guard.line}: {guard.key}: {text}")
         if reason and dead:
-            wrong.append(f"{guard.file}:{guard.line}: {guard.key}: said to be equivalent, but killed by {outcome.by}")
+            wrong.append(f"{guard.file}:{guard.line}: {guard.key}: listed as equivalent, but killed by {outcome.by}")
     keys = {(guard.file, guard.key) for guard in tree.guards.values()}
     stale = [(file, key) for file, key in equivalent if file in tree.sources and (file, key) not in keys]
-    wrong += [f"{file}: {key}: said to be equivalent, but there is no such guard" for file, key in stale]
+    wrong += [f"{file}: {key}: listed as equivalent, but there is no such guard" for file, key in stale]
     console.print(table, markup=False)
     for text in wrong:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -180,7 +180,7 @@ def summary(found: list[Outcome], equivalent: Mapping[tuple[str, str], str], tre
     return not wrong
 
 
-def _said(guard: Guard) -> str:
+def _condition(guard: Guard) -> str:
     return f"{'unless' if guard.needed else 'where'} {guard.text}"
 
 

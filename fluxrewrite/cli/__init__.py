@@ -1,4 +1,4 @@
-"""The command line, one file a command."""
+"""The command line, with one file per command."""
 
 from __future__ import annotations
 
@@ -20,55 +20,60 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="fluxrewrite",
-    help="Find what NKI kernels can replace in a diffusers transformer, and say what each call costs, before any compile. Nothing "
-    "needs weights, a GPU or a Neuron device; every figure names its basis: measured, modelled or assumed.",
-    epilog="Begin with: fluxrewrite inspect flux2-klein-4b. Each command has examples and exit codes: fluxrewrite COMMAND --help.",
+    help="Find the parts of a diffusers transformer that NKI kernels can replace, and predict what each kernel call costs, before "
+    "anything is compiled. No weights, GPU or Neuron device are needed. Every figure states its basis: measured, modelled or "
+    "assumed.",
+    epilog="Start with: fluxrewrite inspect flux2-klein-4b. For examples and exit codes: fluxrewrite COMMAND --help.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 app.command(
-    short_help="Report what kernels can replace, and why not more.",
-    epilog="The report has the predicted effect with its basis, a verdict for each kind of kernel, what each kernel call sends "
-    "through memory and which fusions it breaks, and a reason for every site that is left alone. Nothing is compiled or run. "
-    "Exit codes: 0 done, 1 over a limit, 2 bad input. "
+    short_help="Report what kernels can replace, and why not the rest.",
+    epilog="The report contains the predicted effect and its basis, a verdict for each kind of kernel, the memory traffic and the "
+    "broken fusions of each kernel call, and a reason for every site that is not replaced. Nothing is compiled or run. "
+    "Exit codes: 0 success, 1 a limit is exceeded, 2 bad input. "
     "Example: fluxrewrite inspect flux2-klein-4b --kernels qkv:triple,attention --fail-on 'predicted_slowdown>1.02'",
 )(inspect)
 app.command(
-    short_help="Say what changed between two reports.",
-    epilog="Exit codes: 0 done, 1 they differ and --exit-code is given, 2 bad input. Example: fluxrewrite diff old.json new.json",
+    short_help="Compare two reports.",
+    epilog="Exit codes: 0 success, 1 the reports differ and --exit-code is given, 2 bad input. "
+    "Example: fluxrewrite diff old.json new.json",
 )(diff)
 app.command(
-    short_help="Show a saved report in another form.",
-    epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite show report.json --format html -o report.html",
+    short_help="Show a saved report in another format.",
+    epilog="Exit codes: 0 success, 2 bad input. Example: fluxrewrite show report.json --format html -o report.html",
 )(show)
 app.command(
     cls=OptionalKernels,
     short_help="Compare a model with and without kernels.",
-    epilog="Exit codes: 0 all within their limits, 1 not, 2 bad input or nothing rewritten. "
+    epilog="Exit codes: 0 everything is within its limits, 1 a limit is exceeded, 2 bad input or nothing to rewrite. "
     "Examples: fluxrewrite verify flux2-klein-mini --kernels qkv,attention; fluxrewrite verify --kernels --quick",
 )(verify)
 app.command(
     short_help="Time denoising loops with and without kernels.",
-    epilog="Exit codes: 0 done, 1 a variant failed, 2 bad input or a file that cannot be written, 130 interrupted; the table of "
-    "what finished is printed in every case but bad input. Example: fluxrewrite bench flux2-klein-mini --save runs.json",
+    epilog="Exit codes: 0 success, 1 a variant failed, 2 bad input or a file that cannot be written, 130 interrupted. Except for "
+    "bad input, a table of the finished runs is always printed. Example: fluxrewrite bench flux2-klein-mini --save runs.json",
 )(bench)
-app.add_typer(kernels.app, name="kernels", short_help="List the kernels and their limits; profile a call.")
+app.add_typer(kernels.app, name="kernels", short_help="List kernels and their limits; profile a call.")
 app.command(
-    short_help="List device profiles, with the source of each figure.",
-    epilog="Exit codes: 0 done, 2 bad input. Example: fluxrewrite devices trn2",
+    short_help="List device profiles and the source of each figure.",
+    epilog="Exit codes: 0 success, 2 bad input. Example: fluxrewrite devices trn2",
 )(devices)
 app.command(
-    short_help="Measure a profile of this machine, or read runs.",
-    epilog="Exit codes: 0 done, 2 bad input. Examples: fluxrewrite calibrate --quick -o here.json; "
+    short_help="Measure this machine, or turn runs into evidence.",
+    epilog="Exit codes: 0 success, 2 bad input. Examples: fluxrewrite calibrate --quick -o here.json; "
     "fluxrewrite calibrate --from runs.json -o evidence.json",
 )(calibrate)
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 1 a check failed, 2 bad input; one line on stderr for each.
+    """Run the command line and return its exit code: 0 for success, 1 if a check failed, 2 for bad input, 130 if interrupted.
 
-    A check tells one line for each limit that is broken.
+    An error is one line on stderr; a failed check has one line for each limit that is exceeded.
+
+    Args:
+        args: the arguments without the program's name; those of the process when None.
     """
     args = sys.argv[1:] if args is None else args
     try:

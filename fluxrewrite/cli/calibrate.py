@@ -24,25 +24,27 @@ __all__ = ["calibrate"]
 
 
 def calibrate(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the profile, or the evidence, to this file.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds and smaller arrays: 10 to 25 seconds.")] = False,
-    threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: as many as it uses.")] = None,
-    model: Annotated[str | None, typer.Option("--for", help="Time each distinct kernel call of this model as well: a preset, "
-                                              "folder or module:callable, as inspect takes it.")] = None,
-    image_tokens: Annotated[int, typer.Option(help="With --for: image tokens.")] = 256,
-    text_tokens: Annotated[int, typer.Option(help="With --for: text tokens.")] = 512,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the profile or the evidence to this file.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Use fewer rounds and smaller arrays; takes 10 to 25 seconds.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Number of torch threads. Default: torch's own.")] = None,
+    model: Annotated[str | None, typer.Option("--for", help="Also time each distinct kernel call of this model: a preset, folder "
+                                              "or module:callable, as for inspect.")] = None,
+    image_tokens: Annotated[int, typer.Option(help="With --for: number of image tokens.")] = 256,
+    text_tokens: Annotated[int, typer.Option(help="With --for: number of text tokens.")] = 512,
     dtype: Annotated[Dtype, typer.Option(help="With --for: dtype of weights and activations.")] = Dtype.BF16,
-    kernels: Annotated[str | None, typer.Option(help="With --for: kinds, as inspect takes them. Default: all.")] = None,
-    table: Annotated[Path | None, typer.Option("--from", help="Measure nothing: turn this published table, or what "
-                                                 "fluxrewrite bench --save wrote, into evidence.")] = None,
-    source: Annotated[str | None, typer.Option(help="With --from: who published the table. Default: the file's name.")] = None,
+    kernels: Annotated[str | None, typer.Option(help="With --for: kinds of site, as for inspect. Default: all.")] = None,
+    table: Annotated[Path | None, typer.Option("--from", help="Measure nothing; turn this published table, or a file of "
+                                                 "fluxrewrite bench --save, into evidence.")] = None,
+    source: Annotated[str | None, typer.Option(help="With --from: who published the table. Default: the file name.")] = None,
 ) -> None:  # fmt: skip
     """Measure a device profile of this machine's processor, or turn a published table of runs into evidence."""
     writable(output)
     if table is None and source is not None:
-        raise InputError("--source says who published a table; give the table with --from")
+        raise InputError("--source says who published a table; name the table with --from")
     if table is not None and (quick or threads is not None or model is not None):
-        raise InputError("--quick, --threads and --for are for measuring; with --from nothing is measured")
+        raise InputError(
+            "--quick, --threads and --for have no effect with --from, which measures nothing; leave them out"
+        )
     if table is not None:
         _evidence(table, source, output)
         return
@@ -78,7 +80,7 @@ def _calls(model: str, tokens: tuple[int, int], dtype: torch.dtype, kernels: str
 
 
 def _timed(device: Device, calls: Sequence[TimedCall], quick: bool, threads: int | None) -> Device:
-    """The profile with the times of these calls."""
+    """The profile, with the times of these calls added."""
     if not calls:
         return device
     from ..measure import calibrate as measure
@@ -101,8 +103,8 @@ def _restless(device: Device) -> None:
     names = [name for name, f in device.figures.items() if f.spread is not None and f.spread > RESTLESS]
     if names:
         which = ", ".join(names)
-        text = f"\nThe rounds differ by more than {RESTLESS:.0%} ({which}): other programs ran. Measure on a quiet machine."
-        show(Text(text, style="yellow"))
+        why = f"The rounds differ by more than {RESTLESS:.0%} ({which}): other programs were running."
+        show(Text(f"\n{why} Measure on an idle machine.", style="yellow"))
 
 
 def _evidence(path: Path, source: str | None, output: Path | None) -> None:
@@ -159,7 +161,7 @@ def _keep(text: str, output: Path | None, option: str) -> None:
     from rich.text import Text
 
     if output is None:
-        show(Text(f"\nNothing is written: -o FILE keeps it, for {option} FILE.", style="dim"))
+        show(Text(f"\nNot saved; use -o FILE to save it for {option} FILE.", style="dim"))
         return
     write(text, output)
-    show(Text(f"\nwritten to {output}; use it with {option} {output}", style="dim"))
+    show(Text(f"\nSaved to {output}; use it with {option} {output}", style="dim"))

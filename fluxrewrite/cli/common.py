@@ -1,4 +1,4 @@
-"""What the commands share: names of dtypes and formats, progress on stderr, writing of files."""
+"""Shared by the commands: names of dtypes and formats, progress on stderr, writing of files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class Format(StrEnum):
-    """Output formats of most commands; `inspect` and `show` have more (`forms.py`)."""
+    """Output formats of most commands; `inspect` and `show` have more (`formats.py`)."""
 
     TEXT = "text"
     JSON = "json"
@@ -59,7 +59,7 @@ class PolicyName(StrEnum):
 
 
 class ProofName(StrEnum):
-    """What a site is asked before it is replaced (`fluxrewrite.backend(proof=...)`)."""
+    """How a site is checked before it is replaced (`fluxrewrite.backend(proof=...)`)."""
 
     NUMERIC = "numeric"
     STRUCTURAL = "structural"
@@ -74,8 +74,8 @@ class Regime(StrEnum):
 
 @contextlib.contextmanager
 def progress(what: str, shown: bool = True) -> Iterator[None]:
-    """A spinner with the time taken, on stderr, only where somebody looks; other libraries' logs are kept quiet."""
-    logging.disable(logging.ERROR)  # torch and diffusers log at length what then comes as one line
+    """A spinner with the time taken, on stderr if that is a terminal. Logs of other libraries are silenced meanwhile."""
+    logging.disable(logging.ERROR)  # torch and diffusers log at length an error that is then shown in one line
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
@@ -88,7 +88,7 @@ def progress(what: str, shown: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counted(what: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar for `total` steps, on stderr, only where somebody looks. Yields what to call after each step, with its name."""
+    """A bar for `total` steps, on stderr if that is a terminal. Yields a function to call after each step, with its name."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -97,14 +97,14 @@ def counted(what: str, total: int) -> Iterator[Callable[[str], None]]:
 
 
 def torch_dtype(dtype: Dtype) -> torch.dtype:
-    """The dtype of torch."""
+    """The `torch.dtype` with this name."""
     import torch
 
     return {Dtype.BF16: torch.bfloat16, Dtype.FP16: torch.float16, Dtype.FP32: torch.float32}[dtype]
 
 
 def writable(path: Path | None) -> None:
-    """Raise InputError, before the work is done, when a file cannot be written there."""
+    """Raise InputError where no file can be written; called before the work, so that it is not lost."""
     if path is not None and not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist")
     if path is not None and path.is_dir():
@@ -112,7 +112,7 @@ def writable(path: Path | None) -> None:
 
 
 def show(content: RenderableType, path: Path | None = None) -> None:
-    """Print on the terminal, or write as plain text of 100 columns to a file."""
+    """Print on the terminal, or write to a file as plain text of 100 columns."""
     if path is None:
         Console().print(content)
         return

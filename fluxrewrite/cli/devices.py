@@ -18,9 +18,9 @@ __all__ = ["devices", "profile"]
 
 
 def devices(
-    name: Annotated[str | None, typer.Argument(help="A device, or a profile (*.json): its figures with their sources.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show this profile and its sources: a device, or a file (*.json).")] = None,
 ) -> None:  # fmt: skip
-    """List the device profiles: what a core moves and computes, what starting something costs, and who says so."""
+    """List the device profiles: bandwidth and compute rates of a core, fixed costs of a launch, and the source of each figure."""
     from ..cost.devices import device_names, load_device
 
     if name is not None:
@@ -42,9 +42,9 @@ def _listing(found: list[Device]) -> RenderableType:
     for name in dict.fromkeys(n for f in figures for n in f):
         unit = next(f[name].unit for f in figures if name in f)
         table.add_row(f"{name}, {unit}", *(_short(f[name]) if name in f else "" for f in figures))
-    legend = "\nd documented, m worked out from documents, a assumed (range), * measured"
+    legend = "\nd documented, m modelled from documents, a assumed (range), * measured"
     titles = [Text(f"{d.name}: {d.title}; a core: {d.core}", style="dim") for d in found]
-    more = Text("\nfluxrewrite devices NAME says where each figure comes from.", style="dim")
+    more = Text("\nfluxrewrite devices NAME shows the source of each figure.", style="dim")
     return Group(table, Text(legend, style="dim"), *titles, more)
 
 
@@ -55,12 +55,12 @@ def _short(figure: Figure) -> str:
 
 
 def profile(device: Device) -> RenderableType:
-    """One profile with the basis, range and source of each figure."""
+    """One profile as a table, with the basis, range and source of each figure."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    from ..report.text.format import sizes_text
+    from ..report.format import sizes_text
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for name in ("a core", "figure", "basis", "source"):

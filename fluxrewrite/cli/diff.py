@@ -9,18 +9,25 @@ from typing import Annotated
 import typer
 
 from .common import Format, show, writable, write
+from .formats import OutputOption
 
 __all__ = ["diff"]
 
 
+_Before = Annotated[Path, typer.Argument(help="A report: fluxrewrite inspect MODEL --format json -o FILE.")]
+_After = Annotated[Path, typer.Argument(help="The report to compare with it.")]
+_ExitCode = Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when the reports differ.")]
+_Format = Annotated[Format, typer.Option(help="text for people, json for programs.")]
+
+
 def diff(
-    before: Annotated[Path, typer.Argument(help="A report: fluxrewrite inspect MODEL --format json -o FILE.")],
-    after: Annotated[Path, typer.Argument(help="The report to compare with it.")],
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when the reports differ.")] = False,
-    format: Annotated[Format, typer.Option(help="text for people, json for programs.")] = Format.TEXT,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.")] = None,
-) -> None:  # fmt: skip
-    """Say what changed between two reports: model, sites, boundaries, predictions, verdicts; timing is left out."""
+    before: _Before,
+    after: _After,
+    exit_code: _ExitCode = False,
+    format: _Format = Format.TEXT,
+    output: OutputOption = None,
+) -> None:
+    """Show what changed between two reports: model, sites, boundaries, predictions and verdicts, but not timing."""
     from ..report.diff import diff_reports
     from ..report.load import load_report
 

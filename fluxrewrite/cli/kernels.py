@@ -1,4 +1,4 @@
-"""`fluxrewrite kernels`: the listing; `fluxrewrite kernels profile` is in `profile.py`."""
+"""`fluxrewrite kernels`: the listing. `fluxrewrite kernels profile` is in `kernels_profile.py`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    help="The kernels: what each takes, within which limits, and what a call costs.", rich_markup_mode=None
-)
+app = typer.Typer(help="List the kernels, their limits, and what a call costs.", rich_markup_mode=None)
 app.command(
-    epilog="Exit codes: 0 done, 2 bad input. Example: "
+    epilog="Exit codes: 0 success, 2 bad input. Example: "
     "fluxrewrite kernels profile attention --shape heads=6,sequence=4608 --cores 2"
 )(profile)
 
@@ -31,9 +29,11 @@ app.command(
 @app.callback(invoke_without_command=True)
 def kernels(
     context: typer.Context,
-    format: Annotated[Format, typer.Option(help="text for people, json for programs.")] = Format.TEXT,
+    format: Annotated[
+        Format, typer.Option(help="text: a table for each kernel; json: one object per kernel, provider and version.")
+    ] = Format.TEXT,
 ) -> None:
-    """List the kernels, what each takes, and the limits within which it is used, by provider and version."""
+    """List the kernels, the forms of site that each replaces, and its limits by provider and version."""
     if context.invoked_subcommand is not None:
         return
     from ..kernel import load_kernels
@@ -48,14 +48,14 @@ def kernels(
 
 
 def _forms(kernel: Kernel) -> list[str]:
-    """Forms of sites that passes find for the kernel."""
+    """The forms of site that passes find for the kernel."""
     from ..rewrite.selection import Selection
 
     return [f for p in Selection.of(None).passes.values() if p.kernel == kernel.name for f in p.forms]
 
 
 def _offers(kernel: Kernel) -> Iterator[tuple[str, str, tuple[Limit, ...], str]]:
-    """Provider, version, the limits that it adds, and its entry; first the op's own as those of "reference"."""
+    """Provider, version, the limits that it adds, and its entry. The op's own limits come first, under "reference"."""
     from ..kernel import load_plugins
 
     yield "reference", "", kernel.limits, ""
@@ -67,7 +67,7 @@ def _offers(kernel: Kernel) -> Iterator[tuple[str, str, tuple[Limit, ...], str]]
 
 
 def _record(kernel: Kernel, provider: str, version: str, limits: tuple[Limit, ...], entry: str) -> dict[str, Any]:
-    """One object of the JSON listing; the limits of a provider hold beside those of "reference"."""
+    """One object of the JSON listing. The limits of a provider apply in addition to those of "reference"."""
     return {
         "kernel": kernel.name,
         "summary": kernel.summary,
@@ -80,7 +80,7 @@ def _record(kernel: Kernel, provider: str, version: str, limits: tuple[Limit, ..
 
 
 def _listed(kernel: Kernel) -> Iterator[RenderableType]:
-    """A heading, and a row for each provider and span of versions with equal limits."""
+    """A heading, and a row for each provider and each range of versions with the same limits."""
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from enum import StrEnum
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,37 +20,40 @@ if TYPE_CHECKING:
 __all__ = ["profile"]
 
 
-class EmulatedDevice(StrEnum):
-    """Devices that the emulator models."""
-
-    TRN1 = "trn1"
-    TRN2 = "trn2"
-    TRN3 = "trn3"
-
-
 def profile(
     name: Annotated[str, typer.Argument(help="Kernel: rope, qkv, attention or norm_rope_attention.")],
-    shape: Annotated[str | None, typer.Option(help="Sizes that differ from the defaults, as heads=6,sequence=4608; a wrong name "
-                                                   "lists the known ones.")] = None,
-    device: Annotated[EmulatedDevice, typer.Option(help="Device to model.")] = EmulatedDevice.TRN2,
+    shape: Annotated[str | None, typer.Option(help="Sizes that differ from the defaults, such as heads=6,sequence=4608; an unknown "
+                                                   "name lists the known ones.")] = None,
+    device: Annotated[str, typer.Option(help="Device to model: trn1, trn2, trn3, or a profile (*.json) whose emulated_as is one of "
+                                        "them.")] = "trn2",
     dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")] = Dtype.BF16,
-    cores: Annotated[int, typer.Option(help="Physical cores of one logical core: 1 or 2.")] = 1,
-    provider: Annotated[str, typer.Option(help="Whose kernel, as for inspect.")] = "builtin",
-    trace: Annotated[Path | None, typer.Option(help="Write the timeline there, as Chrome trace JSON (opens in Perfetto).")] = None,
-    top: Annotated[int, typer.Option(help="How many of the busiest instructions to show.")] = 5,
+    cores: Annotated[int, typer.Option(help="Number of physical cores in a logical core: 1 or 2.")] = 1,
+    provider: Annotated[str, typer.Option(help="Provider of the kernel, as for inspect.")] = "builtin",
+    trace: Annotated[Path | None, typer.Option(help="Write the timeline to this file: a Chrome trace (JSON) for Perfetto.")] = None,
+    top: Annotated[int, typer.Option(help="Number of instructions to show, busiest first.")] = 5,
 ) -> None:  # fmt: skip
-    """Model what one call of kernel NAME costs. An emulator computes it from published figures: no hardware runs."""
+    """Model what one call of kernel NAME costs.
+
+    An emulator derives the cost from published figures of the device; no hardware is used.
+    """
+    from ..cost.devices import load_device
     from ..provider.profile import ProfileRequest, parse_sizes
-    from ..provider.registry import profile as ask
+    from ..provider.registry import profile as profile_call
 
     if cores not in (1, 2):
-        raise InputError(f"--cores {cores}: a logical core has 1 or 2 physical ones")
+        raise InputError(f"--cores {cores}: must be 1 or 2, the physical cores of a logical one")
     if top < 0:
-        raise InputError(f"--top {top}: how many instructions to show, 0 or more")
-    sizes = parse_sizes(shape)
+        raise InputError(f"--top {top}: must be 0 or more")
+    request = ProfileRequest(
+        kernel=name,
+        sizes=parse_sizes(shape),
+        dtype=torch_dtype(dtype),
+        device=load_device(device).emulated(),
+        cores=cores,
+    )
     writable(trace)
     with progress(f"modelling {name}"):
-        call = ask(provider, ProfileRequest(name, sizes, torch_dtype(dtype), device.value, cores))
+        call = profile_call(provider, request)
     if trace is not None:
         write(json.dumps(_joined(call)), trace)
     from rich.console import Group
@@ -60,7 +62,7 @@ def profile(
 
 
 def _joined(call: Profiled) -> dict[str, Any]:
-    """The timelines of all launches as one Chrome trace, each after the one before."""
+    """The timelines of all launches as one Chrome trace, one after the other."""
     first, *others = [p.chrome_trace() for p in call.profiles]
     start = call.profiles[0].latency_us
     for profile, timeline in zip(call.profiles[1:], others, strict=True):
@@ -77,9 +79,9 @@ def _parts(call: Profiled, top: int, trace: Path | None) -> Iterator[RenderableT
     dtype = str(call.dtype).removeprefix("torch.")
     yield Text.assemble((call.kernel, "bold"), f" of {call.provider} on {call.device}, {cores}, {dtype}")
     yield Text(" ".join(f"{k}={v}" for k, v in call.sizes.items()))
-    yield Text("A model by the emulator from published figures; no hardware was used.\n", style="yellow")
+    yield Text("Modelled by the emulator from published figures; no hardware was used.\n", style="yellow")
     yield Text(
-        f"Modelled latency {call.latency_us:,.1f} us, launch not counted; peaks allow {call.roofline_us:,.1f} us"
+        f"Modelled latency {call.latency_us:,.1f} us without the launch; at the device's peaks {call.roofline_us:,.1f} us"
     )
     yield Text(f"Bound by {call.bound}")
     tflops, gbs = call.flops / call.latency_us / 1e6, call.traffic / call.latency_us / 1e3
@@ -96,29 +98,30 @@ def _parts(call: Profiled, top: int, trace: Path | None) -> Iterator[RenderableT
 
 
 def _tables(profile: ProfiledLaunch, top: int) -> Iterator[RenderableType]:
-    """Engines, memory and busiest instructions of one launch."""
+    """Tables of engines, memory and busiest instructions of one launch."""
     from rich.text import Text
 
-    engines = _table("core", "engine", "instr.", "cycles", "busy us", "busy", "MB", "GMAC")
+    engines = _table(("core", "engine", "instr.", "cycles", "busy us", "busy", "MB", "GMAC"))
     for r in profile.engines:
-        engines.add_row(
+        cells = (
             str(r.core), str(r.engine), str(r.instructions), f"{r.cycles:,.0f}", f"{r.busy_us:,.1f}",
             f"{r.utilisation:.0%}", f"{r.bytes / 1e6:.2f}", f"{r.macs / 1e9:.2f}",
         )  # fmt: skip
+        engines.add_row(*cells)
     yield Text()
     yield engines
     peaks = (f"{m.memory} {m.peak / 1024:.1f} of {m.capacity / 1024:.0f}" for m in profile.memory)
-    yield Text(f"\nMemory at most, KiB a partition, by core: {', '.join(peaks)}\n")
+    yield Text(f"\nPeak memory in KiB per partition, by core: {', '.join(peaks)}\n")
     if top:
-        busiest = _table("core", "engine", "instruction", "count", "us", left=3)
+        busiest = _table(("core", "engine", "instruction", "count", "us"), left=3)
         for i in profile.instructions()[:top]:
             busiest.add_row(str(i.core), str(i.engine), i.name, str(i.count), f"{i.busy_us:,.1f}")
         yield busiest
-        yield Text("us: from start to end of each, added up; DMA transfers overlap", style="dim")
+        yield Text("us: sum of the times from start to end; DMA transfers overlap", style="dim")
 
 
-def _table(*names: str, left: int = 2) -> Any:
-    """A table whose columns after the first `left` hold numbers."""
+def _table(names: Sequence[str], left: int = 2) -> Any:
+    """A table whose columns after the first `left` are numbers, aligned to the right."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))

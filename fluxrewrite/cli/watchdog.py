@@ -1,7 +1,7 @@
-"""The end of a rank whose main thread waits inside torch.
+"""End a rank whose main thread is blocked inside torch.
 
-In a collective that another rank will never join, Python hears neither a signal nor that the other has failed until the wait
-is over. A thread does.
+While the main thread waits in a collective that another rank will never join, Python runs no signal handler, and nothing notices
+that the other rank has failed. A thread can do both.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ __all__ = ["watched"]
 Leave = Callable[["RankGroup", bool], None]
 
 GRACE_S = 5.0
-"""How long the main thread has to hear it itself."""
+"""Seconds that the main thread has to end by itself, after a signal or the failure of another rank."""
 _LOOK_S = 0.25
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def watched(rank_group: RankGroup, leave: Leave) -> Iterator[None]:
-    """Call `leave` from a thread when this rank is told to end, or another one has failed, and the block goes on all the same.
+    """Call `leave` from a thread if the block is still running `GRACE_S` after a signal or the failure of another rank.
 
     Args:
-        rank_group: the ranks; the thread has a connection of its own, for a wait occupies that of the main thread.
-        leave: ends the process. It is given the thread's group, and whether there was a signal.
+        rank_group: the ranks. The thread gets a connection of its own, because a wait occupies that of the main thread.
+        leave: ends the process. It is called with the thread's group, and whether there was a signal.
     """
-    if threading.current_thread() is not threading.main_thread():  # signals are not for it
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
     ours, theirs = socket.socketpair()
@@ -51,7 +51,7 @@ def watched(rank_group: RankGroup, leave: Leave) -> Iterator[None]:
         yield
     finally:
         done.set()
-        with leaving:  # who leaves does not come back
+        with leaving:  # not while the thread is ending the process
             signal.set_wakeup_fd(before)
         thread.join()
         ours.close()
@@ -68,22 +68,21 @@ def _watch(
             break
     if done.wait(GRACE_S):
         return
-    signalled = signalled or _signalled(
-        signals, 0
-    )  # all ranks get the signal; another one may have ended of it before this one did
+    # All ranks get a signal, and another one may have ended of it before this one noticed its own.
+    signalled = signalled or _signalled(signals, 0)
     with leaving:
         if not done.is_set():
             leave(rank_group, signalled)
 
 
 def _signalled(signals: socket.socket, wait: float) -> bool:
-    """Whether a signal to end comes within `wait` seconds."""
+    """Whether a signal to end arrives within `wait` seconds."""
     readable, _, _ = select.select([signals], [], [], wait)
     return bool(readable) and any(number in _SIGNALS for number in signals.recv(64))
 
 
 def _failed(rank_group: RankGroup) -> bool:
-    """Whether a rank has told of its failure, or nobody can tell any more."""
+    """Whether a rank has published a failure, or the store is gone."""
     from ..measure.rendezvous import END
 
     try:

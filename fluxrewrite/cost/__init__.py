@@ -1,4 +1,4 @@
-"""What bytes, operations and runs say about time: device profiles, evidence, verdicts, cost of compiling, calibration."""
+"""Predicted time, from device profiles and from measured runs: roofline, evidence, verdicts, cost of compiling."""
 
 from .devices import Device, Figure, device_names, load_device
 from .evidence import Case, Evidence, load_evidence

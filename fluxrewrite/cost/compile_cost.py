@@ -1,4 +1,6 @@
-"""What a cold compile will take: how many kernels and executables there are to compile, and what runs say of that."""
+"""How long a cold compile will take: the kernels and executables to compile, and the compiles that were timed.
+
+Runs time whole first steps, not the compiler alone, so every figure here is the first step of a first run."""
 
 from __future__ import annotations
 
@@ -19,10 +21,10 @@ class CompileCost:
     Attributes:
         specialisations: kernels to compile; calls of one kernel with the same shapes and constants share one.
         executables: programs that the graph compiler makes.
-        baseline_s: seconds of the first step without kernels; None where nothing was measured on this device and regime.
-        seconds, low_s, high_s: seconds of the first step with them, and between which bounds; None likewise.
-        basis: "measured" for a run of this very set, model and sizes; else "assumed".
-        why: which runs say so.
+        baseline_s: seconds of the first step without kernels; None where nothing was measured on this device in this regime.
+        seconds, low_s, high_s: seconds of the first step with kernels, and its bounds; None in the same case.
+        basis: "measured" for a run of exactly this set, model and sizes; else "assumed".
+        why: the runs behind the figures, in words.
     """
 
     specialisations: int
@@ -42,7 +44,7 @@ class CompileCost:
 
 @dataclass(frozen=True)
 class _Extra:
-    """What one kernel adds: seconds, between which bounds, and from what."""
+    """What one kernel adds to the first step: seconds, their bounds, and the arithmetic in words."""
 
     low: float
     seconds: float
@@ -55,20 +57,29 @@ def compile_cost(
 ) -> CompileCost:
     """Estimate a cold compile.
 
-    Kernels of one kind are compiled once a specialisation. Several kinds do not add up (533 s without kernels, 651 s and
-    862 s with one kind, 830 s with both): what the dearest one adds is the estimate, what the cheapest one adds and their
-    sum are the bounds. A kind that was never timed is taken to add between what a specialisation of the cheapest and of
-    the dearest timed kind adds.
+    A kernel is compiled once for each specialisation. Several kinds do not add up: the shipped runs took 533 s without kernels,
+    651 s and 862 s with one kind, and 830 s with both. The estimate is therefore what the most expensive kind adds. The bounds
+    are what the cheapest kind adds and the sum of all. A kind that was never timed is assumed to add, for each specialisation,
+    between as much as the cheapest and as much as the most expensive kind that was.
 
     Args:
-        evidence: what was measured.
+        evidence: measured runs.
         case: model, sizes, device and regime.
-        kernels: for each kernel ("qkv:triple") keys of its calls; equal keys are one specialisation.
-        executables: programs after the rewrite. They are counted; no run says what splitting a program saves or adds.
+        kernels: keys of the calls of each kernel ("qkv:triple"); calls with equal keys share a specialisation.
+        executables: programs after the rewrite. They are counted, not priced: no run shows what splitting a program saves or adds.
     """
     counts = {name: len(set(keys)) for name, keys in kernels.items() if keys}
     why = f"no cold compile was timed on {case.device} in regime {case.regime}"
-    blank = CompileCost(sum(counts.values()), executables, None, None, None, None, "assumed", why)
+    blank = CompileCost(
+        specialisations=sum(counts.values()),
+        executables=executables,
+        baseline_s=None,
+        seconds=None,
+        low_s=None,
+        high_s=None,
+        basis="assumed",
+        why=why,
+    )
     table = next((t for t in evidence.tables_for(case) if t.baseline.compile_s), None)
     if table is None:
         return blank
@@ -82,7 +93,7 @@ def compile_cost(
 
 
 def _measured(table: Table, counts: Mapping[str, int]) -> MeasuredRun | None:
-    """The run of just these kernels, in as many specialisations where the run says how many."""
+    """The run of exactly these kernels, with as many specialisations of each if the run records them."""
     by_kind: Counter[str] = Counter()
     for name, count in counts.items():
         by_kind[kind_of(name)] += count
@@ -114,7 +125,10 @@ def _timed(run: MeasuredRun, kernel: str) -> int | None:
 
 
 def _singles(table: Table, base: float) -> dict[str, float]:
-    """Seconds that one specialisation adds, by kernel, from runs with one kind; never less than 0."""
+    """Seconds that one specialisation adds, by kernel, from runs with one kind.
+
+    Never less than 0: a compile that is faster with a kernel is noise, and would predict that more kernels compile faster.
+    """
     return {
         r.kernels[0]: max(0.0, r.compile_s - base) / r.specialisations.get(r.kernels[0], 1)
         for r in table.runs

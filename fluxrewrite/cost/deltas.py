@@ -1,4 +1,7 @@
-"""What a kernel call was measured to cost, and what that says about several kernels and other cases."""
+"""What kernel calls cost by measured runs, carried over to sets of kernels and to cases that were not measured.
+
+A delta is a run with one kind of kernel minus the run without kernels of the same table. Nothing is carried over between devices
+or regimes: their compilers and runtimes differ."""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from .noise import median_noise, threshold
 __all__ = ["RUINOUS", "Applied", "Delta", "RunsPrediction", "applied", "delta", "deltas", "noise", "predict", "ruined"]
 
 RUINOUS = 2.0
-"""From this ratio on, a run says that kernel calls as such do not work in that stack, whatever the kernel computes."""
+"""A run that many times slower than the one without kernels is blamed on the stack, which cannot deal with kernel calls as such."""
 
 Basis = Literal["measured", "assumed"]
 
@@ -24,7 +27,7 @@ class Delta:
 
     Attributes:
         kernel: as the run names it: "qkv:triple".
-        table, run: where it stands.
+        table, run: the run, and the table that it is in.
     """
 
     kernel: str
@@ -78,13 +81,13 @@ class Applied:
     """Evidence for one kernel call of a case.
 
     Attributes:
-        us_per_call: microseconds that the call adds to a step, kernel and boundary together, as measured.
-        noise_us_per_call: below this, either way, `us_per_call` says nothing.
+        us_per_call: measured microseconds that a call adds to a step: the kernel and the boundary together.
+        noise_us_per_call: an absolute value of `us_per_call` below this is noise.
         neutral: whether it is below.
-        ruinous: whether kernel calls as such do not work in that stack; then `us_per_call` is about that stack alone.
-        exact: whether the very model, sizes and form were measured.
+        ruinous: whether kernel calls as such do not work in that stack. `us_per_call` is then about the stack, not the kernel.
+        exact: whether exactly this model, these sizes and this form were measured.
         basis: "measured", or "assumed" where another form of the kernel was measured.
-        why: the figures, and on what model and sizes they were taken.
+        why: the figures, with the model and sizes that they were measured on.
     """
 
     us_per_call: float
@@ -98,17 +101,17 @@ class Applied:
 
 @dataclass(frozen=True)
 class RunsPrediction:
-    """What measured deltas say of a set of kernels.
+    """The time of a step with a set of kernels, predicted from measured deltas.
 
     Attributes:
-        kernels: the set, as asked.
-        ratio: predicted step with the kernels / without; of the measured model where the case is another one.
+        kernels: the set, as given.
+        ratio: predicted step with the kernels / step without; that of the measured model where the case is another one.
         baseline_s, predicted_s: seconds a step; None where this case was not measured without kernels.
-        measured_s: seconds a step of a run with just this set; None where there is none.
-        missing: kernels of the set about which nothing was measured; they are taken to change nothing.
-        threshold: share of a step below which a difference is noise; every kind of kernel brings its own.
+        measured_s: seconds a step of a run with exactly this set; None without such a run.
+        missing: kernels of the set that were not measured; they are assumed to change nothing.
+        threshold: fraction of a step below which a difference is noise; every kind of kernel adds its own.
         basis: "assumed" where a figure of another form had to be used.
-        why: the arithmetic, and how far a measured run lies off.
+        why: the arithmetic, and its difference from a measured run.
     """
 
     kernels: tuple[str, ...]
@@ -128,14 +131,20 @@ class RunsPrediction:
 
 
 def noise(table: Table, run: MeasuredRun) -> float:
-    """Share of a step within which a run does not differ from the one without kernels."""
+    """By what share of a step a run may differ from the one without kernels and still be noise.
+
+    A run with `beside_steps_s` is compared with those steps: they met the same slow minutes of the machine.
+    """
     steps = run.beside_steps_s
     base = median_noise(steps) / statistics.median(steps) if steps else table.baseline.noise
     return threshold(run.noise, base, table.drift)
 
 
 def delta(evidence: Evidence, case: Case, kernel: str) -> Delta | None:
-    """The most telling single-kernel run for `kernel` ("qkv:triple"): of its form first, then of the very case, then the latest."""
+    """The best run with `kernel` ("qkv:triple") alone: of its form before other forms, then of this case, then the latest.
+
+    The form comes first because a call of another form moves other tensors.
+    """
     found = [
         Delta(run.kernels[0], table, run)
         for table in evidence.tables_for(case)
@@ -146,23 +155,23 @@ def delta(evidence: Evidence, case: Case, kernel: str) -> Delta | None:
 
 
 def deltas(evidence: Evidence, case: Case) -> dict[str, Delta]:
-    """The most telling delta for each kind of kernel that was measured on this device in this regime."""
+    """The best delta of each kind of kernel that was measured on this device in this regime."""
     names = {k for t in evidence.tables_for(case) for r in t.runs if len(r.kernels) == 1 for k in r.kernels}
     found = ((name, delta(evidence, case, name)) for name in sorted(names))
     return {name: d for name, d in found if d is not None}
 
 
 def ruined(evidence: Evidence, case: Case) -> Delta | None:
-    """The worst run on this device in the lazy regime, if it is ruinous: there, kernel calls as such do not work.
+    """The worst run on this device, if it is ruinous and in the lazy regime: kernel calls as such do not work there.
 
-    A statement about that stack. No bandwidth and no launch time follows from it.
+    This is about the stack alone. No bandwidth and no launch time is derived from it.
     """
     worst = max(deltas(evidence, case).values(), key=lambda d: d.ratio, default=None)
     return worst if case.regime == "lazy" and worst is not None and worst.ratio >= RUINOUS else None
 
 
 def applied(evidence: Evidence, case: Case, kernel: str) -> Applied | None:
-    """What evidence says of one call of `kernel`, or None. Only from the same device and regime."""
+    """The measured cost of one call of `kernel`, or None. Only runs on the same device in the same regime count."""
     found = delta(evidence, case, kernel)
     if found is None:
         return None
@@ -179,13 +188,13 @@ def applied(evidence: Evidence, case: Case, kernel: str) -> Applied | None:
 
 
 def predict(evidence: Evidence, case: Case, kernels: Mapping[str, int] | Iterable[str]) -> RunsPrediction | None:
-    """Add the measured deltas of single kernels up; None when there is none for any of them.
+    """Add up the measured deltas of single kernels; None where none of them was measured.
 
     Args:
-        evidence: what was measured.
-        case: what is asked about.
-        kernels: names, or calls a step by name. Calls scale a delta only where this very case was measured: in another
-            model the step changes with the calls, and the share of a step is kept.
+        evidence: measured runs.
+        case: what the prediction is for.
+        kernels: names, or calls a step by name. Calls scale a delta only where this case itself was measured. In another model
+            the step grows with the calls, so the share of a step is kept instead.
     """
     counts = dict(kernels) if isinstance(kernels, Mapping) else dict.fromkeys(kernels)
     found = {name: delta(evidence, case, name) for name in counts}
@@ -212,7 +221,7 @@ def predict(evidence: Evidence, case: Case, kernels: Mapping[str, int] | Iterabl
 
 
 def _scale(found: Delta, case: Case, name: str, counts: Mapping[str, int | None]) -> float:
-    """What part of the measured delta counts, or how many times it does."""
+    """The factor on a measured delta: calls now / calls then in the same case, else this form's part of the calls of its kind."""
     calls = counts[name]
     if found.table.case == case and calls is not None:
         return calls / found.calls
@@ -222,7 +231,7 @@ def _scale(found: Delta, case: Case, name: str, counts: Mapping[str, int | None]
 
 
 def _threshold(known: Mapping[str, Delta], scales: Mapping[str, float]) -> float:
-    """Noise of a sum: that of each kind added up, and scaled up with its calls."""
+    """The noise of a sum: that of each kind, scaled with its calls. It never shrinks: fewer calls do not make a run steadier."""
     by_kind: dict[str, list[str]] = {}
     for name in known:
         by_kind.setdefault(kind_of(name), []).append(name)
@@ -232,13 +241,13 @@ def _threshold(known: Mapping[str, Delta], scales: Mapping[str, float]) -> float
 
 
 def _measured(table: Table, counts: Mapping[str, int | None]) -> MeasuredRun | None:
-    """The run of just these kernels with as many calls."""
+    """The run of exactly these kernels, with as many calls."""
     run = table.run(counts)
     if run is None:
         return None
     for kernel, calls in run.calls.items():
-        asked = [n for name, n in counts.items() if kind_of(name) == kind_of(kernel)]
-        if None not in asked and sum(n or 0 for n in asked) != calls:
+        wanted = [n for name, n in counts.items() if kind_of(name) == kind_of(kernel)]
+        if None not in wanted and sum(n or 0 for n in wanted) != calls:
             return None
     return run
 

@@ -1,7 +1,10 @@
-"""Device profiles: what one core moves and computes in a second, and what starting something costs.
+"""Device profiles: how models run on a device, what one core moves and computes in a second, and what starting work costs.
 
-A profile is a data file, and every figure in it names its unit, its basis and its source. "Core" is what one rank of a model
-runs on: on Neuron a logical core, which on trn2 and trn3 is two physical ones by default (LNC=2).
+A profile is a data file. Each figure in it has a unit, a basis and a source. "Core" is what one rank of a model runs on: on
+Neuron a logical core, which on trn2 and trn3 consists of two physical ones by default (LNC=2).
+
+Everything that depends on the kind of device is a field of the profile, so a profile is treated the same under any name. The
+name identifies the device in reports, and evidence is looked up by it.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ __all__ = [
     "Regime",
     "device_names",
     "dtype_name",
+    "emulated_names",
     "load_device",
 ]
 
@@ -33,7 +37,7 @@ Regime = Literal["compile", "lazy"]
 """compile: one executable, a kernel call is a barrier in it. lazy: a kernel call also splits the executable."""
 
 FigureBasis = Literal["measured", "documented", "modelled", "assumed"]
-"""measured on such a device; documented by its maker; modelled: worked out from documented figures; assumed: nobody says so."""
+"""measured on such a device; documented by its maker; modelled: derived from documented figures; assumed: without a source."""
 
 _UNITS = {
     "memory": "GB/s",
@@ -45,17 +49,23 @@ _UNITS = {
 _REMEDY = (
     "`fluxrewrite calibrate -o FILE` writes a profile of this machine, `fluxrewrite devices` lists the shipped ones"
 )
+_HOW_RUN = (
+    'add "compiler": "inductor" and "runs_kernels": false for a processor, "neuronx" and true for a Neuron device, '
+    "or write the profile again with `fluxrewrite calibrate -o FILE`"
+)
+# Profiles written before these fields existed lack them. Guessing them from the name would predict an unknown device as a CPU.
+_REMEDIES = {"compiler": _HOW_RUN, "runs_kernels": _HOW_RUN}
 
 
 class Figure(DataRecord):
-    """A number with its unit, where it comes from, and how far it may be off.
+    """A number with its unit, its source, and its range.
 
     Attributes:
         value: greater than zero.
         unit: "GB/s" (10^9 bytes), "TFLOP/s", "Gelem/s" (10^9 elements) or "us".
         basis: see `FigureBasis`.
         source: document, command or arithmetic.
-        low, high: range within which the true value is thought to lie; `value` where there is none.
+        low, high: the range that the true value is expected in; `value` where not given.
         spread: of a measured figure, (largest - smallest) / median of its samples.
     """
 
@@ -81,11 +91,11 @@ class Figure(DataRecord):
 
 
 class CallTime(DataRecord):
-    """What a call in the place of one kind of site takes.
+    """The measured time of a kernel call instead of one kind of site.
 
     Attributes:
         kernel, form, dtype, shapes: of the site, as the report has them.
-        us: microseconds of a call, with all that it costs.
+        us: microseconds of a call, all costs included.
     """
 
     kernel: str
@@ -107,15 +117,20 @@ class Device(DataRecord):
     Attributes:
         name: as `--device` takes it.
         title: what the device is, in words.
-        core: what a core is.
+        core: what a core is, in words.
         regimes: ways in which models are run on it.
+        compiler: what fuses the operations around kernel calls, as `--compiler` takes it: "neuronx", "inductor", "xla", or a file.
+        runs_kernels: whether a kernel call runs the provider's kernel. Where it does not, the call runs the body of the op, and
+            each operation of that body is predicted as a kernel of its own.
+        emulated_as: the device of `fluxrewrite.kernels.emulator` that models kernel calls on this one; None for no such model.
+        physical_cores: physical cores of a core, 1 or 2, which an emulated kernel call takes.
         memory: GB/s between memory and the core.
-        vector: 10^9 elements a second of elementwise work on data that lie close by.
+        vector: 10^9 elements a second of elementwise work on data in on-chip memory or a cache.
         matmul: TFLOP/s of dense matrix products by dtype (torch's names).
         kernel: us that each compiled kernel or fused group costs beyond its work.
         call: us that each opaque kernel call costs beyond its work, inside one executable.
         launch: us that each further executable costs.
-        calls: kernel calls that were timed one by one; what is not among them is modelled from the figures above.
+        calls: kernel calls that were timed one by one; all others are modelled from the figures above.
     """
 
     schema_: Literal["fluxrewrite.device/1"] = Field(alias="schema")
@@ -123,6 +138,10 @@ class Device(DataRecord):
     title: str
     core: str
     regimes: tuple[Regime, ...] = Field(min_length=1)
+    compiler: str = Field(min_length=1)
+    runs_kernels: bool
+    emulated_as: str | None = None
+    physical_cores: Literal[1, 2] = 1
     memory: Figure
     vector: Figure
     matmul: dict[str, Figure] = Field(min_length=1)
@@ -142,13 +161,13 @@ class Device(DataRecord):
 
     @property
     def figures(self) -> dict[str, Figure]:
-        """All figures by name, in a fixed order; matrix products as "matmul bfloat16"."""
+        """All figures by name, in a fixed order; the rates of matrix products are named "matmul bfloat16"."""
         products = {f"matmul {name}": figure for name, figure in self.matmul.items()}
         before, after = ("memory", "vector"), ("kernel", "call", "launch")
         return {n: getattr(self, n) for n in before} | products | {n: getattr(self, n) for n in after}
 
     def rate(self, dtype: object) -> Figure:
-        """TFLOP/s for a dtype, named or torch's. Raises InputError when the profile has none for it."""
+        """TFLOP/s for a dtype, given as torch's or by name. Raises InputError where the profile has no rate for it."""
         name = dtype_name(dtype)
         if name not in self.matmul:
             known = ", ".join(self.matmul)
@@ -158,15 +177,24 @@ class Device(DataRecord):
         return self.matmul[name]
 
     def call_us(self, kernel: str, form: str, dtype: object, shapes: Mapping[str, object]) -> Figure | None:
-        """What a call with these very sizes was measured to take, or None."""
+        """The measured time of a call with exactly these sizes, or None."""
         wanted = (kernel, form, dtype_name(dtype), dict(shapes))
         return next((c.us for c in self.calls if (c.kernel, c.form, c.dtype, c.shapes) == wanted), None)
 
     def check_regime(self, regime: str) -> None:
-        """Raise InputError for a regime in which models are not run on this device."""
+        """Raise InputError for a regime that the profile does not list."""
         if regime not in self.regimes:
             known = ", ".join(self.regimes)
             raise InputError(f"device {self.name!r} is not run in regime {regime!r}; it knows {known}")
+
+    def emulated(self) -> str:
+        """The device of the emulator that models kernel calls on this one. Raises InputError where the profile names none."""
+        if self.emulated_as is None:
+            known = ", ".join(emulated_names())
+            raise InputError(
+                f"no model of kernel calls on {self.name}: the emulator models {known}; a profile names one of them as emulated_as"
+            )
+        return self.emulated_as
 
 
 def dtype_name(dtype: object) -> str:
@@ -180,15 +208,20 @@ def device_names() -> tuple[str, ...]:
     return tuple(shipped("devices"))
 
 
+def emulated_names() -> tuple[str, ...]:
+    """Names of the shipped profiles whose kernel calls the emulator models."""
+    return tuple(name for name in device_names() if load_device(name).emulated_as is not None)
+
+
 def load_device(name: str | Path) -> Device:
     """A shipped profile by name, or one from a file.
 
-    Raises InputError: an unknown name, or a file that is no profile; the message names file, field and remedy.
+    Raises InputError: an unknown name, or a file that is not a profile; the message names file, field and remedy.
     """
     known = shipped("devices")
     if str(name) in known:
-        return read(known[str(name)], Device, _REMEDY)
+        return read(known[str(name)], Device, _REMEDY, _REMEDIES)
     path = Path(name)
     if path.suffix == ".json" or path.is_file():
-        return read(path, Device, _REMEDY)
+        return read(path, Device, _REMEDY, _REMEDIES)
     raise InputError(f"unknown device {str(name)!r}; known: {', '.join(known)}, or a profile (*.json) of your own")

@@ -1,7 +1,7 @@
-"""Tables of runs with and without kernels, as data files, and what a kernel call was measured to cost in them.
+"""Evidence: tables of measured runs with and without kernels, as data files.
 
-A figure is taken only from a run with one kind of kernel, against the run without kernels of the same table. Runs with
-several kinds are held out: they say how well the single ones add up.
+Costs of kernel calls are derived only from runs with one kind of kernel, compared with the run without kernels of the same table.
+Runs with several kinds are held out: they show how well the single ones add up.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REMEDY = "`fluxrewrite calibrate --from TABLE -o FILE` writes such a file"
 
 
 class Case(DataRecord):
-    """What was run, or is asked about. None stands for "not known", which is never the same as a value.
+    """What was run, or what a prediction is for. None means unknown, which never equals a value.
 
     Attributes:
         device: name of a profile: "trn2".
@@ -60,7 +60,7 @@ class Case(DataRecord):
         return None not in self.model_dump().values()
 
     def same_place(self, other: Case) -> bool:
-        """Whether both are on one kind of device and in one regime."""
+        """Whether both are on the same device in the same regime."""
         return (self.device, self.regime) == (other.device, other.regime)
 
     def __str__(self) -> str:
@@ -74,14 +74,14 @@ class MeasuredRun(DataRecord):
     """One variant of a model.
 
     Attributes:
-        kernels: kinds of kernel used, each with its form where one is known: ("qkv:triple", "attention"); empty: none.
+        kernels: kinds of kernel used, each with its form if known: ("qkv:triple", "attention"); () for a run without kernels.
         calls: kernel calls a step, by kernel as named in `kernels`.
-        specialisations: different kernels compiled (same kernel, shapes and constants are one), by kernel.
-        warm_s_per_step: seconds a step when everything is compiled.
-        warm_steps_s: single warm steps, where published.
-        beside_steps_s: warm steps without kernels that were taken beside these, where those of the table were not.
-        cold_steps_s: steps of a first run; the first one holds the compile.
-        note: which kernel it was, what is uncertain.
+        specialisations: distinct kernels compiled, by kernel; calls with the same shapes and constants share one.
+        warm_s_per_step: seconds a step once everything is compiled.
+        warm_steps_s: the single warm steps, where published.
+        beside_steps_s: warm steps without kernels that were taken in turn with these; () where those of the table were.
+        cold_steps_s: steps of a first run; the first one includes the compile.
+        note: which kernel it was, and what is uncertain.
     """
 
     kernels: tuple[str, ...]
@@ -97,7 +97,7 @@ class MeasuredRun(DataRecord):
     def _named(self) -> Self:
         kinds = [kind_of(k) for k in self.kernels]
         if len(set(kinds)) < len(kinds):
-            raise ValueError(f"a kind of kernel stands twice in {list(self.kernels)}")
+            raise ValueError(f"a kind of kernel appears twice in {list(self.kernels)}")
         if set(self.calls) != set(self.kernels):
             raise ValueError(f"calls name {sorted(self.calls)} where kernels name {sorted(self.kernels)}")
         if not set(self.specialisations) <= set(self.kernels):
@@ -106,7 +106,7 @@ class MeasuredRun(DataRecord):
 
     @property
     def noise(self) -> float:
-        """Share of a step that the median of the warm steps is uncertain by; 0 where they were not published."""
+        """Uncertainty of the median warm step, as a ratio to it; 0 where single steps were not published."""
         return median_noise(self.warm_steps_s) / self.warm_s_per_step
 
     @property
@@ -116,14 +116,14 @@ class MeasuredRun(DataRecord):
 
 
 class Table(DataRecord):
-    """Runs that may be compared: same device, model, sizes and versions; one of them without kernels.
+    """Runs that can be compared: same device, model, sizes and versions. One of them is without kernels.
 
     Attributes:
-        case: what was run; everything known.
+        case: what was run; nothing in it is unknown.
         stack: compiler or framework, with its version.
         steps: steps of a run.
         source: who published the figures.
-        drift: by what share of a step runs of one program in two processes differed, where such were made.
+        drift: fraction of a step by which runs of one program in two processes differed; 0 where none were made.
         runs: the variants.
     """
 
@@ -153,21 +153,25 @@ class Table(DataRecord):
         return next(r for r in self.runs if not r.kernels)
 
     def run(self, kernels: Iterable[str]) -> MeasuredRun | None:
-        """The run with just these kernels, a kind without a form being any form of it."""
+        """The run with exactly these kernels; a kind without a form matches every form of it."""
         wanted = tuple(kernels)
         return next((r for r in self.runs if covers(wanted, r.kernels) and covers(r.kernels, wanted)), None)
 
 
 class Evidence(DataRecord):
-    """All that was measured, later tables before earlier ones where both speak of a case."""
+    """All measured runs. Where two tables cover the same case, the later one counts."""
 
     schema_: Literal["fluxrewrite.evidence/1"] = Field(alias="schema")
     tables: tuple[Table, ...] = ()
 
     def tables_for(self, case: Case) -> tuple[Table, ...]:
-        """Tables of this device and regime, the most telling first: the very case, then other models and sizes; later first."""
+        """Tables of this device and regime: those of this case first, then other models and sizes; among equals the latest first.
+
+        A run of exactly this case needs no carrying over, so it comes before a newer one of another model. User files are read
+        after the shipped ones, so they come first among equals.
+        """
         found = [t for t in reversed(self.tables) if t.case.same_place(case)]
-        return tuple(sorted(found, key=lambda t: t.case != case))  # a stable sort
+        return tuple(sorted(found, key=lambda t: t.case != case))  # stable: keeps the latest first
 
     def to_json(self) -> str:
         """The file's text."""
@@ -180,20 +184,20 @@ def kind_of(kernel: str) -> str:
 
 
 def covers(wanted: Iterable[str], used: Iterable[str]) -> bool:
-    """Whether every wanted kernel is among those used: of the same kind, and of the same form where both name one."""
+    """Whether each wanted kernel is among those used: of the same kind, and of the same form where both name one."""
     there = tuple(used)
     return all(any(kind_of(w) == kind_of(u) and same_form(w, u) for u in there) for w in wanted)
 
 
 def same_form(a: str, b: str) -> bool:
-    """Whether two kernels of one kind are of one form, or one of them names none."""
+    """Whether two kernels of one kind have the same form, or one of them names no form."""
     return a == b or ":" not in a or ":" not in b
 
 
 def load_evidence(paths: Iterable[str | Path] = (), *, shipped_too: bool = True) -> Evidence:
-    """The shipped evidence and files of one's own, as one; what a later file says of a case counts before earlier ones.
+    """The shipped evidence and that of user files, joined; on the same case, a later file counts before earlier ones.
 
-    Raises InputError: a file that is no evidence; the message names file, field and remedy.
+    Raises InputError: a file that is not evidence; the message names file, field and remedy.
     """
     files = [*(shipped("evidence").values() if shipped_too else ()), *map(Path, paths)]
     return Evidence(schema=EVIDENCE_SCHEMA, tables=tuple(t for f in files for t in read(f, Evidence, REMEDY).tables))

@@ -1,4 +1,4 @@
-"""Which differences of measured times are differences."""
+"""Which differences of measured times are more than noise."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from collections.abc import Sequence
 __all__ = ["NEUTRAL", "median_noise", "threshold"]
 
 NEUTRAL = 0.01
-"""Share of a step below which a difference is no difference.
+"""Fraction of a step below which a difference is taken as noise.
 
-Warm steps of one process repeat within 0.03 % in the shipped table, but nothing there says how far two processes or two
-compiles of the same model lie apart; 1 % is assumed for that, and it is less than anybody would compile for. A bench in which
-two variants were one program says it of itself: `Runs.drift`.
+Warm steps of one process repeat within 0.03 % in the shipped table. How far two processes, or two compiles of the same model,
+differ was not measured there. 1 % is assumed: a smaller gain is not worth a compile. A bench in which two variants ran the same
+program measures it: `Runs.drift`.
 """
 
-
 _ENOUGH = 6
-"""The median lies outside the range of n values in 2 ** (1 - n) of all cases: 3 % for six."""
+"""The median is outside the range of n values with probability 2 ** (1 - n): 3 % for six."""
 
 
 def median_noise(values: Sequence[float]) -> float:
-    """Half-width of the 95 % interval of the median of `values`, the wider side of it, in their unit.
+    """Half-width of the 95 % interval of the median of `values`, on its wider side, in their unit.
 
-    By order statistics: the values at the ranks n/2 +- sqrt(n), whatever the distribution; below eight values these are the least
-    and the largest. The range of fewer than six holds the median less often (three: 75 %): then it is twice the width. 0 for one
-    value or none, which say nothing of their noise.
+    Step times are skewed, so the interval comes from order statistics, which assume no distribution: the values at the ranks
+    n/2 +- sqrt(n). Below eight values, these are the smallest and the largest. The range of fewer than six values contains the
+    median less often (three: 75 %), so its width is doubled. The result is 0 for fewer than two values, which do not show their
+    noise.
     """
     ordered = sorted(values)
     count = len(ordered)
@@ -39,10 +39,12 @@ def median_noise(values: Sequence[float]) -> float:
 
 
 def threshold(one: float, other: float, drift: float = 0.0) -> float:
-    """Share of a step below which two medians do not differ.
+    """Fraction of a step below which the difference of two medians is noise.
+
+    The noises are added linearly, which is the cautious choice: on a shared machine they are not independent.
 
     Args:
-        one, other: noise of each, as a share of a step.
-        drift: by how much runs of the same program in two processes were seen to differ.
+        one, other: noise of each, as a fraction of a step.
+        drift: ratio by which runs of the same program in two processes were measured to differ.
     """
     return max(NEUTRAL, one + other, drift)

@@ -1,4 +1,4 @@
-"""Reading a published table of runs (the form of the first experiments with NKI kernels in FLUX.2) as evidence."""
+"""Reads a published table of runs, in the format of the first experiments with NKI kernels in FLUX.2, as evidence."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ class _Published(_Part):
 
 
 def from_table(path: Path, source: str | None = None) -> Evidence:
-    """A published table as evidence; `source` says who published it, the file's name by default.
+    """A published table as evidence; `source` names its publisher, by default the file's name.
 
     "flash" is the kernel `attention`, called once a block; "qkv" is `qkv:triple`, called once for each stream of a
     double-stream block; "rope" would be called for query and key in every block. Calls a step follow from the block counts.
 
     Raises:
-        InputError: not such a table, an unknown device or variant; the message names file and field.
+        InputError: a file that is not such a table, an unknown device or variant; the message names file and field.
     """
     given = read(path, _Published, _REMEDY)
     source = source or path.name
@@ -73,21 +73,24 @@ def from_table(path: Path, source: str | None = None) -> Evidence:
         runs = {name: _Variant(warm_s_per_step=s) for name, s in given.lazy.warm_s_per_step.items()}
         note = f"average over {given.lazy.average_over}" if given.lazy.average_over else ""
         lazy = _case(path, given, "lazy", given.lazy.hardware)
-        tables.append(_table(path, given, lazy, runs, "lazy PyTorch/XLA", source, given.lazy.steps, note))
+        tables.append(
+            _table(path, given, lazy, runs, stack="lazy PyTorch/XLA", source=source, steps=given.lazy.steps, note=note)
+        )
     if given.compile:
         c, case = given.compile, _case(path, given, "compile", given.compile.hardware)
         if c.eager_reference:
-            eager = case.model_copy(update={"regime": "lazy"})
+            eager, only = case.model_copy(update={"regime": "lazy"}), {"vanilla": c.eager_reference}
             note = "eager reference of the compiled runs"
-            tables.append(_table(path, given, eager, {"vanilla": c.eager_reference}, "eager", source, None, note))
-        tables.append(_table(path, given, case, c.variants, f"Dynamo, {c.compiler}", source, c.steps, c.runs))
+            tables.append(_table(path, given, eager, only, stack="eager", source=source, note=note))
+        stack = f"Dynamo, {c.compiler}"
+        tables.append(_table(path, given, case, c.variants, stack=stack, source=source, steps=c.steps, note=c.runs))
     if not tables:
         raise InputError(f"{path}: neither lazy nor compile given; {_REMEDY}")
     return Evidence(schema=EVIDENCE_SCHEMA, tables=tuple(tables))
 
 
 def _case(path: Path, given: _Published, regime: str, hardware: str) -> Case:
-    """`hardware` is an instance type, "trn2.3xlarge"; the device is the part before the dot."""
+    """The case of a part of the table. `hardware` is an instance type, "trn2.3xlarge": the device is the part before the dot."""
     device = hardware.partition(".")[0]
     if device not in device_names():
         known = ", ".join(device_names())
@@ -111,9 +114,10 @@ def _table(
     given: _Published,
     case: Case,
     variants: dict[str, _Variant],
+    *,
     stack: str,
     source: str,
-    steps: int | None,
+    steps: int | None = None,
     note: str,
 ) -> Table:
     if "vanilla" not in variants:

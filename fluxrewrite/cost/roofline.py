@@ -1,4 +1,4 @@
-"""Time from bytes, operations and calls: a roofline with fixed costs, on a device profile."""
+"""Predicts time from bytes, operations and calls: a roofline with fixed costs, on a device profile."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ ModelBasis = Literal["modelled", "assumed"]
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done on one core.
+    """The work of one core.
 
     Attributes:
-        bytes: read and written in memory.
-        flops: of matrix products, two for a multiplication and addition.
-        dtype: of the matrix products' operands.
-        elements: results of elementwise operations, one for each operation and element.
+        bytes: read from and written to memory.
+        flops: of matrix products; a multiplication with its addition counts as two.
+        dtype: of the operands of matrix products.
+        elements: results of elementwise operations, counted for each operation and element.
         kernels: compiled kernels or fused groups that are started.
         calls: opaque kernel calls inside an executable.
-        launches: further executables.
+        launches: executables beyond the first.
     """
 
     bytes: float = 0
@@ -37,7 +37,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Term:
-    """What one unit of the device, or one kind of start, takes."""
+    """The time of one unit of the device, or of one kind of start."""
 
     name: str
     figure: Figure
@@ -48,14 +48,14 @@ class Term:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Microseconds for some work.
+    """Predicted microseconds for some work.
 
     Attributes:
-        us, low_us, high_us: the estimate, and what it would be at both ends of the figures' ranges.
+        us, low_us, high_us: the estimate, and the estimates at both ends of the figures' ranges.
         bound: the largest term: "memory", "matmul", "vector", "kernel", "call", "launch", or "nothing" for no work.
         basis: "assumed" when the figure behind the largest term is assumed, else "modelled".
         device: name of the profile.
-        terms: what `us` is the sum of.
+        terms: the summands of `us`.
     """
 
     us: float
@@ -75,8 +75,10 @@ class Estimate:
 def estimate(device: Device, work: Work) -> Estimate:
     """us = max(bytes / memory, flops / matmul, elements / vector) + kernels * kernel + calls * call + launches * launch.
 
-    Memory, matrix and vector units work side by side, so the slowest decides; fixed costs come on top, one after another.
-    Raises InputError when there are flops of a dtype for which the profile has no rate.
+    Memory, matrix and vector units work at the same time, so the slowest one decides. Fixed costs are added, one after another:
+    nothing is assumed to overlap with a start.
+
+    Raises InputError for flops of a dtype that the profile has no rate for.
     """
     side = [_rate("memory", device.memory, work.bytes / 1e3), _rate("vector", device.vector, work.elements / 1e3)]
     if work.flops:

@@ -1,4 +1,4 @@
-"""What a bench leaves behind, as a file: what was asked, on what machine, and the times of every run."""
+"""The file that a bench saves: its options, the machine, and the times of every run."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ __all__ = [
 RUNS_SCHEMA: Final = "fluxrewrite.runs/1"
 
 RESTLESS = 0.05
-"""From this noise of the warm steps on figures are not to be trusted. On an idle machine steps repeat within some percent."""
+"""Noise of the warm steps from which figures are not to be trusted. On an idle machine, steps repeat within some percent."""
 
 BUSY = 0.1
-"""From this share of the processors on that other programs used meanwhile, neither."""
+"""Share of the processors that other programs used meanwhile, from which figures are not to be trusted either."""
 
 ALIKE = 0.999
-"""Cosine of the last latents to those of vanilla below which a variant computes something else.
+"""Cosine of the last latents to those of vanilla below which a variant counts as computing something else.
 
 The flash attention of the first experiments reached 0.9999 in bfloat16.
 """
@@ -48,7 +48,7 @@ REMEDY = "`fluxrewrite bench MODEL --save FILE` writes such a file"
 
 
 class Setup(DataRecord):
-    """What was asked for; all that a worker needs beside the variant.
+    """The options of a bench: all that a worker needs besides the variant.
 
     Attributes:
         model: as `fluxrewrite.models.find_model` takes it.
@@ -57,10 +57,10 @@ class Setup(DataRecord):
         inner: name of the inner backend.
         provider, execution: as `fluxrewrite.backend` takes them.
         device: torch device that the model runs on.
-        profile: name or file of the device profile that "auto" predicts with; None: the backend's default.
-        evidence: files of measured runs that "auto" reads beside those that ship.
+        profile: name or file of the device profile that "auto" predicts with; None for the backend's default.
+        evidence: files of measured runs that "auto" reads in addition to the shipped ones.
         seed: of weights and inputs.
-        threads: of torch; as many as it uses when None.
+        threads: of torch; None for as many as torch uses by default.
         steps: of a denoising loop.
         runs: loops of a variant; the first one is cold.
     """
@@ -83,7 +83,7 @@ class Setup(DataRecord):
 
 
 class Versions(DataRecord):
-    """Of what decides on times."""
+    """Versions of what times depend on."""
 
     fluxrewrite: str
     torch: str
@@ -92,7 +92,7 @@ class Versions(DataRecord):
 
 
 class MachineInfo(DataRecord):
-    """Where it ran: processor, its cores, threads of torch; `device` is the name of an accelerator, or of the processor."""
+    """Where the bench ran: the processor, its cores and torch's threads; `device` names the accelerator, or the processor."""
 
     processor: str
     cores: PositiveInt
@@ -105,7 +105,7 @@ class Timed(DataRecord):
 
     Attributes:
         steps_s: seconds of each step.
-        others: share of all processors that other programs used meanwhile, 0 to 1; None where that is not known.
+        others: share of all processors that other programs used meanwhile, 0 to 1; None where unknown.
     """
 
     steps_s: tuple[PositiveFloat, ...] = Field(min_length=1)
@@ -118,7 +118,7 @@ class Output(DataRecord):
     Attributes:
         digest: SHA-256 of their bytes.
         finite: whether all are finite.
-        cosine: to those of the variant "vanilla", computed in float64; None where there are none, or not all are finite.
+        cosine: to those of the variant "vanilla", computed in float64; None without vanilla's, and where not all are finite.
     """
 
     digest: str
@@ -130,18 +130,18 @@ class Variant(DataRecord):
     """A variant and its finished runs.
 
     Attributes:
-        name: as it was asked for: "qkv+attention".
-        kernels: words that `fluxrewrite.backend` took as `kernels`; () for all of them, and where none is meant.
+        name: as `--variants` has it: "qkv+attention".
+        kernels: words that `fluxrewrite.backend` took as `kernels`; () for all kernels, and for a variant without any.
         calls: kernel calls that a step made, by kernel and form: {"qkv:triple": 2}.
-        specialisations: different kernels among them (same kernel, shapes and dtype are one).
+        specialisations: distinct kernels among the calls; those with the same shapes and dtype count once.
         inline: sites a step that were written as plain operations.
-        runs: the first one is cold. On several ranks a step takes as long as on the slowest.
-        beside: warm runs of vanilla that were taken in turn with those of this variant, where they are not vanilla's own ones.
-        peak_rss_mb: peak resident memory of the worker, MB (10^6 bytes); compilers that it starts are not counted. On several
-            ranks that of the largest.
+        runs: the first one is cold. On several ranks, a step takes as long as on the slowest one.
+        beside: warm runs of vanilla that were taken in turn with this variant's; () where those are in vanilla's own `runs`.
+        peak_rss_mb: peak resident memory of the worker in MB (10^6 bytes), without the compilers that it starts; on several
+            ranks, that of the largest.
         peak_rss_sum_mb: the sum over all ranks; None for one process.
-        peak_device_mb: peak of the memory allocated on an accelerator, MB.
-        output: what it computed.
+        peak_device_mb: peak memory allocated on an accelerator, in MB.
+        output: what the variant computed.
         error: why it did not finish, in one line.
     """
 
@@ -170,24 +170,26 @@ class Variant(DataRecord):
 
     @property
     def noise(self) -> float:
-        """Share of a step that the median of the warm steps is uncertain by; 0 where there are fewer than two."""
+        """Uncertainty of the median warm step, as a ratio to it; 0 for fewer than two steps."""
         middle = self.warm_s_per_step
         return median_noise(self.warm) / middle if middle else 0.0
 
     @property
     def others(self) -> float:
-        """Share of all processors that other programs used in the worst warm run, or the worst of vanilla beside it, as far as
-        that is known."""
+        """Share of all processors that other programs used in the worst warm run of this variant, or of vanilla's in `beside`.
+
+        Runs without that figure count as 0.
+        """
         return max((run.others or 0.0 for run in (*self.runs[1:], *self.beside)), default=0.0)
 
     @property
     def cold_first_step_s(self) -> float | None:
-        """Seconds of the first step of the first run: the compile and a step."""
+        """Seconds of the first step of the first run, which includes the compile."""
         return self.runs[0].steps_s[0] if self.runs else None
 
     @property
     def differs(self) -> bool:
-        """Whether its latents are not those of vanilla."""
+        """Whether its latents differ from vanilla's: not finite, or a cosine below `ALIKE`."""
         o = self.output
         return o is not None and (not o.finite or (o.cosine is not None and o.cosine < ALIKE))
 
@@ -196,10 +198,11 @@ class Runs(DataRecord):
     """A bench: variants of one model at one size on one machine.
 
     Attributes:
-        date: when it began, ISO 8601 with the offset from UTC.
+        date: start of the bench, ISO 8601 with the offset from UTC.
         case: what was run, as evidence names it.
-        in_turn: whether the warm runs were taken in turn: one of each variant, then the next of each; of some variants at a
-            time, each time beside vanilla, where those of later ones have `beside`.
+        in_turn: whether the warm runs were taken in turn: the first of each variant, then the second of each, and so on. Where
+            not all workers fit into memory, some variants at a time, each time together with vanilla; later variants then have
+            `beside`.
     """
 
     schema_: Literal["fluxrewrite.runs/1"] = Field(alias="schema")
@@ -228,26 +231,26 @@ class Runs(DataRecord):
 
     @property
     def vanilla(self) -> Variant | None:
-        """The variant that others are compared with, if it was run."""
+        """The variant that all others are compared with; None where it did not run."""
         return next((v for v in self.variants if v.name == "vanilla"), None)
 
     def named(self, name: str) -> Variant:
-        """The variant of a name, which must be there."""
+        """The variant of that name. Raises StopIteration where there is no such variant."""
         return next(v for v in self.variants if v.name == name)
 
     def ratio(self, variant: Variant) -> float | None:
-        """Its warm seconds a step / vanilla's, in the runs that were taken beside it."""
+        """Its warm seconds a step / vanilla's in the runs that were taken in turn with it; None without warm runs of both."""
         base = self.base(variant)
         return variant.warm_s_per_step / statistics.median(base) if base and variant.warm_s_per_step else None
 
     def base(self, variant: Variant) -> tuple[float, ...]:
-        """Seconds of the warm steps of vanilla that a variant is compared with; none where vanilla has none."""
+        """Seconds of the warm steps of vanilla that a variant is compared with; () where vanilla has no warm run."""
         if variant.beside:
             return tuple(s for run in variant.beside for s in run.steps_s)
         return self.vanilla.warm if self.vanilla else ()
 
     def noise(self, variant: Variant) -> float | None:
-        """Share of a step below which its ratio is no difference; None where there is no ratio."""
+        """How far its ratio may be from 1 and still be noise; None where there is no ratio."""
         if self.ratio(variant) is None:
             return None
         base = self.base(variant)
@@ -255,7 +258,10 @@ class Runs(DataRecord):
 
     @property
     def drift(self) -> float:
-        """By what share of a step variants differ whose program is the same, as "auto" that took no kernel and "vanilla"."""
+        """The largest difference between variants that ran the same program, such as "vanilla" and an "auto" without kernels.
+
+        As a fraction of a step. It bounds what two processes differ by, which the steps of one process cannot show.
+        """
         ratios: dict[frozenset[tuple[str, int]], list[float]] = {}
         for v in self.variants:
             ratio = self.ratio(v)
@@ -264,7 +270,7 @@ class Runs(DataRecord):
         return max((max(found) / min(found) - 1 for found in ratios.values()), default=0.0)
 
     def growth(self, variant: Variant) -> float | None:
-        """Its first cold step / vanilla's, less 1."""
+        """Its first cold step / vanilla's - 1; None without both."""
         base = self.vanilla.cold_first_step_s if self.vanilla else None
         return variant.cold_first_step_s / base - 1 if base and variant.cold_first_step_s else None
 
@@ -279,11 +285,11 @@ def load_runs(path: Path) -> Runs:
 
 
 def save_runs(runs: Runs, path: Path) -> None:
-    """Put the file in place as a whole: whoever reads it finds these runs or those that were there before.
+    """Replace the file atomically: readers find these runs or the former ones, never a part.
 
-    A path that is no regular file, as a pipe, is written to as it is.
+    A path that is not a regular file, such as a pipe, is written to directly.
 
-    Raises InputError when it cannot be written; then what was there before is left.
+    Raises InputError where it cannot be written; the former file is then unchanged.
     """
     path = path.resolve()
     draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -303,7 +309,7 @@ def save_runs(runs: Runs, path: Path) -> None:
 
 
 def _write_through(path: Path, text: str) -> None:
-    """Write and wait for the disk: some file systems tell only then that they are full."""
+    """Write and wait for the disk: some file systems report only then that they are full."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -1,4 +1,4 @@
-"""Runs of a bench as evidence: what a kernel call was measured to cost."""
+"""Turns the runs of a bench into evidence."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["evidence_of"]
 
 
 def evidence_of(runs: Runs, source: str) -> Evidence:
-    """The variants as runs with and without kernels. `source` says whose they are, as a file's name.
+    """The variants of a bench as a table of runs with and without kernels. `source` names the origin, such as the file.
 
-    A kernel is named with its form where a step called one form of it, else by its kind alone. Left out, and said in the
-    table's note: "eager", what has no warm run, what computes something else than vanilla, what was written inline, and a
-    set of kernels that stands there already (as "auto" that took what another variant has).
+    A kernel is named with its form where a step called one form of it only, else by its kind. Some variants are left out, and the
+    table's note lists them: "eager", variants without a warm run, those that computed something else than vanilla, those with
+    sites written inline, and those with the same kernels as an earlier variant, such as "auto".
 
     Raises:
         InputError: no warm run of "vanilla" to compare with.
@@ -50,7 +50,7 @@ def evidence_of(runs: Runs, source: str) -> Evidence:
 
 
 def _unfit(variant: Variant) -> str:
-    """Why a variant says nothing of what calls cost; "" if it does."""
+    """Why nothing about the cost of calls follows from a variant; "" if something does."""
     if variant.name == "eager":
         return "runs without the compiler"
     if not variant.warm:
@@ -65,7 +65,10 @@ def _there(name: str | None) -> str:
 
 
 def _run(variant: Variant, calls: dict[str, int], vanilla: Sequence[float], base: Sequence[float]) -> MeasuredRun:
-    """The variant, its times as they would have been beside the warm steps of vanilla that the table has, not beside `base`."""
+    """The variant as a run of the table, which has a single run of vanilla.
+
+    A variant with runs of vanilla of its own (`base`) is scaled to the speed at which the machine ran the table's vanilla.
+    """
     scale = statistics.median(vanilla) / statistics.median(base)
     return MeasuredRun(
         kernels=tuple(calls),
@@ -80,7 +83,7 @@ def _run(variant: Variant, calls: dict[str, int], vanilla: Sequence[float], base
 
 
 def _by_kind(counts: dict[str, int]) -> dict[str, int]:
-    """{"qkv": 4} of {"qkv:packed": 2, "qkv:triple": 2}: evidence names a kind once."""
+    """{"qkv": 4} from {"qkv:packed": 2, "qkv:triple": 2}: evidence names each kind once."""
     forms = Counter(map(kind_of, counts))
     added: Counter[str] = Counter()
     for name, count in counts.items():

@@ -1,4 +1,4 @@
-"""Whether a kernel pays: from runs where there are some, else from a model's times, before anything is compiled."""
+"""Whether a kernel pays off, before anything is compiled: by measured runs if there are any, else by predicted times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Word = Literal["faster", "neutral", "slower"]
 
 @dataclass(frozen=True)
 class ModelledStep:
-    """What a model of the device says of a whole step; a caller's figures.
+    """Predicted time of a whole step without and with a kernel.
 
     Attributes:
         without_us, with_us: microseconds a step without and with the kernel at all its sites.
@@ -33,7 +33,7 @@ class ModelledStep:
     why: str = ""
 
     def __post_init__(self) -> None:
-        """Raise InputError for times that are none."""
+        """Raise InputError for times that are not finite and positive."""
         for name in ("without_us", "with_us"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -47,7 +47,7 @@ class ModelledStep:
 
 @dataclass(frozen=True)
 class KernelVerdict:
-    """Whether a kernel pays in a regime, why, and on what basis that is said.
+    """Whether a kernel pays off in a regime, and why.
 
     Attributes:
         kernel: the kind; several are joined by "+".
@@ -76,7 +76,7 @@ class Candidate:
         kernel: the kind: "qkv".
         calls: calls a step at eligible sites, by form: {"triple": 10}; {"": n} where the form does not matter.
         refusals: why sites are not eligible, one text each.
-        modelled: what the model says, where evidence says nothing.
+        modelled: predicted times, used where nothing was measured.
     """
 
     kernel: str
@@ -95,12 +95,12 @@ def verdicts(
 ) -> tuple[KernelVerdict, ...]:
     """A verdict for each candidate, then for each combination of them, in the regime of `case`.
 
-    Where neither evidence nor the candidate's model says anything, there is no verdict.
+    Without evidence and without `modelled` times, a candidate has no verdict.
 
     Args:
         candidates: one for each kind of kernel.
         case: model, sizes, device and regime.
-        evidence: what was measured.
+        evidence: measured runs.
         combinations: kinds of kernel to judge together: [("qkv", "attention")].
 
     Raises:
@@ -118,10 +118,10 @@ def verdicts(
 
 
 def on_plan(candidates: Sequence[Candidate], case: Case, evidence: Evidence) -> KernelVerdict | None:
-    """What runs of this very case say of all candidates together, in seconds a step.
+    """A verdict on all candidates together in seconds a step, from runs of exactly this case.
 
-    None where the case was not measured, where nothing was measured of one of the candidates, and where one candidate alone was
-    measured in another form only.
+    None where the case was not measured, where one of several candidates was not, and where a single candidate was measured in
+    another form only.
     """
     if not candidates or all(t.case != case for t in evidence.tables_for(case)):
         return None
@@ -140,7 +140,7 @@ def _one(candidate: Candidate, case: Case, evidence: Evidence) -> KernelVerdict 
     runs = None if prediction is None or prediction.missing else _from_runs(candidate.kernel, case, prediction)
     if runs is not None and prediction is not None and prediction.basis == "measured":
         return runs
-    # Runs of another form come last: a call of another form moves other tensors.
+    # Measured beats modelled, but only for the same form: a call of another form moves other tensors, so those runs come last.
     return _by_stack(candidate.kernel, case, evidence) or _from_model(candidate, case) or runs
 
 
@@ -159,27 +159,35 @@ def _together(members: Sequence[Candidate], case: Case, evidence: Evidence) -> K
     if prediction.ratio - 1 > 1 + prediction.threshold:  # a kernel saves the whole step at most
         missing = ", ".join(prediction.missing)
         why = f"{prediction.why}; {missing} was not measured, and could not make up for that even if it took no time"
-        return _verdict(name, case, "slower", why, prediction.basis, prediction.ratio, prediction.predicted_s)
+        return _verdict(
+            name,
+            case,
+            "slower",
+            why=why,
+            basis=prediction.basis,
+            ratio=prediction.ratio,
+            seconds=prediction.predicted_s,
+        )
     return _mixed(name, usable, case, evidence)
 
 
 def _from_runs(name: str, case: Case, p: RunsPrediction) -> KernelVerdict:
-    """A run of the very set counts before the sum of single ones."""
+    """A run of exactly this set counts before the sum of single deltas, which ignores how kernels affect each other."""
     seconds = p.measured_s or p.predicted_s
     ratio = p.measured_s / p.baseline_s if p.measured_s and p.baseline_s else p.ratio
     word = _word(ratio, p.threshold)
     why = p.why if word != "neutral" else f"{p.why}; within {p.threshold:.1%}, taken as noise"
-    return _verdict(name, case, word, why, p.basis, ratio, seconds)
+    return _verdict(name, case, word, why=why, basis=p.basis, ratio=ratio, seconds=seconds)
 
 
 def _by_stack(name: str, case: Case, evidence: Evidence) -> KernelVerdict | None:
-    """In a lazy stack where one kind of kernel call was ruinous, others are assumed to be."""
+    """In a lazy stack where one kind of kernel call was ruinous, others are assumed to be ruinous too."""
     worst = ruined(evidence, case)
     if worst is None:
         return None
     seen = f"{worst.text} with {worst.calls} calls of {worst.kernel}"
     why = f"kernel calls are ruinous in this stack: {seen}; {name} was not measured"
-    return _verdict(name, case, "slower", why, "assumed", None, None)
+    return _verdict(name, case, "slower", why=why, basis="assumed")
 
 
 def _from_model(candidate: Candidate, case: Case) -> KernelVerdict | None:
@@ -187,11 +195,12 @@ def _from_model(candidate: Candidate, case: Case) -> KernelVerdict | None:
     if m is None:
         return None
     why = f"{m.without_us / 1e3:.2f} -> {m.with_us / 1e3:.2f} ms a step{': ' + m.why if m.why else ''}"
-    return _verdict(candidate.kernel, case, _word(m.ratio, NEUTRAL), why, m.basis, m.ratio, m.with_us / 1e6)
+    word = _word(m.ratio, NEUTRAL)
+    return _verdict(candidate.kernel, case, word, why=why, basis=m.basis, ratio=m.ratio, seconds=m.with_us / 1e6)
 
 
 def _mixed(name: str, members: Sequence[Candidate], case: Case, evidence: Evidence) -> KernelVerdict | None:
-    """Shares of a step added up, some from runs, some from the model: seconds of the two cannot be added."""
+    """Adds up fractions of a step, some from runs and some predicted. Seconds of the two cannot be added."""
     single = [_one(c, case, evidence) for c in members]
     known = [v for v in single if v is not None and v.ratio is not None]
     if len(known) < len(members):
@@ -199,7 +208,8 @@ def _mixed(name: str, members: Sequence[Candidate], case: Case, evidence: Eviden
     ratio = 1 + sum((v.ratio or 1) - 1 for v in known)
     parts = ", ".join(f"{v.kernel} {(v.ratio or 1) - 1:+.1%} ({v.basis})" for v in known)
     basis: Literal["modelled", "assumed"] = "assumed" if any(v.basis == "assumed" for v in known) else "modelled"
-    return _verdict(name, case, _word(ratio, NEUTRAL), f"shares of a step added up: {parts}", basis, ratio, None)
+    why = f"shares of a step added up: {parts}"
+    return _verdict(name, case, _word(ratio, NEUTRAL), why=why, basis=basis, ratio=ratio)
 
 
 def _not_applicable(name: str, refusals: Sequence[str], case: Case) -> KernelVerdict:
@@ -220,12 +230,13 @@ def _verdict(
     name: str,
     case: Case,
     word: _Word,
+    *,
     why: str,
     basis: Literal["measured", "modelled", "assumed"],
-    ratio: float | None,
-    seconds: float | None,
+    ratio: float | None = None,
+    seconds: float | None = None,
 ) -> KernelVerdict:
-    """Ratios and seconds to six digits: more is not known, and reports stay the same bytes."""
+    """A verdict with ratio and seconds rounded to six digits: more is not known, and equal plans give equal reports."""
     return KernelVerdict(
         kernel=name,
         regime=case.regime,

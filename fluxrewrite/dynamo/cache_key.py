@@ -1,4 +1,4 @@
-"""What a compiled artifact depends on beside the model's graph: passes, kernels, limits, options, target and versions."""
+"""What a compiled artifact depends on besides the model's graph: passes, kernels, limits, options, target and versions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ from typing import Any
 import torch
 
 from ..fusion.boundary.target import Target
-from ..provider.digests import core_files, files_digest, function_digest, kernel_text, module_digest
+from ..provider.digests import (
+    core_files,
+    files_digest,
+    function_digest,
+    kernel_text,
+    module_digest,
+    source_digest,
+)
 from ..rewrite.plan import Policy
 from ..rewrite.selection import Selection
+from .inner import InnerAdapter
 
 __all__ = ["cache_key"]
+
+_PLAIN = InnerAdapter()
 
 
 def cache_key(
@@ -24,20 +34,25 @@ def cache_key(
     target: Target | None,
     inner: Callable[..., Any],
     options: Mapping[str, Any] | None = None,
-    lnc: int | None = None,
+    adapter: InnerAdapter = _PLAIN,
 ) -> str:
-    """A UUID that is the same for the same rules, kernels, parameters, device profile and versions, whatever the model.
+    """A UUID of the rules, kernels, parameters, device profile and versions; it does not depend on the model.
 
-    Compilers put it into the keys of their caches (`torch.compiler.config.cache_key_tag`), so that an artifact made with
-    another kernel source or limit is never taken again.
+    Compilers add it to the keys of their caches (`torch.compiler.config.cache_key_tag`), so that an artifact compiled with
+    another kernel source or limit is never reused.
 
     Args:
         selection, policy, target: as the backend has them.
         inner, options: the inner backend and its options.
-        lnc: physical cores of each kernel call on a device.
+        adapter: what is done around the inner backend. The core's digest does not cover that of a third party.
     """
-    lines = [*_lines(selection, policy, target, inner, options), *([] if lnc is None else [f"lnc {lnc}"])]
+    lines = [*_lines(selection, policy, target, inner, options), *_of_adapter(adapter)]
     return str(uuid.UUID(hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]))
+
+
+def _of_adapter(adapter: InnerAdapter) -> Iterator[str]:
+    yield source_digest(adapter.ready) or function_digest(adapter.ready)
+    yield from adapter.cache_key()
 
 
 def _lines(

@@ -1,11 +1,11 @@
-"""One graph on its way through the inner backend: rewritten, compiled, run once, with fewer kernels where some fail."""
+"""One graph through the inner backend: rewritten, compiled and run once, with fewer kernels if some fail."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
@@ -16,37 +16,13 @@ from ..report.model import Report
 from ..rewrite.base import Replacement
 from ..rewrite.joined_weights import Joinable, join, owned, settle, with_joined
 from .failures import Failures, Key, blamed, first_run, writes_inputs
+from .inner_compiler import InnerCompiler
+from .reporting import Reporting
+from .rewriter import Rewriter
 
-__all__ = ["CompileHost", "GraphCompilation"]
+__all__ = ["GraphCompilation"]
 
 Run = Callable[..., Any]
-
-
-class CompileHost(Protocol):
-    """What a graph needs of the backend that compiles it.
-
-    Attributes:
-        strict: failures are raised.
-        failures: kernels that failed before.
-    """
-
-    strict: bool
-    failures: Failures
-
-    def rewrite(self, local: LocalGraph, joinable: Joinable) -> tuple[GraphModule, list[Replacement], Report]:
-        """The rewritten graph, `local.gm` itself where nothing is; what was replaced; the report."""
-
-    def compile(self, gm: GraphModule, inputs: list[Any]) -> Run:
-        """By the inner backend."""
-
-    def deliver_report(self, report: Report, rewritten: GraphModule, before: Report | None) -> None:
-        """Deliver a report, in the place of one that was delivered before."""
-
-    def report_internal_error(self, doing: str, error: Exception) -> None:
-        """Raise the error if strict, else say it once."""
-
-    def warn_once(self, key: str, message: str) -> None:
-        """Say something, but not again under the same key."""
 
 
 @dataclass
@@ -54,16 +30,16 @@ class _Attempt:
     """One way to compile a graph.
 
     Attributes:
-        rewritten: the graph itself where nothing is rewritten.
+        rewritten: the original graph if nothing is rewritten.
         taken: what was rewritten.
-        joined: the weights that it wants joined.
-        supposed: what was remembered of kernels that may not be at fault.
-        report: the one that stands for the graph.
+        joined: the joined weights that the rewritten graph takes as further inputs.
+        supposed: failures remembered of kernels that may not be at fault.
+        report: the report on the graph that was delivered last.
         inline: sites may be written inline.
     """
 
     rewritten: GraphModule
-    taken: list[Replacement] = field(default_factory=list)
+    taken: Sequence[Replacement] = ()
     joined: list[torch.Tensor] = field(default_factory=list)
     supposed: list[Key] = field(default_factory=list)
     report: Report | None = None
@@ -71,37 +47,50 @@ class _Attempt:
 
 
 class GraphCompilation:
-    """See the module.
+    """Compiles one graph.
 
-    Where several ranks run the graph they do all of this together: they agree on the plan and on whether it compiled, and a
-    first run that fails ends the run, for the others are inside it.
+    If several ranks run the graph, they agree on the plan and on whether it compiled. A first run that fails ends the run
+    there: the other ranks wait in a collective of it, so one rank cannot try again.
 
     Args:
-        host: the backend.
         gm: the graph as Dynamo made it.
-        among: the ranks that run it, as `parallel.peers` answers them.
+        rewriter: rewrites it.
+        compiler: the inner backend.
+        reporting: where its report, warnings and internal errors go.
+        failures: kernels that failed before.
+        among: the ranks that run it, as `parallel.peers` returns them.
     """
 
-    def __init__(self, host: CompileHost, gm: GraphModule, among: Sequence[int] = ()) -> None:
-        self._host, self._gm, self._among = host, gm, among
+    def __init__(
+        self,
+        gm: GraphModule,
+        rewriter: Rewriter,
+        compiler: InnerCompiler,
+        reporting: Reporting,
+        failures: Failures,
+        *,
+        among: Sequence[int] = (),
+    ) -> None:
+        self._gm, self._among = gm, among
+        self._rewriter, self._compiler, self._reporting, self._failures = rewriter, compiler, reporting, failures
 
     @cached_property
     def _local(self) -> LocalGraph:
         return localise(self._gm)
 
     def run(self, inputs: list[Any]) -> Run:
-        """The compiled graph, the first run of which is watched if kernels are in it."""
+        """The compiled graph. If it contains kernels, an error in its first run leads to another attempt."""
         return self._watched(*self._compiled(inputs, None))
 
     def _watched(self, compiled: Run, attempt: _Attempt) -> Run:
-        if attempt.rewritten is self._gm or self._host.strict or self._among:
+        if attempt.rewritten is self._gm or self._reporting.strict or self._among:
             return compiled
         return first_run(compiled, lambda error, inputs: self._after(error, attempt, inputs))
 
     def _after(self, error: Exception, attempt: _Attempt, inputs: Sequence[Any]) -> Run:
-        """What runs after the first run of `attempt` failed. Raises the error where the graph cannot be run again."""
+        """What to run after the first run of `attempt` failed. Raises the error if the graph cannot be run again."""
         if writes_inputs(self._gm):
-            raise error
+            raise error  # a second run would read inputs that the failed one may have changed
         self._blame(error, attempt, "first run")
         compiled, other = self._compiled(list(inputs), attempt)
         if other.rewritten is not self._gm:
@@ -109,12 +98,12 @@ class GraphCompilation:
         return first_run(compiled, lambda error, inputs: self._acquit(error, other))
 
     def _acquit(self, error: Exception, attempt: _Attempt) -> Run:
-        """The graph fails without kernels too: none is to blame."""
-        self._host.failures.forget(attempt.supposed)
+        """The graph fails without kernels too, so none of them is to blame."""
+        self._failures.forget(attempt.supposed)
         raise error
 
     def _compiled(self, inputs: list[Any], last: _Attempt | None) -> tuple[Run, _Attempt]:
-        """The graph compiled without the sites whose kernels fail at that; each attempt has fewer of them."""
+        """The graph compiled without the kernels that fail to compile; each attempt has fewer of them."""
         while True:
             attempt = self._attempt(inputs, last)
             found = self._tried(attempt, inputs)
@@ -122,13 +111,13 @@ class GraphCompilation:
                 return found, attempt
             if attempt.rewritten is self._gm:
                 self._acquit(found, attempt)
-            if self._host.strict:
+            if self._reporting.strict:
                 raise found
             self._blame(found, attempt, "compile")
             last = attempt
 
     def _tried(self, attempt: _Attempt, inputs: list[Any]) -> Run | Exception:
-        """The compiled graph, or why the inner backend failed, which it does on every rank or on none."""
+        """The compiled graph, or the error of the inner backend. Either all ranks compile it or none does."""
         found: Run | Exception
         try:
             found = self._compile_joined(attempt, inputs)
@@ -141,21 +130,21 @@ class GraphCompilation:
     def _compile_joined(self, attempt: _Attempt, inputs: list[Any]) -> Run:
         rewritten, joined = attempt.rewritten, attempt.joined
         if rewritten is self._gm:
-            return self._host.compile(rewritten, inputs)
+            return self._compiler.compile(rewritten, inputs)
         given = self._local.inputs(inputs)
-        compiled = self._host.compile(rewritten, [*given, *joined])
+        compiled = self._compiler.compile(rewritten, [*given, *joined])
         if joined:
             settle(rewritten, given, joined)
-            compiled = with_joined(compiled, rewritten, joined, self._apart)
+            compiled = with_joined(compiled, rewritten, joined, self._without_rewrite)
         return self._local.taking_dtensors(compiled)
 
-    def _apart(self, inputs: Sequence[Any]) -> Run:
-        """The graph as it was, for weights that are no longer joined."""
-        return self._host.compile(self._local.gm, list(inputs))
+    def _without_rewrite(self, inputs: Sequence[Any]) -> Run:
+        """The graph without a rewrite, for weights that are no longer joined."""
+        return self._compiler.compile(self._local.gm, list(inputs))
 
     def _blame(self, error: Exception, attempt: _Attempt, moment: str) -> None:
-        """Remember the kernels that failed, and say so; where there are none, what is written inline is left out next."""
-        failures = self._host.failures
+        """Remember and log the kernels that failed. If none is to blame, the next attempt writes no site inline."""
+        failures = self._failures
         sites, known = blamed(error, attempt.taken, attempt.rewritten)
         added = failures.add(sites, moment, error)
         attempt.supposed += [] if known else added
@@ -165,10 +154,10 @@ class GraphCompilation:
             where = item.site.path or item.site.kind
             more = f" and {len(sites) - 1} more sites" if len(sites) > 1 else ""
             off = f"kernels= without {item.site.kind!r} switches it off"
-            self._host.warn_once(f"{failure}", f"{failure}; {where}{more} run as they were; {off}")
+            self._reporting.warn_once(f"{failure}", f"{failure}; {where}{more} run as they were; {off}")
 
     def _attempt(self, inputs: list[Any], last: _Attempt | None) -> _Attempt:
-        """The graph rewritten, and its report delivered; as it was where fluxrewrite itself fails."""
+        """Rewrite the graph and deliver its report. If fluxrewrite itself fails, the attempt is the original graph."""
         attempt = _Attempt(self._gm)
         if last is not None:
             attempt = _Attempt(self._gm, supposed=list(last.supposed), report=last.report, inline=last.inline)
@@ -179,16 +168,16 @@ class GraphCompilation:
             found = error
         parallel.agree(_lines(found), self._among)
         if isinstance(found, Exception):
-            self._host.report_internal_error("rewriting; the graph is compiled as it was", found)
-            attempt.rewritten, attempt.taken, attempt.joined = self._gm, [], []
+            self._reporting.report_internal_error("rewriting; the graph is compiled as it was", found)
+            attempt.rewritten, attempt.taken, attempt.joined = self._gm, (), []
             return attempt
         report = found
-        self._host.deliver_report(report, attempt.rewritten, attempt.report)
+        self._reporting.deliver_report(report, attempt.rewritten, attempt.report)
         attempt.report = report
         return attempt
 
     def _rewritten(self, inputs: list[Any], attempt: _Attempt) -> Report:
-        """Fill in the rewritten graph and the weights that it wants joined; without these if joining fails."""
+        """Set the rewritten graph and its joined weights. If joining fails, the graph is rewritten without inline sites."""
         given = self._local.inputs(inputs)
         if attempt.inline:
             report = self._rewrite(attempt, owned(self._local.gm, given))
@@ -196,18 +185,19 @@ class GraphCompilation:
                 attempt.joined = join(attempt.rewritten, given)
                 return report
             except Exception as error:
-                self._host.report_internal_error("joining weights; no site is written inline", error)
+                self._reporting.report_internal_error("joining weights; no site is written inline", error)
         return self._rewrite(attempt, lambda nodes: False)
 
     def _rewrite(self, attempt: _Attempt, joinable: Joinable) -> Report:
-        """Where nothing is rewritten the graph stays as Dynamo made it, with its DTensors."""
-        rewritten, attempt.taken, report = self._host.rewrite(self._local, joinable)
-        attempt.rewritten = self._gm if rewritten is self._local.gm else rewritten
-        return report
+        """Set the rewritten graph. If nothing is rewritten, it is the graph that Dynamo made, with its DTensors."""
+        found = self._rewriter.rewrite(self._local, joinable)
+        attempt.taken = found.replacements
+        attempt.rewritten = self._gm if found.gm is self._local.gm else found.gm
+        return found.report
 
 
 def _lines(found: Report | Exception) -> list[str]:
-    """A line for each site: what ranks must agree on. Sizes are not among it: the last rank's part may be smaller."""
+    """A line for each site: what ranks must agree on. Sizes are left out, because the last rank's shard may be smaller."""
     if isinstance(found, Exception):
         return [f"no plan ({type(found).__name__}: {found})"]
     kernels = [f" by {s.kernel.provider}" if s.kernel else "" for s in found.sites]

@@ -1,4 +1,4 @@
-"""Kernels that failed in this process, so that no graph tries them again."""
+"""Kernels that failed in this process, so that no other graph tries them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ..errors import KernelCall, call_of, signature
+from ..errors import KernelCall, call_of, one_line, signature
 from ..fusion.boundary.boundaries import calls_of
 from ..graph.fake_values import value_of
 from ..graph.view import GraphView
@@ -36,17 +36,17 @@ class Failure:
 
 
 class Failures:
-    """What is known of kernels that failed, by kernel and by form, sizes and dtype of the site."""
+    """Kernels that failed, by kernel and by form, sizes and dtype of the site."""
 
     def __init__(self) -> None:
         self._known: dict[Key, Failure] = {}
 
     def of(self, site: Site, kernel: Kernel) -> Failure | None:
-        """How this kernel failed at a site like this one, if it did."""
+        """How this kernel failed at a site like this one; None if it did not."""
         return self._known.get(_key(site, kernel))
 
     def add(self, blame: Iterable[Replacement], moment: str, error: BaseException) -> list[Key]:
-        """Remember that the kernels of these sites failed; what `forget` takes."""
+        """Remember that the kernels of these sites failed. Returns what `forget` takes."""
         added = []
         for item in blame:
             if item.kernel is not None:
@@ -55,7 +55,7 @@ class Failures:
         return added
 
     def forget(self, keys: Iterable[Key]) -> None:
-        """The kernels were not at fault after all."""
+        """Forget failures that turned out not to be the kernels' fault."""
         for key in keys:
             self._known.pop(key, None)
 
@@ -67,9 +67,7 @@ def _key(site: Site, kernel: Kernel) -> Key:
 
 def _cause(error: BaseException) -> str:
     """The innermost error in one line."""
-    inner = _chain(error)[-1]
-    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    return f"{type(inner).__name__}: {lines[0] if lines else 'no message'}"
+    return one_line(_chain(error)[-1])
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -82,9 +80,9 @@ def _chain(error: BaseException) -> list[BaseException]:
 def blamed(
     error: BaseException, taken: Sequence[Replacement], rewritten: GraphModule
 ) -> tuple[list[Replacement], bool]:
-    """The sites whose kernels an error came from, and whether that is known rather than supposed.
+    """The sites whose kernels caused an error, and whether that is certain.
 
-    An error that no kernel's launch marked may be any kernel's fault: then it is all of them.
+    The launch of a kernel marks its errors with the call. An error without a mark may come from any kernel, so all are blamed.
 
     Args:
         error: as the inner backend or the compiled graph raised it.

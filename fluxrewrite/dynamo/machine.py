@@ -1,4 +1,4 @@
-"""The machine at hand: what measured times depend on, and the memory that the process has used."""
+"""The machine that times are measured on."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from typing import Any
 import torch
 
 from ..provider.digests import function_digest
+from .inner import inner_backend
 from .time_cache import SCHEMA
 
 __all__ = ["device_name", "machine_text", "processor"]
 
 
 def machine_text(device: torch.device, inner: Callable[..., Any], name: str, options: Mapping[str, Any] | None) -> str:
-    """All but the graph and the kernels that a time depends on: versions, compiler, device and threads."""
+    """What a measured time depends on besides the graph and the kernels: versions, compiler, device and threads."""
     compiler = [name, function_digest(inner), repr(sorted((options or {}).items()))]
-    if name == "inductor":
-        compiler.append(hashlib.sha256(torch._inductor.config.save_config_portable().__repr__().encode()).hexdigest())
+    settings = inner_backend(name).settings()
+    if settings:
+        compiler.append(hashlib.sha256(settings.encode()).hexdigest())
     where = [str(device.type), device_name(device), str(torch.get_num_threads())]
     return "\n".join([SCHEMA, torch.__version__, version("fluxrewrite"), *compiler, *where])
 
 
 def device_name(device: torch.device) -> str:
-    """What a device calls itself; of the CPU, the processor with the vector instructions that torch uses."""
+    """The device's own name; for the CPU, the processor and the vector instructions that torch uses."""
     if device.type == "cpu":
         return f"{platform.machine()} {processor()} {torch.backends.cpu.get_cpu_capability()}"
     name = getattr(torch.get_device_module(device), "get_device_name", None)
@@ -37,7 +39,7 @@ def device_name(device: torch.device) -> str:
 
 @functools.cache
 def processor() -> str:
-    """The model of processor 0; on Linux `platform.processor` does not tell."""
+    """The model of processor 0. `platform.processor` is empty on Linux."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next(

@@ -1,4 +1,4 @@
-"""The time of a block with some of its sites taken by kernels, measured: compiled by the inner backend and run."""
+"""The measured time of a block with some of its sites replaced by kernels: the block is compiled by the inner backend and run."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from .time_cache import Time, Times
 __all__ = ["Measured", "interleaved", "relative", "sample"]
 
 ROUNDS = (7, 60)
-"""Rounds at least, and at most: more while the noise is above half of `choose.MARGIN`."""
+"""Minimum and maximum number of rounds. Rounds are added while the noise exceeds half of `search.MARGIN`."""
 SECONDS = 3.0
-"""After the least number of rounds no further one begins once a batch of candidates has run this long."""
+"""Once a batch of candidates has run this long, no round is added to the minimum."""
 SCREENING = 4
-"""Rounds after which a candidate that lost them all drops out: by chance alone, one case in 16 at most."""
+"""A candidate that loses each of the first rounds drops out. By chance alone that happens in one case in 16 at most."""
 SAMPLE_S = 1e-3
-"""A sample runs a candidate as often as it takes for the clock's own time not to count."""
+"""A sample repeats a candidate until it takes this long, so that reading the clock does not matter."""
 CHUNK = 1 << 20
 
 log = logging.getLogger("fluxrewrite")
@@ -46,13 +46,13 @@ Run = Callable[[], Any]
 
 @dataclass
 class _Bench:
-    """What is kept of one block while its candidates are compared.
+    """The state of one block while its candidates are compared.
 
     Attributes:
         block: the block.
         key: of its file of times.
         part: the block without kernels.
-        operands: made up once, by name; all candidates read the same memory.
+        operands: random tensors by name, made once; all candidates read the same memory.
         known: times by digest of the candidate, from the file and measured.
     """
 
@@ -65,19 +65,19 @@ class _Bench:
 
 
 class Measured:
-    """A `choose.Price` in microseconds, on the machine at hand.
+    """A `search.Price` in microseconds, measured on this machine.
 
-    A block is taken out of the graph and runs on made-up tensors of the shapes, strides, dtypes and devices that its
-    operands have. Candidates and the block without kernels run in turn, and a candidate's time is what it takes relative
-    to the other in the same rounds: a machine that slows down meanwhile slows both. A candidate that fails has infinite time.
+    A block is extracted from the graph and runs on random tensors with the shapes, strides, dtypes and devices of its operands.
+    Candidates and the block without kernels take turns, and a candidate's time is relative to the block without kernels in the
+    same rounds, because a machine that slows down slows both. A candidate that fails has infinite time.
 
     Args:
         gm: the graph; not changed.
         selection: passes and kernels.
         compiler: the inner backend, `(gm, example_inputs) -> callable`.
-        times: what was measured before.
-        machine: what else times depend on, from the device (`times.machine_text`).
-        warn: is told, under a name, of candidates that fail.
+        times: earlier measurements.
+        machine: what times depend on besides the block, given the device (`machine.machine_text`).
+        warn: called with a key and a message for each candidate that fails.
 
     Raises RewriteError, or what the compiler raises, when a block cannot run even without kernels.
     """
@@ -89,6 +89,7 @@ class Measured:
         self,
         gm: GraphModule,
         selection: Selection,
+        *,
         compiler: Compile,
         times: Times,
         machine: Callable[[torch.device], str],
@@ -100,9 +101,9 @@ class Measured:
         self._bench: _Bench | None = None
 
     def __call__(self, block: Block, candidates: Sequence[Sequence[Site]]) -> list[Priced]:
-        """Microseconds of `block` with kernels in the place of each candidate's sites, and the noise."""
+        """Microseconds of `block` with kernels instead of each candidate's sites, and the noise."""
         if self._bench is None or self._bench.block is not block:
-            self._bench = None  # the last block's tensors go before the next one's are made
+            self._bench = None  # frees the last block's tensors before the next block's are made: both may not fit
             self._bench = self._open(block)
         bench = self._bench
         parts = [self._candidate(bench, taken) for taken in candidates]
@@ -143,9 +144,9 @@ class Measured:
         return hashlib.sha256("\n".join(texts).encode()).hexdigest(), part
 
     def _measure(self, bench: _Bench, new: Mapping[str, Subgraph]) -> None:
-        """Run new candidates and the block without kernels in turn, and keep their times."""
+        """Time new candidates and the block without kernels in turn, and keep their times."""
         none = bench.part.digest
-        with _apart():
+        with _outside_the_compile():
             if bench.base is None:
                 bench.base = self._ready(bench, bench.part)
             runs = {none: bench.base}
@@ -164,7 +165,7 @@ class Measured:
             bench.known[key] = Time(us=base.us * ratio, noise_us=base.us * noise)
 
     def _ready(self, bench: _Bench, part: Subgraph) -> Run:
-        """The part compiled and run twice, bound to its operands."""
+        """The part, compiled, bound to its operands, and run twice: the first calls compile and fill caches."""
         for operand in part.operands:
             if operand.name not in bench.operands:
                 bench.operands[operand.name] = sample(operand)
@@ -195,8 +196,8 @@ class Measured:
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
-    """Where a compile inside a compile sees nothing of the outer one: Dynamo's fake mode and its parameters."""
+def _outside_the_compile() -> Iterator[None]:
+    """Hide the compile that is going on: without this, the inner one would see Dynamo's fake mode and its parameters."""
     with tracing(None), torch.no_grad():
         yield
 
@@ -207,10 +208,10 @@ def _wait(operands: Sequence[Operand]) -> Callable[[], None]:
 
 
 def interleaved(runs: Mapping[str, Run]) -> dict[str, list[float]]:
-    """Seconds of each run in each round, one after the other; another one comes first in each round.
+    """Seconds of each run in each round. Each round starts with another run, so that none always profits from a warm cache.
 
-    The first of `runs` is what the others are compared with: rounds go on until they are known well enough beside it. One that
-    was slower in each of the first rounds has lost and drops out, so that its list is shorter.
+    The first of `runs` is the baseline: rounds go on until the others are known well enough relative to it. A run that was slower
+    in each of the first rounds drops out, and its list is shorter.
     """
     names = list(runs)
     repeats = {name: max(1, math.ceil(SAMPLE_S / max(_seconds(runs[name], 1), 1e-9))) for name in names}
@@ -242,20 +243,20 @@ def _seconds(run: Run, repeats: int) -> float:
 
 
 def _clear(seconds: Mapping[str, Sequence[float]], base: str) -> bool:
-    """Whether each is known to half of the margin, or is slower beyond doubt."""
-    beside = [relative(seconds[name], seconds[base]) for name in seconds.keys() - {base}]
-    return all(noise <= MARGIN / 2 or ratio - noise > 1 for ratio, noise in beside)
+    """Whether each ratio is known to within half of the margin, or is certainly above 1."""
+    ratios = [relative(seconds[name], seconds[base]) for name in seconds.keys() - {base}]
+    return all(noise <= MARGIN / 2 or ratio - noise > 1 for ratio, noise in ratios)
 
 
 def relative(seconds: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
-    """How long something takes beside something else that ran in the same rounds: the median of the ratios, and its noise.
+    """Time of a run relative to a baseline in the same rounds: the median of the ratios, and its noise.
 
-    The noise is that of the median (`cost.noise.median_noise`). Other programs lengthen times and never shorten them: where the
-    least times of the two give a larger ratio than the medians do, the noise is at least the difference.
+    The noise is that of the median (`cost.noise.median_noise`). Other programs make times longer and never shorter, so if the
+    ratio of the shortest times is above the median of the ratios, the noise is at least the difference.
 
     Args:
-        seconds: of the one, in the first rounds.
-        base: of the other, in all rounds.
+        seconds: of the run, for the first rounds.
+        base: of the baseline, for all rounds.
     """
     base = base[: len(seconds)]
     ratios = [a / b for a, b in zip(seconds, base, strict=True)]
@@ -266,14 +267,16 @@ def relative(seconds: Sequence[float], base: Sequence[float]) -> tuple[float, fl
 def sample(operand: Operand) -> torch.Tensor:
     """A tensor with the operand's shape, strides, dtype and device: small normal numbers, zeros for integers, True for bool.
 
-    Zero is an index into any tensor, and True keeps every place of a mask.
+    Zero is a valid index into any tensor, and True masks nothing.
     """
     if 0 in operand.shape:
         return torch.empty_strided(operand.shape, operand.stride, dtype=operand.dtype, device=operand.device)
     size = 1 + sum((n - 1) * s for n, s in zip(operand.shape, operand.stride, strict=True))
     if operand.dtype.is_floating_point or operand.dtype.is_complex:
         draws = torch.randn(min(size, CHUNK), generator=torch.Generator().manual_seed(0)) * 0.02
-        chunk = draws.to(operand.dtype).to(operand.device)  # the same numbers again and again: new ones take seconds
+        chunk = draws.to(operand.dtype).to(
+            operand.device
+        )  # repeated, because drawing new numbers for a large tensor takes seconds
         memory = torch.empty(size, dtype=operand.dtype, device=operand.device)
         for start in range(0, size, CHUNK):
             memory[start : start + CHUNK] = chunk[: size - start]

@@ -1,4 +1,4 @@
-"""Times that were measured, kept in files for the next compile."""
+"""Measured times, kept in files for the next compile."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
+from ..errors import one_line
+
 __all__ = ["Time", "Times"]
 
 log = logging.getLogger("fluxrewrite")
@@ -18,7 +20,7 @@ SCHEMA = "fluxrewrite.times/1"
 
 
 class Time(BaseModel):
-    """Microseconds of a block, and what its difference from the block without kernels is uncertain by."""
+    """Microseconds of a block, and the noise of its difference from the block without kernels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     us: float
@@ -35,26 +37,26 @@ class Times:
     """Times by key, in one file for each block.
 
     Args:
-        folder: where the files are; by default beside Inductor's own cache.
+        folder: where the files are; by default in the folder of Inductor's cache.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = Path(folder) if folder is not None else Path(cache_dir()) / "fluxrewrite"
 
     def load(self, block: str) -> dict[str, Time]:
-        """What is known of a block. A file that cannot be read is left out with a warning."""
+        """The known times of a block. A file that cannot be read is ignored with a warning."""
         path = self._path(block)
         try:
             return _TimesFile.model_validate_json(path.read_bytes()).times
         except FileNotFoundError:
             return {}
         except (OSError, ValidationError) as error:
-            first = str(error).splitlines()[0]
-            log.warning("fluxrewrite: %s is no file of times (%s); the block is measured again", path, first)
+            why = one_line(error, named=False)
+            log.warning("fluxrewrite: %s is not a file of times (%s); the block is measured again", path, why)
             return {}
 
     def save(self, block: str, times: Mapping[str, Time]) -> None:
-        """Replace what is known of a block. A folder that cannot be written to is said, and nothing is kept."""
+        """Replace the known times of a block. If the folder cannot be written, log that and keep nothing."""
         path = self._path(block)
         draft = path.with_suffix(f".{os.getpid()}")
         try:
@@ -62,7 +64,7 @@ class Times:
             draft.write_text(_TimesFile(times=dict(times)).model_dump_json(indent=1))
             draft.replace(path)
         except OSError as error:
-            log.warning("fluxrewrite: measured times are not kept (%s); give a cache_dir that can be written to", error)
+            log.warning("fluxrewrite: measured times are not kept (%s); give a writable cache_dir", error)
 
     def _path(self, block: str) -> Path:
         return self.folder / f"{block}.json"

@@ -1,4 +1,4 @@
-"""Reads a traced graph: one name for each operation, views and shapes, memory, modules, subgraphs."""
+"""Reading a traced graph: one name for each operation, views and shapes, memory, modules, subgraphs."""
 
 from .shapes import same_shape, size_of
 from .view import GraphView

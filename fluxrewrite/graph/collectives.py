@@ -1,4 +1,4 @@
-"""What ranks send each other in a graph."""
+"""The data that ranks exchange in a graph."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Collective:
     """One exchange between ranks. Compilers fuse nothing across it, with kernels or without.
 
     Attributes:
-        name: of the node.
-        op: "all_reduce" and the like; "redistribute" where a DTensor is laid out anew.
+        name: name of the node.
+        op: "all_reduce" and the like; "redistribute" where the placement of a DTensor changes.
         path: module that it was traced in.
-        ranks: how many take part; None where the graph does not say.
-        shape, dtype: of what this rank gives.
-        bytes: its size; of a symbolic one at the size that was traced.
+        ranks: how many ranks take part; None if the graph does not say.
+        shape, dtype: shape and dtype of the tensor that this rank contributes.
+        bytes: size of that tensor. A symbolic size counts as it was traced.
     """
 
     name: str
@@ -40,8 +40,9 @@ class Collective:
 
 
 def collectives(view: GraphView) -> tuple[Collective, ...]:
-    """All exchanges of a graph, in order; what only waits for one is not one."""
+    """All exchanges of a graph, in order. A node that only waits for one is not counted."""
     sent = (op for op in view.inventory() if is_collective(op) or op == "redistribute")
+    # Sorted, because `with_op` keeps the order of the graph only within a name.
     found = (_collective(view, node) for node in sorted(view.with_op(*sent), key=view.order))
     return tuple(c for c in found if c is not None)
 
@@ -53,6 +54,7 @@ def _collective(view: GraphView, node: Node) -> Collective | None:
         ranks = node.meta.get("ranks")
     elif op == "redistribute" and isinstance(given, DTensor):
         after = view.value(node)
+        # DTensor traces a redistribute to the placement that a tensor already has too. Nothing is sent for it.
         if not isinstance(after, DTensor) or after.placements == given.placements:
             return None
         ranks, given = given.device_mesh.size(), given._local_tensor
@@ -63,4 +65,5 @@ def _collective(view: GraphView, node: Node) -> Collective | None:
     size = math.prod(hints(given.shape, LEFT_OUT)) * given.element_size()
     shape = tuple(size_of(n) for n in given.shape)
     name = op.removeprefix("_c10d_functional.")
-    return Collective(node.name, name, view.path(node), ranks, shape, given.dtype, size)
+    path = view.path(node)
+    return Collective(node.name, name, path, ranks=ranks, shape=shape, dtype=given.dtype, bytes=size)

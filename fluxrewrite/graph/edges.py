@@ -1,4 +1,4 @@
-"""Producer and consumer pairs of a graph, with views looked through."""
+"""Producer and consumer pairs of a graph. Views between the two are skipped."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ __all__ = ["edges", "producers"]
 
 
 def producers(view: GraphView, node: Node) -> tuple[Node, ...]:
-    """The nodes whose values `node` computes with: those that it reads, and what views among them view.
+    """The nodes whose values `node` computes with. A view that it reads is replaced by the value that is viewed.
 
-    A cast to another dtype computes; a view, a split, a cast that changes nothing, a dropout that drops nothing and the wait
-    for a collective do not.
-    Inputs of the graph are among them.
+    Inputs of the graph are included. A cast to another dtype is a computation of its own. A view, a split, a cast that changes
+    nothing, a dropout that drops nothing and the wait for a collective are not.
     """
     known: dict[Node, tuple[Node, ...]] = view.memo("producers", lambda _: {})
     if node not in known:
@@ -42,8 +41,10 @@ def _passes(view: GraphView, node: Node) -> bool:
 
 def _forwarding(view: GraphView, node: Node) -> bool:
     op = view.op(node)
+    # `GraphView` does not see a wait as a view, because its input must not be read before it. For fusion it computes nothing.
     if op == "wait":
         return True
+    # Taking an item of a tuple moves no data, even where the tuple is the result of an operation that is not a split.
     if op == "getitem" and view.tensor(node.all_input_nodes[0]) is None:
         return True
     if not view.forwards(node) or not node.all_input_nodes:
@@ -53,7 +54,7 @@ def _forwarding(view: GraphView, node: Node) -> bool:
 
 
 def edges(view: GraphView) -> Sequence[tuple[Node, Node]]:
-    """(producer, consumer) for each value that one operation computes and another one reads, in graph order."""
+    """(producer, consumer) for each value that one operation computes and another reads, in graph order."""
     return view.memo("edges", lambda v: tuple(_edges(v)))
 
 

@@ -1,4 +1,4 @@
-"""What a traced graph says of a node beside its arguments."""
+"""The traced values of nodes, and the results of calls on them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ __all__ = ["FakeCalls", "fake_run", "name_of", "value_of"]
 
 
 def value_of(node: Node) -> Any:
-    """The traced fake value: Dynamo keeps it as `example_value`, torch.export and AOTAutograd as `val`; None without either."""
+    """The traced fake value of a node, or None. Dynamo stores it as `example_value`, torch.export and AOTAutograd as `val`."""
     return node.meta["example_value"] if "example_value" in node.meta else node.meta.get("val")
 
 
 def name_of(target: Callable[..., Any] | str) -> str:
     """What a node calls, as text that is the same in every process: "aten.add.Tensor", "torch.nn.functional.silu", "view"."""
+    # Not repr(): for a plain function it contains an address, and digests that are stored in files are made of this text.
     if isinstance(target, str):
         return target
     if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
@@ -31,12 +32,18 @@ def name_of(target: Callable[..., Any] | str) -> str:
 
 
 def fake_run(node: Node, other: Mapping[Node, Any] = MappingProxyType({})) -> Any:
-    """The result of a node on the traced values of its arguments, or on `other` ones.
+    """The result of a node on the traced values of its arguments.
 
-    Raises RewriteError where the graph was traced without shapes, and whatever the operation raises.
+    Args:
+        node: a call of a function or method.
+        other: values to use instead of the traced ones.
+
+    Raises:
+        RewriteError: the graph was traced without shapes.
+        Exception: any error of the operation itself.
     """
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: other[n] if n in other else value_of(n))
-    # Not detect_fake_mode: while a backend runs, the tracing context holds another mode than the one that Dynamo traced with.
+    # Not detect_fake_mode: while a backend runs, the tracing context holds a different mode from the one that Dynamo used.
     fakes = (v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, FakeTensor))
     fake = next(fakes, None)
     if fake is None:
@@ -48,20 +55,21 @@ def fake_run(node: Node, other: Mapping[Node, Any] = MappingProxyType({})) -> An
 
 
 class FakeCalls:
-    """Results of kernel ops on traced values: in a model whose blocks repeat each op asks its fake kernel once for its shapes."""
+    """Results of kernel ops on traced values, kept so that a model of equal blocks calls each fake kernel once."""
 
     def __init__(self) -> None:
         self._known: dict[Any, tuple[FakeTensor, ...] | FakeTensor | None] = {}
 
     def run(self, node: Node) -> Any:
-        """As `fake_run`; an op that writes to an argument or returns a view of one is asked every time."""
-        key = _likeness((node.target, node.args, node.kwargs)) if _functional(node.target) else None
+        """Like `fake_run`. An op that writes to an argument or returns a view of one runs every time."""
+        # A kept result is copied into new memory. For an op that aliases its arguments that would lose the alias.
+        key = _result_key((node.target, node.args, node.kwargs)) if _functional(node.target) else None
         known = self._known.get(key) if key is not None else None
         if known is not None:
             return _like(known) if isinstance(known, FakeTensor) else type(known)(map(_like, known))
         found = fake_run(node)
         plain = [found] if isinstance(found, FakeTensor) else found
-        if key is not None and isinstance(plain, (list, tuple)) and all(_likeness(t) is not None for t in plain):
+        if key is not None and isinstance(plain, (list, tuple)) and all(_result_key(t) is not None for t in plain):
             self._known[key] = found
         return found
 
@@ -71,22 +79,25 @@ def _functional(op: Any) -> bool:
     return schema is not None and all(a.alias_info is None for a in (*schema.arguments, *schema.returns))
 
 
-def _likeness(value: Any) -> Any:
-    """Equal for arguments of which an op makes like results in sizes, strides and dtype; None where sizes are symbols."""
+def _result_key(value: Any) -> Any:
+    """A key for arguments that give results of equal sizes, strides and dtype; None if a size is symbolic."""
     if isinstance(value, Node):
         value = value_of(value)
     if isinstance(value, FakeTensor):
         numbers = (*value.shape, *value.stride(), value.storage_offset())
         kind = value.device.type
-        known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        casts = torch.get_autocast_dtype(kind) if known else None
-        key = (numbers, value.dim(), value.dtype, value.device, id(value.fake_mode), casts)
+        # An op may cast under autocast, so the dtype of its result depends on more than its arguments.
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        casts_to = torch.get_autocast_dtype(kind) if autocast else None
+        key = (numbers, value.dim(), value.dtype, value.device, id(value.fake_mode), casts_to)
+        # A SymInt cannot be hashed, and comparing two of them would add a guard to the user's graph.
         return key if all(isinstance(n, int) for n in numbers) else None
     if isinstance(value, dict):
         value = tuple(value.items())
     if isinstance(value, (list, tuple)):
-        parts = tuple(map(_likeness, value))
+        parts = tuple(map(_result_key, value))
         return None if None in parts else parts
+    # With its type: 1, 1.0 and True are equal keys, but they can give results of different dtypes.
     return (type(value), value) if isinstance(value, (int, float, str)) or value is None or callable(value) else None
 
 

@@ -1,7 +1,7 @@
-"""Which element of a tensor each element of a view of it is, however many views lie between the two.
+"""Maps from the elements of a view to the elements of the tensor that it views, through any chain of views.
 
-Chains of views that are written otherwise and do the same are the same here: a reshape split in two, one that is undone again, a
-permute made of transposes.
+Chains are compared by these maps and not step by step. A reshape split in two, a reshape that is undone again and a permute made
+of transposes have different steps but the same map; models and exporters write all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Elements", "pure_reshape", "viewed"]
 
 @dataclass(frozen=True)
 class AxisRun:
-    """`size` elements of axis `axis` of the tensor, `stride` apart."""
+    """`size` elements of axis `axis` of the tensor, each `stride` elements after the previous one."""
 
     axis: int
     stride: int
@@ -27,13 +27,13 @@ class AxisRun:
 
 @dataclass(frozen=True)
 class Elements:
-    """A view of a tensor.
+    """The elements of a tensor that a view shows.
 
     Attributes:
         source: shape of the tensor.
-        shape: of the view.
-        runs: for each axis of the view the runs that it goes through, the outermost first; none for an axis of size 1.
-        offsets: for each axis of the tensor, the first element that is seen.
+        shape: shape of the view.
+        runs: for each axis of the view, the runs that it consists of, outermost first. An axis of size 1 has none.
+        offsets: for each axis of the tensor, the first element shown.
     """
 
     source: Shape
@@ -43,16 +43,19 @@ class Elements:
 
     @classmethod
     def of(cls, shape: Sequence[Dim]) -> Elements:
-        """The whole tensor as it is."""
+        """All elements of a tensor of this shape, in order."""
+        # No run for an axis of size 1: reshapes add and drop such axes, so nothing says which of them is which.
         runs = tuple(() if same_dim(n, 1) else (AxisRun(axis, 1, n),) for axis, n in enumerate(shape))
         return cls(tuple(shape), tuple(shape), runs, (0,) * len(shape))
 
     def apply(self, step: ViewOp) -> Elements | None:
-        """After one more view; None where that cannot be told."""
+        """The map after one more view; None if it cannot be determined."""
         match step:
             case Cast():
+                # A cast moves no element. Callers that care about rounding compare the dtypes themselves.
                 return self
             case Expand(shape):
+                # A broadcast shows elements several times. `permutation` and `lanes` need each to be shown at most once.
                 return self if same_shape(shape, self.shape) else None
             case Permute(dims):
                 return self._keep(dims)
@@ -68,6 +71,7 @@ class Elements:
 
     def _selected(self, dim: int, index: int) -> Elements | None:
         offsets = list(self.offsets)
+        # An index into an axis of several runs is a mixed-radix number, with the innermost run as its lowest digit.
         for run in reversed(self.runs[dim]):
             if len(self.runs[dim]) > 1 and not isinstance(run.size, int):
                 return None
@@ -78,7 +82,10 @@ class Elements:
         return replace(rest, offsets=tuple(offsets))
 
     def _sliced(self, dim: int, start: int, size: Dim, by: int) -> Elements | None:
-        """Only the outermost run of an axis may be cut: the others stay whole."""
+        """The map after a slice of one axis. Only the outermost run of an axis may be cut.
+
+        A cut through an inner run leaves elements that are no longer evenly spaced, which runs cannot express.
+        """
         if not self.runs[dim]:
             return self if start == 0 and same_dim(size, 1) else None
         first, *rest = self.runs[dim]
@@ -94,8 +101,10 @@ class Elements:
         return replace(self, shape=tuple(shape), runs=tuple(runs), offsets=tuple(offsets))
 
     def _reshaped(self, shape: Shape) -> Elements | None:
-        """The same runs in the same order, parted anew."""
-        left = list(_joined(run for runs in self.runs for run in runs))[::-1]  # the outermost last
+        """The same runs in the same order, divided among the axes of another shape."""
+        left = list(_joined(run for runs in self.runs for run in runs))[
+            ::-1
+        ]  # reversed, so that pop() gives the outermost
         found: list[tuple[AxisRun, ...]] = []
         for size in shape:
             taken = _taken(left, size)
@@ -106,14 +115,14 @@ class Elements:
 
     @property
     def whole(self) -> bool:
-        """Whether the view is the tensor as it is: the same shape, the same elements in the same places."""
+        """Whether the view equals the tensor: same shape, same elements in the same places."""
         return self.same(Elements.of(self.source))
 
     @property
     def permutation(self) -> tuple[int, ...] | None:
-        """For each axis of the view the axis of the tensor that it is, or None where they are not one for one.
+        """For each axis of the view, the axis of the tensor that it is; None if axes were split, merged, cut or dropped.
 
-        Axes of size 1, of which none differs from another, stand for each other in order.
+        Axes of size 1 cannot be distinguished, so they are paired in order.
         """
         if len(self.shape) != len(self.source):
             return None
@@ -126,15 +135,16 @@ class Elements:
         return tuple(runs[0].axis if runs else single.pop(0) for runs in self.runs)
 
     def same(self, other: Elements) -> bool:
-        """Whether two views of tensors of one shape are the same for certain."""
+        """Whether two views of tensors of one shape are provably the same."""
         if self.offsets != other.offsets or not same_shape(self.shape, other.shape):
             return False
         pairs = zip(self.runs, other.runs, strict=True)
         return all(len(a) == len(b) and all(map(_same, a, b)) for a, b in pairs)
 
     def lanes(self) -> AxisLanes | None:
-        """What is seen of the last axis of the tensor; None where another axis is not whole, or not an axis of its own."""
+        """The elements shown of the last axis of the tensor; None unless every other axis is whole and separate."""
         tracked = len(self.source) - 1
+        # An axis of several runs has no single stride, and may mix elements of the last axis with those of others.
         if any(len(runs) > 1 for runs in self.runs):
             return None
         others = [r for runs in self.runs for r in runs if r.axis != tracked]
@@ -150,7 +160,7 @@ class Elements:
 
 
 def viewed(shape: Sequence[Dim], steps: Iterable[ViewOp]) -> Elements | None:
-    """What a chain of views shows of a tensor of `shape`; None where that cannot be told."""
+    """The elements of a tensor of `shape` that a chain of views shows; None if they cannot be determined."""
     found: Elements | None = Elements.of(shape)
     for step in steps:
         found = found and found.apply(step)
@@ -158,7 +168,8 @@ def viewed(shape: Sequence[Dim], steps: Iterable[ViewOp]) -> Elements | None:
 
 
 def pure_reshape(shape: Sequence[Dim], steps: Sequence[ViewOp], result: Sequence[Dim]) -> bool:
-    """Whether a chain of views of a tensor of `shape` is one reshape to `result`, and casts."""
+    """Whether a chain of views of a tensor of `shape` equals one reshape to `result`, apart from casts."""
+    # Reshapes alone keep the order of all elements, also where sizes are symbolic and runs cannot be divided.
     if all(isinstance(s, (Reshape, Cast)) for s in steps):
         last = next((s.shape for s in reversed(steps) if isinstance(s, Reshape)), shape)
         return same_shape(last, result)
@@ -171,13 +182,17 @@ def _same(a: AxisRun, b: AxisRun) -> bool:
 
 
 def _taken(left: list[AxisRun], size: Dim) -> list[AxisRun] | None:
-    """Runs of `size` elements from the end of `left`, the last one cut where it is longer; None where that cannot be."""
+    """Runs with `size` elements in total, taken from the end of `left`; None if they do not fit.
+
+    A run that is too long is divided: its outer part is taken and the rest stays in `left`.
+    """
     taken: list[AxisRun] = []
     count: Dim = 1
     while not same_dim(count, size):
         if not left:
             return None
         run = left.pop()
+        # A run of symbolic size is taken whole, because whether it can be divided depends on the value of the symbol.
         if isinstance(size, int) and isinstance(run.size, int) and isinstance(count, int):
             missing = size // count if size % count == 0 else 0
             if missing and missing < run.size and run.size % missing == 0:
@@ -192,7 +207,10 @@ def _taken(left: list[AxisRun], size: Dim) -> list[AxisRun] | None:
 
 
 def _joined(runs: Iterable[AxisRun]) -> tuple[AxisRun, ...]:
-    """Runs of one axis that go on where the next one ends, as one."""
+    """Merge runs of one axis where one continues the other.
+
+    Without this, an axis that was split and flattened again would not equal the axis that was never split.
+    """
     found: list[AxisRun] = []
     for run in runs:
         last = found[-1] if found else None

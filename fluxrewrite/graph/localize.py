@@ -1,6 +1,6 @@
-"""A graph over DTensors as the graph of one rank: local shards, and collectives as nodes of their own.
+"""A graph over DTensors turned into the graph of one rank: local shards, and collectives as nodes of their own.
 
-Dynamo's graph of a module under `torch.distributed.tensor.parallel` holds DTensors only around each sharded layer:
+Dynamo's graph of a module under `torch.distributed.tensor.parallel` has DTensors only around each sharded layer:
 
     before (global shapes)                                    after (what one rank computes)
     x = DTensor.from_local(h, mesh, (Replicate(),))           y = linear(h, w)                     # w is the local shard
@@ -13,15 +13,18 @@ Dynamo's graph of a module under `torch.distributed.tensor.parallel` holds DTens
     y = y.redistribute((Replicate(),), async_op=True)         y = _c10d_functional.wait_tensor(y)
     h = y.to_local()                                          h is y
 
-This happens before anything is matched. The other ways were to look through from_local and to_local in `GraphView`, which leaves
-every reader of shapes (limits, fusion, bytes) to tell global from local sizes, and the outputs of projections as DTensors that
-a kernel on shards cannot make; or to match after AOTAutograd, where the same local operations stand but the names of modules
-and the operations that patterns are written in are gone. The collectives are those that DTensor itself would issue, so that a
-rewrite neither adds nor drops one.
+This happens before anything is matched. There were two alternatives:
 
-Only chains are taken that are known from end to end, as above. Any other use of a DTensor (`use_local_output=False`, sequence
-parallelism, a graph that needs gradients) stays as it was traced; `GraphView` knows no shape of a DTensor, so nothing
-matches there.
+- `GraphView` could look through from_local and to_local. Then every reader of shapes (limits, fusion, bytes) would have to
+  distinguish global from local sizes, and projections would still return DTensors, which a kernel on shards cannot make.
+- Patterns could match after AOTAutograd. That graph has the same local operations, but it has lost the names of modules and the
+  operations that patterns are written in.
+
+The collectives are those that DTensor itself would issue, so a rewrite neither adds nor drops one.
+
+Only chains that are known from end to end, as above, are changed. Any other use of a DTensor (`use_local_output=False`, sequence
+parallelism, a graph that needs gradients) stays as it was traced. `GraphView` gives no shape for a DTensor, so nothing matches
+there.
 """
 
 from __future__ import annotations
@@ -49,8 +52,8 @@ class LocalGraph:
     """The graph of one rank.
 
     Attributes:
-        traced: as Dynamo made it.
-        gm: takes local tensors where the traced graph took DTensors; the traced module itself where there was nothing to do.
+        traced: the graph as Dynamo made it.
+        gm: takes local tensors where the traced graph took DTensors. It is `traced` itself if nothing had to change.
         unwrapped: positions of the inputs that are now local.
     """
 
@@ -66,7 +69,7 @@ class LocalGraph:
         return found
 
     def taking_dtensors(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
-        """A compiled `gm` as a call that takes the inputs of the traced graph."""
+        """Wrap a compiled `gm` so that it takes the inputs of the traced graph."""
         if not self.unwrapped:
             return compiled
 
@@ -77,18 +80,20 @@ class LocalGraph:
 
 
 def _local(tensor: DTensor) -> Tensor:
-    """This rank's part, there when it is asked for."""
-    found: Tensor = tensor._local_tensor  # what to_local answers where no gradient is asked for
+    """This rank's part, complete."""
+    found: Tensor = (
+        tensor._local_tensor
+    )  # to_local() without its autograd node, which a graph without gradients does not need
     return found.wait() if isinstance(found, AsyncCollectiveTensor) else found
 
 
 def mesh_of(gm: GraphModule) -> Any:
-    """The DeviceMesh of the DTensors in a graph; None where there are none."""
+    """The DeviceMesh of the DTensors in a graph; None if it has no DTensor."""
     return next((v.device_mesh for n in gm.graph.nodes if isinstance(v := _value(n), DTensor)), None)
 
 
 def localise(gm: GraphModule) -> LocalGraph:
-    """The graph of one rank; `gm` is not changed."""
+    """The graph of one rank. `gm` is not changed."""
     if mesh_of(gm) is None:
         return LocalGraph(gm, gm)
     taken = _taken(gm.graph)
@@ -97,7 +102,7 @@ def localise(gm: GraphModule) -> LocalGraph:
     graph = copy.deepcopy(gm.graph)
     twins = dict(zip(gm.graph.nodes, graph.nodes, strict=True))
     inputs = gm.graph.find_nodes(op="placeholder")
-    for node in inputs:  # AOTAutograd asks Dynamo's placeholders for their `_dynamo_source`
+    for node in inputs:  # AOTAutograd reads `_dynamo_source` of Dynamo's placeholders, which deepcopy does not copy
         twins[node].__dict__.update({**node.__dict__, "meta": dict(node.meta)})
     biases: dict[Node, Node] = {}
     for node in gm.graph.nodes:
@@ -112,7 +117,8 @@ def _value(node: Node) -> Any:
 
 
 def _placement(node: Any) -> Placement | None:
-    """How a DTensor lies on a mesh of one axis; None for all else. Only such meshes are known here."""
+    """The placement of a DTensor on a mesh of one axis; None for everything else."""
+    # One axis is all that tensor parallelism needs. With more, `_reduced` would have to choose among several groups.
     value = _value(node) if isinstance(node, Node) else None
     if not isinstance(value, DTensor) or len(value.placements) != 1:
         return None
@@ -120,10 +126,12 @@ def _placement(node: Any) -> Placement | None:
 
 
 def _taken(graph: Graph) -> set[Node]:
-    """The nodes that make or take DTensors and have a local form, with everything that they hang together with."""
+    """The nodes that make or take DTensors, have a local form, and are connected only to DTensor nodes that have one too."""
     wrapped = {n for n in graph.nodes if isinstance(_value(n), DTensor)}
     ends = {u for n in wrapped for u in n.users if u not in wrapped}
     taken = {n for n in (*wrapped, *ends) if _known(n)}
+    # A local tensor must never reach a node that still expects a DTensor, or the reverse. So a node that cannot be changed
+    # keeps its neighbours, which keep theirs.
     while True:
         lost = {n for n in taken if not _joined(n, wrapped, taken)}
         if not lost:
@@ -132,13 +140,14 @@ def _taken(graph: Graph) -> set[Node]:
 
 
 def _joined(node: Node, wrapped: set[Node], taken: set[Node]) -> bool:
-    """Whether all DTensors that a node reads, and all that read the DTensor it makes, are taken as well."""
+    """Whether all DTensors that a node reads, and all readers of the DTensor that it makes, are taken as well."""
     read_too = all(n in taken for n in node.all_input_nodes if n in wrapped)
     return read_too and (node not in wrapped or all(u in taken for u in node.users))
 
 
 def _known(node: Node) -> bool:
     value = _value(node)
+    # The backward of a sharded layer has collectives of its own, which that of the local operation would lack.
     if isinstance(value, DTensor) and node.op != "placeholder" and value.requires_grad:
         return False
     if node.op == "placeholder":
@@ -153,18 +162,20 @@ def _known(node: Node) -> bool:
 
 
 def _wraps(node: Node) -> bool:
-    """`DTensor.from_local` without a broadcast, of a tensor that is this rank's part as it stands."""
+    """Whether this is a `DTensor.from_local` without a broadcast, of a tensor that already is this rank's part."""
     value, local = _value(node), _value(node.args[0]) if isinstance(node.args[0], Node) else None
     same = isinstance(local, Tensor) and not isinstance(local, DTensor)
-    return same and node.kwargs.get("run_check") is False and set(node.kwargs) == {"run_check"} and _is(value, local)
+    return (
+        same and node.kwargs.get("run_check") is False and set(node.kwargs) == {"run_check"} and _is_part(value, local)
+    )
 
 
-def _is(value: Any, local: Any) -> bool:
+def _is_part(value: Any, local: Any) -> bool:
     return isinstance(value, DTensor) and value._local_tensor.shape == local.shape
 
 
 def _redistributes(node: Node) -> bool:
-    """Nothing to do, or partial sums to whole ones."""
+    """Whether a redistribute sends nothing, or reduces partial sums. Other changes of placement have no local form here."""
     before, after = _placement(node.args[0]), _placement(node)
     if before is None or after is None:
         return False
@@ -176,7 +187,7 @@ def _sums(placement: Any) -> bool:
 
 
 def _linear(node: Node) -> str | None:
-    """ "columns", "rows" or "whole": how the layer's weight is divided, if that is one of the known ways."""
+    """How the weight of the layer is divided: "columns", "rows" or "whole"; None for any other way."""
     fact = read(node)
     x, w, b = (fact.args.get(name) for name in ("input", "weight", "bias"))
     out, last = _placement(node), len(_value(node).shape) - 1 if isinstance(_value(node), DTensor) else 0
@@ -184,6 +195,7 @@ def _linear(node: Node) -> str | None:
     bias = places[2]
     if places[:2] == (Replicate(), Shard(0)) and out == Shard(last) and (b is None or bias == Shard(0)):
         return "columns"
+    # With divided rows each rank has a partial sum. Its bias is whole, so it must be added once, after the reduction.
     whole = b is None or isinstance(bias, Replicate)
     if places[:2] == (Shard(last), Shard(1)) and _sums(out) and whole and _summed_once(node):
         return "rows"
@@ -191,15 +203,19 @@ def _linear(node: Node) -> str | None:
 
 
 def _summed_once(node: Node) -> bool:
-    """Whether the partial sums have one use, their reduction: the bias is added after it."""
+    """Whether partial sums are only reduced. Any other reader would miss the bias, which is added after the reduction."""
     users = list(node.users)
     return len(users) == 1 and users[0].target == "redistribute" and isinstance(_placement(users[0]), Replicate)
 
 
 def _localise_node(graph: Graph, node: Node, twin: Node, biases: dict[Node, Node]) -> None:
-    """Make `twin`, the copy of a taken node, its local form; what the twin reads is local already.
+    """Turn `twin`, the copy of a taken node, into its local form. Its inputs are local already.
 
-    `biases`: of layers whose results are partial sums, to be added after the reduction.
+    Args:
+        graph: the graph of `twin`.
+        node: the node as traced.
+        twin: its copy.
+        biases: biases of layers whose results are partial sums, to be added after the reduction.
     """
     value = _value(node)
     if node.op == "placeholder":
@@ -221,7 +237,7 @@ def _localise_node(graph: Graph, node: Node, twin: Node, biases: dict[Node, Node
 
 
 def _reduced(graph: Graph, at: Node, sums: Node, mesh: Any, bias: Node | None) -> Node:
-    """The sums of all ranks, and a bias, inserted before `at`."""
+    """Insert the reduction of partial sums over all ranks before `at`, and the addition of a bias."""
 
     def call(target: Callable[..., Any], *args: Any) -> Node:
         with graph.inserting_before(at):

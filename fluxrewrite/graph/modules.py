@@ -1,4 +1,4 @@
-"""Graphs as modules: a copy of a graph, and a module that runs it."""
+"""Copies of graphs, and modules that run them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ __all__ = ["as_module", "copied", "module_with"]
 
 
 def copied(gm: GraphModule) -> Graph:
-    """A copy of the graph of `gm`, nodes in the same order; placeholders keep what Dynamo attached to them."""
+    """A copy of the graph of `gm`, with the nodes in the same order. Placeholders keep the attributes that Dynamo set."""
+    # deepcopy copies `meta` but no other attributes, and AOTAutograd reads Dynamo's from the placeholders.
     graph = copy.deepcopy(gm.graph)
     for node, twin in zip(gm.graph.nodes, graph.nodes, strict=True):
         if node.op == "placeholder":
@@ -19,12 +20,12 @@ def copied(gm: GraphModule) -> Graph:
 
 
 def as_module(gm: GraphModule, graph: Graph) -> GraphModule:
-    """`gm` itself where `graph` is its own, else a module like it that runs `graph`."""
+    """`gm` itself if `graph` is its graph, else a module like `gm` that runs `graph`."""
     return gm if graph is gm.graph else module_with(gm, graph)
 
 
 def module_with(gm: GraphModule, graph: Graph) -> GraphModule:
-    """A module like `gm` that runs `graph`; whatever Dynamo attached to `gm` is kept."""
+    """A module like `gm` that runs `graph`. It keeps all that Dynamo attached to `gm`."""
     result = GraphModule(gm, graph, class_name=type(gm).__name__)
     for name, value in vars(gm).items():
         vars(result).setdefault(name, value)

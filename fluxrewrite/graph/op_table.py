@@ -1,8 +1,8 @@
-"""One name for each operation, however it was spelled.
+"""One name for each operation, regardless of its spelling.
 
-A node of a Dynamo or export graph says `torch.mul`, `operator.mul`, `x.mul(...)`, `aten.mul.Tensor`; this table calls all of
-them `mul` and binds their arguments to the same names. What the table does not know keeps its own name and binds nothing,
-so that a pattern can never match it by accident.
+A node of a Dynamo or export graph may call `torch.mul`, `operator.mul`, `x.mul(...)` or `aten.mul.Tensor`. This table names all
+of them `mul` and binds their arguments to the same names. An operation that is not in the table keeps its own name and binds no
+arguments, so no pattern can match it by accident.
 """
 
 from __future__ import annotations
@@ -29,12 +29,19 @@ CASTS = frozenset({"cast"})
 OPERANDS = {op: ("input", "other") for op in ("add", "mul", "sub", "div", "matmul")} | {
     "baddbmm": ("input", "batch1", "batch2")
 }
-"""Tensor operands in canonical order, for operations with more than one; all others have just `input`."""
+"""Tensor operands in canonical order, for operations with more than one. All others have `input` only."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """What a node does: canonical name, arguments by canonical name, defaults of those not given, and what it writes to."""
+    """What a node does.
+
+    Attributes:
+        op: canonical name.
+        args: the arguments given, by canonical name.
+        defaults: defaults of the others.
+        writes: the values that it modifies in place.
+    """
 
     op: str
     args: Mapping[str, Any]
@@ -54,6 +61,7 @@ class _Spelling:
 
 _BY_TARGET: dict[Any, _Spelling] = {}
 _BY_METHOD: dict[str, _Spelling] = {}
+# One parameter has several names: aten calls it `self`, torch `input`, and the functions that follow NumPy `x` or `axis`.
 _ALIASES = {
     "self": "input",
     "tensor": "input",
@@ -67,7 +75,16 @@ _ALIASES = {
 
 
 def _define(op: str, params: str, *targets: Any, methods: str = "", inplace: bool = False, **fixed: Any) -> None:
-    """`params` as in "input other alpha=1"; a starred name gathers the positional rest: "input *shape"."""
+    """Add a row to the table.
+
+    Args:
+        op: canonical name.
+        params: as in "input other alpha=1". A starred name collects the remaining positional arguments: "input *shape".
+        targets: functions and op packets of this name.
+        methods: methods of tensors of this name, separated by spaces.
+        inplace: it modifies its first argument.
+        fixed: arguments that this spelling implies.
+    """
     names, defaults, gathers = [], dict[str, Any](), None
     for word in params.split():
         name, has_default, default = word.partition("=")
@@ -78,7 +95,7 @@ def _define(op: str, params: str, *targets: Any, methods: str = "", inplace: boo
                 {"None": None, "True": True, "False": False}.get(default) if default[0].isalpha() else float(default)
             )
         names.append(name)
-    spelling = _Spelling(op, tuple(names), defaults, gathers, inplace, fixed)
+    spelling = _Spelling(op, tuple(names), defaults, gathers=gathers, inplace=inplace, fixed=fixed)
     for target in targets:
         _BY_TARGET[target] = spelling
     for method in methods.split():
@@ -114,6 +131,7 @@ def _define_layers() -> None:
     _define("linear", "input weight bias=None", F.linear, aten.linear)
     _define("sdpa", "query key value attn_mask=None dropout_p=0 is_causal=False scale=None enable_gqa=False",
             F.scaled_dot_product_attention, aten.scaled_dot_product_attention)  # fmt: skip
+    # One row for each order of parameters: arguments given by position mean different things in these functions.
     _define("softmax", "input dim=None _stacklevel=3 dtype=None", F.softmax)
     _define(
         "softmax", "input dim=None dtype=None", torch.softmax, aten.softmax, torch.special.softmax, methods="softmax"
@@ -141,6 +159,7 @@ def _define_layers() -> None:
 
 
 def _define_views() -> None:
+    # All become a reshape to the traced shape, so their different parameters need not be understood.
     _define("reshape", "input *shape", torch.reshape, aten.view, aten.reshape, aten._unsafe_view, aten.unsqueeze, aten.squeeze,
             aten.flatten, aten.unflatten, torch.flatten, torch.unflatten, torch.unsqueeze, torch.squeeze, torch.ravel,
             methods="reshape view flatten unflatten unsqueeze squeeze view_as reshape_as ravel")  # fmt: skip
@@ -177,7 +196,7 @@ def _define_casts() -> None:
 
 
 def _define_collectives() -> None:
-    # Not a view: what it waits for may not be read before.
+    # Not a view: looked through, a reader would take the tensor from before the wait.
     _define("wait", "input", torch.ops._c10d_functional.wait_tensor)
 
 
@@ -189,12 +208,12 @@ _define_casts()
 
 
 def is_collective(op: str) -> bool:
-    """Whether the operation of this canonical name is a functional collective: an exchange between ranks."""
+    """Whether this is the canonical name of a functional collective, an exchange between ranks."""
     return op.startswith("_c10d_functional.")
 
 
 def _packet(target: Any) -> Any:
-    """The overload packet of an OpOverload, so that mul.Tensor and mul.Scalar are one entry; anything else as it is."""
+    """The overload packet of an OpOverload, so that mul.Tensor and mul.Scalar share an entry; any other target unchanged."""
     return getattr(target, "overloadpacket", target)
 
 
@@ -227,6 +246,7 @@ _INPLACE_OPERATORS = frozenset(
 
 def _writes(node: Node, spelling: _Spelling | None) -> tuple[Any, ...]:
     """The values that the node modifies in place."""
+    # Also for targets that the table does not know: a write that is missed makes every rewrite around it wrong.
     written = [value for value in _written_arguments(node, spelling) if value is not None]
     return tuple(value for value in tree_leaves(written) if isinstance(value, Node)) if written else ()
 
@@ -234,6 +254,7 @@ def _writes(node: Node, spelling: _Spelling | None) -> tuple[Any, ...]:
 def _written_arguments(node: Node, spelling: _Spelling | None) -> Iterator[Any]:
     first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
     name = str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", ""))
+    # Methods and plain functions have no schema that says what they write. PyTorch's naming is all there is.
     if name.endswith("_") and not name.endswith("__"):
         yield first
     if name == "__setitem__" or (spelling is not None and spelling.inplace):
@@ -260,10 +281,11 @@ def _asks_for_inplace(node: Node) -> bool:
 
 
 def _schemas(target: Any) -> list[Any]:
-    """Schemas of an overload, or of all overloads of a packet that is called as one."""
+    """Schemas of an overload, or of all overloads of a packet."""
     if isinstance(target, torch._ops.OpOverload):
         return [target._schema]
     if isinstance(target, torch._ops.OpOverloadPacket):
+        # Which overload a packet calls is decided at the call, so one that may write counts.
         return [getattr(target, name)._schema for name in target.overloads()]
     return []
 
@@ -284,7 +306,7 @@ def _bind(spelling: _Spelling, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 def read(node: Node) -> Fact:
-    """What `node` does. Unknown targets keep their own name; placeholders and outputs are named by their fx opcode."""
+    """What `node` does. An unknown target keeps its own name. A placeholder or output is named by its fx opcode."""
     if node.op not in ("call_function", "call_method"):
         return Fact(node.op, {}, {}, ())
     lookup: Callable[[Any], _Spelling | None] = _BY_METHOD.get if node.op == "call_method" else _BY_TARGET.get  # type: ignore[assignment]

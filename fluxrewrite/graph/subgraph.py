@@ -1,4 +1,4 @@
-"""A part of a graph as a module of its own, to compile and run apart from the rest."""
+"""Part of a graph as a module of its own, to compile and run separately."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ __all__ = ["Operand", "Subgraph", "extract"]
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor that enters a part: what it is called outside, and what is needed to make one like it."""
+    """A tensor that enters a part: its name outside, and all that is needed to make one like it.
+
+    Attributes:
+        name: name of the node outside, and the position among its tensors.
+        shape, stride: in elements.
+        dtype, device: of the tensor.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -33,7 +39,10 @@ class Operand:
 
     @classmethod
     def like(cls, name: str, value: torch.Tensor) -> Operand:
-        """Of a fake tensor; symbolic sizes as in the inputs that were traced."""
+        """The operand for a fake tensor. Symbolic sizes become those of the traced inputs.
+
+        Raises RewriteError for a size that is not known before the model runs.
+        """
         sizes, strides = (tuple(hint(n, None) for n in ns) for ns in (value.shape, value.stride()))
         return cls(name, sizes, strides, value.dtype, value.device)
 
@@ -46,8 +55,8 @@ class Subgraph:
     """Some nodes of a graph as a module.
 
     Attributes:
-        module: takes the operands, returns a tuple of the tensors that the rest of the graph uses. All sizes are numbers.
-        operands: the tensors it takes, in order.
+        module: takes the operands and returns a tuple of the tensors that the rest of the graph uses. All sizes are numbers.
+        operands: the tensors that it takes, in order.
     """
 
     module: GraphModule
@@ -55,7 +64,10 @@ class Subgraph:
 
     @property
     def digest(self) -> str:
-        """Equal for parts that compute the same on tensors of the same kind; names and weights do not count."""
+        """Equal for parts that compute the same on tensors of the same kind. Names and the values of weights do not count.
+
+        Blocks of a model repeat, so parts with equal digests are measured once.
+        """
         return hashlib.sha256("\n".join(_lines(self)).encode()).hexdigest()
 
 
@@ -63,16 +75,17 @@ def extract(gm: GraphModule, nodes: Collection[Node]) -> Subgraph:
     """The part of `gm` that computes `nodes`. Sizes that the rest of the graph computes become numbers.
 
     Args:
-        gm: a graph with fake values (`example_value` or `val`); not changed.
+        gm: a graph with fake values (`example_value` or `val`). It is not changed.
         nodes: calls of functions and methods.
 
     Raises:
-        RewriteError: a value that enters is neither tensor nor number, or its size has no value before the model runs.
+        RewriteError: a value that enters is neither a tensor nor a number, or its size is not known before the model runs.
     """
     wanted = set(nodes)
     inside = [n for n in gm.graph.nodes if n in wanted]
     outside = dict.fromkeys(a for n in inside for a in n.all_input_nodes if a not in wanted)
     graph, made, operands = Graph(gm), dict[Node, Any](), list[Operand]()
+    # Two passes, because placeholders must come before all other nodes of a graph.
     for node in outside:
         if node.op != "get_attr":
             made[node] = _enter(graph, node, operands)
@@ -82,6 +95,7 @@ def extract(gm: GraphModule, nodes: Collection[Node]) -> Subgraph:
     symbolic = any(isinstance(v, torch.SymInt) for n in inside for v in _numbers(value_of(n)))
     for node in inside:
         made[node] = graph.node_copy(node, made.__getitem__)
+        # A compiler would take these fake values for symbolic shapes, but all inputs of the part have sizes that are numbers.
         if symbolic:
             for key in ("example_value", "val"):
                 made[node].meta.pop(key, None)
@@ -96,7 +110,7 @@ def _numbers(value: Any) -> Iterator[Any]:
 
 
 def _enter(graph: Graph, node: Node, operands: list[Operand]) -> Any:
-    """What stands for a value of the outside: placeholders for tensors, numbers for sizes."""
+    """The replacement for a value from outside the part: placeholders for tensors, numbers for sizes."""
 
     def leaf(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -136,6 +150,7 @@ def _leave(graph: Graph, inside: Collection[Node], made: dict[Node, Any]) -> Ite
 
 
 def _lines(part: Subgraph) -> Iterator[str]:
+    # Numbers instead of names: names are what differs between equal blocks.
     number: dict[Node, str] = {}
     operands = iter(part.operands)
     for node in part.module.graph.nodes:
@@ -150,10 +165,11 @@ def _lines(part: Subgraph) -> Iterator[str]:
 def _target(part: Subgraph, node: Node) -> str:
     if node.op != "get_attr":
         return name_of(node.target)
-    held = attrgetter(str(node.target))(part.module)
-    if isinstance(held, torch.Tensor):
-        return str(Operand.like("", held))
-    return held.code if isinstance(held, GraphModule) else str(held)
+    attribute = attrgetter(str(node.target))(part.module)
+    # The kind of a weight and not its values, so that blocks with weights of their own have equal digests.
+    if isinstance(attribute, torch.Tensor):
+        return str(Operand.like("", attribute))
+    return attribute.code if isinstance(attribute, GraphModule) else str(attribute)
 
 
 def _constant(value: Any) -> Any:

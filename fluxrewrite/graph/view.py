@@ -1,6 +1,7 @@
-"""A read-only view of a traced graph: canonical names, bound arguments, shapes, module paths, and what views do.
+"""A read-only view of a traced graph: canonical names, bound arguments, shapes, module paths, views and memory.
 
-Nothing is normalised by mutation: the view answers questions about the graph that Dynamo (or torch.export) made.
+The graph is not normalised first. It stays the graph that Dynamo or torch.export made. So the names in reports are names of that
+graph, and a rewrite leaves everything that it does not replace as it was.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
-from . import views as st
+from . import views
 from .fake_values import value_of
 from .index_map import pure_reshape, viewed
 from .module_paths import module_path
@@ -31,10 +32,14 @@ T = TypeVar("T")
 
 
 class GraphView:
-    """Questions about a `torch.fx.Graph`.
+    """Queries on a `torch.fx.Graph`.
 
-    Built in one pass, linear in the graph. The graph must not change while the view is in use. `nodes` are its nodes in
-    order, `named` the same by name.
+    It is built in one pass, in time linear in the graph. The graph must not change while the view is in use.
+
+    Attributes:
+        graph: the graph.
+        nodes: its nodes, in order.
+        named: its nodes by name.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -46,7 +51,7 @@ class GraphView:
         self._by_op: dict[str, list[Node]] = {}
         for node in self.nodes:
             self._by_op.setdefault(self._facts[node].op, []).append(node)
-        self._steps: dict[Node, tuple[Node, tuple[st.ViewOp, ...]] | None] = {}
+        self._steps: dict[Node, tuple[Node, tuple[views.ViewOp, ...]] | None] = {}
         self._tensors: dict[Node, torch.Tensor | None] = {}
         self._shapes: dict[Node, Shape | None] = {}
         self._memories: dict[Node, Any] = {}
@@ -58,7 +63,7 @@ class GraphView:
     # *** what a node is
 
     def op(self, value: Any) -> str:
-        """Canonical name of what made `value`; "literal" for what is not a node."""
+        """Canonical name of the operation that computes `value`; "literal" if it is not a node."""
         return self._facts[value].op if isinstance(value, Node) else "literal"
 
     def fact(self, node: Node) -> Fact:
@@ -66,7 +71,7 @@ class GraphView:
         return self._facts[node]
 
     def arg(self, node: Node, name: str, default: Any = None) -> Any:
-        """The argument called `name`, whether given by position or by keyword; its own default when it was left out."""
+        """The argument `name`, given by position or by keyword. If it was left out: its default in the operation, or `default`."""
         fact = self._facts[node]
         return fact.args.get(name, fact.defaults.get(name, default))
 
@@ -75,16 +80,16 @@ class GraphView:
         return self._order[node]
 
     def with_op(self, *ops: str) -> Iterator[Node]:
-        """All nodes of these canonical names, in graph order within a name."""
+        """All nodes with these canonical names, in graph order within a name."""
         for op in ops:
             yield from self._by_op.get(op, ())
 
     def inventory(self) -> Counter[str]:
-        """How many nodes of each canonical name there are."""
+        """The number of nodes with each canonical name."""
         return Counter({op: len(nodes) for op, nodes in self._by_op.items()})
 
     def path(self, *nodes: Node) -> str:
-        """The deepest module that holds all `nodes`."""
+        """Path of the deepest module that contains all `nodes`."""
         paths = [module_path(n).split(".") for n in nodes]
         common = []
         for parts in zip(*paths, strict=False):
@@ -94,7 +99,7 @@ class GraphView:
         return ".".join(common)
 
     def memo(self, key: Any, compute: Callable[[GraphView], T]) -> T:
-        """`compute(self)`, once per view: passes share what they find."""
+        """`compute(self)`, computed once per view and key. Passes share intermediate results this way."""
         if key not in self._memo:
             self._memo[key] = compute(self)
         result: T = self._memo[key]
@@ -103,13 +108,14 @@ class GraphView:
     # *** what a value is
 
     def value(self, node: Any) -> Any:
-        """The traced fake value of a node, `traced.value_of`; None for what is no node."""
+        """The traced fake value of a node, as `fake_values.value_of` returns it; None if `node` is not a node."""
         return value_of(node) if isinstance(node, Node) else None
 
     def tensor(self, node: Any) -> torch.Tensor | None:
-        """The traced value if it is one tensor.
+        """The traced value if it is a single plain tensor, else None.
 
-        Not a value batched or dualised by torch.func, which has other shapes, nor a DTensor, of which a rank has only a part.
+        A tensor that torch.func has batched or made dual is not plain, because its shape is not that of the data. Nor is a
+        DTensor, of which a rank has only a part.
         """
         if not isinstance(node, Node):
             return None
@@ -121,14 +127,14 @@ class GraphView:
         return self._tensors[node]
 
     def results(self, node: Node) -> list[torch.Tensor]:
-        """The tensors of a traced value: itself where it is one, else those that it holds, in order."""
+        """The tensors in a traced value, in order: the value itself if it is a tensor, else those in the tuple or list."""
         value = self.value(node)
         if isinstance(value, torch.Tensor):
             return [value]
         return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
     def shape(self, node: Any) -> Shape | None:
-        """Shape of a tensor value; sizes are ints or SymInts."""
+        """Shape of a tensor value, of ints or SymInts; None for other values."""
         if not isinstance(node, Node):
             return None
         if node not in self._shapes:
@@ -137,15 +143,15 @@ class GraphView:
         return self._shapes[node]
 
     def dtype(self, node: Any) -> torch.dtype | None:
-        """Dtype of a tensor value."""
+        """Dtype of a tensor value; None for other values."""
         value = self.tensor(node)
         return None if value is None else value.dtype
 
     def number(self, value: Any) -> int | float | bool | None:
         """A number written in the graph, or None.
 
-        With `dynamic=True` Dynamo makes symbols of the model's floats too; such a symbol is specialised to the value that
-        it was traced with, which adds a guard: another value recompiles.
+        With `dynamic=True` Dynamo makes symbols of the model's floats too. Such a symbol is specialised to the value that it was
+        traced with. This adds a guard, so another value recompiles.
         """
         value = self.value(value) if isinstance(value, Node) else value
         if isinstance(value, torch.SymFloat):
@@ -154,8 +160,8 @@ class GraphView:
 
     # *** looking through views and casts
 
-    def source(self, node: Any) -> tuple[Node, tuple[st.ViewOp, ...]] | None:
-        """For a view or cast: the value that it views, and the steps that lead from that to `node`. None for all else."""
+    def source(self, node: Any) -> tuple[Node, tuple[views.ViewOp, ...]] | None:
+        """For a view or cast: the value that it views, and the steps from that value to `node`. None for any other node."""
         if not isinstance(node, Node):
             return None
         if node not in self._steps:
@@ -163,32 +169,39 @@ class GraphView:
         return self._steps[node]
 
     def strip(self, node: Any, lossy: bool = False) -> Any:
-        """Look through casts and views that together change nothing; through rounding casts too if `lossy`."""
+        """The furthest value above `node` with the same elements, through lossless casts and views; any cast if `lossy`."""
         return self._looked_through(node, self._stripped[lossy], lambda way: lossy or self._exact(way))
 
     def bare(self, node: Any) -> Any:
-        """Look through views that together change nothing, but not to another dtype."""
+        """The furthest value above `node` with the same elements in the same dtype."""
         return self._looked_through(
             node, self._bared, lambda way: self.dtype(way[0]) == self.dtype(way[-1]) and self._exact(way)
         )
 
     def alike(self, a: Any, b: Any) -> bool:
-        """Whether two nodes are one value: the same node, or the same views and casts of one, however often written down."""
+        """Whether two nodes have one value: the same node, or equal views and casts of one value.
+
+        Traced models repeat views: each use of a table may have an unsqueeze of its own.
+        """
         if a is b or not isinstance(a, Node) or not isinstance(b, Node):
             return a is b
         above = {source: taken for source, taken in self.chain(a)}
         above[a] = ()
         for source, taken in ((b, ()), *self.chain(b)):
             if source in above:
+                # Steps are compared too, because a broadcast has steps but no map of elements.
                 one, two = (viewed(self.shape(source) or (), steps) for steps in (above[source], taken))
-                same = st.same_steps(above[source], taken) or (one is not None and two is not None and one.same(two))
+                same = views.same_steps(above[source], taken) or (one is not None and two is not None and one.same(two))
+                # The same elements have other values if one of the two chains rounds them on the way.
                 return same and self._casts(a, source) == self._casts(b, source)
         return False
 
     def permuted(self, node: Any, dims: tuple[int, ...]) -> Node | None:
-        """The nearest value that `node` is this permutation of, and nothing else."""
+        """The nearest value of which `node` is exactly this permutation; None if there is none."""
         for source, taken in self.chain(node):
-            seen = viewed(self.shape(source) or (), taken) if not any(isinstance(s, st.Cast) for s in taken) else None
+            seen = (
+                viewed(self.shape(source) or (), taken) if not any(isinstance(s, views.Cast) for s in taken) else None
+            )
             if seen is not None and seen.permutation == dims:
                 return self.bare(source)  # type: ignore[no-any-return]
         return None
@@ -203,9 +216,10 @@ class GraphView:
             node = end if above is None else above[0]
         return found
 
-    def chain(self, node: Node) -> Iterator[tuple[Node, tuple[st.ViewOp, ...]]]:
-        """`node`'s views, nearest first: each source with all steps from it down to `node`; at most 16 of them."""
-        taken: tuple[st.ViewOp, ...] = ()
+    def chain(self, node: Node) -> Iterator[tuple[Node, tuple[views.ViewOp, ...]]]:
+        """The values that `node` is a view of, nearest first, each with all steps from it down to `node`; at most 16."""
+        # Callers map all steps of each source, so without a limit a chain of n views would take n * n steps.
+        taken: tuple[views.ViewOp, ...] = ()
         for _ in range(16):
             found = self.source(node)
             if found is None:
@@ -218,7 +232,7 @@ class GraphView:
         return self.above(node) is not None
 
     def above(self, node: Node) -> Node | None:
-        """The value that `node` only views, casts or splits; of a piece the pieces. None for all else."""
+        """The value that `node` only views, casts or splits; for one piece of a split, the node of the split. Otherwise None."""
         found, read = self.source(node), self._facts[node].args.get("input")
         splits = self.op(node) in ("split", "chunk", "unbind")
         if splits or (found is not None and self.op(node) == "getitem"):
@@ -226,7 +240,13 @@ class GraphView:
         return None if found is None else found[0]
 
     def _looked_through(self, node: Any, known: dict[Node, Node], fits: Callable[[list[Node]], bool]) -> Any:
-        """The furthest value above that `node` is; `fits` is asked of the nodes from there down to it, the lowest first."""
+        """The furthest value above with the elements of `node`.
+
+        Args:
+            node: where to start.
+            known: results of earlier calls, to which this one adds.
+            fits: whether a way from `node` to a source may be taken; called with its nodes, `node` first.
+        """
         passed: list[Node] = []
         while isinstance(node, Node):
             if node in known:
@@ -237,6 +257,7 @@ class GraphView:
             if above is None:
                 break
             node = above
+        # All nodes on the way have the same result. Keeping it makes long chains linear: matchers start at each of their nodes.
         known.update(dict.fromkeys(passed, node))
         return node
 
@@ -249,15 +270,15 @@ class GraphView:
         return None
 
     def _exact(self, way: list[Node]) -> bool:
-        """Whether no cast on the way down from the last node rounds what that node holds."""
+        """Whether no cast on the way down from the last node rounds its values."""
         return all(holds(self.dtype(n), self.dtype(way[-1])) for n in way)
 
     def _casts(self, node: Node, source: Node) -> list[torch.dtype | None]:
-        """The dtypes that a value goes through, from `node` up to `source`."""
+        """The dtypes that a value has in turn, from `node` up to `source`."""
         way = [n for n in (*self.between(node, source), source) if self.tensor(n) is not None]
         return [dtype for dtype, _ in itertools.groupby(map(self.dtype, way))]
 
-    def _read_steps(self, node: Node) -> tuple[Node, tuple[st.ViewOp, ...]] | None:
+    def _read_steps(self, node: Node) -> tuple[Node, tuple[views.ViewOp, ...]] | None:
         fact, shape = self._facts[node], self.shape(node)
         same = unchanged(fact)
         source = fact.args.get("input") if same is None else same
@@ -266,6 +287,7 @@ class GraphView:
         if fact.op == "getitem" and self.forwards(source) and self.tensor(source) is None:
             return self._element(source, fact.args.get("index"), shape)
         before = self.tensor(source)
+        # A copy to another device moves data. It is an operation and not a view.
         if before is None or before.device != (self.value(node)).device:
             return None
         if fact.op in CASTS:
@@ -273,19 +295,22 @@ class GraphView:
         elif before.dtype != self.dtype(node):
             return None
         elif same is not None:
-            steps = (st.Reshape(shape),) if same_shape(before.shape, shape) else None
+            steps = (views.Reshape(shape),) if same_shape(before.shape, shape) else None
         else:
             steps = view_steps(fact, tuple(before.shape), shape)
         return None if steps is None or self._torn(source, node) else (source, steps)
 
     def _torn(self, source: Node, node: Node) -> bool:
-        """Whether `node` is a copy of `source` and one of the two is written to: then they may differ."""
+        """Whether `node` is a copy of `source` and one of the two is written to. Then they may differ.
+
+        The position of the write does not matter: a call that reads `source` instead of the copy may come before or after it.
+        """
         if not self._writes:
             return False
         memory = {self.memory(source), self.memory(node)}
         return len(memory) > 1 and any(m in self._writes for m in memory)
 
-    def _element(self, pieces: Node, index: Any, shape: Shape) -> tuple[Node, tuple[st.ViewOp, ...]] | None:
+    def _element(self, pieces: Node, index: Any, shape: Shape) -> tuple[Node, tuple[views.ViewOp, ...]] | None:
         """Piece `index` of a split, chunk or unbind."""
         whole: Any = self._facts[pieces].args.get("input")
         values, before = self.value(pieces), self.shape(whole)
@@ -293,15 +318,16 @@ class GraphView:
             return None
         dim, index = int(self.arg(pieces, "dim", 0)) % len(before), index % len(values)
         if self.op(pieces) == "unbind":
-            return whole, (st.Select(dim, index),)
+            return whole, (views.Select(dim, index),)
+        # Once per split: summed for each piece, the sizes of n pieces would take n * n steps.
         starts = self.memo(("starts", pieces), lambda _: [0, *itertools.accumulate(v.shape[dim] for v in values)])
         start = starts[index]
-        return (whole, (st.Slice(dim, start, shape[dim]),)) if isinstance(start, int) else None
+        return (whole, (views.Slice(dim, start, shape[dim]),)) if isinstance(start, int) else None
 
     # *** what is modified in place
 
     def written(self, nodes: Iterable[Any], first: int, last: int) -> Node | None:
-        """A node between positions `first` and `last` that modifies the memory of one of `nodes`, if there is one."""
+        """A node between positions `first` and `last`, both included, that modifies the memory of one of `nodes`, or None."""
         if not self._writes:
             return None
         for node in nodes:
@@ -316,7 +342,9 @@ class GraphView:
         return [self.nodes[at] for at in self._writes.get(self.memory(node), ())]
 
     def memory(self, node: Node) -> Any:
-        """What stands for the memory of `node`: the storage of its fake value, which views share and copies do not."""
+        """A key for the memory of `node`. Views have the key of their source, copies have one of their own."""
+        # The storage of a fake tensor holds no data, but fake views share it as real ones would. So aliases are found without
+        # a list of operations that alias, and reshapes that copy are distinguished from those that view.
         if node not in self._memories:
             value = self.value(node)
             self._memories[node] = value.untyped_storage()._cdata if isinstance(value, FakeTensor) else node

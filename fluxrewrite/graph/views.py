@@ -1,7 +1,7 @@
-"""What a view does to a tensor, and which elements of one axis reach the other end of a chain of views.
+"""What one view does to a tensor, as a step that does not depend on its spelling.
 
-A step is read off the shapes of the traced values, not off the spelling: `x.view(2, -1)`, `x.unflatten(0, (2, 3))` and
-`x.reshape_as(y)` are the same `Reshape`.
+A step is derived from the shapes of the traced values where these determine it. `x.view(2, -1)`, `x.unflatten(0, (2, 3))` and
+`x.reshape_as(y)` become the same `Reshape`, and no code has to repeat how PyTorch resolves -1 or negative axes in each of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Reshape:
-    """Same elements in the same row-major order, other shape."""
+    """The same elements in the same row-major order, in another shape."""
 
     shape: Shape
 
@@ -58,7 +58,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Select:
-    """Element `index` of axis `dim`, which disappears."""
+    """Element `index` of axis `dim`. The axis is dropped."""
 
     dim: int
     index: int
@@ -73,7 +73,7 @@ class Expand:
 
 @dataclass(frozen=True)
 class Cast:
-    """Change of dtype only; `lossless` when every input value is representable in the result."""
+    """A change of dtype only. It is `lossless` if the new dtype represents every value of the old one."""
 
     lossless: bool
 
@@ -82,7 +82,7 @@ ViewOp = Reshape | Permute | Slice | Select | Expand | Cast
 
 
 def same_steps(a: Sequence[ViewOp], b: Sequence[ViewOp]) -> bool:
-    """True when two chains of views do the same for certain."""
+    """Whether two chains of views are provably equal, step by step."""
     return len(a) == len(b) and all(_same_step(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -95,14 +95,14 @@ def _same_step(a: ViewOp, b: ViewOp) -> bool:
 
 @dataclass(frozen=True)
 class AxisLanes:
-    """Which elements of one tracked axis a view of a tensor exposes.
+    """The elements of one axis of a tensor that a view of the tensor shows.
 
     Attributes:
         sizes: shape of the view.
-        strides: how far one step along each axis of the view moves on the tracked axis; 0 for all other axes.
-        axes: the axis of the tensor that each axis of the view is, or is part of; -1 for new axes of size 1.
+        strides: how far one step along each axis of the view moves on the tracked axis; 0 for views of other axes.
+        axes: the axis of the tensor that each axis of the view is, or is part of; -1 for a new axis of size 1.
         tracked: the tracked axis of the tensor.
-        offset: first element exposed.
+        offset: first element shown.
     """
 
     sizes: Shape
@@ -113,7 +113,7 @@ class AxisLanes:
 
     @property
     def block(self) -> tuple[int, int] | None:
-        """(start, length) when the exposed elements are one contiguous run, in any order of axes; else None."""
+        """(start, length) if the elements shown are contiguous on the tracked axis, in any order of axes; else None."""
         tracked = sorted((s, n) for s, n in zip(self.strides, self.sizes, strict=True) if s and not same_dim(n, 1))
         length = 1
         for stride, size in tracked:
@@ -123,12 +123,13 @@ class AxisLanes:
         return self.offset, length
 
 
+# By what they hold, not by size: neither float16 nor bfloat16 holds all values of the other.
 _FLOATS = {torch.float16: 1, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 _COMPLEX = {torch.complex32: 1, torch.complex64: 2, torch.complex128: 3}
 
 
 def holds(wide: torch.dtype | None, narrow: torch.dtype | None) -> bool:
-    """Whether every value of the dtype `narrow` is one of `wide`."""
+    """Whether the dtype `wide` represents every value of the dtype `narrow`."""
     if wide == narrow:
         return True
     ranks = next((r for r in (_FLOATS, _COMPLEX) if wide in r and narrow in r), None)
@@ -136,15 +137,16 @@ def holds(wide: torch.dtype | None, narrow: torch.dtype | None) -> bool:
 
 
 def cast_steps(before: torch.dtype, after: torch.dtype | None, old: Shape, new: Shape) -> tuple[ViewOp, ...] | None:
-    """A cast between floats, or between complex numbers; None for all others, and where the shape changes."""
+    """A cast between floats or between complex dtypes; None for any other cast, and if the shape changes."""
+    # A cast to integers truncates, and one to complex adds a part. The algebra of a pattern holds for neither.
     if not same_shape(old, new):
         return None
-    both = any(before in ranks and after in ranks for ranks in (_FLOATS, _COMPLEX))
-    return (Cast(holds(after, before)),) if both or before == after else None
+    same_family = any(before in ranks and after in ranks for ranks in (_FLOATS, _COMPLEX))
+    return (Cast(holds(after, before)),) if same_family or before == after else None
 
 
 def unchanged(fact: Fact) -> Any:
-    """The operand that an operation answers as it is: a product with 1, one tensor joined, a dropout that is off; else None."""
+    """The operand that an operation returns unchanged: of a product with 1, a cat of one tensor, or a dropout that is off."""
     match fact.op:
         case "mul" | "div":
             a, b = fact.args.get("input"), fact.args.get("other")
@@ -161,7 +163,7 @@ def unchanged(fact: Fact) -> Any:
 
 
 def view_steps(fact: Fact, before: Shape, after: Shape) -> tuple[ViewOp, ...] | None:
-    """Steps of a node that keeps dtype and device, from its name and the shapes on both sides."""
+    """Steps of a view that keeps dtype and device, from its name and the shapes on both sides; None if they are not known."""
     rank = len(before)
     match fact.op:
         case op if op in RESHAPES:
@@ -175,6 +177,7 @@ def view_steps(fact: Fact, before: Shape, after: Shape) -> tuple[ViewOp, ...] | 
             return _swap(rank, fact.args.get("dim0"), fact.args.get("dim1"))
         case "t":
             return _swap(2, 0, 1) if rank == 2 else (Reshape(after),)
+        # `T` of a tensor that is not a matrix reverses all axes, which PyTorch has deprecated.
         case "getattr" if fact.args.get("name") == "T" or fact.args.get("name") == "mT":
             return _swap(rank, -2, -1) if rank == 2 or fact.args["name"] == "mT" else None
         case "expand":
@@ -213,6 +216,7 @@ def _axis_steps(fact: Fact, before: Shape, after: Shape) -> tuple[ViewOp, ...] |
 
 def _index_steps(index: Any, before: Shape, after: Shape) -> tuple[ViewOp, ...] | None:
     """Basic indexing (ints, slices, None, Ellipsis) as selects and slices, then one reshape for the new axes."""
+    # True and False are ints to isinstance, but as an index they are masks.
     items = list(index) if isinstance(index, tuple) else [index]
     if not all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items) or any(
         i is True or i is False for i in items
@@ -228,6 +232,7 @@ def _index_steps(index: Any, before: Shape, after: Shape) -> tuple[ViewOp, ...] 
         if item is None:
             out += 1
             continue
+        # Each Select has dropped an axis of the running value, but `before` still has it.
         size = before[dim + sum(isinstance(s, Select) for s in steps)]
         if isinstance(item, int):
             if item < 0 and not isinstance(size, int):
@@ -249,6 +254,7 @@ def _slice_step(dim: int, item: slice, size: Dim, result: Dim) -> tuple[ViewOp, 
     if start == 0 and by == 1 and same_dim(size, result):
         return ()
     if start < 0:
+        # Where a negative start lands depends on the size. Reading a symbol here would add a guard.
         if not isinstance(size, int):
             return None
         start = max(0, start + size)

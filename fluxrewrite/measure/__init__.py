@@ -1,1 +1,1 @@
-"""Everything that runs something to get a figure: bench, verify, compilers as oracles, calibration."""
+"""Everything that runs code to get a figure: bench, verify, compilers as oracles, calibration."""

@@ -1,7 +1,7 @@
-"""Measuring a device profile of the processor at hand, with torch.
+"""Measure a device profile of this machine's processor, with torch.
 
-Every figure is the median of several rounds, and its range the smallest and the largest of them. A round counts the best of
-three tries: other programs make a try slower, never faster.
+Every figure is the median of several rounds, with the smallest and the largest as its range. A round is the best of three tries,
+because other programs make a try slower, never faster.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any
 import torch
 
 from ..cost.devices import DEVICE_SCHEMA, Device, Figure
-from ..errors import InputError
+from ..errors import InputError, one_line
 
 __all__ = ["FULL", "QUICK", "RESTLESS", "Effort", "calibrate", "figure", "seconds", "steps", "with_threads"]
 
 Step = Callable[[str], None]
 
 RESTLESS = 0.5
-"""From this spread on, a figure says more about what else ran than about the machine."""
+"""Above this spread, a figure depends more on other programs than on the machine."""
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_FEW, _MANY = 4, 20  # operations in the two graphs whose difference is the cost of one
+_FEW, _MANY = 4, 20  # the cost of one operation is the difference between graphs with so many
 _TRIES = 3
-_LEAST_US = 0.01  # below this a difference of two times is the clock's
+_LEAST_US = 0.01  # a smaller difference of two times is noise of the clock
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Effort:
     """How much is measured.
 
     Attributes:
-        rounds: of every figure; the median counts.
-        stream_mb: MB (10^6 bytes) of each of the three arrays that memory bandwidth is measured with; far beyond a cache.
-        matmul_s: matrices grow until one product takes that long.
-        matmul_max: rows at most.
-        loops: calls in a round, where a single one is too short to time.
+        rounds: rounds per figure; the median counts.
+        stream_mb: size of each of the three arrays for memory bandwidth, in MB (10^6 bytes); far larger than a cache.
+        matmul_s: matrices grow until one product takes this many seconds.
+        matmul_max: largest number of rows of a matrix.
+        loops: calls per try if a single one is too short to time.
     """
 
     rounds: int
@@ -57,7 +57,7 @@ QUICK = Effort(rounds=5, stream_mb=64, matmul_s=0.01, matmul_max=1024, loops=30)
 
 
 def steps() -> tuple[str, ...]:
-    """Names of what is measured, in order."""
+    """Names of the figures, in the order in which they are measured."""
     return (
         "memory",
         "vector",
@@ -76,20 +76,20 @@ def calibrate(
     backend: str | Callable[..., Any] = "inductor",
     step: Step = lambda name: None,
 ) -> Device:
-    """Measure a profile of the processor at hand.
+    """Measure a profile of this machine's processor.
 
     Args:
         effort: how much is measured.
-        name: of the profile. Evidence is looked up by it, so a plain "cpu" finds runs on "cpu".
-        threads: of torch; as many as it uses when None.
+        name: name of the profile. Evidence is looked up by it, so a plain "cpu" finds runs on "cpu".
+        threads: number of torch threads; torch's own when None.
         backend: compiler whose fixed costs are measured, as `torch.compile` takes it.
-        step: called after each figure with its name.
+        step: called with the name of each figure once it is measured.
 
     Raises:
-        InputError: a number of threads below 1, or a backend that cannot compile here.
+        InputError: fewer than 1 thread, or a backend that cannot compile here.
     """
     if threads is not None and threads < 1:
-        raise InputError(f"threads {threads}: 1 or more")
+        raise InputError(f"threads {threads}: must be 1 or more")
     with with_threads(threads) as used, torch.no_grad():
         figures = _figures(effort, backend, step)
         return Device(
@@ -98,13 +98,15 @@ def calibrate(
             title=_processor(),
             core=f"{used} threads of the processor, with torch {torch.__version__}",
             regimes=("compile", "lazy"),
+            compiler="inductor",
+            runs_kernels=False,
             matmul={n.removeprefix("matmul "): f for n, f in figures.items() if n.startswith("matmul ")},
             **{n: f for n, f in figures.items() if not n.startswith("matmul ")},  # type: ignore[arg-type]
         )
 
 
 def _figures(effort: Effort, backend: str | Callable[..., Any], step: Step) -> dict[str, Figure]:
-    """Every figure, by the name that `steps` has for it."""
+    """Every figure, by its name in `steps`."""
     found: dict[str, Figure] = {}
 
     def add(name: str, unit: str, values: list[float], how: str) -> None:
@@ -125,7 +127,7 @@ def _figures(effort: Effort, backend: str | Callable[..., Any], step: Step) -> d
 
 
 def figure(values: list[float], unit: str, source: str) -> Figure:
-    """A measured figure. Three digits are kept: the rounds differ in the second."""
+    """A measured figure, rounded to three digits because the rounds differ in the second."""
     low, middle, high = (float(f"{v:.3g}") for v in (min(values), statistics.median(values), max(values)))
     return Figure(
         value=middle,
@@ -139,7 +141,7 @@ def figure(values: list[float], unit: str, source: str) -> Figure:
 
 
 def seconds(run: Callable[[], object], loops: int = 1) -> float:
-    """Seconds of one call, the best of three tries."""
+    """Seconds per call, the best of three tries."""
     best = float("inf")
     for _ in range(_TRIES):
         start = time.perf_counter()
@@ -150,7 +152,7 @@ def seconds(run: Callable[[], object], loops: int = 1) -> float:
 
 
 def _memory(effort: Effort) -> list[float]:
-    """GB/s; two arrays are read and one written, 12 bytes an element."""
+    """GB/s of a triad, which reads two arrays and writes one: 12 bytes per element."""
     n = effort.stream_mb * 1_000_000 // 4
     a, b, c = (torch.ones(n) for _ in range(3))
 
@@ -162,7 +164,7 @@ def _memory(effort: Effort) -> list[float]:
 
 
 def _vector(effort: Effort) -> list[float]:
-    """10^9 elements a second, from arrays that stay in a cache."""
+    """10^9 elements per second, on arrays that stay in a cache."""
     n = 1 << 16
     a, b, c = (torch.ones(n) for _ in range(3))
 
@@ -174,7 +176,7 @@ def _vector(effort: Effort) -> list[float]:
 
 
 def _matmul(effort: Effort, dtype: torch.dtype) -> tuple[list[float], int]:
-    """TFLOP/s, and the rows of the square matrices."""
+    """TFLOP/s of a product of square matrices, and their number of rows."""
     rows = 128
     product = _product(rows, dtype)
     while seconds(product) < effort.matmul_s and rows * 2 <= effort.matmul_max:
@@ -184,7 +186,7 @@ def _matmul(effort: Effort, dtype: torch.dtype) -> tuple[list[float], int]:
 
 
 def _product(rows: int, dtype: torch.dtype) -> Callable[[], object]:
-    """A product of square matrices, run once."""
+    """A product of square matrices that has run once, so that the first try is not slower than the rest."""
     a, b, out = (torch.ones(rows, rows, dtype=dtype) for _ in range(3))
     torch.mm(a, b, out=out)
     return lambda: torch.mm(a, b, out=out)
@@ -192,7 +194,7 @@ def _product(rows: int, dtype: torch.dtype) -> Callable[[], object]:
 
 @torch.library.custom_op("fluxrewrite_calibrate::copy", mutates_args=())
 def _copy(x: torch.Tensor) -> torch.Tensor:
-    """An opaque op with next to no work, declared as kernels are."""
+    """An opaque op that does almost nothing, declared in the same way as the kernels."""
     return x.clone()
 
 
@@ -202,7 +204,7 @@ def _(x: torch.Tensor) -> torch.Tensor:
 
 
 def _loops(count: int) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
-    """A function whose results differ in size, so that a compiler makes a loop for each."""
+    """A function whose results differ in size, so that a compiler cannot fuse them into one loop."""
 
     def run(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(x[: 64 * (i + 1)] * 1.5 for i in range(count))
@@ -220,7 +222,7 @@ def _calls(count: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _fixed_costs(effort: Effort, backend: str | Callable[..., Any]) -> tuple[list[float], list[float], list[float]]:
-    """us of a further kernel, a further opaque call and a further executable, a value for each round."""
+    """The us that another kernel, another opaque call and another executable add, with a value for each round."""
     x = torch.ones(64 * _MANY)
     made = (_loops(_FEW), _loops(_MANY), _calls(_FEW), _calls(_MANY), _loops(1))
     runs = [_compiled(function, x, backend) for function in made] + [x.clone]
@@ -237,17 +239,16 @@ def _compiled(function: Callable[..., Any], x: torch.Tensor, backend: str | Call
     try:
         for _ in range(3):
             compiled(x)
-    except Exception as error:  # whatever a backend raises
-        said = str(error).strip().partition("\n")[0]
+    except Exception as error:  # backends have no error class in common
         raise InputError(
-            f"{_named(backend)} cannot compile here ({type(error).__name__}: {said}); it needs a C++ compiler such as g++"
+            f"{_named(backend)} cannot compile here ({one_line(error)}); it needs a C++ compiler such as g++"
         ) from error
     return lambda: compiled(x)
 
 
 @contextlib.contextmanager
 def with_threads(count: int | None) -> Iterator[int]:
-    """Run with that many threads of torch."""
+    """Run the block with this many torch threads; yields the number in use."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -261,7 +262,7 @@ def _named(backend: str | Callable[..., Any]) -> str:
 
 
 def _processor() -> str:
-    """The processor's name, as the system gives it."""
+    """The name of the processor, as the system reports it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

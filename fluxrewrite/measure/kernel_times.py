@@ -1,4 +1,4 @@
-"""Timing the kernel calls of a model one by one, for a device profile."""
+"""Time the kernel calls of a model one by one, for a device profile."""
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ from .calibrate import Effort, figure, seconds
 
 __all__ = ["TimedCall", "call_time", "distinct_calls"]
 
-_LEAST_S = 1e-3  # a shorter call runs several times in a try
+_LEAST_S = 1e-3  # a shorter call runs several times per try, since the clock is too coarse for it
 
 
 @dataclass(frozen=True)
 class TimedCall:
-    """A kernel call in the place of a site, as a module of its own."""
+    """The kernel call that replaces a site, as a module of its own."""
 
     site: Site
     part: Subgraph
 
     @property
     def name(self) -> str:
-        """As "attention:sdpa sequence 768"."""
+        """A name such as "attention:sdpa sequence 768"."""
         return f"{self.site.kind}:{self.site.form} sequence {self.site.shapes.get('sequence', '?')}"
 
 
 def distinct_calls(gm: GraphModule, selection: Selection) -> Iterator[TimedCall]:
-    """One call for each kind, form, dtype and sizes of the sites that kernels may take; those of symbolic sizes are left out.
+    """Yield one call for each distinct kind, form, dtype and shape among the eligible sites.
+
+    Sites with symbolic sizes are left out, since there is no size to time them at.
 
     Raises RewriteError for a site that cannot be replaced.
     """
@@ -57,14 +59,14 @@ def distinct_calls(gm: GraphModule, selection: Selection) -> Iterator[TimedCall]
         rewritten, left = rewrite(gm, [Replacement(selection.passes[site.kind], site, kernel)])
         (call,) = calls_of(GraphView(rewritten.graph), [site])
         if left or call is None:
-            raise RewriteError(f"{site.path}: {left[0][1].message if left else 'no call takes its place'}")
+            raise RewriteError(f"{site.path}: {left[0][1].message if left else 'it has no kernel call'}")
         yield TimedCall(site, extract(rewritten, [call]))
 
 
 def call_time(call: TimedCall, effort: Effort) -> CallTime:
-    """Run the call on made-up tensors of the model's shapes, strides and dtypes, and time it.
+    """Time the call on random tensors with the model's shapes, strides and dtypes.
 
-    Raises whatever the kernel raises.
+    Raises any error of the kernel.
     """
     operands = [sample(o) for o in call.part.operands]
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""The processes that torchrun started, and what they tell each other beside any collective: in torchrun's own store.
+"""How the processes that torchrun started exchange messages: through torchrun's own store, without collectives.
 
-A process group cannot tell that one of its ranks failed: whoever waits in a collective waits on. Here nobody waits without
-looking: every wait asks the store again and again, so that a signal or the end of another rank is heard at once.
+A process group does not notice that one of its ranks failed: the others stay blocked in their collective. Here every wait polls
+the store instead, so that a signal or the end of another rank ends it at once.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import TypeVar
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from ..cost.data_files import DataRecord
-from ..errors import FluxrewriteError, InputError, RankError
+from ..errors import FluxrewriteError, InputError, RankError, one_line
 from ..parallel import Ranks, ranks
 
 __all__ = ["AFTER_FAILURE_S", "END", "RANK_TIMEOUT_S", "RankGroup", "RendezvousAddress", "meet"]
 
 RANK_TIMEOUT_S = 300.0
-"""How long a rank waits for another one: as much as one may compile longer than another."""
+"""Seconds that a rank waits for another; one rank may take that much longer to compile than another."""
 AFTER_FAILURE_S = 15.0
-"""How long the reasons of other ranks are waited for once one has failed; torchrun itself gives them 30 s."""
+"""Seconds that a failed rank waits for the other ranks' reasons. It is less than the 30 s that torchrun leaves them."""
 END = "end"
-"""What a rank tells last."""
+"""Name of the last message of a rank."""
 
 _LOOK_S = 0.05
 _CONNECT_S = 60.0
@@ -33,12 +33,12 @@ T = TypeVar("T")
 
 
 class RendezvousAddress(DataRecord):
-    """Where a process of one rank meets those of the others: a part of the store of its parent.
+    """Where the child process of a rank meets those of the others: a part of its parent's store.
 
     Attributes:
-        host, port: of the store.
-        name: of the part.
-        rank, world: which of how many processes.
+        host, port: address of the store.
+        name: name of the part.
+        rank, world: number of this process, and number of all.
         wait_s: seconds that a wait for another rank may take.
     """
 
@@ -50,15 +50,15 @@ class RendezvousAddress(DataRecord):
     wait_s: float
 
     def store(self) -> Store:
-        """The part. Raises RankError when the store does not answer."""
+        """Connect to the part. Raises RankError when the store does not answer."""
         return PrefixStore(self.name, _connected(self.host, self.port, False, self.wait_s))
 
 
 def meet(environment: Mapping[str, str] | None = None, wait_s: float = RANK_TIMEOUT_S) -> RankGroup | None:
-    """The group that torchrun's environment speaks of; None outside of torchrun, and for one process.
+    """The group of ranks that torchrun's environment describes; None outside torchrun and for a single process.
 
     Raises:
-        InputError: an environment that is not torchrun's.
+        InputError: the environment is not torchrun's.
         RankError: the store does not answer.
     """
     given = os.environ if environment is None else environment
@@ -78,7 +78,7 @@ def meet(environment: Mapping[str, str] | None = None, wait_s: float = RANK_TIME
 
 
 def _connected(host: str, port: int, hosts: bool, wait_s: float) -> Store:
-    """The store at an address, which this process holds itself if it `hosts`."""
+    """Connect to the store at an address; with `hosts`, this process runs the store itself."""
     wait = timedelta(seconds=min(wait_s, _CONNECT_S))
     try:
         return TCPStore(host, port, is_master=hosts, timeout=wait, wait_for_workers=False)
@@ -87,19 +87,19 @@ def _connected(host: str, port: int, hosts: bool, wait_s: float) -> Store:
 
 
 def _gone(place: str, error: Exception) -> RankError:
-    first = str(error).strip().partition("\n")[0]
-    return RankError(f"torchrun's store at {place} does not answer ({first}); torchrun or the first rank has ended")
+    why = one_line(error, named=False)
+    return RankError(f"torchrun's store at {place} does not answer ({why}); torchrun or the first rank has ended")
 
 
 class RankGroup:
     """This process among those of all ranks.
 
     Args:
-        here: this one.
-        store: that all of them use.
+        here: this rank.
+        store: the store that all ranks use.
         wait_s: seconds that a wait for another rank may take.
-        address: host and port of the store, for processes that each rank starts; no host: it is in this process.
-        name: of the part of the store that is used.
+        address: host and port of the store, for child processes; without a host, the store is in this process.
+        name: the part of the store that messages go to.
     """
 
     def __init__(
@@ -116,7 +116,10 @@ class RankGroup:
         self._store = PrefixStore(name, store)
 
     def twin(self) -> RankGroup:
-        """The same with a connection of its own, for another thread. Raises RankError when the store does not answer."""
+        """The same group with a connection of its own, for another thread: a blocked call occupies the connection.
+
+        Raises RankError when the store does not answer.
+        """
         host, port = self._address
         store = _connected(host, port, False, self.wait_s) if host else self._given
         return RankGroup(self.here, store, self.wait_s, self._address, self._name)
@@ -126,30 +129,30 @@ class RankGroup:
         return PrefixStore(name, self._store)
 
     def meeting(self, name: str) -> RendezvousAddress:
-        """The same for a process that this rank starts."""
+        """The address of a part of the store, for a process that this rank starts."""
         host, port = self._address
         here = self.here
         name = f"{self._name}/{name}"
         return RendezvousAddress(host=host, port=port, name=name, rank=here.rank, world=here.world, wait_s=self.wait_s)
 
     def publish(self, what: str, text: str) -> None:
-        """Tell the others, once for each `what`. Raises RankError when the store is gone."""
-        self._ask(lambda: self._store.set(f"{what}/{self.here.rank}", text))
+        """Publish this rank's text under the name `what`, which is used once. Raises RankError when the store is gone."""
+        self._call(lambda: self._store.set(f"{what}/{self.here.rank}", text))
 
     def published(self, what: str) -> dict[int, str]:
-        """What each rank has told by now, this one among them."""
-        return {rank: text for rank in range(self.here.world) if (text := self._told(what, rank)) is not None}
+        """The texts that ranks have published under `what` so far, by rank, this one included."""
+        return {rank: text for rank in range(self.here.world) if (text := self._published(what, rank)) is not None}
 
     def gather(self, what: str, text: str, wait_s: float | None = None) -> list[str]:
-        """Tell, and wait for what all others tell; the same list on every rank, in order of ranks.
+        """Publish a text and wait for those of all ranks. Every rank returns the same list, in order of ranks.
 
         Args:
             what: a name that is used once.
-            text: this rank's.
-            wait_s: other than the group's.
+            text: this rank's text.
+            wait_s: seconds to wait; None for the group's `wait_s`.
 
         Raises:
-            RankError: a rank has ended or did not tell in time.
+            RankError: a rank has ended, or did not publish in time.
         """
         self.publish(what, text)
         wait_s = self.wait_s if wait_s is None else wait_s
@@ -162,7 +165,7 @@ class RankGroup:
         return [found[rank] for rank in range(self.here.world)]
 
     def await_all(self, what: str, wait_s: float) -> dict[int, str]:
-        """What was told once all ranks have, a rank that has not has ended, or time is over."""
+        """Wait until all ranks have published, a rank ended without doing so, or `wait_s` is over; return the texts by rank."""
         deadline = time.monotonic() + wait_s
         while True:
             ended = set() if what == END else set(self.published(END))
@@ -172,9 +175,17 @@ class RankGroup:
             time.sleep(_LOOK_S)
 
     def together(self, what: str, work: Callable[[], T]) -> T:
-        """Do what can be refused, on every rank: where one refuses, all do.
+        """Do work that may raise, on every rank. If it raises on one, it raises on all.
 
-        Raises InputError with this rank's reason, else with that of the first one that has one.
+        Without this, the ranks for which the work succeeds would go on and wait in a collective for the one that failed.
+
+        Args:
+            what: a name for the work, used once.
+            work: called without arguments.
+
+        Raises:
+            FluxrewriteError: the work raised it here.
+            InputError: the work raised on another rank; the message is that of the first such rank.
         """
         try:
             result = work()
@@ -188,14 +199,14 @@ class RankGroup:
                 raise InputError(f"rank {rank}: {reason}")
         return result
 
-    def _told(self, what: str, rank: int) -> str | None:
+    def _published(self, what: str, rank: int) -> str | None:
         key = f"{what}/{rank}"
-        if not self._ask(lambda: self._store.check([key])):
+        if not self._call(lambda: self._store.check([key])):
             return None
-        return self._ask(lambda: self._store.get(key)).decode()
+        return self._call(lambda: self._store.get(key)).decode()
 
-    def _ask(self, question: Callable[[], T]) -> T:
+    def _call(self, operation: Callable[[], T]) -> T:
         try:
-            return question()
+            return operation()
         except RuntimeError as error:
             raise _gone(":".join(map(str, self._address)), error) from error

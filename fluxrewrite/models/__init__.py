@@ -1,4 +1,4 @@
-"""A model by name, its weights or one rank's shards, its captured graphs, its denoising workload."""
+"""Models by name: their weights or one rank's shards, their captured graphs, and their denoising loops."""
 
 from .registry import Shapes, find_model
 

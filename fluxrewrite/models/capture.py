@@ -1,4 +1,4 @@
-"""A model's graphs as Dynamo makes them, traced with fake tensors: no weights, no computation."""
+"""Capture a model's Dynamo graphs with fake tensors: without weights, and without computing anything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .. import parallel
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..graph.localize import localise, mesh_of
 from .registry import ModelSpec, Shapes, default_dtype
 
@@ -27,7 +27,7 @@ __all__ = ["Break", "Capture", "capture", "capture_spec", "fresh_entry", "own_ca
 
 @dataclass(frozen=True)
 class Break:
-    """A graph break: where Dynamo had to stop tracing, and why."""
+    """A graph break: where Dynamo stopped tracing, and why."""
 
     reason: str
     location: str
@@ -35,11 +35,14 @@ class Break:
 
 @dataclass(frozen=True)
 class Capture:
-    """The Dynamo graphs of one call of a model, in the order in which they were made; of a divided model those of one rank.
+    """The Dynamo graphs of one call of a model; of a divided model, those of one rank.
 
     Attributes:
-        parameters: elements of the whole model.
-        tp: ranks among which the model is divided.
+        graphs: in the order in which Dynamo made them.
+        breaks: the graph breaks between them.
+        parameters: number of parameters of the whole model.
+        dtype: most frequent float dtype of its parameters and buffers; None without any.
+        tp: number of ranks that the model is divided among.
     """
 
     graphs: tuple[GraphModule, ...]
@@ -50,9 +53,9 @@ class Capture:
 
 
 def capture_spec(spec: ModelSpec, shapes: Shapes, dtype: torch.dtype, dynamic: bool = False, tp: int = 1) -> Capture:
-    """Build the model under fake tensors in `dtype` and trace it, as `capture` does.
+    """Build a model with fake tensors in `dtype`, and capture it as `capture` does.
 
-    Raises InputError when it cannot be built, divided or run.
+    Raises InputError when the model cannot be built, divided or run.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     with mode, default_dtype(dtype):
@@ -69,16 +72,16 @@ def capture(
 ) -> Capture:
     """Trace `model(**inputs)` under `torch.no_grad()`.
 
-    Parameters, buffers and tensor inputs are replaced by fake ones for the time of the trace: nothing is computed and the
-    model is left as it was. Every graph break starts a new graph; all are kept.
+    Parameters, buffers and tensor inputs are replaced by fake tensors during the trace, so nothing is computed and the model is
+    left unchanged. Every graph break starts a new graph; all are kept.
 
     Args:
         model: a module or function.
         inputs: keyword arguments.
         dynamic: trace with symbolic sizes.
-        mode: the fake mode that fake parameters or inputs already belong to.
-        tp: ranks to divide the model among by its `_tp_plan`; the graphs are those of one of them, over a group of processes
-            that is not real. A model of DTensors is traced as it is.
+        mode: the fake mode of parameters or inputs that are already fake.
+        tp: number of ranks to divide the model among, by its `_tp_plan`. The graphs are those of one rank, over a fake process
+            group. A model of DTensors is traced as it is.
 
     Raises:
         InputError: the model raised while it was traced, or cannot be divided.
@@ -90,26 +93,31 @@ def capture(
         graphs.append(gm)
         return gm.forward
 
-    tensors = list(_tensors(model))
-    if any(torch.nn.parameter.is_lazy(t) for t in tensors):
-        raise InputError(f"{type(model).__name__} has parameters without a shape (lazy modules); run it once before")
-    dtypes = [t.dtype for t in tensors if t.dtype.is_floating_point]
-    parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
+    parameters, dtype = _size_and_dtype(model)
     with _faked(model, mode), _divided(model, mode, tp), own_cache_entries(), mode, torch.no_grad():
         fake_inputs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: _fake(t, mode, dynamic), dict(inputs))
         try:
             torch.compile(fresh_entry(model), backend=collect, dynamic=dynamic)(fake_inputs)
         except (Exception, SystemExit) as error:
             raise InputError(f"the model failed while it was traced: {_cause(error)}") from error
-        local = tuple(localise(gm).gm for gm in graphs)  # while there is a group to name
+        local = tuple(localise(gm).gm for gm in graphs)  # inside the block, where the fake process group exists
     meshes = [mesh.size() for gm in graphs if (mesh := mesh_of(gm)) is not None]
-    dtype = max(dtypes, key=dtypes.count, default=None)
     return Capture(local, tuple(_breaks(graphs)), parameters, dtype, max(meshes, default=1))
+
+
+def _size_and_dtype(model: Any) -> tuple[int, torch.dtype | None]:
+    """Number of parameters, and the most frequent float dtype. Raises InputError for parameters without a shape."""
+    tensors = list(_tensors(model))
+    if any(torch.nn.parameter.is_lazy(t) for t in tensors):
+        raise InputError(f"{type(model).__name__} has parameters without a shape (lazy modules); run it once first")
+    dtypes = [t.dtype for t in tensors if t.dtype.is_floating_point]
+    parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
+    return parameters, max(dtypes, key=dtypes.count, default=None)
 
 
 @contextlib.contextmanager
 def _divided(model: Any, mode: FakeTensorMode, tp: int) -> Iterator[None]:
-    """The model divided among `tp` ranks, of which only this one exists; `_faked` gives it its own parameters back."""
+    """Divide the model among `tp` ranks, of which only this one exists; `_faked` restores its parameters afterwards."""
     already = parallel.degree(model) if isinstance(model, torch.nn.Module) else 1
     if already > 1 and tp not in (1, already):
         raise InputError(f"tp {tp}: {type(model).__name__} is divided among {already} ranks already; leave tp out")
@@ -128,16 +136,15 @@ def _cause(error: BaseException) -> str:
     """The innermost error in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return one_line(error)
 
 
 @contextlib.contextmanager
 def own_cache_entries() -> Iterator[None]:
-    """Forget what Dynamo cached for the code that it met, at the end.
+    """Remove what Dynamo cached for the code that is traced in the block.
 
-    After a graph break Dynamo compiles functions of the user's own; without this, some eight traces would use up their
-    recompile limit, and neither a later trace nor the user's compile would see any graph.
+    After a graph break, Dynamo compiles functions of the user. Without this, about eight traces would use up their recompile
+    limit, and neither a later trace nor the user's own compile would get a graph.
     """
     met: set[types.CodeType] = set()
     hook = torch._dynamo.convert_frame.register_bytecode_hook(lambda code, _: met.add(code))
@@ -164,7 +171,7 @@ def _breaks(graphs: list[GraphModule]) -> Iterator[Break]:
 
 
 def fresh_entry(model: Any) -> Callable[[dict[str, Any]], Any]:
-    """A function with code of its own that calls the model, so that nothing of an earlier trace is found in Dynamo's cache."""
+    """A new function that calls the model. Its code is new too, so Dynamo's cache has no entry of an earlier trace for it."""
 
     def entry(inputs: dict[str, Any]) -> Any:
         return model(**inputs)
@@ -179,16 +186,16 @@ def _fake(tensor: torch.Tensor, mode: FakeTensorMode, dynamic: bool) -> torch.Te
 
 @contextlib.contextmanager
 def _faked(model: Any, mode: FakeTensorMode) -> Iterator[None]:
-    """Fake parameters and buffers in place of real ones, shared ones staying shared.
+    """Replace parameters and buffers by fake ones; tensors that are shared stay shared.
 
-    At the end every module gets its attributes back, and the lists, dicts and sets among them their content, so that no
-    fake tensor that the model kept stays behind.
+    At the end the attributes of every module are restored, and the contents of lists, dicts and sets among them, so that no fake
+    tensor that the model stored is left behind.
     """
     modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
     saved = [
         (m, dict(vars(m)), {k: copy.copy(v) for k, v in vars(m).items() if type(v) in _CONTAINERS}) for m in modules
     ]
-    fakes: dict[int, torch.Tensor] = {}
+    fakes: dict[torch.Tensor, torch.Tensor] = {}  # tensors hash by identity
     try:
         for module in modules:
             for table in (module._parameters, module._buffers):
@@ -207,15 +214,15 @@ def _faked(model: Any, mode: FakeTensorMode) -> Iterator[None]:
 _CONTAINERS = (list, dict, set, collections.OrderedDict)
 
 
-def _shared_fake(value: torch.Tensor, mode: FakeTensorMode, fakes: dict[int, torch.Tensor]) -> torch.Tensor:
-    if id(value) not in fakes:
+def _shared_fake(value: torch.Tensor, mode: FakeTensorMode, fakes: dict[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    if value not in fakes:
         fake = mode.from_tensor(value.detach(), static_shapes=True)
         is_parameter = isinstance(value, torch.nn.Parameter)
-        fakes[id(value)] = torch.nn.Parameter(fake, value.requires_grad) if is_parameter else fake
-    return fakes[id(value)]
+        fakes[value] = torch.nn.Parameter(fake, value.requires_grad) if is_parameter else fake
+    return fakes[value]
 
 
 def _refill(container: Any, content: Any) -> None:
-    """Give a list, dict or set its content back without making it another object."""
+    """Restore the content of a list, dict or set in place, since others may hold the object."""
     container.clear()
     (container.extend if isinstance(container, list) else container.update)(content)

@@ -1,4 +1,4 @@
-"""Models by name: presets, diffusers folders and configs, and callables; built with fake tensors, so no weights are needed."""
+"""Models by name: presets, diffusers folders and configs, and callables."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class ModelSpec:
     """A model that can be built.
 
     Attributes:
-        name: as it was asked for.
-        build: from sizes and dtype to (module, keyword inputs).
-        generated: weights and inputs of `build` mean nothing but their shapes, as for presets and configurations.
-        load: the module with its own weights in a dtype, where there are some.
+        name: the name given to `find_model`.
+        build: takes sizes and dtype, and returns (module, keyword inputs).
+        generated: only the shapes of `build`'s weights and inputs have a meaning, as for presets and configurations.
+        load: takes a dtype and returns the module with its own weights; None if it has none.
         weights: the folder that `load` reads.
     """
 
@@ -103,13 +103,13 @@ PRESETS: Mapping[str, _Preset] = {
         "FluxTransformer2DModel", "black-forest-labs/FLUX.1-dev, transformer/config.json", {"guidance_embeds": True}
     ),
 }
-"""Configurations by name; what is not given is the default of the class in diffusers."""
+"""Configurations by name; values that are not listed are the defaults of the class in diffusers."""
 
 
 def find_model(name: str) -> ModelSpec:
-    """The model that `name` means: a preset, a diffusers folder or `config.json`, or `module:callable`.
+    """The model that `name` refers to: a preset, a diffusers folder or `config.json`, or `module:callable`.
 
-    Raises InputError when it is none of these, or when what it names cannot be used.
+    Raises InputError when it is none of these or cannot be used.
     """
     if name in PRESETS:
         preset = PRESETS[name]
@@ -132,7 +132,7 @@ def find_model(name: str) -> ModelSpec:
 
 
 def _read_config(path: Path) -> tuple[str, dict[str, Any], Path]:
-    """Class, configuration and folder, from a diffusers folder (of a pipeline or of its transformer) or a config.json."""
+    """Class name, configuration and folder, from a diffusers folder (of a pipeline or its transformer) or a config.json."""
     file = path
     if path.is_dir():
         candidates = [path / "transformer" / "config.json", path / "config.json"]
@@ -165,7 +165,7 @@ def _pretrained(cls: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Build modules in this dtype."""
+    """Make this torch's default dtype, so that modules are built in it."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -195,7 +195,7 @@ def _from_config(name: str, cls: str, config: Mapping[str, Any], shapes: Shapes,
 
 
 def _load_callable(name: str, module: str, attribute: str) -> Callable[[Shapes, torch.dtype], Built]:
-    sys.path.append(str(Path.cwd()))  # last, so that nothing there shadows an installed package
+    sys.path.append(str(Path.cwd()))  # last, so that no file there shadows an installed package
     try:
         function = getattr(importlib.import_module(module), attribute)
     except ImportError as error:

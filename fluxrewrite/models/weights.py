@@ -1,7 +1,7 @@
-"""The parameters of a divided model, made or read one at a time: of each a rank keeps its part, and the whole goes.
+"""The parameters of a divided model, made or read one at a time: a rank keeps its part of each and frees the rest.
 
-`parallel.shard` divides a model that is whole in memory. Four ranks that each build FLUX.2-klein-4B in bfloat16 for that hold
-31 GB; here a rank holds its part and one parameter.
+`parallel.shard` divides a model that is complete in memory. If four ranks each build FLUX.2-klein-4B in bfloat16 for it, they need
+31 GB; here a rank holds only its part and one whole parameter.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from ..parallel import cpu_mesh, divisible
 __all__ = ["Whole", "place", "weights_of"]
 
 Whole = Callable[[str, Tensor], Any]
-"""From a parameter's name and one like it, without values, to the whole of it: a tensor, or a `PySafeSlice` of a file."""
+"""Takes a parameter's name and a tensor like it without values; returns the whole parameter, or a `PySafeSlice` of a file."""
 
 _FILE = "diffusion_pytorch_model.safetensors"
-"""What diffusers calls weights; with ".index.json" behind it, the list of which file holds which."""
+"""The name that diffusers gives to weights; with ".index.json" appended, the index of several files."""
 
 
 def place(model: nn.Module, world: int, whole: Whole, mesh: DeviceMesh | None = None) -> nn.Module:
-    """Give a model its parameters, divided by its `_tp_plan`, in place, and return it.
+    """Fill a model, in place, with this rank's part of its parameters, divided by its `_tp_plan`, and return it.
 
-    The result is what `parallel.shard` makes of the model with the same parameters. `whole` is called once for each of them, in
-    the order of `named_parameters`, on every rank alike; nothing is sent.
+    The result is that of `parallel.shard` for the model with the same parameters. Every rank calls `whole` once for each parameter,
+    in the order of `named_parameters`; nothing is sent between ranks.
 
     Args:
-        model: of a class with `_tp_plan`, its parameters on the device "meta".
-        world: ranks.
+        model: a model whose class has a `_tp_plan`, with parameters on the device "meta".
+        world: number of ranks.
         whole: makes or reads a parameter.
         mesh: as for `parallel.shard`.
 
@@ -65,7 +65,7 @@ def place(model: nn.Module, world: int, whole: Whole, mesh: DeviceMesh | None = 
 
 
 def _part(whole: Any, spec: Any, mesh: DeviceMesh, dtype: torch.dtype) -> Tensor:
-    """This rank's part of a parameter, in memory of its own; a plain tensor where the plan does not name it."""
+    """This rank's part of a parameter, in memory of its own; a plain tensor if the plan does not name it."""
     from diffusers.hooks.tensor_parallel import _local_shard
 
     if spec is None or spec.dim is None:
@@ -73,16 +73,16 @@ def _part(whole: Any, spec: Any, mesh: DeviceMesh, dtype: torch.dtype) -> Tensor
         return all_of_it if spec is None else DTensor.from_local(all_of_it, mesh, [Replicate()], run_check=False)
     local = _local_shard(whole, spec.dim, spec.block_sizes, mesh).to(dtype)
     if local.untyped_storage().nbytes() > local.numel() * local.element_size():
-        local = local.clone()  # a view would keep the whole
+        local = local.clone()  # a view would keep the whole parameter alive
     return DTensor.from_local(local, mesh, [Shard(spec.dim)], run_check=False)
 
 
 @contextlib.contextmanager
 def weights_of(folder: Path) -> Iterator[Whole]:
-    """The weights in a folder as diffusers saves them, open for reading: only the parts that are asked for are read.
+    """Open the weights that diffusers saved in a folder. Yields a `Whole` that reads only the slices that are taken of it.
 
-    Raises InputError, also from what it yields: no such file, one that cannot be read, a parameter that is missing or has
-    another shape.
+    Raises InputError, also from what it yields, for a file that does not exist or cannot be read, and for a parameter that is
+    missing or has another shape.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -97,7 +97,7 @@ def weights_of(folder: Path) -> Iterator[Whole]:
 
         def whole(name: str, like: Tensor) -> Any:
             if name not in held:
-                raise InputError(f"{folder}: the weights hold no {name}; save the model again with save_pretrained")
+                raise InputError(f"{folder}: the weights have no {name}; save the model again with save_pretrained")
             found = held[name].get_slice(name)
             if tuple(found.get_shape()) != tuple(like.shape):
                 raise InputError(f"{folder}: {name} has shape {found.get_shape()}, config.json says {list(like.shape)}")

@@ -1,4 +1,4 @@
-"""A model with numbers in it: weights and inputs that are the same in every process, and the steps of a denoising loop."""
+"""A model with weights and inputs that are the same in every process, and the steps of its denoising loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .weights import place, weights_of
 __all__ = ["Call", "Workload", "realise"]
 
 Call = Callable[..., Any]
-"""A model, or what `torch.compile` makes of it: takes the inputs by name."""
+"""A model, or the result of `torch.compile` for it: takes the inputs by name."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Workload:
     """A model and its inputs, ready to run.
 
     Attributes:
-        name: as the model was asked for.
-        model: in eval mode; its parameters need no gradient.
+        name: the name given to `find_model`.
+        model: in eval mode, with parameters that require no gradient.
         inputs: keyword arguments of a call.
-        denoises: whether its result is a velocity of the latents `hidden_states`, as of the Flux transformers in diffusers.
+        denoises: whether the result is a velocity of the latents `hidden_states`, as for the Flux transformers in diffusers.
     """
 
     name: str
@@ -38,17 +38,17 @@ class Workload:
     inputs: Mapping[str, Any]
     denoises: bool
 
-    @torch.no_grad()  # for each step alone: a `with` in a generator would last for as long as nobody takes the next one
+    @torch.no_grad()  # per step: a `with` in a generator would stay active in the caller between steps
     def steps(self, count: int, call: Call | None = None) -> Iterator[Tensor]:
-        """The latents after each of `count` steps of a denoising loop, flow matching with Euler steps as in diffusers.
+        """Yield the latents after each of `count` steps of a denoising loop: flow matching with Euler steps, as in diffusers.
 
-        Models that do not denoise are called `count` times with the same inputs; then it is their first result.
+        A model that does not denoise is called `count` times with the same inputs, and its first result is yielded.
 
         Args:
-            count: steps, 1 or more.
-            call: what runs in the place of the model.
+            count: number of steps, 1 or more.
+            call: what runs instead of the model.
         """
-        call = self.model if call is None else call  # a compiled module answers no question of its truth
+        call = self.model if call is None else call  # not `call or`: a compiled module has no truth value
         yield from self._denoised(count, call) if self.denoises else self._repeated(count, call)
 
     def _repeated(self, count: int, call: Call) -> Iterator[Tensor]:
@@ -62,7 +62,7 @@ class Workload:
         latents: Tensor = self.inputs["hidden_states"]
         scheduler.set_timesteps(count, device=latents.device)
         for time in scheduler.timesteps:
-            at = (time / 1000).expand(latents.shape[0]).to(latents.dtype)  # as the pipelines pass it
+            at = (time / 1000).expand(latents.shape[0]).to(latents.dtype)  # as the pipelines of diffusers pass it
             velocity = _first(call(**{**self.inputs, "hidden_states": latents, "timestep": at}))
             latents = scheduler.step(velocity, time, latents, return_dict=False)[0]
             yield latents
@@ -80,23 +80,25 @@ def realise(
     shapes: Shapes,
     dtype: torch.dtype,
     seed: int = 0,
+    *,
     device: str | torch.device = "cpu",
     world: int = 1,
 ) -> Workload:
-    """Build a model with numbers: a preset or config with random weights, a folder with its own, a callable as it answers.
+    """Build a model with values: a preset or config with random weights, a folder with its own, a callable with its result.
 
-    The same arguments give the same numbers in every process, also in parts: ranks hold the parts of the very weights that one
-    process has. A rank makes or reads one parameter at a time and keeps its part; a callable builds the whole on every rank.
+    The same arguments give the same values in every process. If the model is divided, ranks hold parts of the same weights that a
+    single process has. A rank makes or reads one parameter at a time and keeps its part; a callable builds the whole model on every
+    rank.
 
     Args:
-        spec: as `fluxrewrite.models.find_model` answers it.
-        shapes, dtype: of the inputs; a callable has its own.
-        seed: of random weights and inputs.
-        device: where to.
-        world: ranks that the model is divided among, those of the process group that there is; 1: not divided.
+        spec: a result of `fluxrewrite.models.find_model`.
+        shapes, dtype: sizes and dtype of the inputs; a callable has its own.
+        seed: seed of random weights and inputs.
+        device: the device that model and inputs are moved to.
+        world: number of ranks to divide the model among, which is that of the current process group; 1 for no division.
 
     Raises:
-        InputError: the model cannot be built, or not divided.
+        InputError: the model cannot be built or divided.
     """
     torch.manual_seed(seed)
     if not spec.generated:
@@ -118,7 +120,9 @@ def _generated(
     values = {k: _input(k, v, generator) if isinstance(v, Tensor) else v for k, v in inputs.items()}
     if spec.load is not None and world == 1:
         return spec.load(dtype), values
-    if any(True for _ in model.buffers()):  # which only the model itself knows how to make
+    if any(
+        True for _ in model.buffers()
+    ):  # `to_empty` would leave them undefined, and only the model knows their values
         with default_dtype(dtype):
             model, _ = spec.build(shapes, dtype)
     if world > 1:
@@ -130,9 +134,9 @@ def _generated(
 
 
 def _in_parts(model: nn.Module, spec: ModelSpec, generator: torch.Generator, world: int) -> nn.Module:
-    """The model with this rank's parts of its weights, those of its folder or random ones.
+    """The model with this rank's parts of its weights, from its folder or random.
 
-    Random ones are made whole: the generator then stands where it stands in one process.
+    Random weights are made whole on every rank, so that the generator is in the same state as in a single process.
     """
     if spec.weights is not None:
         with weights_of(spec.weights) as whole:
@@ -147,7 +151,7 @@ def _in_parts(model: nn.Module, spec: ModelSpec, generator: torch.Generator, wor
 
 
 def _fill(name: str, weight: Tensor, generator: torch.Generator) -> None:
-    """Matrices that keep the size of what they multiply, gains about 1, small biases."""
+    """Fill a weight with random values: matrices that preserve the scale of their input, gains near 1, small biases."""
     if weight.dim() >= 2:
         bound = math.sqrt(3 / weight[0].numel())
         weight.uniform_(-bound, bound, generator=generator)
@@ -158,7 +162,7 @@ def _fill(name: str, weight: Tensor, generator: torch.Generator) -> None:
 
 
 def _input(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Positions where positions are meant, else normally distributed numbers."""
+    """An input by its name: positions for ids, constants for timestep and guidance, otherwise normally distributed values."""
     if name == "img_ids":
         return _grid(like)
     if name == "txt_ids":
@@ -172,7 +176,7 @@ def _input(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _grid(like: Tensor) -> Tensor:
-    """Rows and columns of a picture as nearly square as the number of tokens allows, on axes 1 and 2."""
+    """Rows and columns of an image, as nearly square as the number of tokens allows, on axes 1 and 2."""
     tokens = like.shape[-2]
     rows = max(n for n in range(1, math.isqrt(tokens) + 1) if tokens % n == 0)
     ids = torch.zeros(like.shape, dtype=like.dtype)

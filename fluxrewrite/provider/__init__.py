@@ -1,4 +1,4 @@
-"""What the core asks of a kernel provider: launch, limits, cost profile, check cases, source digests, the Neuron device."""
+"""The interface of kernel providers: launch, limits, cost profile, check cases, source digests, and the Neuron device."""
 
 from .registry import Implementation, Provider, launch
 

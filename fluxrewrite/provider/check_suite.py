@@ -1,4 +1,4 @@
-"""What a provider's kernels are checked by: its cases, and what became of each."""
+"""Checks of a provider's kernels: the cases, and the result of each."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class CheckCase:
     Attributes:
         kernel: name of the op.
         dtype: "bf16" or "fp32".
-        sizes: those that differ from the defaults, which the provider completes.
-        logits: greatest scaled score; 0 leaves inputs as they are drawn.
+        sizes: the sizes that differ from the defaults; the provider adds the others.
+        logits: greatest scaled score that inputs are scaled to; 0 leaves random inputs unscaled.
         cores: physical cores.
         quick: part of the representative subset.
     """
@@ -31,23 +31,23 @@ class CheckCase:
     quick: bool = False
 
     def __str__(self) -> str:
-        """Name that `--filter` looks into: "rope fp32 sequence=77 heads=6"."""
+        """The name that `--filter` searches: "rope fp32 sequence=77 heads=6"."""
         words = [self.kernel, self.dtype, *(f"{k}={v}" for k, v in self.sizes.items())]
         return " ".join(words + [f"logits={self.logits:g}"] * bool(self.logits) + ["cores=2"] * (self.cores == 2))
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a case.
+    """The result of a case.
 
     Attributes:
         case: its name; `kernel`, `dtype` and `logits` as in the case.
         simulator: "emulator", "nki", or "nki against emulator" for the difference of the two.
-        error: relative Frobenius error, of the worst output; `cosine` likewise. Not-a-number when there is no result.
-        tolerance, least_cosine: the limits.
+        error, cosine: relative Frobenius error and cosine of the worst output; not-a-number without a result.
+        tolerance, least_cosine: their limits.
         seconds: of the run.
         note: why there is no result.
-        outside: the case is beyond the provider's limits and was not run.
+        outside: whether the case is beyond the provider's limits and was not run.
     """
 
     case: str
@@ -65,12 +65,12 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether the limits hold; a case that was not run counts as passed."""
+        """Whether the limits hold. A case that was not run because it is `outside` counts as passed."""
         return self.outside or (self.error <= self.tolerance and self.cosine >= self.least_cosine)
 
     @property
     def excess(self) -> float:
-        """How near to failing: the error over its limit or the same for 1 - cosine, the larger; inf without a result."""
+        """How close the case is to failing: the larger of error / its limit and (1 - cosine) / its limit; inf without a result."""
         if self.outside:
             return 0.0
         if math.isnan(self.error):
@@ -79,15 +79,18 @@ class Result:
 
 
 class Suite(Protocol):
-    """The cases of a provider, what can run them here, and how one is run."""
+    """The cases of a provider, the simulators that can run them here, and how to run one."""
 
     def cases(self) -> Sequence[CheckCase]:
         """All cases, in the order in which they run."""
 
     def simulators(self, choice: str | None) -> Mapping[str, Any]:
-        """What runs the kernels, by name: those of `choice`, or what is there when None. Raises InputError for what is not."""
+        """The simulators that run the kernels, by name: that of `choice`, or all installed ones when None.
+
+        Raises InputError for a choice that is not installed.
+        """
 
     def run_case(
         self, case: CheckCase, tools: Mapping[str, Any], provider: str = "builtin", seed: int = 0
     ) -> Sequence[Result]:
-        """Run a case in each of `tools`, as `simulators` answers them, with random inputs that `seed` changes."""
+        """Run a case in each of `tools`, the simulators by name, with random inputs drawn from `seed`."""

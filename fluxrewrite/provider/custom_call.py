@@ -1,4 +1,4 @@
-"""A canonical op as the custom call of HLO that stands for a NKI kernel: compiled by XLA, run by none but Neuron's."""
+"""A canonical op as HLO's custom call of a NKI kernel: every XLA compiles it, only Neuron's can run it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..errors import InputError
 __all__ = ["TARGET", "custom_call", "custom_call_of"]
 
 TARGET = "AwsNeuronCustomNativeKernel"
-"""Target of the custom call that stands for a NKI kernel in the HLO that neuronx-cc takes (framework_custom_op.rst, SDK 2.32)."""
+"""Target of the custom calls that are NKI kernels in the HLO that neuronx-cc compiles (framework_custom_op.rst, SDK 2.32)."""
 
 
 def custom_call_of(op: Any, arguments: Sequence[Any]) -> Any:
-    """Lazy XLA tensors of the shapes and dtypes of `op(*arguments)`, by one custom call; nothing stands behind it.
+    """Lazy XLA tensors with the shapes and dtypes of `op(*arguments)`, made by one custom call without a kernel behind it.
 
-    Raises InputError for tensors that are not XLA's.
+    Raises InputError for tensors that are not on XLA's device.
     """
     elsewhere = {t.device.type for t in tree_leaves(list(arguments)) if isinstance(t, torch.Tensor)} - {"xla"}
     if elsewhere:
@@ -32,7 +32,8 @@ def custom_call_of(op: Any, arguments: Sequence[Any]) -> Any:
 
 
 def custom_call(arguments: Any, results: Any, name: str) -> Any:
-    """One custom call on the tensors among `arguments`, in order, with results like the fake or meta tensors `results`."""
+    """One custom call on the tensors in `arguments`, in order; its results have the shapes and dtypes of `results`, which are fake
+    or meta tensors."""
     import torch_xla
 
     operands = [t for t in tree_leaves(arguments) if isinstance(t, torch.Tensor)]

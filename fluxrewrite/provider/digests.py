@@ -1,4 +1,4 @@
-"""Digests of source code: of a module with what it imports from its own package, and of where a function is written."""
+"""Digests of source code: of a module together with its imports from its own package, and of the file that defines a function."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CORE = Path(__file__).parents[1]
 
 
 def function_digest(function: Any) -> str:
-    """Of the file that a function or class is written in; of its name where there is no file."""
+    """Digest of the file that defines a function or class; its name where there is no such file."""
     try:
         return _digest([inspect.getsourcefile(function)])
     except TypeError:
@@ -40,9 +40,9 @@ def function_digest(function: Any) -> str:
 
 
 def source_digest(written: Any) -> str | None:
-    """Of the module that a function or class is written in, with all that it imports from its own top-level package.
+    """Digest of the module that defines a function or class, and of all that it imports from its own top-level package.
 
-    None where there is no file, as for what is written in a notebook: the same name may be something else the next time.
+    None where there is no file, as in a notebook: the same name may mean something else the next time.
     """
     try:
         file, module = inspect.getsourcefile(written), inspect.getmodule(written)
@@ -54,12 +54,12 @@ def source_digest(written: Any) -> str | None:
 
 
 def module_digest(module: str) -> str:
-    """Of the sources of a module and of all that it imports, directly or not, from its own top-level package."""
+    """Digest of a module and of all that it imports, directly or indirectly, from its own top-level package."""
     return _digest(list(map(str, module_files(module))))
 
 
 def module_files(module: str) -> list[Path]:
-    """The files that `module_digest` reads, in the order of their modules' names; none for a name that is no module."""
+    """The files that `module_digest` reads, in the order of their modules' names; [] for a name that is not a module."""
     top = module.partition(".")[0]
     pending, found = [module], dict[str, Path | None]()
     while pending:
@@ -73,18 +73,18 @@ def module_files(module: str) -> list[Path]:
 
 
 def core_files() -> list[Path]:
-    """Every source file of the core, in its folders too; passes and kernels, which a wheel has inside it, are not among them."""
+    """Every source file of the core, without passes and kernels, which are inside the same folder in a wheel."""
     apart = (_CORE / "passes", _CORE / "kernels")
     return sorted(p for p in _CORE.rglob("*.py") if not any(p.is_relative_to(folder) for folder in apart))
 
 
 def folder_digest(folder: Path) -> str:
-    """Of all Python files in a folder and below."""
+    """Digest of all Python files in a folder and its subfolders."""
     return files_digest(folder.rglob("*.py"))
 
 
 def files_digest(paths: Iterable[Path]) -> str:
-    """Of some files, in any order."""
+    """Digest of some files, whatever their order."""
     return _digest(sorted(map(str, paths)))
 
 
@@ -96,17 +96,17 @@ def _digest(paths: Sequence[str | None]) -> str:
 
 
 def _file(module: str) -> Path | None:
-    """The source file of a module; None where there is none, as for a name that is no module."""
+    """The source file of a module; None for a name that is not a module, and for a module without one."""
     try:
         spec = importlib.util.find_spec(module)
-    except Exception:  # a parent package that cannot be imported here, as kernels on a missing `nki`
+    except Exception:  # a parent package that cannot be imported here, such as kernels without `nki`
         return _beside(module)
     origin = None if spec is None else spec.origin
     return Path(origin) if origin and origin.endswith(".py") else None
 
 
 def _beside(module: str) -> Path | None:
-    """By the place of the top-level package, without importing anything."""
+    """The same from the folder of the top-level package, without importing anything."""
     top, _, rest = module.partition(".")
     spec = importlib.util.find_spec(top)
     for root in (spec.submodule_search_locations if spec is not None else None) or ():
@@ -118,7 +118,7 @@ def _beside(module: str) -> Path | None:
 
 
 def _imports(path: Path, module: str) -> tuple[str, ...]:
-    """Modules that a file may import; names that turn out to be no modules are among them."""
+    """Names that a file imports. Some are not modules but functions and classes: without importing, the two look alike."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     try:
         return _imported(path.read_bytes(), package)
@@ -126,7 +126,7 @@ def _imports(path: Path, module: str) -> tuple[str, ...]:
         return ()
 
 
-@lru_cache(maxsize=1024)  # by content: an edited file is another one
+@lru_cache(maxsize=1024)  # keyed by content, so that an edited file is read again
 def _imported(source: bytes, package: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_named(ast.parse(source), package)))
 
@@ -144,7 +144,7 @@ def _named(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def kernel_text(kernel: Kernel) -> str:
-    """Which kernel it is, and the sources of what runs when it is called."""
+    """The name of a kernel, and digests of the sources that run when it is called."""
     name = getattr(kernel.op, "_name", str(kernel.op)).removesuffix(".default")
     definition = torch._library.custom_ops.OPDEFS.get(name)
     body = definition._init_fn if definition is not None else kernel.op

@@ -1,4 +1,4 @@
-"""NKI kernels on a Neuron device, through the public interface of either stack."""
+"""Runs NKI kernels on a Neuron device, through the public interface of TorchNeuron or of the XLA stack."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ __all__ = ["NeuronDevice", "check_lnc", "imported", "native", "runtime_lnc", "ty
 _LNC = "NEURON_LOGICAL_NC_CONFIG"
 _TARGET = "NEURON_PLATFORM_TARGET_OVERRIDE"
 _ONE_CORE = ("trn1", "inf2", "gen2")
-"""Targets whose logical core is one physical core; that of the others is two (logical-neuroncore-config.rst, SDK 2.32)."""
+"""Platforms whose logical core is one physical core by default; on all others it is two (logical-neuroncore-config.rst, SDK 2.32).
+
+These are the runtime's own names of platforms, not names of device profiles."""
 
 
 def check_lnc(lnc: int, source: str = "lnc") -> int:
-    """`lnc` itself. Raises InputError, naming `source`, unless a logical core can have so many physical ones: 1 or 2."""
+    """Return `lnc`. Raises InputError, which names `source`, unless it is 1 or 2: the physical cores of a logical one."""
     if lnc not in (1, 2):
         raise InputError(f"{source}={lnc}: a logical NeuronCore has 1 or 2 physical cores")
     return lnc
 
 
 def runtime_lnc(environment: Mapping[str, str] | None = None) -> int:
-    """Physical cores of one logical core in this process, which the grid of every kernel call must equal.
+    """Physical cores of a logical core in this process. The grid of every kernel call must equal it.
 
-    `NEURON_LOGICAL_NC_CONFIG` where it is set, as the runtime reads it; else the platform's default: 2, or 1 where
-    `NEURON_PLATFORM_TARGET_OVERRIDE` names trn1 or inf2.
+    This is `NEURON_LOGICAL_NC_CONFIG` if set, as the runtime reads it. Otherwise it is the platform's default: 2, or 1 where
+    `NEURON_PLATFORM_TARGET_OVERRIDE` is trn1, inf2 or gen2.
 
-    Raises InputError for a setting that is neither 1 nor 2.
+    Raises InputError for a setting other than 1 and 2.
     """
     variables = os.environ if environment is None else environment
     text = variables.get(_LNC)
@@ -53,26 +55,27 @@ def imported(entry: str) -> Callable[..., Any]:
 
 
 def typed(language: Any, value: Any) -> Any:
-    """A dtype of torch as that of `nki.language`; everything else as it is."""
+    """A dtype of torch as the one of `nki.language`; any other value unchanged."""
     return getattr(language, str(value).removeprefix("torch.")) if isinstance(value, torch.dtype) else value
 
 
 def native() -> bool:
-    """Whether the installed torch_neuronx is TorchNeuron; that of the XLA stack has the same name and no `wrap_nki`."""
+    """Whether the installed torch_neuronx is TorchNeuron. The package of the XLA stack has the same name, but no `wrap_nki`."""
     return hasattr(importlib.import_module("torch_neuronx"), "wrap_nki")
 
 
 class NeuronDevice:
-    """Runs kernels where their tensors lie: `torch_neuronx.wrap_nki` on the device `neuron`, a direct call on `xla`.
+    """Runs kernels on the device of their tensors: by `torch_neuronx.wrap_nki` on `neuron`, by a direct call on `xla`.
 
-    `lnc` is the number of physical cores that each call takes; that of the runtime when None.
+    Args:
+        lnc: physical cores that each call takes, 1 or 2; None for the number that the runtime has. Raises InputError for others.
     """
 
     def __init__(self, lnc: int | None = None) -> None:
         self.lnc = None if lnc is None else check_lnc(lnc)
 
     def run(self, entry: str, *arguments: Any, cores: int | None = None, **options: Any) -> Any:
-        """Call the kernel "module:function". Tensors go as they are, everything else as a constant given by its name."""
+        """Call the kernel "module:function". Leading tensors are positional arguments, all others are given by name."""
         kernel = imported(entry)
         grid = cores or self.lnc or runtime_lnc()
         language = importlib.import_module("nki.language")
@@ -86,9 +89,10 @@ class NeuronDevice:
 def _call(
     kernel: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The tensors that come first, and the rest by name but for what equals its default.
+    """The leading tensors, and the other arguments by name without those equal to their default.
 
-    So a tensor that is absent (None) is left out: a constant of a kernel is a number, a truth value, a text or a dtype.
+    Leaving out defaults leaves out absent tensors too. They are None, which cannot be passed: a kernel's constant is a number, a
+    bool, a string or a dtype.
     """
     signature = inspect.signature(getattr(kernel, "func", kernel))
     bound = signature.bind(*arguments, **options).arguments

@@ -1,9 +1,9 @@
-"""What a provider says of one call of a kernel that its model ran: engines, time, and what the device could do at best.
+"""The modelled cost of one kernel call: engines, time, and the limits of the device.
 
-The records are the provider's own; these protocols are what the core reads of them.
+Providers return records of their own. These protocols are the part of them that the core reads.
 """
 
-# ruff: noqa: D102 (each class says what its properties are)
+# ruff: noqa: D102 (the docstring of each class describes its properties)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -28,15 +28,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """A call of a kernel that a provider is asked to model.
+    """A kernel call for a provider to model.
 
     Attributes:
         kernel: name of the op.
-        sizes: of the arguments, by the names of `Site.shapes`; the provider completes those that are left out.
+        sizes: of the arguments, by the names of `Site.shapes`; the provider adds defaults for those left out.
         dtype: of the activations.
-        device, cores: name of the device, and physical cores of a logical one.
-        form, details: of the site, as the report has them; "" and {} for a call that belongs to no site.
-        operands: shape and dtype of each tensor that the call reads, in order; () where it belongs to no site.
+        device, cores: name of the device that is modelled, and physical cores of a logical one.
+        form, details: of the site, as in the report; "" and {} for a call without a site.
+        operands: shape and dtype of each tensor that the call reads, in order; () for a call without a site.
     """
 
     kernel: str
@@ -50,7 +50,7 @@ class ProfileRequest:
 
 
 class ProfiledEvent(Protocol):
-    """One instruction on the timeline: `engine` by name, `start` and `end` in ns, `bytes` that it moves."""
+    """One instruction on the timeline: name of its `engine`, `start` and `end` in ns, `bytes` moved."""
 
     @property
     def engine(self) -> str: ...
@@ -63,7 +63,7 @@ class ProfiledEvent(Protocol):
 
 
 class ProfiledEngine(Protocol):
-    """Totals of one engine of one core; `utilisation` is the share of the launch's time, 0 to 1, that it is busy."""
+    """Totals of one engine of one core; `utilisation` is the busy fraction of the launch's time, 0 to 1."""
 
     @property
     def core(self) -> int: ...
@@ -112,7 +112,7 @@ class ProfiledMemory(Protocol):
 
 
 class ProfiledLaunch(Protocol):
-    """One kernel that the call launches; `events` by core, in ns from its start."""
+    """One kernel that the call launches; `events` by core, in ns from the start of the launch."""
 
     @property
     def latency_us(self) -> float: ...
@@ -132,8 +132,9 @@ class ProfiledLaunch(Protocol):
 class Profiled(Protocol):
     """The modelled cost of one call.
 
-    `latency_us` is the time of all launches one after another, without what a launch itself costs; `roofline_us` what the
-    device's peaks allow; `flops` what the op asks for; `traffic` bytes of operands and results; `bound` what limits it, in words.
+    `latency_us` is the time of all launches one after another, without the cost of launching. `roofline_us` is the least time by
+    the device's peaks. `flops` are those of the op, `traffic` the bytes of operands and results. `bound` is what limits the call,
+    in words.
     """
 
     @property
@@ -167,7 +168,7 @@ class Profiled(Protocol):
 
 
 def parse_sizes(text: str | None) -> dict[str, int]:
-    """Sizes as the command line gives them: "heads=6,sequence=4608". Raises InputError for what is no number."""
+    """Parse sizes from the command line: "heads=6,sequence=4608". Raises InputError for a value that is not a whole number."""
     given: dict[str, int] = {}
     for part in text.split(",") if text else ():
         key, _, value = (s.strip() for s in part.partition("="))

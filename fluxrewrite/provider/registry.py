@@ -1,6 +1,6 @@
-"""Providers: whose kernels stand behind the canonical ops, within which limits, and how one is called.
+"""Providers of the kernels behind the canonical ops: their limits, and how a kernel is called.
 
-Found through the entry point group `fluxrewrite.providers`, so a third party brings kernels of its own for the known ops.
+Providers are found through the entry point group `fluxrewrite.providers`, so a third party can add kernels for the known ops.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ __all__ = [
 ]
 
 EXECUTIONS = ("reference", "emulate", "device", "custom_call")
-"""What a call of an op runs: its reference body, the provider's kernel in an emulator, that kernel on a device, or nothing:
-a bare custom call that XLA compiles, for analysis."""
+"""What a call of an op runs: its reference body, the provider's kernel in an emulator, or that kernel on a device.
+
+A "custom_call" runs nothing: XLA compiles it, for analysis."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Implementation:
     """One provider's kernel behind one canonical op.
 
     Attributes:
-        launch: `launch(execution, *arguments of the op)` answers what the op answers; `execution` is "emulate" or "device".
-        limits: beside those of the op.
-        entry: where the kernel function is, as "module:function".
-        efficiency: share of the device's peaks (memory bandwidth or matrix products, whichever takes longer) that the kernel is
-            modelled to reach; 1 where nobody said.
+        launch: `launch(execution, *arguments of the op)` returns what the op returns; `execution` is "emulate" or "device".
+        limits: in addition to those of the op.
+        entry: the kernel function, as "module:function".
+        efficiency: fraction of the device's peaks (memory bandwidth or matrix products, whichever takes longer) that the kernel
+            is modelled to reach; 1 where it is not known.
     """
 
     launch: Callable[..., Any]
@@ -57,12 +58,13 @@ class Provider:
 
     Attributes:
         name: as in `--provider NAME`.
-        versions: known versions, oldest first; empty when it has none of its own.
-        implementations: kernels by name of the op, for one of `versions` ("" when there are none).
-        check: `check(execution)` raises InputError when its kernels cannot run that way here.
-        profile: `profile(name, asked)` models what one call costs on a device, without that device; `name` is the provider with
-            its version. It raises InputError for what it does not know and what the device would refuse. None: it has no model.
-        suite: answers the cases that its kernels are checked by. None: there are none.
+        versions: known versions, oldest first; () for a provider without versions.
+        implementations: returns the kernels of one of `versions` ("" without versions), by name of the op.
+        check: `check(execution)` raises InputError where its kernels cannot run that way here.
+        profile: `profile(name, request)` models what one call costs on a device, without that device; `name` is the provider with
+            its version. It raises InputError for unknown requests and for those that the device would refuse. None for a provider
+            without a model.
+        suite: returns the cases that its kernels are checked by; None for a provider without cases.
     """
 
     name: str
@@ -74,9 +76,9 @@ class Provider:
 
 
 def load_provider(text: str) -> tuple[Provider, str]:
-    """The provider that `text` names, "name" or "name@version", and the version (the newest if not given).
+    """The provider that `text` names, as "name" or "name@version", and the version, by default the newest.
 
-    Raises InputError for an unknown provider or version, with the known ones.
+    Raises InputError for an unknown provider or version; the message lists the known ones.
     """
     name, at, version = text.partition("@")
     provider: Provider = load_plugins("fluxrewrite.providers", (name,))[name]
@@ -96,11 +98,11 @@ def implementations(text: str) -> Mapping[str, Implementation]:
 
 
 def provided(kernels: Iterable[Kernel], provider: str, execution: str) -> dict[str, Kernel]:
-    """The kernels that `provider` has, by name, with its limits beside those of the op.
+    """The kernels of `provider` by name, each with the provider's limits in addition to those of the op.
 
-    "reference" stands for the ops' own bodies: every kernel, no further limit.
+    The provider "reference" means the bodies of the ops: it has every kernel, and no further limit.
 
-    Raises InputError for an unknown provider, version or execution, and for an execution that cannot be had here.
+    Raises InputError for an unknown provider, version or execution, and for an execution that is not available here.
     """
     if execution not in EXECUTIONS:
         raise InputError(f"unknown execution {execution!r}; known: {', '.join(EXECUTIONS)}")
@@ -125,9 +127,9 @@ def provided(kernels: Iterable[Kernel], provider: str, execution: str) -> dict[s
 
 
 def profile(provider: str, request: ProfileRequest) -> Profiled:
-    """What one call of a kernel of `provider` costs by the provider's own model; no hardware runs.
+    """The cost of one kernel call by the provider's own model; no hardware runs.
 
-    Raises InputError for an unknown provider or kernel, one that has no model, and what the provider refuses.
+    Raises InputError for an unknown provider or kernel, a provider without a model, and a request that the provider refuses.
     """
     if provider == "reference":
         raise InputError("provider 'reference' has no NKI kernels; choose builtin")
@@ -142,7 +144,7 @@ def profile(provider: str, request: ProfileRequest) -> Profiled:
 
 
 def suite_of(provider: str) -> Suite:
-    """The cases that the kernels of `provider` are checked by. Raises InputError for an unknown provider, and one without any."""
+    """The cases that the kernels of `provider` are checked by. Raises InputError for an unknown provider, or one without cases."""
     if provider == "reference":
         raise InputError("provider 'reference' has no kernels to verify; choose builtin")
     suite = load_provider(provider)[0].suite
@@ -152,10 +154,10 @@ def suite_of(provider: str) -> Suite:
 
 
 def launch(kernel: str, provider: str, execution: Any, *arguments: Any) -> Any:
-    """Run the kernel of `provider` behind the op `kernel` on the op's arguments. Bodies of the ops call this.
+    """Run the kernel of `provider` behind the op `kernel` on the op's arguments. The bodies of the ops call this.
 
-    `execution` is one of `EXECUTIONS`, or what runs the kernel itself, as `fluxrewrite.dynamo.inner.Device`.
-    What the kernel raises goes on up, marked with the call, so that the backend knows which site to leave alone.
+    `execution` is one of `EXECUTIONS`, or an object that runs the kernel, such as `fluxrewrite.dynamo.inner.NeuronDevice`.
+    Errors of the kernel are marked with the call and raised again, so that the backend knows which site to leave alone.
     """
     try:
         if execution == "custom_call":

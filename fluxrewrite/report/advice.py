@@ -4,40 +4,85 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections import Counter
+from dataclasses import dataclass
 
+from ..cost.noise import NEUTRAL
 from ..graph.module_paths import block_path
 from ..rewrite.plan import CHOOSING
 from ..rewrite.selection import kinds
-from .model import ChoiceInfo, Report
+from ..site import Code
+from .model import ChoiceInfo, Effect, Report, SiteInfo
 
-__all__ = ["auto_is_better", "better", "call_text", "command"]
+__all__ = ["BetterPlan", "NextStep", "as_chosen", "auto_is_better", "better_plan", "command", "next_step", "this_plan"]
 
 
-def better(report: Report) -> tuple[str, str] | None:
-    """Options that the prediction favours, and why."""
+@dataclass(frozen=True)
+class BetterPlan:
+    """Another plan that the figures favour: the options that ask for it, and why.
+
+    Attributes:
+        why: the reason, as "predicted to be faster".
+        policy: another policy; "" for that of the report.
+        kernels: other kinds of site; none for those of the report.
+    """
+
+    why: str
+    policy: str = ""
+    kernels: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> str:
+        """The options of `fluxrewrite inspect`, as "--policy auto"."""
+        return f"--policy {self.policy}" if self.policy else f"--kernels {','.join(self.kernels)}"
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What to run next, and why. `command` is for a shell or for Python; its lines are copied together."""
+
+    why: str
+    command: str
+
+
+def next_step(report: Report) -> NextStep:
+    """The better plan where there is one, else the call that takes this plan, else where to read why nothing is taken."""
+    better = better_plan(report)
+    if better is not None:
+        wanted = command(report, better.options) or _call(report, better)
+        return NextStep(f"{better.options}: {better.why}", wanted)
+    if this_plan(report):
+        return NextStep("compile the model with this plan", this_plan(report))
+    if report.sites:
+        return NextStep(
+            "read why each site is left alone, and list the kernels with their limits", "fluxrewrite kernels"
+        )
+    return NextStep("list what is looked for, and within which limits", "fluxrewrite kernels")
+
+
+def better_plan(report: Report) -> BetterPlan | None:
+    """The plan that the figures favour over that of the report, if any: "auto", or the kinds whose verdict is not slower."""
+    choices = report.effect.choices if report.effect else ()
     if auto_is_better(report):
-        none = all(c.chosen == "none" for c in report.effect.choices) if report.effect else False
-        return "--policy auto", "predicted to be faster" + (", without any kernel" if none else "")
+        none = all(not c.taken for c in choices)
+        return BetterPlan(f"predicted to be faster{', without any kernel' if none else ''}", policy="auto")
     taken = {s.kind for s in report.sites if s.choice == "kernel"}
-    chosen = " ".join(c.chosen for c in report.effect.choices) if report.effect else ""
-    slower = {v.kernel for v in report.verdicts if v.verdict == "slower" and f"{v.kernel}:" not in chosen} & taken
-    others = [k for k in report.summary.kernels if k.partition(":")[0] in taken - slower]
+    favoured = {kind.kind for c in choices for kind in c.taken}
+    slower = {v.kernel for v in report.verdicts if v.verdict == "slower"} & taken - favoured
+    others = tuple(k for k in report.summary.kernels if k.partition(":")[0] in taken - slower)
     if slower and others:
-        return f"--kernels {','.join(others)}", f"{' and '.join(sorted(slower))} is slower by its verdict"
+        return BetterPlan(f"{' and '.join(sorted(slower))} is slower by its verdict", kernels=others)
     return None
 
 
 def command(report: Report, more: str) -> str:
-    """`fluxrewrite inspect` for the model, sizes and target of the report, with `more` options, in lines of 80 columns.
+    """`fluxrewrite inspect` for the model, sizes and target of the report, with `more` options.
 
-    "" for a report on a model that no name is known of.
+    Lines are shorter than 72 columns, joined by backslashes. "" for a report on a model without a name that `inspect` knows.
     """
     m, e = report.model, report.effect
     if m.image_tokens is None:
         return ""
     dtypes = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-    providers = [s.kernel.provider for s in report.sites if s.kernel]
     options: dict[str, tuple[object, object]] = {
         "image-tokens": (m.image_tokens, 256),
         "text-tokens": (m.text_tokens, 512),
@@ -46,7 +91,7 @@ def command(report: Report, more: str) -> str:
         "tp": (m.tp, 1),
         "device": (e.device if e else "trn2", "trn2"),
         "regime": (e.regime if e else "compile", "compile"),
-        "provider": (providers[0] if providers else "builtin", "builtin"),
+        "provider": (_provider(report), "builtin"),
     }
     words = ["fluxrewrite inspect", shlex.quote(m.name)]
     words += [f"--{name} {value}" for name, (value, usual) in options.items() if value != usual]
@@ -55,46 +100,87 @@ def command(report: Report, more: str) -> str:
     words += ["--dynamic"] * bool(m.dynamic_sizes) + [more]
     lines = [words[0]]
     for word in words[1:]:
-        fits = len(lines[-1]) + len(word) < 72
+        fits = len(lines[-1]) + len(word) < 70
         lines[-1:] = [f"{lines[-1]} {word}"] if fits else [f"{lines[-1]} \\", f"    {word}"]
     return "\n".join(lines)
 
 
-def call_text(report: Report) -> str:
-    """The call that takes the plan of the report, in lines of less than 80 columns."""
-    kernels = ",".join(report.summary.kernels)
-    policy = "" if report.summary.policy == "all" else f',\n    policy="{report.summary.policy}"'
-    return f'torch.compile(model, backend=fluxrewrite.backend(\n    kernels="{kernels}"{policy}))'
+def _provider(report: Report) -> str:
+    return next((s.kernel.provider for s in report.sites if s.kernel), "builtin")
 
 
-_NAMED = re.compile(r"((?:inline )?\w+:\w+)(?:\[[^\]]*\])?(?: x(\d+))?")  # "qkv:triple[256] x2" of a choice
-_WORTH_SAYING = 0.005
-"""Share of a step: the sum of the blocks and the whole step agree to less than this."""
+def this_plan(report: Report) -> str:
+    """The call of `torch.compile` that takes the plan of the report; "" where it rewrites nothing."""
+    return _call(report) if any(s.choice != "keep" for s in report.sites) else ""
+
+
+def _call(report: Report, better: BetterPlan | None = None) -> str:
+    """One line where 70 columns hold it. Arguments that `fluxrewrite.backend` has by default are left out."""
+    kernels = (better.kernels if better else ()) or report.summary.kernels
+    policy = (better.policy if better else "") or report.summary.policy
+    arguments = [] if set(kernels) == set(kinds()) else [f'kernels="{",".join(kernels)}"']
+    arguments += [] if policy == "all" else [f"policy={_policy_argument(policy)}"]
+    arguments += [] if _provider(report) == "builtin" else [f'provider="{_provider(report)}"']
+    line = f"torch.compile(model, backend=fluxrewrite.backend({', '.join(arguments)}))"
+    if len(line) <= 70:
+        return line
+    return f"torch.compile(model, backend=fluxrewrite.backend(\n    {f',{chr(10)}    '.join(arguments)}))"
+
+
+def _policy_argument(policy: str) -> str:
+    """A policy of one's own is named by its function, which no quotes belong around."""
+    return f'"{policy}"' if re.fullmatch(r"all|none|auto|measure", policy) else policy
 
 
 def auto_is_better(report: Report) -> bool:
     """Whether "auto" takes other kernels than this plan, and the whole step is predicted to be faster with them.
 
-    What "auto" saves is what its blocks save by their own times; the plan's step is the one predicted for the whole graph, and
-    where runs speak of the plan, what they say: then shares of a step are compared, for seconds of the two cannot be.
+    What "auto" saves is what its blocks save by their own times. The plan's step is the one predicted for the whole graph.
+    Where runs of this case exist, their times decide. They are of another device than the model's times, so ratios of a step
+    are compared instead of times. A saving below `NEUTRAL` is no difference, and the sum of the blocks differs from the whole
+    step by less than half of that.
     """
     e = report.effect
-    if e is None or report.summary.policy in CHOOSING or all(_as_taken(c, report) for c in e.choices):
+    if e is None or report.summary.policy in CHOOSING or all(as_chosen(c, report) for c in e.choices):
         return False
-    saved = sum(c.blocks * (c.times_us["none"] - c.times_us[c.chosen]) for c in e.choices)
+    saved = sum(c.blocks * _saved(c) for c in e.choices)
     if e.measured is None:
-        return e.step_before.us - saved < e.step_after.us * (1 - _WORTH_SAYING)
-    blocks = sum(c.blocks * c.times_us["none"] for c in e.choices)
-    return blocks - saved < blocks * (e.measured.ratio or 1.0) * (1 - _WORTH_SAYING)
+        return e.step_before.us - saved < e.step_after.us * (1 - NEUTRAL)
+    blocks = _blocks_us(e)
+    return blocks - saved < blocks * (e.measured.ratio or 1.0) * (1 - NEUTRAL)
 
 
-def _as_taken(choice: ChoiceInfo, report: Report) -> bool:
-    """Whether kernels take in the first of these blocks what "auto" would have them take."""
-    taken: Counter[str] = Counter()
-    for s in report.sites:
-        if s.choice != "keep" and block_path(s.path) == choice.block:
-            taken[f"{'inline ' * (s.choice == 'inline')}{s.kind}:{s.form}"] += 1
-    wanted: Counter[str] = Counter()
-    for name, times in _NAMED.findall(choice.chosen):
-        wanted[name] += int(times or 1)
-    return taken == wanted
+def _blocks_us(effect: Effect) -> float:
+    return sum(c.blocks * c.times_us.get("none", 0.0) for c in effect.choices)
+
+
+def _saved(choice: ChoiceInfo) -> float:
+    """Microseconds that the choice saves in one block; 0 where one of its times is not known."""
+    none = choice.times_us.get("none", 0.0)
+    return none - choice.times_us.get(choice.chosen, none)
+
+
+def as_chosen(choice: ChoiceInfo, report: Report) -> bool:
+    """Whether the sites in the first of these blocks are rewritten as the choice has it.
+
+    Every site of a chosen kind is rewritten, unless it is inside a larger one, and no other site is.
+    """
+    wanted = {(k.kind, k.form, _sizes(k.shapes), k.inline) for k in choice.taken}
+    sites = [s for s in report.sites if block_path(s.path) == choice.block and s.status != "missed"]
+    if {_key(s) for s in sites if s.choice != "keep"} != wanted:
+        return False
+    kinds_taken = {key[:3] for key in wanted}
+    kept = (
+        s
+        for s in sites
+        if s.choice == "keep" and s.status == "eligible" and not any(r.code == Code.COVERED for r in s.reasons)
+    )
+    return not any(_key(s)[:3] in kinds_taken for s in kept)
+
+
+def _key(site: SiteInfo) -> tuple[str, str, tuple[tuple[str, int | str], ...], bool]:
+    return site.kind, site.form, _sizes(site.shapes), site.choice == "inline"
+
+
+def _sizes(shapes: dict[str, int | str]) -> tuple[tuple[str, int | str], ...]:
+    return tuple(sorted(shapes.items()))

@@ -101,7 +101,7 @@ def _text(path: Path) -> str:
 
 
 def compared(report: Report, processes: tuple[Process, ...]) -> Report:
-    """The report with the artifacts, beside what was predicted for each process.
+    """The report with the artifacts, compared with what was predicted for each process.
 
     Predicted are one NEFF for each executable of the rewritten graphs, and one call for each site that a kernel takes.
     """

@@ -21,7 +21,7 @@ METRICS: Mapping[str, str] = {
     "splits": "boundaries that end an executable; graph breaks are among them",
     "layouts": "copies that only the kernels' layouts need",
     "graph_breaks": "graph breaks",
-    "boundary_bytes": "bytes newly through memory at boundaries",
+    "boundary_bytes": "bytes now through memory at boundaries",
     "boundary_us": "microseconds that boundaries cost a step",
     "lost_fusions": "pairs no longer fused because one is in a kernel call",
     "lost_elsewhere": "pairs no longer fused outside all calls",
@@ -65,7 +65,7 @@ _EXPRESSION = re.compile(r"\s*([\w.]+)\s*(>=|<=|==|!=|>|<)\s*(\S(?:.*\S)?)\s*", 
 
 @dataclass(frozen=True)
 class BudgetLimit:
-    """A check fails where `metric` `compare` `value` holds; `source` is where the limit stands, for messages."""
+    """A check fails where `metric` `compare` `value` holds; `source` says where the limit comes from, for messages."""
 
     metric: str
     compare: str
@@ -87,11 +87,11 @@ def parse_limit(text: str, source: str = "--fail-on", kinds: Iterable[str] | Non
 
     Args:
         text: the expression.
-        source: where it stands, for messages.
+        source: where it comes from, for messages.
         kinds: the kinds of site that a metric may be narrowed to; any when None.
 
     Raises:
-        InputError: no such expression, or no such metric; says what is known.
+        InputError: not such an expression, or an unknown metric; the message lists the known ones.
     """
     parts = _EXPRESSION.fullmatch(text)
     if parts is None:
@@ -118,21 +118,21 @@ def _number(text: str, source: str, whole: str) -> float:
     parts = _NUMBER.fullmatch(text)
     value = float("inf") if parts is None else float(parts[1]) * _UNITS.get((parts[2] or "").lower(), 1.0)
     if abs(value) == float("inf"):
-        raise InputError(f"{source} {whole!r}: {text!r} is no number; write 10, 1.02, 5k or 100MB")
+        raise InputError(f"{source} {whole!r}: {text!r} is not a number; write 10, 1.02, 5k or 100MB")
     return value
 
 
 def read_budget(path: Path, kinds: Iterable[str] | None = None) -> list[BudgetLimit]:
     """Limits of a TOML file: a table `limits` (metric = the most it may be) and a list `fail_on` of expressions.
 
-    Raises InputError when the file cannot be read, is no TOML, or holds anything else.
+    Raises InputError when the file cannot be read, is not TOML, or has anything else in it.
     """
     try:
         data = tomllib.loads(path.read_bytes().decode())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no TOML ({error})") from error
+        raise InputError(f"{path}: not TOML ({error})") from error
     known = None if kinds is None else tuple(kinds)
     limits, expressions = data.pop("limits", {}), data.pop("fail_on", [])
     if data:
@@ -145,7 +145,7 @@ def read_budget(path: Path, kinds: Iterable[str] | None = None) -> list[BudgetLi
             raise InputError(f"{path}: fail_on holds {text!r}; it is a list of texts such as 'kernels.qkv < 30'")
         found.append(parse_limit(text, str(path), known))
     if not found:
-        raise InputError(f"{path}: holds no limit; write barriers = 10 under [limits], or fail_on = ['barriers > 10']")
+        raise InputError(f"{path}: has no limit; write barriers = 10 under [limits], or fail_on = ['barriers > 10']")
     return found
 
 
@@ -166,7 +166,7 @@ def _at_most(name: str, value: Any, path: Path, kinds: Sequence[str] | None) -> 
 
 
 def metrics(report: Report) -> dict[str, float | None]:
-    """All figures of a report by name; None where it does not know one."""
+    """All figures of a report by name; None for an unknown one."""
     counts = {kind: sum(b.kind == kind for b in report.boundaries) for kind in ("barrier", "split", "layout")}
     taken = {s.kind for s in report.sites if s.choice == "kernel"}
     return {
@@ -245,11 +245,11 @@ def _counts(s: KindSummary) -> dict[str, int]:
 
 
 def check(report: Report, limits: Iterable[BudgetLimit]) -> None:
-    """Compare a report with limits. A figure that the report does not know breaks every limit on it.
+    """Compare a report with limits. An unknown figure breaks every limit on it.
 
     Raises:
         CheckFailed: a line for each limit that is broken, with the value found.
-        InputError: a limit on a kind that the report has none of.
+        InputError: a limit on a kind that was not looked for.
     """
     values = metrics(report)
     lines = []

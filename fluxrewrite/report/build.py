@@ -17,11 +17,11 @@ from ..graph.fake_values import value_of
 from ..graph.shapes import size_of
 from ..graph.view import GraphView
 from ..models.capture import Break
-from ..rewrite.plan import Decision, Policy
+from ..rewrite.plan import Choice, Decision, Policy
 from ..rewrite.selection import Selection
-from ..site import Code, Miss, Proof, Reason
+from ..site import Code, Miss, Proof, Reason, Site, SiteKey
 from .build_blocks import blocks_of, calls_of
-from .build_predicted import Forecast, boundaries_of, breaks_of, collectives_of, effect_info, segments_of, verdicts_of
+from .build_predicted import boundaries_of, breaks_of, collectives_of, effect_info, segments_of, verdicts_of
 from .model import KernelInfo, KindSummary, ModelInfo, ProofInfo, ReasonInfo, Report, SiteInfo, Summary, Timing
 
 __all__ = ["PredictionContext", "build_report", "dynamic_sizes", "policy_name"]
@@ -29,7 +29,7 @@ __all__ = ["PredictionContext", "build_report", "dynamic_sizes", "policy_name"]
 
 @dataclass(frozen=True)
 class PredictionContext:
-    """What predictions are made for: the target, and the case that evidence is looked up by."""
+    """What predictions are made for: the target, the case that evidence is looked up by, and the graph breaks of the trace."""
 
     target: Target
     case: Case
@@ -41,17 +41,27 @@ def build_report(
     selection: Selection,
     policy: Policy,
     model: ModelInfo,
+    *,
     timing: Timing,
-    foresight: PredictionContext | None = None,
+    context: PredictionContext | None = None,
 ) -> Report:
-    """The report on some graphs of one model; with predictions if it is told what for."""
+    """The report on some graphs of one model.
+
+    Args:
+        graphs: the graphs with their plans; those without a predicted change are left out of the predictions.
+        selection: which kinds of site were looked for.
+        policy: what chose among the sites.
+        model: what was traced.
+        timing: how long that took.
+        context: what to predict for; without it the report has no predictions.
+    """
     sites: list[SiteInfo] = []
-    ids: dict[int, str] = {}
+    ids: list[dict[SiteKey, str]] = []
     numbers: Counter[tuple[str, str]] = Counter()
     for index, analysed in enumerate(graphs):
-        for decision in analysed.plan.decisions:
-            sites.append(_site(decision, index, numbers))
-            ids[id(decision.finding)] = sites[-1].id
+        infos = [_site(decision, index, numbers) for decision in analysed.plan.decisions]
+        sites += infos
+        ids.append(_ids(analysed.plan.decisions, infos))
     inventory: Counter[str] = Counter({"attention": 0})
     for analysed in graphs:
         inventory.update(_inventory(analysed.view))
@@ -61,25 +71,33 @@ def build_report(
         inventory=dict(sorted(inventory.items())),
         sites=tuple(sites),
         summary=_summary(sites, selection, policy),
-        **({} if foresight is None else _predicted(graphs, ids, foresight)),
+        **({} if context is None else _predicted(graphs, ids, context)),
     )
 
 
-def _predicted(graphs: Sequence[PlannedGraph], ids: Mapping[int, str], foresight: PredictionContext) -> dict[str, Any]:
+def _ids(decisions: Sequence[Decision], infos: Sequence[SiteInfo]) -> dict[SiteKey, str]:
+    """The ids of one graph's sites. A pass that finds a site twice gets the id of the one that is rewritten."""
+    pairs = [(d, i.id) for d, i in zip(decisions, infos, strict=True) if isinstance(d.finding, Site)]
+    ordered = sorted(pairs, key=lambda pair: pair[0].choice != Choice.KEEP)
+    return {d.finding.key: name for d, name in ordered if isinstance(d.finding, Site)}
+
+
+def _predicted(
+    graphs: Sequence[PlannedGraph], ids: Sequence[Mapping[SiteKey, str]], context: PredictionContext
+) -> dict[str, Any]:
     """The fields of the report that are predictions."""
-    target, case = foresight.target, foresight.case
-    known = [(i, Forecast(a.plan, a.change)) for i, a in enumerate(graphs) if a.change is not None]
-    forecasts = [f for _, f in known]
-    sent = [c for i, f in known for c in collectives_of(f, i)]
-    borders = [b for i, f in known for b in boundaries_of(f, i, ids, target, case)]
+    target, case = context.target, context.case
+    known = [(i, g.change) for i, g in enumerate(graphs) if g.change is not None]
+    planned = [g for g in graphs if g.change is not None]
+    borders = [b for i, change in known for b in boundaries_of(change, i, ids[i], target, case)]
     return {
-        "boundaries": (*borders, *breaks_of(foresight.breaks, target)),
-        "collectives": tuple(sent),
-        "segments": segments_of(forecasts),
-        "effect": effect_info(forecasts, target, case),
-        "verdicts": verdicts_of(forecasts, target, case),
-        "blocks": tuple(b for i, f in known for b in blocks_of(f.change, i, ids)),
-        "calls": tuple(c for i, f in known for c in calls_of(f.change, i, ids)),
+        "boundaries": (*borders, *breaks_of(context.breaks, target)),
+        "collectives": tuple(c for i, change in known for c in collectives_of(change, i)),
+        "segments": segments_of(planned),
+        "effect": effect_info(planned, target, case),
+        "verdicts": verdicts_of(planned, target, case),
+        "blocks": tuple(b for i, change in known for b in blocks_of(change, i, ids[i])),
+        "calls": tuple(c for i, change in known for c in calls_of(change, i, ids[i])),
     }
 
 
@@ -88,9 +106,7 @@ def _site(decision: Decision, graph: int, numbers: Counter[tuple[str, str]]) -> 
     number = numbers[finding.path, finding.kind]
     numbers[finding.path, finding.kind] += 1
     missed = isinstance(finding, Miss)
-    details = (
-        {} if isinstance(finding, Miss) else {k: v for k, v in {**finding.extra, **finding.notes}.items() if _plain(v)}
-    )
+    details = {} if isinstance(finding, Miss) else {k: v for k, v in finding.details.items() if _plain(v)}
     return SiteInfo(
         id=f"{finding.path or 'model'}.{finding.kind}.{number}",
         kind=finding.kind,

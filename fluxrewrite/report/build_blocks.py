@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping
 
 from ..fusion.boundary.block_map import KernelSpan
 from ..fusion.boundary.compare import RewriteEffect as Change
+from ..site import SiteKey
 from .build_predicted import rounded, tensor_info
 from .model import BlockInfo, CallInfo, PartInfo, UserInfo
 
 __all__ = ["blocks_of", "calls_of"]
 
 
-def blocks_of(change: Change, graph: int, ids: Mapping[int, str]) -> Iterator[BlockInfo]:
-    """The blocks of one graph; `ids` names sites by their identity."""
+def blocks_of(change: Change, graph: int, ids: Mapping[SiteKey, str]) -> Iterator[BlockInfo]:
+    """The blocks of one graph; `ids` are the ids of its sites in the report."""
     for strip in change.strips:
         yield BlockInfo(
             path=strip.path,
@@ -23,7 +24,7 @@ def blocks_of(change: Change, graph: int, ids: Mapping[int, str]) -> Iterator[Bl
         )
 
 
-def _part(part: KernelSpan, ids: Mapping[int, str]) -> PartInfo:
+def _part(part: KernelSpan, ids: Mapping[SiteKey, str]) -> PartInfo:
     return PartInfo(
         kind=part.kind,  # type: ignore[arg-type]
         ops=part.ops,
@@ -31,15 +32,15 @@ def _part(part: KernelSpan, ids: Mapping[int, str]) -> PartInfo:
         reads=part.reads,
         writes=part.writes,
         us=rounded(part.us),
-        site="" if part.site is None else ids[id(part.site)],
+        site="" if part.site is None else ids[part.site.key],
     )
 
 
-def calls_of(change: Change, graph: int, ids: Mapping[int, str]) -> Iterator[CallInfo]:
-    """The kernel calls of one graph."""
+def calls_of(change: Change, graph: int, ids: Mapping[SiteKey, str]) -> Iterator[CallInfo]:
+    """The kernel calls of one graph; `ids` are the ids of its sites in the report."""
     for one in change.calls:
         yield CallInfo(
-            site=ids[id(one.site)],
+            site=ids[one.site.key],
             graph=graph,
             name=one.call,
             operands=tuple(map(tensor_info, one.operands)),

@@ -1,10 +1,11 @@
-"""The part of the report that is predicted: boundaries with their costs, the effect of the plan, verdicts."""
+"""The predicted part of the report: boundaries with their costs, the effect of the plan, verdicts."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Literal
 
 from ..cost import Case, Work, estimate
@@ -14,16 +15,17 @@ from ..cost.verdicts import Candidate, ModelledStep, on_plan, verdicts
 from ..fusion.boundary.boundaries import CallBoundary as Border
 from ..fusion.boundary.boundaries import Materialised
 from ..fusion.boundary.compare import RewriteEffect as Change
+from ..fusion.boundary.planned_graph import PlannedGraph
 from ..fusion.boundary.step_time import StepTime
 from ..fusion.boundary.target import Target
 from ..models.capture import Break
-from ..rewrite.plan import Plan
-from ..rewrite.search import Choice
-from ..site import Site
+from ..rewrite.search import BlockChoice
+from ..site import Site, SiteKey
 from .model import (
     AbsorptionInfo,
     Boundary,
     ChoiceInfo,
+    ChosenKind,
     CollectiveInfo,
     CompileInfo,
     Effect,
@@ -35,7 +37,6 @@ from .model import (
 )
 
 __all__ = [
-    "Forecast",
     "boundaries_of",
     "breaks_of",
     "collectives_of",
@@ -49,17 +50,9 @@ __all__ = [
 Basis = Literal["measured", "modelled", "assumed"]
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """One graph with its plan and what the plan does to it."""
-
-    plan: Plan
-    change: Change
-
-
-def boundaries_of(forecast: Forecast, graph: int, ids: Mapping[int, str], target: Target, case: Case) -> list[Boundary]:
-    """The borders of one graph; `ids` names sites by their identity."""
-    return [_boundary(b, graph, ids[id(b.site)], target, case) for b in forecast.change.boundaries]
+def boundaries_of(change: Change, graph: int, ids: Mapping[SiteKey, str], target: Target, case: Case) -> list[Boundary]:
+    """The boundaries of one graph, with their costs; `ids` are the ids of its sites in the report."""
+    return [_boundary(b, graph, ids[b.site.key], target, case) for b in change.boundaries]
 
 
 def breaks_of(breaks: Sequence[Break], target: Target) -> list[Boundary]:
@@ -82,8 +75,8 @@ def breaks_of(breaks: Sequence[Break], target: Target) -> list[Boundary]:
     ]
 
 
-def collectives_of(forecast: Forecast, graph: int) -> list[CollectiveInfo]:
-    """What ranks send each other in one rewritten graph."""
+def collectives_of(change: Change, graph: int) -> list[CollectiveInfo]:
+    """What ranks exchange in one rewritten graph."""
     return [
         CollectiveInfo(
             name=c.name,
@@ -95,7 +88,7 @@ def collectives_of(forecast: Forecast, graph: int) -> list[CollectiveInfo]:
             dtype=str(c.dtype).removeprefix("torch."),
             bytes=c.bytes,
         )
-        for c in forecast.change.sent_after
+        for c in change.sent_after
     ]
 
 
@@ -119,7 +112,7 @@ def _boundary(border: Border, graph: int, site: str, target: Target, case: Case)
 
 
 def _cost(border: Border, target: Target, case: Case) -> tuple[float, Basis]:
-    """What was measured for such a call in this very case; else each tensor written once and read once more, and the call."""
+    """The cost measured for such a call in this very case; else that of the call and of writing and reading each tensor."""
     found = applied(target.evidence, case, f"{border.site.kind}:{border.site.form}")
     if found is not None and found.exact and border.kind != "layout":
         return (0.0 if found.neutral else found.us_per_call), found.basis
@@ -141,20 +134,20 @@ def tensor_info(tensor: Materialised) -> TensorInfo:
     )
 
 
-def segments_of(forecasts: Sequence[Forecast]) -> Segments:
-    """Executables of all graphs."""
-    changes = [f.change for f in forecasts]
+def segments_of(graphs: Sequence[PlannedGraph]) -> Segments:
+    """Executables of all graphs that predictions were made for."""
+    changes = _changes(graphs)
     return Segments(
         before=sum(c.segments_before for c in changes),
         after=sum(c.segments_after for c in changes),
     )
 
 
-def effect_info(forecasts: Sequence[Forecast], target: Target, case: Case) -> Effect:
-    """The effects on all graphs added up."""
-    changes = [f.change for f in forecasts]
+def effect_info(graphs: Sequence[PlannedGraph], target: Target, case: Case) -> Effect:
+    """The effects on all graphs that predictions were made for, added up."""
+    changes = _changes(graphs)
     keys: dict[str, list[object]] = defaultdict(list)
-    for site in _rewritten(forecasts):
+    for site in _rewritten(graphs):
         keys[f"{site.kind}:{site.form}"].append((tuple(site.shapes.items()), site.dtype, tuple(site.facts.items())))
     cost = compile_cost(target.evidence, case, keys, sum(c.segments_after for c in changes))  # type: ignore[arg-type]
     return Effect(
@@ -170,7 +163,7 @@ def effect_info(forecasts: Sequence[Forecast], target: Target, case: Case) -> Ef
         collectives_after=sum(len(c.sent_after) for c in changes),
         step_before=_step([c.before for c in changes]),
         step_after=_step([c.after for c in changes]),
-        measured=_measured(forecasts, target, case),
+        measured=_measured(graphs, target, case),
         compile=CompileInfo(
             specialisations=cost.specialisations,
             executables=cost.executables,
@@ -180,25 +173,27 @@ def effect_info(forecasts: Sequence[Forecast], target: Target, case: Case) -> Ef
             basis=cost.basis,
             why=cost.why,
         ),
-        choices=tuple(_choice(c) for f in forecasts for c in f.plan.choices),
+        choices=tuple(_choice(c) for g in graphs for c in g.plan.choices),
     )
 
 
-def _measured(forecasts: Sequence[Forecast], target: Target, case: Case) -> Verdict | None:
-    """Nothing where sites are written inline: no run is of that program."""
-    if any(d.choice == "inline" for f in forecasts for d in f.plan.decisions):
+def _changes(graphs: Sequence[PlannedGraph]) -> list[Change]:
+    return [g.change for g in graphs if g.change is not None]
+
+
+def _measured(graphs: Sequence[PlannedGraph], target: Target, case: Case) -> Verdict | None:
+    """What runs of this very case say of the plan; None where sites are written inline, because no run is of that program."""
+    if any(d.choice == "inline" for g in graphs for d in g.plan.decisions):
         return None
     calls: dict[str, Counter[str]] = defaultdict(Counter)
-    for site in _rewritten(forecasts):
+    for site in _rewritten(graphs):
         calls[site.kind][site.form] += 1
     found = on_plan([Candidate(kind, forms) for kind, forms in calls.items()], case, target.evidence)
     return None if found is None else Verdict(**asdict(found))
 
 
-def _rewritten(forecasts: Sequence[Forecast]) -> list[Site]:
-    return [
-        d.finding for f in forecasts for d in f.plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)
-    ]
+def _rewritten(graphs: Sequence[PlannedGraph]) -> list[Site]:
+    return [d.finding for g in graphs for d in g.plan.decisions if d.choice == "kernel" and isinstance(d.finding, Site)]
 
 
 def _step(steps: Iterable[StepTime]) -> StepInfo:
@@ -211,51 +206,58 @@ def _step(steps: Iterable[StepTime]) -> StepInfo:
     )
 
 
-def _choice(choice: Choice) -> ChoiceInfo:
-    times = {name: rounded(us) for name, us in sorted(choice.times.items(), key=lambda item: item[1]) if us < 1e18}
+def _choice(choice: BlockChoice) -> ChoiceInfo:
+    timed = {name: us for name, us in choice.times.items() if math.isfinite(us)}
+    kinds = (ChosenKind(kind=k.kind, form=k.form, shapes=dict(k.shapes), inline=k.inline) for k in choice.taken)
     return ChoiceInfo(
-        block=choice.block, blocks=choice.blocks, chosen=choice.chosen, times_us=times, basis=choice.basis
+        block=choice.block,
+        blocks=choice.blocks,
+        chosen=choice.chosen,
+        # A set has no order, and equal reports have equal bytes.
+        taken=tuple(sorted(kinds, key=lambda k: k.model_dump_json())),
+        times_us={name: rounded(us) for name, us in sorted(timed.items(), key=lambda item: item[1])},
+        basis=choice.basis,
     )
 
 
-def verdicts_of(forecasts: Sequence[Forecast], target: Target, case: Case) -> tuple[Verdict, ...]:
+def verdicts_of(graphs: Sequence[PlannedGraph], target: Target, case: Case) -> tuple[Verdict, ...]:
     """A verdict for each kind of kernel, and one for all kinds that the plan uses together."""
-    step = sum(f.change.before.us for f in forecasts)
-    assumed = any("assumed" in (f.change.before.basis, f.change.after.basis) for f in forecasts)
-    candidates = [_candidate(kind, forecasts, step, assumed) for kind in _kinds(forecasts)]
-    used = [kind for kind in _kinds(forecasts) if any(s.kind == kind for s in _rewritten(forecasts))]
+    changes = _changes(graphs)
+    step = sum(c.before.us for c in changes)
+    assumed = any("assumed" in (c.before.basis, c.after.basis) for c in changes)
+    candidates = [_candidate(kind, graphs, step, assumed) for kind in _kinds(graphs)]
+    used = [kind for kind in _kinds(graphs) if any(s.kind == kind for s in _rewritten(graphs))]
     found = verdicts(candidates, case, target.evidence, [used] if len(used) > 1 else [])
     return tuple(Verdict(**asdict(v)) for v in found)
 
 
-def _kinds(forecasts: Sequence[Forecast]) -> list[str]:
-    return list(dict.fromkeys(kind for f in forecasts for kind in f.plan.selection.passes))
+def _kinds(graphs: Sequence[PlannedGraph]) -> list[str]:
+    return list(dict.fromkeys(kind for g in graphs for kind in g.plan.selection.passes))
 
 
-def _candidate(kind: str, forecasts: Sequence[Forecast], step: float, assumed: bool) -> Candidate:
+def _candidate(kind: str, graphs: Sequence[PlannedGraph], step: float, assumed: bool) -> Candidate:
     forms: Counter[str] = Counter()
     refusals: list[str] = []
-    for forecast in forecasts:
-        selected = forecast.plan.selection.forms.get(kind)
-        for d in forecast.plan.decisions:
+    for graph in graphs:
+        selected = graph.plan.selection.forms.get(kind)
+        for d in graph.plan.decisions:
             if d.finding.kind != kind:
                 continue
             if d.status == "eligible" and isinstance(d.finding, Site):
                 forms[d.finding.form] += selected is None or d.finding.form in selected
             else:
                 refusals += [r.message for r in d.reasons]
-    choices = [c for f in forecasts for c in f.plan.choices]
+    choices = [c for g in graphs for c in g.plan.choices]
     added = sum(c.single_kernel_delta.get(kind, 0.0) * c.blocks for c in choices)
-    if any(
-        c.basis == "measured" for c in choices
-    ):  # compared with what was measured beside it, never with a prediction
+    # A measured difference is compared with the step that was measured with it, never with a predicted one.
+    if any(c.basis == "measured" for c in choices):
         step = sum(c.times["none"] * c.blocks for c in choices)
     modelled = None
-    if step > 0 and 0 < step + added < 1e18:
+    if step > 0 and 0 < step + added < math.inf:
         modelled = ModelledStep(step, step + added, "assumed" if assumed else "modelled")
     return Candidate(kind, {f: n for f, n in forms.items() if n}, tuple(refusals), modelled)
 
 
 def rounded(value: float) -> float:
-    """Six digits: more is not known, and reports stay the same bytes."""
+    """Six significant digits: more are not known, and sums in another order keep the same bytes."""
     return float(f"{value:.6g}")

@@ -64,10 +64,11 @@ class Difference:
 
     Attributes:
         model: what was traced: name, sizes, graphs, graph breaks, numbers of operations.
-        setup: what was asked for: policy, kernels, device, regime, compiler.
+        setup: options: policy, kernels, device, regime, compiler.
         figures: predictions: step, traffic, executables, cost of compiling.
         verdicts: by kernel, as "slower 1.075 (measured)".
-        equal: whether the reports are the same but for `timing`; they may differ in what is not listed here, as names of nodes.
+        equal: whether the reports are the same but for `timing`. Reports with no listed difference may still differ, as in names
+            of nodes.
     """
 
     equal: bool = True

@@ -49,7 +49,7 @@ def merge(reports: Sequence[Report]) -> Report:
 
 
 def _numbered(reports: Sequence[Report]) -> dict[str, tuple[Any, ...]]:
-    """All that has the number of its graph, which is counted through."""
+    """All records with the number of their graph, numbered across the reports."""
     found: dict[str, tuple[Any, ...]] = dict.fromkeys(("sites", "boundaries", "blocks", "calls", "collectives"), ())
     offset = 0
     for report in reports:
@@ -60,7 +60,7 @@ def _numbered(reports: Sequence[Report]) -> dict[str, tuple[Any, ...]]:
 
 
 def _moved(item: Any, offset: int) -> Any:
-    """It as one of graph `graph + offset`, which its site is named by."""
+    """The record as one of graph `graph + offset`, with that number in the ids of sites."""
     graph = item.graph + offset
     update: dict[str, Any] = {"graph": graph}
     if isinstance(item, SiteInfo):
@@ -131,7 +131,7 @@ def _effect(effects: Sequence[Effect]) -> Effect:
             **{n: sum(getattr(e, n) for e in effects) for n in counts},
             "step_before": _step([e.step_before for e in effects]),
             "step_after": _step([e.step_after for e in effects]),
-            "measured": None,  # each is of the calls of one graph
+            "measured": None,  # runs are of one graph's calls, and a sum of them was not run
             "compile": CompileInfo(
                 specialisations=sum(c.specialisations for c in compiles),
                 executables=sum(c.executables for c in compiles),
@@ -155,9 +155,9 @@ def _step(steps: Sequence[StepInfo]) -> StepInfo:
 
 
 def _verdict(parts: Sequence[tuple[float, Verdict]], step: float) -> Verdict:
-    """The verdict on one kernel in all graphs: its shares of each graph's time, added up.
+    """The verdict on one kernel in all graphs: its changes of each graph's time, added up.
 
-    Where a graph's verdict has no ratio, that verdict stands; a graph without such sites changes nothing.
+    A verdict without a ratio on one graph is that on all of them. A graph without such sites changes nothing.
     """
     judged = [(us, v) for us, v in parts if v.verdict != "not_applicable"]
     without = [v for _, v in judged or parts if v.ratio is None]

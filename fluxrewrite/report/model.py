@@ -1,10 +1,10 @@
-"""The report as data: pydantic models, and the JSON Schema that ships beside this file as `schema.json`."""
+"""The report as data: pydantic models. Their JSON Schema is `schema.json` in this folder."""
 
 from __future__ import annotations
 
 import json
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -12,13 +12,13 @@ from .base import Record
 from .timeline_records import EngineInfo, TimelineInfo
 
 __all__ = [
-    "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "BlockInfo", "Boundary", "BreakInfo", "CallInfo", "ChoiceInfo",
+    "SCHEMA", "AbsorptionInfo", "ArtifactsInfo", "BlockInfo", "Boundary", "BreakInfo", "CallInfo", "ChoiceInfo", "ChosenKind",
     "CollectiveInfo", "CompileInfo", "Effect", "EngineInfo", "KernelInfo", "KindSummary", "LostFusion", "ModelInfo", "PartInfo",
     "ProcessInfo", "ProofInfo", "ReasonInfo", "Report", "Segments", "SiteInfo", "StepInfo", "Summary", "TensorInfo",
     "TimelineInfo", "Timing", "UserInfo", "Verdict", "schema_text",
 ]  # fmt: skip
 
-SCHEMA = "fluxrewrite.report/1"
+SCHEMA: Final = "fluxrewrite.report/2"
 
 
 class BreakInfo(Record):
@@ -31,8 +31,8 @@ class BreakInfo(Record):
 class ModelInfo(Record):
     """What was traced. `graph_nodes` counts the nodes of all graphs.
 
-    `eager_fallback` says whether TorchNeuron, which compiled it, may have run graphs eagerly without a word: True unless
-    TORCH_NEURONX_DISABLE_FALLBACK_EXECUTION=1 was set; None where another backend compiled it, or none.
+    `eager_fallback` says whether TorchNeuron, which compiled it, may have run graphs eagerly without a warning: True
+    unless TORCH_NEURONX_DISABLE_FALLBACK_EXECUTION=1 was set; None where another backend compiled it, or none.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Timing(Record):
 
 
 class ReasonInfo(Record):
-    """Why a site is not rewritten: a reason code, a sentence with the numbers, the node it is about."""
+    """Why a site is not rewritten: a reason code, a sentence with the numbers, and the node."""
 
     code: str
     message: str
@@ -81,10 +81,10 @@ class KernelInfo(Record):
 
 
 class ProofInfo(Record):
-    """What came of running a site and its replacement on the same random inputs.
+    """The outcome of running a site and its replacement on the same random inputs: "proved" where they agree.
 
-    "proved" where they agree; `error`, relative to the largest value expected, and `note` are of one that "failed"; one that
-    could not be run is "unproved". `dtype` says in what both ran: "float64", or "traced" for the graph's own dtypes.
+    A site that "failed" has an `error`, relative to the largest expected value, and a `note`; one that could not be run is
+    "unproved". `dtype` is what both ran in: "float64", or "traced" for the graph's own dtypes.
     """
 
     status: Literal["proved", "failed", "unproved"]
@@ -94,7 +94,7 @@ class ProofInfo(Record):
 
 
 class SiteInfo(Record):
-    """A site or near miss, and what is done with it. `proof` is null where none was asked for."""
+    """A site or near miss, and what is done with it. `proof` is null where nothing was proved or refuted."""
 
     id: str
     kind: str
@@ -139,7 +139,7 @@ class AbsorptionInfo(Record):
 
 
 class Boundary(Record):
-    """Where a kernel call stands between operations, and what that costs a step, in microseconds, on the basis named.
+    """A kernel call between operations, and what its border costs a step in microseconds, on the basis named.
 
     `site` is the id of a site; it is "" for a graph break, which has `reason` and `path`, the line of the model. `bytes` is the
     sum of the tensors.
@@ -161,7 +161,7 @@ class Boundary(Record):
 class CollectiveInfo(Record):
     """An exchange between ranks in the rewritten graph, where compilers fuse nothing.
 
-    `ranks` take part, null where the graph does not say; `shape` and `bytes` are of what this rank gives.
+    `ranks` take part, null where the graph does not say how many; `shape` and `bytes` are of what one rank sends.
     """
 
     name: str
@@ -175,7 +175,7 @@ class CollectiveInfo(Record):
 
 
 class StepInfo(Record):
-    """Predicted microseconds of a step, and what they would be at both ends of the figures' ranges."""
+    """Predicted microseconds of a step, and what they are at both ends of the ranges of the figures."""
 
     us: float
     low_us: float
@@ -184,7 +184,7 @@ class StepInfo(Record):
 
 
 class CompileInfo(Record):
-    """A cold compile: distinct kernels and executables to compile, and seconds where runs say something of that."""
+    """A cold compile: distinct kernels and executables to compile, and seconds where runs give them."""
 
     specialisations: int
     executables: int
@@ -195,18 +195,31 @@ class CompileInfo(Record):
     why: str
 
 
+class ChosenKind(Record):
+    """Sites that a choice takes in a block: all of one kind, form and sizes; `inline` where they become plain operations."""
+
+    kind: str
+    form: str
+    shapes: dict[str, int | str]
+    inline: bool
+
+
 class ChoiceInfo(Record):
-    """What `policy="auto"` or "measure" would take in one kind of block: microseconds of the block by the set of kernels."""
+    """What `policy="auto"` or "measure" would take in one kind of block: microseconds of the block by the set of kernels.
+
+    `taken` says which sites of the block are rewritten. `chosen` is the same as a name, which `times_us` uses.
+    """
 
     block: str
     blocks: int
     chosen: str
+    taken: tuple[ChosenKind, ...]
     times_us: dict[str, float]
     basis: Literal["modelled", "measured"]
 
 
 class Verdict(Record):
-    """Whether a kernel pays in a regime, why, and on what basis that is said.
+    """Whether a kernel pays in a regime, why, and on which basis.
 
     `kernel` joins several kernels by "+". `ratio` is the step with the kernel over the step without; `predicted_s` is seconds
     a step with it, where a step without it is known.
@@ -224,8 +237,8 @@ class Verdict(Record):
 class Effect(Record):
     """The graphs before and after the rewrite, by a model of the compiler and of the device.
 
-    `lost_elsewhere` counts pairs of operations outside all kernel calls that are no longer fused. The times are without what
-    collectives take on the way between ranks. `measured` is what runs of this very case say of all calls of the plan, if any do.
+    `lost_elsewhere` counts pairs of operations outside all kernel calls that are no longer fused. The times are without
+    those of collectives. `measured` is the verdict of runs of this very case on all calls of the plan, if there are such runs.
     """
 
     device: str
@@ -335,7 +348,7 @@ class ProcessInfo(Record):
 
 
 class ArtifactsInfo(Record):
-    """What TorchNeuron kept of a compile, by process, and what was predicted for each; `agree` is about NEFFs and calls."""
+    """What TorchNeuron kept of a compile, by process, and what was predicted for each; `agree` compares NEFFs and calls."""
 
     predicted_neffs: int
     predicted_kernel_calls: int
@@ -344,9 +357,9 @@ class ArtifactsInfo(Record):
 
 
 class Report(Record):
-    """Everything that fluxrewrite knows about one model or one compile."""
+    """Everything that fluxrewrite found in one model or one compile."""
 
-    schema_: Literal["fluxrewrite.report/1"] = Field(default="fluxrewrite.report/1", alias="schema")
+    schema_: Literal["fluxrewrite.report/2"] = Field(default=SCHEMA, alias="schema")
     model: ModelInfo
     timing: Timing
     inventory: dict[str, int]
@@ -370,10 +383,8 @@ class Report(Record):
 
     def __repr__(self) -> str:
         """One line: the records are for `to_json`."""
-        taken = sum(s.choice != "keep" for s in self.sites)
-        return (
-            f"<Report on {self.model.name}: policy {self.summary.policy}, {taken} of {len(self.sites)} sites rewritten>"
-        )
+        rewritten = f"{sum(s.choice != 'keep' for s in self.sites)} of {len(self.sites)} sites rewritten"
+        return f"<Report on {self.model.name}: policy {self.summary.policy}, {rewritten}>"
 
     __str__ = __repr__
 

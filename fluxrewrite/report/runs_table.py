@@ -1,4 +1,4 @@
-"""Rows of a bench's table, whatever it is written as."""
+"""The rows of a bench's table, for every format."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import io
 from collections.abc import Iterator
 
 from ..cost.runs import ALIKE, BUSY, RESTLESS, Runs, Variant
+from .model import Report
 
-__all__ = ["COLUMNS", "WHERE_KNOWN", "as_csv", "as_markdown", "cells", "notes"]
+__all__ = ["COLUMNS", "WHERE_KNOWN", "as_csv", "as_markdown", "cells", "differences", "notes", "with_range"]
 
 COLUMNS = {
     "variant": "",
@@ -18,8 +19,8 @@ COLUMNS = {
     "low_s": "fastest warm step",
     "high_s": "slowest warm step",
     "steps_per_s": "1 / s_per_step",
-    "ratio": "s_per_step / vanilla's, in the runs that were taken beside it",
-    "noise": "share of a step below which ratio is no difference",
+    "ratio": "s_per_step / vanilla's, in the runs taken next to it",
+    "noise": "fraction of a step below which ratio is no difference",
     "cold_step_s": "first step of the first run, with the compile",
     "cold_growth": "cold_step_s / vanilla's, less 1",
     "peak_mb": "peak resident memory of the process, of the largest rank, 10^6 bytes",
@@ -69,7 +70,7 @@ def _format(value: float | None, form: str) -> str:
 
 
 def notes(runs: Runs) -> Iterator[str]:
-    """What to mind in the figures."""
+    """What to keep in mind about the figures."""
     if runs.vanilla is None and runs.variants:
         yield "Without the variant vanilla there are no ratios and no cosines."
     restless = [f"{v.name} {v.noise:.0%}" for v in runs.variants if v.noise > RESTLESS]
@@ -133,3 +134,17 @@ def as_markdown(runs: Runs) -> str:
 def with_range(row: dict[str, str]) -> dict[str, str]:
     """A row with a cell "range": the fastest and the slowest warm step."""
     return {**row, "range": f"{row['low_s']} - {row['high_s']}" if row["low_s"] else ""}
+
+
+def differences(report: Report, runs: Runs) -> str:
+    """In what the runs and the report differ, as "model flux2-klein-mini, not flux2-klein-4b"; "" for nothing."""
+    m, case = report.model, runs.case
+    pairs = {
+        "model": (case.model, m.name),
+        "dtype": (case.dtype, m.dtype),
+        "tp": (case.tp, m.tp),
+        "batch": (case.batch, m.batch),
+        "image tokens": (case.image_tokens, m.image_tokens),
+        "text tokens": (case.text_tokens, m.text_tokens),
+    }
+    return ", ".join(f"{what} {a}, not {b}" for what, (a, b) in pairs.items() if None not in (a, b) and a != b)

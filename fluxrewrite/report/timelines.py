@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
+from ..cost.devices import Device, device_names, load_device
 from ..errors import InputError
 from ..provider.profile import Profiled, ProfiledEvent, ProfiledLaunch, ProfileRequest
 from ..provider.registry import profile
 from .model import CallInfo, EngineInfo, Report, SiteInfo, TimelineInfo
 
-__all__ = ["MODELLED", "SLICES", "distinct", "with_timelines"]
+__all__ = ["SLICES", "distinct", "ranked", "with_timelines"]
 
 SLICES = 96
-"""Parts of a call's time for which the share that an engine is busy is told: fine enough to see phases of a call of 0.1 ms."""
-MODELLED = {"trn1": 1, "trn2": 2, "trn3": 2}
-"""Devices whose calls are modelled, and the physical cores of a logical one there (Neuron's default)."""
+"""Parts of a call's time, each with the percentage that an engine is busy: fine enough to show the phases of a call of 0.1 ms."""
 
 _Group = tuple[CallInfo, list[SiteInfo]]
 
@@ -35,20 +34,30 @@ def distinct(report: Report) -> list[_Group]:
     return list(found.values())
 
 
-def with_timelines(report: Report, step: Callable[[str], None] = lambda text: None) -> Report:
-    """The report with a timeline for each distinct kernel call; `step` is called before each with its name.
+def ranked(timelines: Iterable[TimelineInfo]) -> list[TimelineInfo]:
+    """Timelines, those whose calls take longest in a step first; those that could not be modelled last."""
+    return sorted(timelines, key=lambda t: -(t.latency_us or 0) * len(t.sites))
 
-    A call that its provider cannot model has a `problem` in the place of figures.
 
-    Raises InputError for a report without predictions, and one for a device that is not modelled.
+def with_timelines(
+    report: Report, step: Callable[[str], None] = lambda text: None, device: Device | None = None
+) -> Report:
+    """The report with a timeline for each distinct kernel call. A call that its provider cannot model has a `problem` instead.
+
+    Args:
+        report: with predictions.
+        step: called before each call with its name.
+        device: the profile that the report was made with; by default the shipped one of that name. A report has only the name.
+
+    Raises:
+        InputError: a report without predictions, or on a device that is not shipped or not modelled.
     """
     if report.effect is None:
         raise InputError(
-            f"the report on {report.model.name} has no predictions, so its device is not known; make it anew"
+            f"the report on {report.model.name} has no predictions, so no device; write it again with fluxrewrite inspect"
         )
-    device = report.effect.device
-    if device not in MODELLED:
-        raise InputError(f"no timelines of kernels on {device}: the emulator models {', '.join(MODELLED)}")
+    device = device or _shipped(report.effect.device)
+    device.emulated()
     made = []
     for call, sites in distinct(report):
         step(f"{sites[0].kind}:{sites[0].form}")
@@ -56,35 +65,51 @@ def with_timelines(report: Report, step: Callable[[str], None] = lambda text: No
     return report.model_copy(update={"timelines": tuple(made)})
 
 
-def _timeline(call: CallInfo, sites: Sequence[SiteInfo], device: str) -> TimelineInfo:
-    site, cores = sites[0], MODELLED[device]
+def _shipped(name: str) -> Device:
+    if name not in device_names():
+        raise InputError(
+            f"no timelines of kernels on {name}: a report keeps the name of its device, not the profile; "
+            "run fluxrewrite inspect --timelines with that --device FILE"
+        )
+    return load_device(name)
+
+
+def _timeline(call: CallInfo, sites: Sequence[SiteInfo], device: Device) -> TimelineInfo:
+    site = sites[0]
     provider = site.kernel.provider if site.kernel else "reference"
     made = TimelineInfo(
         kernel=site.kind,
         form=site.form,
         provider=provider,
         sites=tuple(s.id for s in sites),
-        device=device,
-        cores=cores,
+        device=device.emulated(),
+        cores=device.physical_cores,
         shapes=site.shapes,
     )
     try:
-        found = profile(provider, _request(call, site, device, cores))
+        found = profile(provider, _request(call, site, device))
     except InputError as error:
         return made.model_copy(update={"problem": str(error)})
     figures = {"latency_us": _rounded(found.latency_us), "roofline_us": _rounded(found.roofline_us)}
     return made.model_copy(update={**figures, "bound": found.bound, "engines": tuple(_engines(found))})
 
 
-def _request(call: CallInfo, site: SiteInfo, device: str, cores: int) -> ProfileRequest:
+def _request(call: CallInfo, site: SiteInfo, device: Device) -> ProfileRequest:
     shapes = {**site.shapes, **{f"axis {i} of {t.name}": n for t in call.operands for i, n in enumerate(t.shape)}}
     symbolic = [f"{name} {size}" for name, size in shapes.items() if not isinstance(size, int)]
     if symbolic:
         raise InputError(f"{symbolic[0]}: a kernel is modelled for sizes that are numbers; inspect without --dynamic")
     operands = tuple((tuple(int(n) for n in t.shape), t.dtype) for t in call.operands)
-    sizes = {name: int(n) for name, n in site.shapes.items()}
-    dtype = getattr(torch, call.operands[0].dtype)
-    return ProfileRequest(site.kind, sizes, dtype, device, cores, site.form, site.details, operands)
+    return ProfileRequest(
+        kernel=site.kind,
+        sizes={name: int(n) for name, n in site.shapes.items()},
+        dtype=getattr(torch, call.operands[0].dtype),
+        device=device.emulated(),
+        cores=device.physical_cores,
+        form=site.form,
+        details=site.details,
+        operands=operands,
+    )
 
 
 def _engines(found: Profiled) -> Iterator[EngineInfo]:

@@ -1,4 +1,4 @@
-"""Sites into calls: what a pass is, how it emits a replacement, and the rewritten copy of a graph."""
+"""Replacing sites by calls, in a copy of the graph."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["rewrite", "rewritten_graph"]
 
 
 def rewrite(gm: GraphModule, replacements: Iterable[Replacement]) -> tuple[GraphModule, list[tuple[Site, Reason]]]:
-    """A rewritten copy of `gm`, and the sites that had to be left alone after all. `gm` itself is not changed."""
+    """A rewritten copy of `gm`, and the sites that were left alone after all, each with the reason. `gm` is not changed."""
     graph, left = rewritten_graph(gm, replacements)
     return module_with(gm, graph), left
 
 
 def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tuple[Graph, list[tuple[Site, Reason]]]:
-    """As `rewrite`, without the module: its code is written only where the graph is to run."""
+    """Like `rewrite`, but returns a graph. Generating the code of a module takes time, and only a graph that runs needs it."""
     graph = copied(gm)
     twins = dict(zip(gm.graph.nodes, graph.nodes, strict=True))
     replaced: dict[Node, Node] = {}
@@ -35,6 +35,7 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
     left: list[tuple[Site, Reason]] = []
 
     def current(value: Any) -> Any:
+        # A site may name a value that an earlier replacement has replaced, and the replacement of that one too.
         value = twins.get(value, value)
         while value in replaced:
             value = replaced[value]
@@ -42,22 +43,24 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
 
     strides, calls = Strides(gm.graph), FakeCalls()
     for item in replacements:
-        builder = Builder(graph, twins[item.site.before], item.site, current, item.kernel, calls)
+        builder = Builder(graph, twins[item.site.before], item.site, current, kernel=item.kernel, calls=calls)
         try:
             made = _replace(item, builder, current, strides)
             replaced.update(made)
             inside = {twins[n] for n in (*item.site.interior, *item.site.outputs)}
+            # A check of a value is a user of it, and would keep the whole site in the graph.
             inside.update(twins[u] for n in item.site.interior for u in n.users if only_checks(u))
             done.append(_Done(item.site, builder, made, inside))
         except RewriteError as error:
             builder.undo()
             left.append((item.site, Reason(Code.REPLACEMENT, str(error), item.site.outputs[0].name)))
-    kept = _read_ones(done)
-    unread = [one.site for one in done if one not in kept]
-    left += [(site, Reason(Code.REPLACEMENT, "nothing uses its results", site.outputs[0].name)) for site in unread]
-    doomed = {n for one in kept for n in one.inside}
+    kept = _used(done)
+    unused = [one.site for one in done if one not in kept]
+    left += [(site, Reason(Code.REPLACEMENT, "nothing uses its results", site.outputs[0].name)) for site in unused]
+    # Not `eliminate_dead_code`: it would also remove unused nodes of the user's graph that belong to no site.
+    removable = {n for one in kept for n in one.inside}
     for node in reversed(list(graph.nodes)):
-        if node in doomed and not node.users:
+        if node in removable and not node.users:
             graph.erase_node(node)
     graph.lint()
     return graph, left
@@ -65,7 +68,14 @@ def rewritten_graph(gm: GraphModule, replacements: Iterable[Replacement]) -> tup
 
 @dataclass(eq=False)
 class _Done:
-    """A site that was replaced: what was `made` in the place of what, and the nodes that have no use any more."""
+    """A site that was replaced.
+
+    Attributes:
+        site: the site.
+        builder: the builder that emitted the replacement.
+        made: the new node for each output of the site.
+        inside: the nodes that are no longer needed.
+    """
 
     site: Site
     builder: Builder
@@ -73,20 +83,24 @@ class _Done:
     inside: set[Node]
 
     @property
-    def read(self) -> bool:
-        """Whether anything but the site itself reads a result."""
+    def used(self) -> bool:
+        """Whether any node outside the site reads a result."""
         return any(user not in self.inside for new in self.made.values() for user in new.users)
 
     def undo(self) -> None:
-        """Put back what was there."""
+        """Restore the original nodes."""
         for old, new in self.made.items():
             new.replace_all_uses_with(old)
         self.builder.undo()
 
 
-def _read_ones(done: list[_Done]) -> list[_Done]:
-    """Those of the replacements that something reads a result of; the others are taken back."""
-    while dead := [one for one in done if not one.read]:
+def _used(done: list[_Done]) -> list[_Done]:
+    """The replacements whose results are used. The others are undone.
+
+    A call that nothing uses would run for nothing, and reports would count it as a rewrite. A pass cannot know that: the user of a
+    site may itself be removed with another site. Undoing one call may leave another one without a use, so this repeats.
+    """
+    while dead := [one for one in done if not one.used]:
         for one in dead:
             one.undo()
         done = [one for one in done if one not in dead]
@@ -106,6 +120,7 @@ def _replace(item: Replacement, builder: Builder, current: Callable[[Any], Any],
         raise
     except Exception as error:
         raise RewriteError(f"{type(error).__name__}: {error}") from error
+    # All outputs are checked before the first is replaced, so that a failure leaves nothing to undo but new nodes.
     for node, new in zip(item.site.outputs, made, strict=True):
         strides.check(node, new)
         new.meta["replaces"] = (*new.meta.get("replaces", ()), node.name)
@@ -118,5 +133,5 @@ def _check_same(old: Node, new: Node) -> None:
     a, b = value_of(old), value_of(new)
     if not same_shape(a.shape, b.shape) or a.dtype != b.dtype or a.device != b.device:
         raise RewriteError(
-            f"the call would give {b.dtype} {tuple(b.shape)} on {b.device} in place of {a.dtype} {tuple(a.shape)} on {a.device}"
+            f"the call would return {b.dtype} {tuple(b.shape)} on {b.device} in place of {a.dtype} {tuple(a.shape)} on {a.device}"
         )

@@ -1,4 +1,4 @@
-"""The checks that every site passes before it is offered: what enters it, what is written, dtypes, gradients."""
+"""The checks that every site must pass before it is offered: inputs, writes, dtypes, gradients."""
 
 from __future__ import annotations
 
@@ -25,9 +25,18 @@ def blocked(
     operands: Iterable[Any],
     place: Node | None = None,
 ) -> Miss | None:
-    """The checks that every site needs: no inner value escapes, nothing it reads is modified on the way, no gradient.
+    """Why a region must not become a site: an inner value is used outside, or something that it reads is modified on the way.
 
-    Gradients are not a Miss: see `needs_grad`. The call stands in front of `place`, the first output when None.
+    Gradients are checked separately, by `needs_grad`.
+
+    Args:
+        rewriter: the pass, for its kind and form.
+        view: the graph.
+        path: module of the region.
+        interior: nodes that are removed with the region.
+        outputs: nodes that the results replace.
+        operands: arguments of the call; those that are not nodes are ignored.
+        place: node that the call is inserted before; the first output if None.
     """
     inside = {*interior, *outputs}
     for node in interior:
@@ -36,6 +45,8 @@ def blocked(
             return rewriter.miss(
                 Code.INNER_USE, f"{node.name} is also used by {escaped.name}, outside the region", path, node
             )
+    # The call reads all operands at once, at `place`. The region read them one by one, before or after that. A write between
+    # the first of these moments and the last would reach one of the two and not the other.
     last = max(view.order(n) for n in inside)
     before = view.order(outputs[0] if place is None else place)
     for node, first in _read(view, [*operands, *interior, *_entering(view, inside)], inside).values():
@@ -48,7 +59,7 @@ def blocked(
 
 
 def _entering(view: GraphView, inside: set[Node]) -> list[Node]:
-    """What a region reads from outside, but for memory that it writes itself."""
+    """The values that a region reads from outside, except for memory that the region itself writes."""
     own = {view.memory(w) for n in inside for w in view.fact(n).writes}
     found = dict.fromkeys(i for n in inside for i in n.all_input_nodes if i not in inside)
     return [n for n in found if view.memory(n) not in own]
@@ -57,8 +68,8 @@ def _entering(view: GraphView, inside: set[Node]) -> list[Node]:
 def _read(view: GraphView, nodes: Iterable[Any], inside: set[Node]) -> dict[Any, tuple[Node, int]]:
     """For each memory of `nodes`: one of them, and the position of the first operation inside that makes or reads it.
 
-    A view reads nothing: what is written before the first operation that does, a call sees too. A copy of what is written is no
-    view (`GraphView.source`).
+    A view does not read. A write after the view but before the first operation that reads also reaches the call. A copy of memory
+    that is written does not count as a view (`GraphView.source`).
     """
     first: dict[Any, int] = {}
     for node in inside:
@@ -71,7 +82,8 @@ def _read(view: GraphView, nodes: Iterable[Any], inside: set[Node]) -> dict[Any,
 
 
 def odd_dtype(view: GraphView, nodes: Iterable[Node], allowed: Iterable[torch.dtype | None]) -> Node | None:
-    """A node of a region that computes in a float dtype other than float32 and those `allowed`, if there is one."""
+    """The first of some nodes that computes in a float or complex dtype other than float32 and those `allowed`, or None."""
+    # Models widen to float32 around norms and rotations, and kernels do too. Any other dtype rounds differently.
     known = {torch.float32, torch.complex64, *allowed}
     for node in nodes:
         dtype = view.dtype(node)
@@ -81,13 +93,13 @@ def odd_dtype(view: GraphView, nodes: Iterable[Node], allowed: Iterable[torch.dt
 
 
 def dense_as(view: GraphView, node: Node, dims: Sequence[int]) -> bool:
-    """Whether the traced `node` is not contiguous but would be with its axes in the order `dims`."""
+    """Whether the traced value of `node` is not contiguous but would be with its axes in the order `dims`."""
     value = view.tensor(node)
     return value is not None and not value.is_contiguous() and bool(value.permute(*dims).is_contiguous())
 
 
 def _input_side(view: GraphView, node: Node, inside: set[Node]) -> bool:
-    """Whether `node` only views or casts what enters the region, so that others may use it too."""
+    """Whether `node` only views or casts a value that enters the region. Such a node may have other users, and then stays."""
     above = view.above(node)
     while above is not None:
         if above not in inside:
@@ -97,7 +109,7 @@ def _input_side(view: GraphView, node: Node, inside: set[Node]) -> bool:
 
 
 def needs_grad(view: GraphView, outputs: Iterable[Node]) -> Reason | None:
-    """Why a site whose results need a gradient is left alone."""
+    """Why a site is left alone whose results require a gradient; None if no result does."""
     for node in outputs:
         value = view.tensor(node)
         if value is not None and value.requires_grad:

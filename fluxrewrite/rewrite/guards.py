@@ -1,4 +1,4 @@
-"""Guards of every kind of site: regimes of autocast, memory that is shared and written, tensors of other classes."""
+"""Guards for sites of every kind: autocast, memory that is shared and written, tensor subclasses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["across_autocast", "of_other_class", "only_checks", "regime", "shared
 
 
 def across_autocast(view: GraphView, site: Site) -> Reason | None:
-    """Why a site is left alone that is in one regime of torch.autocast for a part and in another for the rest."""
+    """Why a site is left alone whose operations run under different settings of torch.autocast; None if all are the same."""
     value = view.tensor(site.outputs[0])
     if value is None or not any(view.with_op("_enter_autocast")):
         return None
@@ -29,12 +29,18 @@ def across_autocast(view: GraphView, site: Site) -> Reason | None:
     first = next((n for n in nodes if regimes[view.order(n)] != regimes[view.order(nodes[0])]), None)
     if first is None:
         return None
-    message = f"{first.name} runs under other settings of torch.autocast than {nodes[0].name}; one call has one"
+    message = f"{first.name} and {nodes[0].name} run under different settings of torch.autocast; a call has one"
     return Reason(Code.AUTOCAST, message, first.name)
 
 
 def regime(graph: Graph, at: Node, device: str) -> Callable[[], AbstractContextManager[Any]]:
-    """What puts torch.autocast of a type of device as it is in front of the node `at` of the graph."""
+    """Makes context managers that set torch.autocast as it is just before the node `at`.
+
+    Args:
+        graph: the graph.
+        at: a node of it.
+        device: type of device, such as "cpu".
+    """
     if not graph.find_nodes(op="call_function", target=torch.amp.autocast_mode._enter_autocast):
         return nullcontext
     nodes = tuple(graph.nodes)
@@ -43,10 +49,11 @@ def regime(graph: Graph, at: Node, device: str) -> Callable[[], AbstractContextM
 
 
 def _regimes(nodes: Sequence[Node], device: str) -> list[torch.dtype | None]:
-    """The dtype to which autocast of this type of device casts in front of each node; None where it is off."""
-    known = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    around = torch.get_autocast_dtype(device) if known else None
-    entered: list[tuple[Any, torch.dtype | None]] = [(None, around)]
+    """For each node, the dtype that autocast of this type of device casts to just before it; None where autocast is off."""
+    # A graph that was traced inside an autocast block has no node for it. Then the setting is the current one of the thread.
+    enabled_outside = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    outside = torch.get_autocast_dtype(device) if enabled_outside else None
+    entered: list[tuple[Any, torch.dtype | None]] = [(None, outside)]
     found = []
     for node in nodes:
         found.append(entered[-1][1])
@@ -61,29 +68,29 @@ def _regimes(nodes: Sequence[Node], device: str) -> list[torch.dtype | None]:
 
 
 def only_checks(node: Node) -> bool:
-    """Whether a node only checks the dtype and device of a value, as torch.export does in front of casts: no use of the value."""
+    """Whether a node only checks the dtype and device of a value. torch.export adds such nodes before casts; they use no value."""
     return node.target is torch.ops.aten._assert_tensor_metadata.default
 
 
 def shared_and_written(view: GraphView, outputs: Sequence[Node]) -> Reason | None:
-    """Why results that lie in one memory which the graph writes are left alone: those of a call do not see each other's writes."""
-    held = Counter(view.memory(n) for n in outputs)
-    shared = [n for n in outputs if held[view.memory(n)] > 1]
+    """Why a site is left alone whose results share memory that the graph writes; None if there is no such memory."""
+    # Each result of a call has memory of its own, so a write to one would no longer show in the others.
+    results_in = Counter(view.memory(n) for n in outputs)
+    shared = [n for n in outputs if results_in[view.memory(n)] > 1]
     writer = view.written(shared, 0, len(view.nodes))
     if writer is None:
         return None
-    message = (
-        f"{writer.name} modifies memory that {len(shared)} results share; those of a call have memory of their own"
-    )
+    message = f"{writer.name} modifies memory that {len(shared)} results share; results of a call share none"
     return Reason(Code.MUTATION, message, writer.name)
 
 
 def of_other_class(view: GraphView, site: Site) -> Reason | None:
-    """Why a site with a tensor that answers operations itself is left alone."""
+    """Why a site with a tensor subclass is left alone; None if there is none."""
+    # A subclass has its own implementation of each operation, such as one on quantised data, and none of the kernels.
     inside = (*site.interior, *site.outputs)
     for node in dict.fromkeys(n for member in inside for n in (*member.all_input_nodes, member)):
         value = view.value(node)
         if is_traceable_wrapper_subclass(value):
-            message = f"{node.name} is a {type(value).__name__}, which answers operations itself and knows no kernel"
+            message = f"{node.name} is a {type(value).__name__}, a tensor class of its own that has no kernels"
             return Reason(Code.SUBCLASS, message, node.name)
     return None

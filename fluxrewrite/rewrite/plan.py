@@ -1,9 +1,10 @@
-"""What becomes of each finding, and the rewrite that follows from it."""
+"""The decision on each finding, and the rewrite that carries it out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from torch.fx import Graph, GraphModule
 
@@ -13,10 +14,10 @@ from ..kernel import Kernel
 from ..site import Code, Finding, Miss, Reason, Site
 from .apply import rewritten_graph
 from .base import Replacement
-from .search import Choice
+from .search import BlockChoice
 from .selection import Selection
 
-__all__ = ["CHOOSING", "Decision", "Plan", "Policy", "apply", "apply_graph", "check_policy", "kept"]
+__all__ = ["CHOOSING", "Choice", "Decision", "Plan", "Policy", "apply", "apply_graph", "check_policy", "kept"]
 
 Policy = str | Callable[[Site], bool | str]
 CHOOSING = ("auto", "measure")
@@ -24,17 +25,25 @@ CHOOSING = ("auto", "measure")
 
 
 def check_policy(policy: Policy) -> None:
-    """Raise InputError for a policy that is none."""
+    """Raise InputError for an unknown policy."""
     if not callable(policy) and policy not in ("all", "none", *CHOOSING):
         raise InputError(f"unknown policy {policy!r}; known: auto, measure, all, none, or a callable on sites")
 
 
+class Choice(StrEnum):
+    """What a site becomes: a kernel call, plain operations on joined weights, or the model's own operations."""
+
+    KERNEL = "kernel"
+    INLINE = "inline"
+    KEEP = "keep"
+
+
 @dataclass(frozen=True)
 class Decision:
-    """A finding and what becomes of it: `choice` is "kernel", "inline" or "keep"; `reasons` say why it is kept."""
+    """A finding and the decision on it; `reasons` say why it is kept."""
 
     finding: Finding
-    choice: str
+    choice: Choice
     reasons: tuple[Reason, ...] = ()
     kernel: Kernel | None = None
 
@@ -52,48 +61,50 @@ class Plan:
 
     decisions: tuple[Decision, ...]
     selection: Selection
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[BlockChoice, ...] = ()
 
     def replacements(self) -> list[Replacement]:
-        """The sites that kernels take, and those that are written inline."""
+        """The sites that become kernel calls or are written inline."""
         return [
             Replacement(self.selection.passes[d.finding.kind], d.finding, d.kernel)
             for d in self.decisions
-            if isinstance(d.finding, Site) and (d.choice == "inline" or (d.choice == "kernel" and d.kernel is not None))
+            if isinstance(d.finding, Site)
+            and (d.choice == Choice.INLINE or (d.choice == Choice.KERNEL and d.kernel is not None))
         ]
 
     def keeping(self, left: Iterable[tuple[Site, Reason]]) -> Plan:
-        """The plan with sites that could not be rewritten after all."""
-        late = {id(site): reason for site, reason in left}
+        """The plan in which these sites are kept, because rewriting them failed."""
+        late = {site.key: reason for site, reason in left}
         changed = []
         for d in self.decisions:
-            reason = late.get(id(d.finding))
+            reason = late.get(d.finding.key) if isinstance(d.finding, Site) else None
             if reason is not None and isinstance(d.finding, Site):
-                d = Decision(replace(d.finding, reasons=(reason,)), "keep", (reason,))
+                d = Decision(replace(d.finding, reasons=(reason,)), Choice.KEEP, (reason,))
             changed.append(d)
         return Plan(tuple(changed), self.selection, self.choices)
 
     def kept(self, why: str) -> Plan:
-        """The plan with every site that would have been rewritten kept, for this reason."""
+        """The plan in which every site is kept, for this reason."""
         changed = [
-            kept(d.finding, why) if d.choice != "keep" and isinstance(d.finding, Site) else d for d in self.decisions
+            kept(d.finding, why) if d.choice != Choice.KEEP and isinstance(d.finding, Site) else d
+            for d in self.decisions
         ]
         return Plan(tuple(changed), self.selection, self.choices)
 
 
 def kept(site: Site, why: str) -> Decision:
-    """The decision to leave a site alone, by policy."""
-    return Decision(site, "keep", (Reason(Code.POLICY, why, site.outputs[0].name),))
+    """The decision of a policy to leave a site alone."""
+    return Decision(site, Choice.KEEP, (Reason(Code.POLICY, why, site.outputs[0].name),))
 
 
 def apply(gm: GraphModule, plan: Plan) -> tuple[GraphModule, Plan]:
-    """The rewritten module, `gm` itself when there is nothing to rewrite; and the plan as it was carried out."""
+    """The rewritten module, which is `gm` itself if there is nothing to rewrite, and the plan as it was carried out."""
     graph, carried_out = apply_graph(gm, plan)
     return as_module(gm, graph), carried_out
 
 
 def apply_graph(gm: GraphModule, plan: Plan) -> tuple[Graph, Plan]:
-    """As `apply`, but the graph alone: that of `gm` itself when there is nothing to rewrite."""
+    """Like `apply`, but returns only the graph: that of `gm` itself if there is nothing to rewrite."""
     replacements = plan.replacements()
     if not replacements:
         return gm.graph, plan

@@ -1,27 +1,69 @@
-"""Which eligible sites to give to kernels: for each distinct block of the model the set with the least predicted time."""
+"""Which eligible sites become kernel calls: for each distinct block of the model, the set with the shortest time."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import torch
 from torch.fx import Node
 
 from ..graph.module_paths import block_path, module_path
 from ..graph.view import GraphView
 from ..site import Site
 
-__all__ = ["MARGIN", "Basis", "Block", "Choice", "Price", "Priced", "blocks", "choose", "kinds_of", "label"]
+__all__ = [
+    "MARGIN",
+    "Basis",
+    "Block",
+    "BlockChoice",
+    "Price",
+    "Priced",
+    "SiteKind",
+    "blocks",
+    "choose",
+    "kinds_of",
+    "label",
+]
 
 MARGIN = 0.02
-"""A set of kernels must save at least this share of a block's time: neither models nor measurements are exact to less."""
+"""A set of kernels must save at least this share of a block's time: neither models nor measurements are more accurate."""
 
-Kinds = frozenset[tuple[object, ...]]
 Basis = Literal["modelled", "measured"]
+
+
+@dataclass(frozen=True)
+class SiteKind:
+    """What sites that get the same decision have in common.
+
+    Attributes:
+        kind, form, dtype: as those of `Site`.
+        shapes: sizes by name, in the order that the pass gives them.
+        inline: written as plain operations, not taken by a kernel.
+    """
+
+    kind: str
+    form: str
+    shapes: tuple[tuple[str, int | str], ...]
+    dtype: torch.dtype
+    inline: bool
+
+    @classmethod
+    def of(cls, site: Site) -> SiteKind:
+        """The kind of a site."""
+        return cls(site.kind, site.form, tuple(site.shapes.items()), site.dtype, bool(site.inline))
+
+    @property
+    def sequence(self) -> int | str | None:
+        """The sequence length, where the pass names one."""
+        return dict(self.shapes).get("sequence")
+
+
+Kinds = frozenset[SiteKind]
 
 
 @dataclass(frozen=True)
@@ -40,52 +82,53 @@ class Block:
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """Equal for blocks that are decided alike."""
-        return (len(self.nodes), *(_kind(site) for site in self.sites))
+        """Equal for blocks that get the same decision."""
+        return (len(self.nodes), *(SiteKind.of(site) for site in self.sites))
 
     @property
     def family(self) -> tuple[object, ...]:
-        """Equal for blocks that are decided alike where that is expensive: those of one list of modules that hold the same sites.
+        """Equal for blocks that share a decision when prices are expensive: those of one module list with the same sites.
 
-        The first and the last block of a list often differ from the others in an operation or two at their ends.
+        It ignores the number of nodes, because the first and the last block of a list often differ from the others in an
+        operation or two at their ends, and timing them separately would take as long again.
         """
         parts = self.path.split(".")
-        return (".".join(parts[:-1]) if self.path else len(self.nodes), *(_kind(site) for site in self.sites))
+        return (".".join(parts[:-1]) if self.path else len(self.nodes), *(SiteKind.of(site) for site in self.sites))
 
 
 class Price(Protocol):
-    """Tells times of a block with kernels in the place of some of its sites.
+    """The time of a block with kernels instead of some of its sites.
 
     Attributes:
         basis: where the times come from.
-        expensive: each time takes seconds to find, so that only sets which may well be the best are asked for.
+        expensive: each time takes seconds to obtain, so that only promising sets are priced.
     """
 
     basis: Basis
     expensive: bool
 
     def __call__(self, block: Block, candidates: Sequence[Sequence[Site]]) -> Sequence[Priced]:
-        """One time for each candidate: the sites that kernels take; no site for the block as it is."""
+        """One time for each candidate. A candidate is the sites that become kernel calls; none is the block as it is."""
 
 
 @dataclass(frozen=True)
 class Priced:
-    """Microseconds of a block, infinite if it cannot run so, and the least difference from the block as it is that counts."""
+    """Microseconds of a block, infinite if it cannot run, and the smallest difference that is not noise."""
 
     us: float
     noise_us: float = 0.0
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was decided for the sites of one kind of block.
+class BlockChoice:
+    """The decision for the sites of one kind of block.
 
     Attributes:
         block: path of the first such block.
         blocks: how many there are.
-        taken: the kinds of site that kernels take.
-        times: time of the block by the names of the kernels in it.
-        chosen: the names of those taken.
+        taken: the kinds of site that become kernel calls or are written inline.
+        times: microseconds of the block, by the names of the kernels in it.
+        chosen: the names of the kernels taken.
         alone: what each kind of kernel alone adds to the block's time.
         basis: where the times come from.
     """
@@ -100,7 +143,7 @@ class Choice:
 
 
 def blocks(view: GraphView, sites: Sequence[Site]) -> list[Block]:
-    """The blocks that hold `sites`, by the first numbered module on their path; each call of a module is a block of its own."""
+    """The blocks that contain `sites`, by the first numbered module on their path. Each call of a module is a block of its own."""
     paths = {block_path(site.path) for site in sites}
     runs = _runs(view, paths)
     members: dict[tuple[str, int], list[Site]] = defaultdict(list)
@@ -119,7 +162,7 @@ def blocks(view: GraphView, sites: Sequence[Site]) -> list[Block]:
 
 
 def _runs(view: GraphView, paths: Collection[str]) -> dict[str, list[list[int]]]:
-    """First and last node of each call of the modules `paths`: between two calls of one there are nodes of another."""
+    """First and last node of each call of the modules `paths`. Two calls of one module are separated by nodes of another."""
     runs: dict[str, list[list[int]]] = {path: [] for path in paths}
     current = ""
     for index, node in enumerate(view.nodes):
@@ -135,54 +178,52 @@ def _runs(view: GraphView, paths: Collection[str]) -> dict[str, list[list[int]]]
 
 
 def kinds_of(sites: Iterable[Site]) -> Kinds:
-    """The kinds of site among some."""
-    return frozenset(map(_kind, sites))
+    """The distinct kinds of some sites."""
+    return frozenset(map(SiteKind.of, sites))
 
 
-def _kind(site: Site) -> tuple[object, ...]:
-    return (site.kind, site.form, tuple(site.shapes.items()), site.dtype, bool(site.inline))
-
-
-def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[Site], list[Choice]]:
-    """The sites to rewrite, and one `Choice` for each distinct block.
+def choose(view: GraphView, sites: Sequence[Site], price: Price) -> tuple[list[Site], list[BlockChoice]]:
+    """The sites to rewrite, and one `BlockChoice` for each distinct block.
 
     Args:
         view: the graph.
-        sites: sites that kernels may take; they may overlap.
-        price: time of a block with some of its sites taken by kernels.
+        sites: sites that may become kernel calls; they may overlap.
+        price: time of a block with kernels instead of some of its sites.
 
     Returns:
-        Sites, none of which overlaps another; and what was decided for each kind of block. A set is taken only if it is at
-        least `MARGIN` faster than none.
+        Sites that do not overlap, and the decision for each kind of block. A set is taken only if it is faster than no kernel
+        by at least `MARGIN`.
     """
-    decided: dict[tuple[object, ...], Choice] = {}
+    decided: dict[tuple[object, ...], BlockChoice] = {}
     chosen: list[Site] = []
     for block in blocks(view, sites):
         alike = block.family if price.expensive else block.signature
         known = decided.get(alike)
         choice = _decide(block, price) if known is None else known
         decided[alike] = _counted(choice, known)
-        chosen += _largest([s for s in block.sites if _kind(s) in choice.taken])
+        chosen += _largest([s for s in block.sites if SiteKind.of(s) in choice.taken])
     return chosen, list(decided.values())
 
 
-def _counted(choice: Choice, known: Choice | None) -> Choice:
+def _counted(choice: BlockChoice, known: BlockChoice | None) -> BlockChoice:
     if known is None:
         return choice
     return replace(known, blocks=known.blocks + 1)
 
 
-def _decide(block: Block, price: Price) -> Choice:
-    """No kernel, each kind alone, any two and all of them, and from the best of these whatever one more kind makes better.
+def _decide(block: Block, price: Price) -> BlockChoice:
+    """Price no kernel, each kind alone, each pair and all kinds; then grow the best of these by one kind at a time.
 
-    Where prices are expensive no two are tried but those with the best kind, and only kinds that alone are not slower beyond doubt.
+    Pairs are priced because two kernels can pay together where neither does alone: next to each other they share a border, and
+    the fusion that is lost there is lost only once. All subsets would be exponential in the number of kinds. If prices are
+    expensive, the pairs are skipped, and kinds that are certainly slower alone are left out of the growing.
     """
-    kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
+    kinds = list(dict.fromkeys(SiteKind.of(s) for s in block.sites))
     trials = _Trials(block, price)
     none, *single, _ = trials.run([frozenset(), *(frozenset([kind]) for kind in kinds), frozenset(kinds)])
     single_kernel_delta: dict[str, float] = defaultdict(float)
     for kind, found in zip(kinds, single, strict=True):
-        single_kernel_delta[str(kind[0])] += 0.0 if kind[-1] else trials.times[found].us - trials.times[none].us
+        single_kernel_delta[kind.kind] += 0.0 if kind.inline else trials.times[found].us - trials.times[none].us
     if price.expensive:
         kinds = [kind for kind, found in zip(kinds, single, strict=True) if trials.may_pay(found, none)]
     else:
@@ -193,27 +234,27 @@ def _decide(block: Block, price: Price) -> Choice:
     if found_us.us > none_us * (1 - MARGIN) - found_us.noise_us:
         best = none
     times = {label(block, taken): priced.us for taken, priced in trials.times.items()}
-    return Choice(block.path, 1, best, times, label(block, best), single_kernel_delta, price.basis)
+    return BlockChoice(block.path, 1, best, times, label(block, best), single_kernel_delta, price.basis)
 
 
 class _Trials:
-    """What was priced of one block, by the kinds of site that kernels take in it."""
+    """The priced sets of one block, by the kinds of site that become kernel calls."""
 
     def __init__(self, block: Block, price: Price) -> None:
         self._block, self._price = block, price
         self.times: dict[Kinds, Priced] = {}
 
     def run(self, wanted: Sequence[Kinds]) -> list[Kinds]:
-        """Price those that are new, together. For each the kinds that it comes to, without those inside larger sites."""
-        taken = [_largest([s for s in self._block.sites if _kind(s) in kinds]) for kinds in wanted]
+        """Price the new sets in one call. Returns for each set the kinds that remain without sites inside larger ones."""
+        taken = [_largest([s for s in self._block.sites if SiteKind.of(s) in kinds]) for kinds in wanted]
         found = [kinds_of(sites) for sites in taken]
         new = {kinds: sites for kinds, sites in zip(found, taken, strict=True) if kinds not in self.times}
         if new:
             self.times.update(zip(new, self._price(self._block, list(new.values())), strict=True))
         return found
 
-    def grow(self, start: Kinds, kinds: Sequence[tuple[object, ...]]) -> None:
-        """Add the kind that helps most until none does."""
+    def grow(self, start: Kinds, kinds: Sequence[SiteKind]) -> None:
+        """Add the kind that helps most, until none helps."""
         while True:
             wider = [found for found in self.run([start | {kind} for kind in kinds]) if found != start]
             if not wider or self._worst(self.least(wider)) >= self._worst(start):
@@ -221,11 +262,11 @@ class _Trials:
             start = self.least(wider)
 
     def least(self, sets: Iterable[Kinds]) -> Kinds:
-        """The set with the least time, at its worst; of equal ones the smallest."""
+        """The set with the shortest time at its upper end; of equal ones, the smallest."""
         return min(sets, key=lambda kinds: (self._worst(kinds), len(kinds)))
 
     def may_pay(self, kinds: Kinds, none: Kinds) -> bool:
-        """Whether a set is perhaps no slower than none."""
+        """Whether a set may be no slower than no kernel, given the noise."""
         return self.times[kinds].us - self.times[kinds].noise_us <= self.times[none].us
 
     def _worst(self, kinds: Kinds) -> float:
@@ -233,7 +274,7 @@ class _Trials:
 
 
 def _largest(sites: Sequence[Site]) -> list[Site]:
-    """Without sites that lie inside a larger one; of a site that is there twice, the one that a kernel takes."""
+    """Without sites inside a larger one. Of a site with an inline form in the list, the kernel call remains."""
     owner: dict[Node, Site] = {}
     for site in sorted(sites, key=lambda s: (len(s.interior), not s.inline)):
         owner.update(dict.fromkeys((*site.interior, *site.outputs), site))
@@ -241,23 +282,20 @@ def _largest(sites: Sequence[Site]) -> list[Site]:
 
 
 def label(block: Block, taken: Kinds) -> str:
-    """ "qkv:triple[256] + attention:sdpa x2"; "none" for no kind. Sizes tell kinds of one form apart."""
-    kinds = list(dict.fromkeys(_kind(s) for s in block.sites))
+    """ "qkv:triple[256] + attention:sdpa x2"; "none" for no kind. Sizes distinguish kinds of one form."""
+    counts = Counter(SiteKind.of(s) for s in block.sites)
     words = []
-    for kind in kinds:
+    for kind, count in counts.items():
         if kind not in taken:
             continue
-        like = [s for s in block.sites if _kind(s) == kind]
-        others = [k for k in kinds if (k[:2], k[-1]) == (kind[:2], kind[-1])]
-        sizes = f"[{_telling(like[0], others)}]" if len(others) > 1 else ""
-        words.append(
-            f"{'inline ' * bool(like[0].inline)}{kind[0]}:{kind[1]}{sizes}"
-            + (f" x{len(like)}" if len(like) > 1 else "")
-        )
+        others = [k for k in counts if (k.kind, k.form, k.inline) == (kind.kind, kind.form, kind.inline)]
+        size = f"[{_distinction(kind, others)}]" if len(others) > 1 else ""
+        times = f" x{count}" if count > 1 else ""
+        words.append(f"{'inline ' * kind.inline}{kind.kind}:{kind.form}{size}{times}")
     return " + ".join(words) or "none"
 
 
-def _telling(site: Site, others: Sequence[tuple[object, ...]]) -> str:
-    """The sequence length where that tells the kinds apart, else the number of the kind."""
-    lengths = [dict(k[2]).get("sequence") for k in others]  # type: ignore[call-overload]
-    return str(site.shapes.get("sequence") if len(set(lengths)) == len(others) else others.index(_kind(site)) + 1)
+def _distinction(kind: SiteKind, others: Sequence[SiteKind]) -> str:
+    """The sequence length if that distinguishes the kinds, else the number of the kind."""
+    lengths = {k.sequence for k in others}
+    return str(kind.sequence if len(lengths) == len(others) else others.index(kind) + 1)

@@ -1,4 +1,4 @@
-"""Whether a result may lie in memory in another order than the one that it replaces."""
+"""Whether a result may have other strides than the value that it replaces."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ _VIEWS = frozenset(
     | {"split", "unbind", "narrow", "select", "detach", "to", "unflatten", "clone", "view", "view_as"}
 )
 _COPIES = frozenset({"reshape", "flatten", "contiguous", "reshape_as", "ravel", "to"})
-"""Operations that copy a tensor or view it, as its strides have it."""
+"""Operations that view a tensor or copy it, depending on its strides."""
 
 
 class Strides:
-    """The uses of the values of a graph that depend on how these lie in memory.
+    """The uses of values of a graph that depend on strides.
 
-    Blocks that repeat ask the same again, so what a view made of some strides is kept.
+    The value that a call replaces may be a transposed view, while the call returns a contiguous tensor. Few uses depend on that,
+    so the check follows the users of a value and does not demand equal strides.
 
     Args:
-        graph: as it was traced.
+        graph: the graph as it was traced.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -54,7 +55,10 @@ class Strides:
         return GraphView(self._graph)
 
     def check(self, old: Node, new: Node) -> None:
-        """Raise RewriteError if a use of `old`, a node of the graph, depends on strides that `new` does not have."""
+        """Raise RewriteError if a use of `old`, a node of the graph, depends on strides that `new` does not have.
+
+        Users that only view are followed. The check ends where the strides are equal again or an operation computes new values.
+        """
         pending = [(old, value_of(new))]
         while pending:
             node, value = pending.pop()
@@ -62,9 +66,10 @@ class Strides:
                 continue
             for user in node.users:
                 name = str(user.target if isinstance(user.target, str) else getattr(user.target, "__name__", ""))
+                # With other strides a view may become a copy or a copy a view. That is visible only if one of them is written.
                 if name in _COPIES and self._view.written((node, user), 0, len(self._view.nodes)) is not None:
                     raise RewriteError(
-                        f"{user.name} may copy {node.name} or view it by its strides, and one of the two is written to"
+                        f"{user.name} may copy or view {node.name} depending on its strides, and one of the two is written to"
                     )
                 if name in _VIEWS:
                     pending.append((user, self._seen_by(user, node, value)))
@@ -75,8 +80,9 @@ class Strides:
                     )
 
     def _seen_by(self, user: Node, node: Node, value: Any) -> Any:
-        """What a view makes of the new value of one of its arguments."""
-        key = _as_asked(user, node, value)
+        """The result of the view `user` if its argument `node` has a new value."""
+        # Blocks repeat, and a fake run takes far longer than a lookup.
+        key = _view_key(user, node, value)
         if key is not None and key in self._seen:
             return self._seen[key]
         try:
@@ -92,8 +98,9 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return all(same_dim(n, 1) or same_dim(s, t) for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True))
 
 
-def _as_asked(user: Node, node: Node, value: Any) -> tuple[object, ...] | None:
-    """Equal for views of tensors of the same sizes and strides; None where sizes are symbolic or other values take part."""
+def _view_key(user: Node, node: Node, value: Any) -> tuple[object, ...] | None:
+    """A key that is equal for equal views of tensors with equal sizes and strides; None if a size is symbolic or there are other
+    inputs."""
     if not isinstance(value, torch.Tensor) or user.kwargs or user.all_input_nodes != [node]:
         return None
     sizes = (*value.shape, *value.stride())

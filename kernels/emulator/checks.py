@@ -140,7 +140,7 @@ def scalar_values(value: Any) -> Any:
 
 
 def integer_types(ins: str, *views: NkiTensor) -> None:
-    """Refuse operands of bitwise operators that are no integers."""
+    """Refuse operands of bitwise operators that are not integers."""
     for view in views:
         if view.dtype.kind not in "iu":
             fail(HardwareLimit.DTYPE, ins, f"bitwise operators need integer tiles; {view!r} is {view.dtype}")

@@ -85,7 +85,7 @@ def dma_copy(
     hardware = _check_mode(machine, ins, dge_mode, priority)
     if hardware and dst.dtype != src.dtype:
         fail(HardwareLimit.DMA_MODE, ins, f"hwdge cannot convert {src.dtype} to {dst.dtype}")
-    machine.dma(ins, src, dst, min(_run_bytes(src), _run_bytes(dst)), 1.0, hardware)
+    machine.dma(ins, src, dst, run=min(_run_bytes(src), _run_bytes(dst)), hwdge=hardware)
     if machine.numerics:
         store(dst, _convert(src.array(), src, dst))
 
@@ -142,7 +142,7 @@ def dma_transpose(
     order = _check_transpose(ins, dst, src, axes, hardware)
     in_sbuf = src.buffer is MemoryRegion.sbuf
     share = specs.DMA_TRANSPOSE_EFFICIENCY_SBUF if in_sbuf else specs.DMA_TRANSPOSE_EFFICIENCY_HBM
-    machine.dma(ins, src, dst, _run_bytes(src), share, hardware)
+    machine.dma(ins, src, dst, run=_run_bytes(src), efficiency=share, hwdge=hardware)
     if machine.numerics:
         store(dst, src.array().transpose(order).copy())
 

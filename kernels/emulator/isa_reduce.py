@@ -46,11 +46,8 @@ def tensor_scalar_reduce(
     on_chip(data, ins, "data")
     same_elements(ins, dst, "dst", data, "data")
     first = need_arithmetic(op0, ins, machine.generation, "op0", unary=True)
-    if reverse0:
-        fail(HardwareLimit.OPERATOR, ins, "reverse0 is not supported by this instruction yet (NKI 0.6)")
-    if reduce_op not in _REDUCERS:
-        fail(HardwareLimit.REDUCE, ins, f"reduce_op={reduce_op!r}; it must be add, multiply, maximum or minimum")
-    accumulator.check(ins, data, reduce_cmd, _RESETTING, reduce_res, reduce_init)
+    _check_reducer(ins, reduce_op, reverse0)
+    accumulator.check(ins, data, reduce_cmd, _RESETTING, reduce_res, init=reduce_init)
     accumulator.needs_registers(machine, ins, reduce_cmd, reduce_res)
     tiles = [None if first.binary is None else scalar_operand(ins, operand0, data, "operand0")]
     if reduce_init is not None:
@@ -62,7 +59,16 @@ def tensor_scalar_reduce(
     if machine.numerics:
         values = apply(first, load(data), None if first.binary is None else scalar_values(operand0), False)
         store(dst, values)
-    accumulator.update(machine, reduce_op, reduce_cmd, values, data, reduce_res, reduce_init, reduce_res_negate)
+    accumulator.update(
+        machine, reduce_op, reduce_cmd, values, data, reduce_res=reduce_res, init=reduce_init, negate=reduce_res_negate
+    )
+
+
+def _check_reducer(ins: str, reduce_op: AluOp, reverse0: bool) -> None:
+    if reverse0:
+        fail(HardwareLimit.OPERATOR, ins, "reverse0 is not supported by this instruction yet (NKI 0.6)")
+    if reduce_op not in _REDUCERS:
+        fail(HardwareLimit.REDUCE, ins, f"reduce_op={reduce_op!r}; it must be add, multiply, maximum or minimum")
 
 
 def exponential(
@@ -90,7 +96,7 @@ def exponential(
     if not loads and (isinstance(reduce_init, NkiTensor) or reduce_init != 0.0):
         fail(HardwareLimit.REDUCE, ins, "reduce_init must be 0.0 unless reduce_cmd is load_reduce")
     init = reduce_init if loads else None
-    accumulator.check(ins, src, reduce_cmd, (commands.idle, *_RESETTING), reduce_res, init)
+    accumulator.check(ins, src, reduce_cmd, (commands.idle, *_RESETTING), reduce_res, init=init)
     accumulator.needs_registers(machine, ins, reduce_cmd, reduce_res)
     tiles = [scalar_operand(ins, max_value, src, "max_value", _FLOAT32)]
     if init is not None:
@@ -103,7 +109,7 @@ def exponential(
         with np.errstate(all="ignore"):
             values = np.exp(load(src) - scalar_values(max_value))
         store(dst, values)
-    accumulator.update(machine, BY_NAME["add"], reduce_cmd, values, src, reduce_res, init)
+    accumulator.update(machine, BY_NAME["add"], reduce_cmd, values, src, reduce_res=reduce_res, init=init)
 
 
 def bn_stats(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> None:

@@ -69,6 +69,7 @@ def _activate(
     dst: NkiTensor,
     op: Any,
     data: NkiTensor,
+    *,
     bias: Any,
     scale: Any,
     reduce_op: Any,
@@ -81,7 +82,7 @@ def _activate(
     same_elements(ins, dst, "dst", data, "data")
     function = need_op(op, ins)
     if function.activation is None:
-        fail(HardwareLimit.OPERATOR, ins, f"op={function!r} is no activation function")
+        fail(HardwareLimit.OPERATOR, ins, f"op={function!r} is not an activation function")
     tiles = _check_operands(machine, ins, data, bias, scale)
     _check_reduce(ins, data, reduce_op, reduce_res, command)
     if function is BY_NAME["reciprocal"] and bias is not None and machine.generation == 2:
@@ -135,7 +136,10 @@ def activation(
     returns garbage for them. Raises ``activation_range``, ``operand``, ``operator``, ``reduce``, ``shape``, ``arch``,
     ``partition_*``, ``buffer``, ``uninitialised``.
     """
-    _activate("activation", dst, op, data, bias, scale, reduce_op, reduce_res, reduce_cmd)
+    _activate(
+        "activation", dst, op, data,
+        bias=bias, scale=scale, reduce_op=reduce_op, reduce_res=reduce_res, command=reduce_cmd,
+    )  # fmt: skip
 
 
 def activation_reduce(
@@ -152,4 +156,7 @@ def activation_reduce(
     ins = "activation_reduce"
     if not isinstance(reduce_res, NkiTensor):
         fail(HardwareLimit.REDUCE, ins, "reduce_res must be a (P, 1) tile")
-    _activate(ins, dst, op, data, bias, scale, reduce_op, reduce_res, commands.reset_reduce)
+    _activate(
+        ins, dst, op, data,
+        bias=bias, scale=scale, reduce_op=reduce_op, reduce_res=reduce_res, command=commands.reset_reduce,
+    )  # fmt: skip

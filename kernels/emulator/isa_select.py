@@ -108,6 +108,7 @@ def _check_range(
     comparisons: tuple[AluOp, AluOp],
     bounds: tuple[NkiTensor, NkiTensor],
     range_start: int,
+    *,
     on_false_value: float,
     reduce_op: AluOp,
 ) -> None:
@@ -150,7 +151,10 @@ def range_select(
     on_chip(dst, ins, "dst")
     on_chip(on_true_tile, ins, "on_true_tile")
     same_elements(ins, dst, "dst", on_true_tile, "on_true_tile")
-    _check_range(ins, on_true_tile, (comp_op0, comp_op1), (bound0, bound1), range_start, on_false_value, reduce_op)
+    comparisons, bounds = (comp_op0, comp_op1), (bound0, bound1)
+    _check_range(
+        ins, on_true_tile, comparisons, bounds, range_start, on_false_value=on_false_value, reduce_op=reduce_op
+    )
     accumulator.check(ins, on_true_tile, reduce_cmd, _SELECT_COMMANDS, reduce_res)
     accumulator.needs_registers(machine, ins, reduce_cmd, reduce_res)
     writes = (dst,) if reduce_res is None else (dst, reduce_res)
@@ -162,7 +166,7 @@ def range_select(
         keep = (apply(comp_op0, index, load(bound0), False) != 0) & (apply(comp_op1, index, load(bound1), False) != 0)
         values = np.where(keep, load(on_true_tile), np.float32(FP32_MIN))
         store(dst, values)
-    accumulator.update(machine, reduce_op, reduce_cmd, values, on_true_tile, reduce_res)
+    accumulator.update(machine, reduce_op, reduce_cmd, values, on_true_tile, reduce_res=reduce_res)
 
 
 def _check_select_types(ins: str, predicate: NkiTensor, on_true: NkiTensor, reduce_res: NkiTensor | None) -> None:
@@ -211,7 +215,7 @@ def select_reduce(
         keep = (raw(predicate) != 0) != reverse_pred
         values = np.where(keep, load(on_true), scalar_values(on_false))
         store(dst, values)
-    accumulator.update(machine, reduce_op, reduce_cmd, values, on_true, reduce_res)
+    accumulator.update(machine, reduce_op, reduce_cmd, values, on_true, reduce_res=reduce_res)
 
 
 def tensor_partition_reduce(dst: NkiTensor, op: AluOp, data: NkiTensor, name: str | None = None) -> None:

@@ -31,7 +31,7 @@ def check_bank(machine: Machine, ins: str, dst: NkiTensor) -> None:
         fail(HardwareLimit.PSUM_BANK, ins, text)
 
 
-def _check_types(machine: Machine, ins: str, dst: NkiTensor, a: NkiTensor, b: NkiTensor, double: bool) -> None:
+def _check_types(machine: Machine, ins: str, dst: NkiTensor, a: NkiTensor, b: NkiTensor, *, double: bool) -> None:
     for role, view in (("stationary", a), ("moving", b)):
         if view.dtype not in dtypes.MATMUL:
             fail(HardwareLimit.DTYPE, ins, f"{role} is {view.dtype}, which TensorE does not take")
@@ -65,14 +65,14 @@ def _array_parts(
         fail(
             HardwareLimit.MATMUL_TILE,
             ins,
-            f"tile_position {(row, col)} is no multiple of tile_size {(rows, cols)} within 128",
+            f"tile_position {(row, col)} is not a multiple of tile_size {(rows, cols)} within 128",
         )
     parts = tuple(4 * r + c for r in range(row // 32, (row + rows) // 32) for c in range(col // 32, (col + cols) // 32))
     return (rows, cols), parts
 
 
 def _check_sizes(
-    machine: Machine, ins: str, dst: NkiTensor, a: NkiTensor, b: NkiTensor, tile: tuple[int, int], double: bool
+    machine: Machine, ins: str, dst: NkiTensor, a: NkiTensor, b: NkiTensor, *, tile: tuple[int, int], double: bool
 ) -> tuple[int, int, int]:
     if double and (a.ndim != 3 or b.ndim != 3 or a.shape[1] != 2 or b.shape[1] != 2):
         fail(
@@ -138,15 +138,15 @@ def nc_matmul(
         if is_transpose or (tile_size and int(tile_size[1]) != PARTITIONS):
             fail(HardwareLimit.MATMUL_TILE, ins, "double_row goes neither with column tiling nor with transposes")
     if is_transpose:
-        return _matmul_transpose(machine, dst, stationary, moving, tile_position, tile_size)
-    _check_types(machine, ins, dst, stationary, moving, double)
+        return _matmul_transpose(machine, dst, stationary, moving, position=tile_position, size=tile_size)
+    _check_types(machine, ins, dst, stationary, moving, double=double)
     tile, parts = _array_parts(machine, ins, tile_position, tile_size)
-    k, m, n = _check_sizes(machine, ins, dst, stationary, moving, tile, double)
+    k, m, n = _check_sizes(machine, ins, dst, stationary, moving, tile=tile, double=double)
     check_bank(machine, ins, dst)
     add = _resolve_accumulate(machine, ins, dst, accumulate)
     rounds = costs.passes(stationary.dtype, moving.dtype, onezero=is_stationary_onezero or is_moving_onezero)
     work = k * m * n * (2 if double else 1)
-    machine.matmul(ins, costs.matmul(m, n, rounds), (stationary, moving), dst, MATMUL_STARTED, work, parts)
+    machine.matmul(ins, costs.matmul(m, n, rounds), (stationary, moving), dst, macs=work, parts=parts)
     if machine.numerics:
         store(dst, _product(stationary, moving, double, dst if add else None))
 
@@ -163,7 +163,7 @@ def _product(stationary: NkiTensor, moving: NkiTensor, double: bool, onto: NkiTe
 
 
 def _matmul_transpose(
-    machine: Machine, dst: NkiTensor, data: NkiTensor, identity: NkiTensor, position: Any, size: Any
+    machine: Machine, dst: NkiTensor, data: NkiTensor, identity: NkiTensor, *, position: Any, size: Any
 ) -> None:
     ins = "nc_matmul"
     _, parts = _array_parts(machine, ins, position, size)
@@ -174,7 +174,7 @@ def _matmul_transpose(
             ins,
             f"is_transpose needs a [{k}, {k}] identity as moving, got {list(identity.shape)}",
         )
-    _transpose(machine, ins, dst, data, (data, identity), parts)
+    _transpose(machine, ins, dst, data, reads=(data, identity), parts=parts)
 
 
 def _transpose(
@@ -182,14 +182,15 @@ def _transpose(
     ins: str,
     dst: NkiTensor,
     data: NkiTensor,
+    *,
     reads: tuple[NkiTensor, ...],
-    parts: tuple[int, ...] | None,
+    parts: tuple[int, ...] | None = None,
 ) -> None:
     p, f = data.shape[0], data.free_elements
     _check_transpose_shape(ins, dst, data, PARTITIONS, "TensorE")
     check_bank(machine, ins, dst)
     cycles = costs.tensor_transpose(p, f, costs.passes(data.dtype))
-    machine.matmul(ins, cycles, reads, dst, MATMUL_STARTED, 0, parts)
+    machine.matmul(ins, cycles, reads, dst, macs=0, parts=parts)
     if machine.numerics:
         store(dst, raw(data).T.copy())
 
@@ -221,7 +222,7 @@ def nc_transpose(dst: NkiTensor, data: NkiTensor, engine: engines = engines.unkn
     if unit is Engine.TENSOR:
         on_chip(dst, ins, "dst", PSUM)
         on_chip(data, ins, "data", SBUF)
-        _transpose(machine, ins, dst, data, (data,), None)
+        _transpose(machine, ins, dst, data, reads=(data,))
         return
     _check_transpose_shape(ins, dst, data, 32, "VectorE")
     machine.compute(ins, unit, costs.plain(data.free_elements), (data,), (dst,))

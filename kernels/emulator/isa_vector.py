@@ -31,7 +31,9 @@ _MAX, _POWER, _RSQRT = BY_NAME["maximum"], BY_NAME["power"], BY_NAME["rsqrt"]
 _INT32 = frozenset({"int32", "uint32"})
 
 
-def _elementwise(ins: str, dst: NkiTensor, a: NkiTensor, a_role: str, b: NkiTensor, b_role: str) -> None:
+def _elementwise(ins: str, dst: NkiTensor, **operands: NkiTensor) -> None:
+    """Check an instruction on two operands, which are passed under the names that messages use."""
+    (a_role, a), (b_role, b) = operands.items()
     on_chip(dst, ins, "dst")
     on_chip(a, ins, a_role)
     on_chip(b, ins, b_role)
@@ -56,7 +58,7 @@ def tensor_tensor(
     ``gpsimd_psum``, ``uninitialised``.
     """
     ins, machine = "tensor_tensor", current()
-    _elementwise(ins, dst, data1, "data1", data2, "data2")
+    _elementwise(ins, dst, data1=data1, data2=data2)
     views = (dst, data1, data2)
     found = need_op(op, ins)
     if found.bits:
@@ -73,7 +75,7 @@ def tensor_tensor(
         allowed = (Engine.GPSIMD,)
     unit = pick_engine(ins, engine, default, allowed, views)
     light = found in (_ADD, _SUB, _MUL)
-    cycles = costs.two_inputs(machine.generation, unit is Engine.VECTOR, data1, data2, dst, light)
+    cycles = costs.two_inputs(machine.generation, unit is Engine.VECTOR, data1, data2, dst, light=light)
     machine.compute(ins, unit, cycles, (data1, data2), (dst,))
     if machine.numerics:
         exact = found.bits or (integers and unit is Engine.GPSIMD)
@@ -177,7 +179,7 @@ def tensor_scalar(
         fail(HardwareLimit.OPERAND, ins, "operand1 without op1")
     ops, tiles = _check_ops(machine, ins, data, dst, pairs)
     operands, reverses = [p[1] for p in pairs], [reverse0, reverse1][: len(ops)]
-    unit = _ts_engine(machine, ins, engine, ops, operands, (dst, data, *tiles))
+    unit = _ts_engine(machine, ins, engine, ops, operands, views=(dst, data, *tiles))
     cycles = costs.one_input(machine.generation, unit is Engine.VECTOR, data, dst)
     if _RSQRT in ops:
         cycles *= costs.GPSIMD_RSQRT
@@ -204,7 +206,7 @@ def scalar_tensor_tensor(
     ``uninitialised``.
     """
     ins, machine = "scalar_tensor_tensor", current()
-    _elementwise(ins, dst, data, "data", operand1, "operand1")
+    _elementwise(ins, dst, data=data, operand1=operand1)
     first = need_arithmetic(op0, ins, machine.generation, "op0")
     second = need_arithmetic(op1, ins, machine.generation, "op1")
     tile = scalar_operand(ins, operand0, data, "operand0", None)
@@ -304,7 +306,7 @@ def tensor_tensor_scan(
     ``uninitialised``.
     """
     ins, machine = "tensor_tensor_scan", current()
-    _elementwise(ins, dst, data0, "data0", data1, "data1")
+    _elementwise(ins, dst, data0=data0, data1=data1)
     first = need_arithmetic(op0, ins, machine.generation, "op0")
     second = need_arithmetic(op1, ins, machine.generation, "op1")
     tile = scalar_operand(ins, initial, data0, "initial", None)

@@ -37,7 +37,7 @@ class Rendezvous:
         self._lock.notify_all()
 
     def meet(self, core: int, value: Any, instruction: str) -> list[Any]:
-        """Wait until every core has come to its own next meeting; return the values of all, by core."""
+        """Wait until every core has reached its next exchange; return the values of all, by core."""
         with self._lock:
             step = self._step[core]
             self._step[core] += 1

@@ -14,7 +14,7 @@ from .dtypes import DType, cast, to_float32
 from .errors import EmulationError, HardwareLimit, fail, kernel_line
 from .memory import Memory, clobber
 from .specs import PARTITIONS, PSUM_PARTITION_BYTES, DeviceSpec
-from .storage import ON_CHIP, UNWRITTEN, WRITTEN, MemoryRegion, Storage
+from .storage import MATMUL_STARTED, ON_CHIP, UNWRITTEN, WRITTEN, MemoryRegion, Storage
 from .tensor import NkiTensor
 from .timeline import Engine, Event, Timeline
 
@@ -166,7 +166,7 @@ class Machine:
         for view, box in zip(writes, boxes[len(reads) :], strict=True):
             storage = view.storage
             storage.tracker.write(box, end)
-            storage.mark(view.shape, view.strides, view.offset, view.dtype.itemsize, state, view.is_whole)
+            storage.mark(view.shape, view.strides, view.offset, view.dtype.itemsize, state=state, whole=view.is_whole)
             if storage.neighbours:
                 self._clobber(view)
 
@@ -197,7 +197,7 @@ class Machine:
         ports: tuple[str, ...] = ()
         if self.generation == 2:
             ports = _shared_ports(engine, (*reads, *writes))
-        event = self.timeline.compute(name, engine, cycles, ready, self._line(), 0, ports)
+        event = self.timeline.compute(name, engine, cycles, ready, self._line(), ports=ports)
         self._count(engine, event, cycles, event.end - event.start)
         self._done(boxes, reads, writes, event.end, WRITTEN)
 
@@ -207,16 +207,15 @@ class Machine:
         cycles: float,
         reads: Sequence[NkiTensor],
         dst: NkiTensor,
-        state: int,
+        *,
         macs: int,
         parts: tuple[int, ...] | None = None,
-        accumulate: bool = False,
     ) -> None:
-        """Issue a Tensor-engine instruction that leaves ``dst`` in ``state``."""
+        """Issue a Tensor-engine instruction; later ones may accumulate onto ``dst``."""
         ready, boxes = self._ready(name, reads, (dst,))
-        event, share = self.timeline.matmul(name, cycles, ready, self._line(), macs, parts)
+        event, share = self.timeline.matmul(name, cycles, ready, self._line(), macs=macs, parts=parts)
         self._count(Engine.TENSOR, event, cycles, (event.end - event.start) * share)
-        self._done(boxes, reads, (dst,), event.end, state)
+        self._done(boxes, reads, (dst,), event.end, MATMUL_STARTED)
 
     def dma(
         self, name: str, src: NkiTensor, dst: NkiTensor, run: int, efficiency: float = 1.0, hwdge: bool = False
@@ -224,7 +223,7 @@ class Machine:
         """Issue a DMA copy of all of ``src`` in contiguous runs of ``run`` bytes."""
         ready, boxes = self._ready(name, (src,), (dst,))
         nbytes = max(src.size * src.dtype.itemsize, dst.size * dst.dtype.itemsize)
-        event, busy = self.timeline.dma(name, nbytes, run, ready, self._line(), efficiency, hwdge)
+        event, busy = self.timeline.dma(name, nbytes, run, ready, self._line(), efficiency=efficiency, hwdge=hwdge)
         self._count(Engine.DMA, event, 0.0, busy)
         self._done(boxes, (src,), (dst,), event.end, WRITTEN)
 

@@ -156,11 +156,12 @@ def build(machines: Sequence[Machine]) -> Profile:
             c = machine.counters[engine]
             busy = c.busy_ns / 1000
             share = busy / latency if latency else 0.0
-            rows.append(EngineRow(core, engine, c.instructions, c.cycles, busy, share, c.macs, c.bytes))
+            totals = {"macs": c.macs, "bytes": c.bytes}
+            rows.append(EngineRow(core, engine, c.instructions, c.cycles, busy_us=busy, utilisation=share, **totals))
     memory = tuple(
         MemoryRow(core, region.name, m.memories[region].peak, m.memories[region].capacity)
         for core, m in enumerate(machines)
         for region in (MemoryRegion.sbuf, MemoryRegion.psum)
     )
     name, events = machines[0].device.name, tuple(tuple(m.timeline.events) for m in machines)
-    return Profile(name, len(machines), latency, tuple(rows), memory, events)
+    return Profile(name, len(machines), latency, engines=tuple(rows), memory=memory, events=events)

@@ -190,6 +190,28 @@ def _cores(kernel: Any, lnc: int | None, spec: DeviceSpec, name: str) -> int:
     return cores
 
 
+@dataclass(frozen=True)
+class _Simulation:
+    """A kernel's function on one configuration of the emulated device."""
+
+    fn: Callable[..., Any]
+    name: str
+    device: DeviceSpec
+    cores: int
+    options: MachineOptions
+
+    def run(self, *args: Any, **kwargs: Any) -> EmulatedRun:
+        _refuse_nesting()
+        arguments, shared = _Arguments(self.options), Shared()
+        bound = [arguments.convert(a) for a in args]
+        named = {k: arguments.convert(v, k) for k, v in kwargs.items()}
+        machines = [Machine(self.device, self.options, shared, i, self.cores) for i in range(self.cores)]
+        result = run_cores(machines, lambda: self.fn(*bound, **named))
+        _check_outputs(self.name, result)
+        arguments.write_back()
+        return EmulatedRun(_output(result, arguments.torch, self.options), build(machines))
+
+
 def simulate(
     kernel: Any,
     device: str = "trn2",
@@ -217,18 +239,5 @@ def simulate(
         raise ValueError(f"device {device!r}; known are {', '.join(DEVICES)}")
     fn = kernel.fn if isinstance(kernel, EmulatedKernel) else inspect.unwrap(kernel)
     name = getattr(fn, "__name__", "kernel")
-    cores = _cores(kernel, lnc, spec, name)
     options = MachineOptions(precise, numerics, trace)
-
-    def call(*args: Any, **kwargs: Any) -> EmulatedRun:
-        _refuse_nesting()
-        arguments, shared = _Arguments(options), Shared()
-        bound = [arguments.convert(a) for a in args]
-        named = {k: arguments.convert(v, k) for k, v in kwargs.items()}
-        machines = [Machine(spec, options, shared, i, cores) for i in range(cores)]
-        result = run_cores(machines, lambda: fn(*bound, **named))
-        _check_outputs(name, result)
-        arguments.write_back()
-        return EmulatedRun(_output(result, arguments.torch, options), build(machines))
-
-    return call
+    return _Simulation(fn, name, spec, _cores(kernel, lnc, spec, name), options).run

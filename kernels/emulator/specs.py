@@ -63,7 +63,28 @@ class DeviceSpec:
 
 _KIB = 1024
 DEVICES: dict[str, DeviceSpec] = {
-    "trn1": DeviceSpec("trn1", 2, 192 * _KIB, {"tensor": 2.8, "vector": 1.12, "scalar": 1.4, "gpsimd": 1.4}, 17, 410),
-    "trn2": DeviceSpec("trn2", 3, 224 * _KIB, {"tensor": 2.4, "vector": 0.96, "scalar": 1.2, "gpsimd": 1.2}, 23, 362),
-    "trn3": DeviceSpec("trn3", 4, 256 * _KIB, {"tensor": 2.4, "vector": 1.2, "scalar": 1.2, "gpsimd": 1.2}, 33, 600),
+    "trn1": DeviceSpec(
+        name="trn1",
+        generation=2,
+        sbuf_partition_bytes=192 * _KIB,
+        clock_ghz={"tensor": 2.8, "vector": 1.12, "scalar": 1.4, "gpsimd": 1.4},
+        dma_engine_bytes_per_ns=17,
+        hbm_bytes_per_ns=410,
+    ),
+    "trn2": DeviceSpec(
+        name="trn2",
+        generation=3,
+        sbuf_partition_bytes=224 * _KIB,
+        clock_ghz={"tensor": 2.4, "vector": 0.96, "scalar": 1.2, "gpsimd": 1.2},
+        dma_engine_bytes_per_ns=23,
+        hbm_bytes_per_ns=362,
+    ),
+    "trn3": DeviceSpec(
+        name="trn3",
+        generation=4,
+        sbuf_partition_bytes=256 * _KIB,
+        clock_ghz={"tensor": 2.4, "vector": 1.2, "scalar": 1.2, "gpsimd": 1.2},
+        dma_engine_bytes_per_ns=33,
+        hbm_bytes_per_ns=600,
+    ),
 }

@@ -111,7 +111,7 @@ class Timeline:
         self._free[engine] = end
         for port in shared:
             self._ports[port] = end
-        return self._note(Event(name, engine, 0, start, end, line, 0, macs))
+        return self._note(Event(name, engine, 0, start, end, line=line, bytes=0, macs=macs))
 
     def matmul(
         self, name: str, cycles: float, ready: float, line: str, macs: int, parts: tuple[int, ...] | None = None
@@ -122,7 +122,7 @@ class Timeline:
         end = start + cycles / self.device.clock_ghz[Engine.TENSOR]
         for p in used:
             self._array[p] = end
-        return self._note(Event(name, Engine.TENSOR, 0, start, end, line, 0, macs)), len(used) / 16
+        return self._note(Event(name, Engine.TENSOR, 0, start, end, line=line, bytes=0, macs=macs)), len(used) / 16
 
     def dma(
         self, name: str, nbytes: int, run: int, ready: float, line: str, efficiency: float = 1.0, hwdge: bool = False
@@ -140,7 +140,7 @@ class Timeline:
         start = self._bandwidth.reserve(begin, full)
         end = start + full * engines / used
         self._rings[ring] = end
-        return self._note(Event(name, Engine.DMA, ring, start, end, line, nbytes, 0)), full
+        return self._note(Event(name, Engine.DMA, ring, start, end, line=line, bytes=nbytes, macs=0)), full
 
     def wait(self, engine: Engine, until: float) -> None:
         """Hold an in-order engine until ``until``."""

@@ -100,7 +100,7 @@ class AddressTracker:
 
     __slots__ = ("_byte", "_memory", "_partition", "_strides", "_whole")
 
-    GRANULE = 4  # bytes: placed scalars lie side by side, coarser cells would tie them together
+    GRANULE = 4  # bytes: placed scalars are adjacent, and coarser cells would make accesses to one wait for another
 
     def __init__(self, memory: Tracker, partition: int, byte: int, shape: tuple[int, ...], itemsize: int) -> None:
         self._memory = memory

@@ -1,1 +1,1 @@
-"""What profiles and checks the kernels: sample inputs, float64 references, cases of `verify`, cost of a call."""
+"""Profiling and checking of kernels: sample inputs, float64 references, the cases of `verify`, the cost of a call."""

@@ -1,12 +1,13 @@
-"""What a call of a provider's kernel would cost on a device, by the emulator's model and without numbers."""
+"""The modelled cost of a call of a provider's kernel on a device: the emulator runs it without computing values."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,20 +23,20 @@ from ..emulator.timeline import Engine
 from ..toolchain import Profiler
 from . import sample_inputs
 
-__all__ = ["ModelledCall", "launcher", "model_call", "refuse_limits", "silenced"]
+__all__ = ["ModelledCall", "lacks_mode", "launcher", "model_call", "refuse_limits", "silenced"]
 
-_BUSY = 0.6  # an engine below this share of the time is not what bounds a call
+_BUSY = 0.6  # an engine that is busy for less of the time does not bound a call
 
 
 @dataclass(frozen=True)
 class ModelledCall:
-    """The modelled cost of one call of an op, and what the device could do at best.
+    """The modelled cost of one call of an op, and the least that the device's peaks allow.
 
     Attributes:
-        kernel, provider: whose kernel for which op.
-        sizes: of the arguments, as `samples.complete` answers them; `dtype` that of the activations.
+        kernel, provider: the op, and whose kernel implements it.
+        sizes: of the arguments, as `sample_inputs.complete` returns them; `dtype` is that of the activations.
         profiles: one for each NKI kernel that the call launches, in order.
-        flops: floating-point operations the op asks for.
+        flops: floating-point operations that the op is defined by.
         traffic: bytes of its operands and results.
     """
 
@@ -49,7 +50,7 @@ class ModelledCall:
 
     @property
     def latency_us(self) -> float:
-        """Modelled time in us, of all launches one after another, without what a launch itself costs."""
+        """Modelled time in us of all launches one after another, without the overhead of a launch."""
         return sum(p.latency_us for p in self.profiles)
 
     @property
@@ -71,16 +72,16 @@ class ModelledCall:
 
     @property
     def peak_gbs(self) -> float:
-        """GB/s between HBM and the cores' memories: their share of HBM or their DMA engines, the lower."""
+        """GB/s between HBM and the cores' memories: the lower of their HBM share and the rate of their DMA engines."""
         return self.cores * DEVICES[self.device].dma_bytes_per_ns
 
     @property
     def roofline_us(self) -> float:
-        """Time in us that the device's peaks allow: of the arithmetic or of the traffic, the longer."""
+        """Time in us at the device's peaks: the longer of the arithmetic and the traffic."""
         return max(self.flops / self.peak_tflops / 1e6, self.traffic / self.peak_gbs / 1e3)
 
     def busy(self, engine: Engine) -> float:
-        """Share of the time, 0 to 1, that an engine is busy, mean of the cores."""
+        """Fraction of the time that an engine is busy, 0 to 1, averaged over the cores."""
         return sum(r.busy_us for p in self.profiles for r in p.engines if r.engine is engine) / (
             self.latency_us * self.cores
         )
@@ -97,7 +98,7 @@ class ModelledCall:
 
 
 def launcher(kernel: str, provider: str) -> Implementation:
-    """The implementation of `kernel` by `provider`. Raises InputError for unknown ones, with those there are."""
+    """The implementation of `kernel` by `provider`. Raises InputError for unknown ones, with the known ones."""
     if provider == "reference":
         raise InputError("provider 'reference' has no NKI kernels; choose builtin")
     found = implementations(provider)
@@ -108,7 +109,7 @@ def launcher(kernel: str, provider: str) -> Implementation:
 
 
 def refuse_limits(kernel: str, provider: str, sizes: Mapping[str, int], dtype: torch.dtype) -> None:
-    """Raise InputError when `sizes` are outside the limits of the provider's kernel, with all that they break."""
+    """Raise InputError when `sizes` break limits of the provider's kernel, naming all of them."""
     record = provided(load_kernels((kernel,)).values(), provider, "reference")[kernel]
     broken = record.refusals(sample_inputs.facts(kernel, sizes), dtype)
     if broken:
@@ -117,9 +118,14 @@ def refuse_limits(kernel: str, provider: str, sizes: Mapping[str, int], dtype: t
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Keep what kernels print while they are traced (nkilib's do) out of the output of a command."""
+    """Keep what kernels print while they are traced, as nkilib's do, out of the output of a command."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
+
+
+def lacks_mode(launch: Callable[..., Any], options: Mapping[str, Any]) -> bool:
+    """Whether a provider's launcher does not know one of the `options` of a launch, as `is_bounded`."""
+    return any(name not in inspect.signature(launch).parameters for name in options)
 
 
 def model_call(
@@ -132,11 +138,11 @@ def model_call(
     cores: int = 1,
     trace: bool = True,
 ) -> ModelledCall:
-    """Run the kernel of `provider` under the emulator without numbers.
+    """Run the kernel of `provider` under the emulator without computing values.
 
     Args:
         kernel: name of the op.
-        sizes: as `samples.complete` answers them.
+        sizes: as `sample_inputs.complete` returns them.
         dtype: of the activations.
         provider: as `load_provider` takes it.
         device, cores: "trn1", "trn2" or "trn3", with 1 or 2 cores (trn1: 1).
@@ -147,23 +153,16 @@ def model_call(
     if device not in DEVICES:
         raise InputError(f"unknown device {device!r}; known: {', '.join(DEVICES)}")
     launch = launcher(kernel, provider).launch
-    more = sample_inputs.options(kernel, sizes)
-    missing = [name for name in more if name not in inspect.signature(launch).parameters]
-    if missing:
+    options = sample_inputs.options(kernel, sizes)
+    if lacks_mode(launch, options):
         raise InputError(f"provider {provider!r} has no bounded mode of {kernel}; leave out bounded=1")
     refuse_limits(kernel, provider, sizes, dtype)
     profiler = Profiler(device, cores, trace)
     try:
         with silenced():
-            launch(profiler, *sample_inputs.arguments(kernel, sizes, dtype), **more)
+            launch(profiler, *sample_inputs.arguments(kernel, sizes, dtype), **options)
     except EmulationError as error:
         raise InputError(f"{kernel} of {provider} at these sizes on {device}, {cores} cores: {error}") from error
-    return ModelledCall(
-        kernel,
-        provider,
-        sizes,
-        dtype,
-        tuple(profiler.profiles),
-        sample_inputs.flops(kernel, sizes),
-        sample_inputs.traffic(kernel, sizes, dtype),
-    )
+    flops, traffic = sample_inputs.flops(kernel, sizes), sample_inputs.traffic(kernel, sizes, dtype)
+    profiles = tuple(profiler.profiles)
+    return ModelledCall(kernel, provider, sizes, dtype, profiles=profiles, flops=flops, traffic=traffic)

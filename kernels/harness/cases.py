@@ -1,12 +1,11 @@
-"""The correctness matrix: a provider's kernels in a simulator against float64 (`references`).
+"""The correctness matrix: a provider's kernels in a simulator against float64 (`float64_reference`).
 
 Limits, by the dtype of the activations: relative Frobenius error 1e-5 (float32) or 1e-2 (bfloat16), cosine 0.9999. Cases
-with scores of +-10,000 have limits of their own, from what the precision of their inputs allows (`limits_of`).
+with scores of +-10,000 have other limits, which follow from the precision of their inputs (`limits_of`).
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from fluxrewrite.provider.check_suite import CheckCase, Result
 from ..emulator import EmulationError
 from ..toolchain import Emulator, Simulator, Toolchain, has_nki
 from . import sample_inputs
-from .call_cost import launcher, refuse_limits, silenced
+from .call_cost import lacks_mode, launcher, refuse_limits, silenced
 from .float64_reference import REFERENCES
 
 __all__ = ["CheckCase", "Result", "cases", "limits_of", "run_case", "simulators"]
@@ -42,10 +41,10 @@ def limits_of(case: CheckCase) -> tuple[float, float]:
     """Greatest relative error and least cosine of a case.
 
     With scores of +-`logits`, an error of d in a score changes its weight by the factor exp(d):
-    - float32: the scores themselves are multiples of ulp(10,000) = 2^-10. Limit: two of these.
-    - bfloat16 attention: the products of its inputs are exact in float32: no further allowance.
+    - float32: the scores themselves are multiples of ulp(10,000) = 2^-10. The limit is two of these.
+    - bfloat16 attention: the products of its inputs are exact in float32, so the usual limits hold.
     - bfloat16 norm_rope_attention: normalised q and k are rounded to bfloat16, 2^-9 of each lane, before the product; scores
-      move by tens and near ties change sides. Limit: cosine 0.99, and sqrt(2 - 2 * 0.99), the error that belongs to it.
+      move by tens and near ties change sides. The limits are cosine 0.99 and sqrt(2 - 2 * 0.99), the error at that cosine.
     """
     if case.logits and case.dtype == "fp32":
         return 2 * float(np.spacing(np.float32(case.logits))), COSINE
@@ -112,7 +111,7 @@ def _norm_rope_attention() -> Iterator[CheckCase]:
 
 
 def simulators(choice: str | None) -> dict[str, Callable[[int], Toolchain]]:
-    """What runs the kernels, by name, for a number of cores: "emulator", "nki", "both", or what is there when None.
+    """What runs the kernels, by name, for a number of cores: "emulator", "nki" or "both"; those available when None.
 
     Raises InputError for an unknown choice, and for nki where it is not installed.
     """
@@ -145,21 +144,23 @@ class _Run:
 def run_case(
     case: CheckCase, tools: Mapping[str, Callable[[int], Toolchain]], provider: str = "builtin", seed: int = 0
 ) -> list[Result]:
-    """Run a case in each of `tools` (as `simulators` answers them) and compare with float64, and the tools with each other.
+    """Run a case in each of `tools` (as `simulators` returns them) and compare with float64, and the tools with each other.
 
-    `seed` changes the random inputs of every case; cases have inputs of their own. Raises InputError for an unknown provider.
+    Each case has random inputs of its own, which `seed` changes. Raises InputError for an unknown provider.
     """
     launch = launcher(case.kernel, provider).launch
     sizes = sample_inputs.complete(case.kernel, case.sizes)
     options = sample_inputs.options(case.kernel, sizes)
-    if any(name not in inspect.signature(launch).parameters for name in options):
+    if lacks_mode(launch, options):
         return [_result(case, "", note=f"{provider} has no such mode", outside=True)]
     try:
         refuse_limits(case.kernel, provider, sizes, DTYPES[case.dtype])
     except InputError as error:
         return [_result(case, "", note=str(error), outside=True)]
     own = zlib.crc32(str(case).encode()) % 2**20 + seed
-    arguments = sample_inputs.arguments(case.kernel, sizes, DTYPES[case.dtype], "cpu", own, case.logits)
+    arguments = sample_inputs.arguments(
+        case.kernel, sizes, DTYPES[case.dtype], device="cpu", seed=own, logits=case.logits
+    )
     run = _Run(case, _list(REFERENCES[case.kernel](*arguments)), arguments, options)
     results = [_compared(run, name, launch, make(case.cores)) for name, make in tools.items()]
     if len(run.outputs) == 2:
@@ -189,9 +190,9 @@ def _compared(run: _Run, name: str, launch: Callable[..., Any], tool: Toolchain)
 
 
 def _result(case: CheckCase, simulator: str, error: float = math.nan, cosine: float = math.nan, **more: Any) -> Result:
-    limits = limits_of(case)
-    more = {"seconds": 0.0, **more}
-    return Result(str(case), case.kernel, case.dtype, case.logits, simulator, error, cosine, *limits, **more)
+    tolerance, least_cosine = limits_of(case)
+    measured = {"error": error, "cosine": cosine, "tolerance": tolerance, "least_cosine": least_cosine, "seconds": 0.0}
+    return Result(str(case), case.kernel, case.dtype, case.logits, simulator, **{**measured, **more})
 
 
 def _list(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -199,7 +200,7 @@ def _list(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def _worst(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:
-    """Greatest relative Frobenius error and least cosine of the outputs; what should be all zero must be."""
+    """Greatest relative Frobenius error and least cosine of the outputs; an output expected to be all zero must be."""
     pairs = []
     for got, wanted in zip(outputs, expected, strict=True):
         got = got.double()

@@ -1,6 +1,6 @@
-"""The canonical ops in plain float64, written out from their formulas and not through the ops' own bodies.
+"""The canonical ops in plain float64, from their formulas rather than through the ops' own bodies.
 
-Each takes the arguments of its op, of any float dtype, and answers float64 in the op's layout.
+Each takes the arguments of its op, of any float dtype, and returns float64 in the op's layout.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _norm_rope_attention(
     keys = torch.cat([_normed(*s) for s in zip(k, gamma_k, eps, strict=True)], dim=1)
     queries, keys = (_rope(t, cos, sin, interleaved, 1) for t in (queries, keys))
     values = torch.cat([t.double() for t in v], dim=1)
-    return _attention(queries, keys, values, None, scale, False, "bshd", "bshd")
+    return _attention(queries, keys, values, scale=scale, layout="bshd", out_layout="bshd")
 
 
 REFERENCES: Mapping[str, Callable[..., Any]] = {

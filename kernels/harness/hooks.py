@@ -15,71 +15,71 @@ from .call_cost import model_call
 __all__ = ["profile", "sizes_of", "suite"]
 
 
-def profile(provider: str, asked: ProfileRequest) -> Profiled:
-    """What the emulator says of one call of a kernel of `provider`. Raises InputError as `modelled.model_call` does."""
-    sizes = sizes_of(asked)
+def profile(provider: str, request: ProfileRequest) -> Profiled:
+    """The modelled cost of one call of a kernel of `provider`. Raises InputError as `model_call` does."""
+    sizes = sizes_of(request)
     return model_call(
-        asked.kernel, sizes, asked.dtype, provider=provider, device=asked.device, cores=asked.cores, trace=True
+        request.kernel, sizes, request.dtype, provider=provider, device=request.device, cores=request.cores, trace=True
     )
 
 
 def suite() -> Suite:
-    """The correctness matrix, `kernels.matrix`."""
-    from . import cases  # references and simulators are for those who check
+    """The correctness matrix, `kernels.harness.cases`."""
+    from . import cases  # only checks need the references and simulators that it imports
 
     return cases
 
 
-def sizes_of(asked: ProfileRequest) -> dict[str, int]:
-    """All sizes of the call. Those of a site say with its form, details and operands what else the sample needs to know.
+def sizes_of(request: ProfileRequest) -> dict[str, int]:
+    """All sizes of the call. For a site, its form, details and operands give the sizes that `ProfileRequest.sizes` lacks.
 
     Raises InputError for unknown names, sizes that do not fit each other, and symbolic ones.
     """
-    symbolic = [f"{name} {size}" for name, size in asked.sizes.items() if not isinstance(size, int)]
+    symbolic = [f"{name} {size}" for name, size in request.sizes.items() if not isinstance(size, int)]
     if symbolic:
-        raise InputError(f"{asked.kernel}: {', '.join(symbolic)}: the emulator needs sizes that are numbers")
-    if not asked.form:
-        return sample_inputs.complete(asked.kernel, asked.sizes)
-    known = sample_inputs.sample(asked.kernel).defaults
-    given = {name: size for name, size in asked.sizes.items() if name in known}
-    return sample_inputs.complete(asked.kernel, {**given, **_OF_SITE[asked.kernel](asked)})
+        raise InputError(f"{request.kernel}: {', '.join(symbolic)}: the emulator needs sizes that are numbers")
+    if not request.form:
+        return sample_inputs.complete(request.kernel, request.sizes)
+    known = sample_inputs.sample(request.kernel).defaults
+    given = {name: size for name, size in request.sizes.items() if name in known}
+    return sample_inputs.complete(request.kernel, {**given, **_OF_SITE[request.kernel](request)})
 
 
-def _shapes(asked: ProfileRequest) -> list[tuple[int, ...]]:
-    return [shape for shape, _ in asked.operands]
+def _shapes(request: ProfileRequest) -> list[tuple[int, ...]]:
+    return [shape for shape, _ in request.operands]
 
 
-def _qkv(asked: ProfileRequest) -> Mapping[str, int]:
+def _qkv(request: ProfileRequest) -> Mapping[str, int]:
     """Operands are the input, then weights, which have two axes, then biases, which have one."""
-    return {"packed": int(asked.form == "packed"), "bias": int(any(len(s) == 1 for s in _shapes(asked)))}
+    return {"packed": int(request.form == "packed"), "bias": int(any(len(s) == 1 for s in _shapes(request)))}
 
 
-def _rope(asked: ProfileRequest) -> Mapping[str, int]:
-    """A complex table is one operand [.., D / 2] whose parts turn the pairs; real ones are as wide as they are."""
-    width = _shapes(asked)[1][-1]
-    axis = int(asked.details.get("axis", 1))
-    turned = bool(asked.details.get("turned"))
+def _rope(request: ProfileRequest) -> Mapping[str, int]:
+    """The width of the tables is that of the operand: [.., D / 2] for a complex one, D or D / 2 for real ones."""
+    width = _shapes(request)[1][-1]
+    axis = int(request.details.get("axis", 1))
+    turned = bool(request.details.get("turned"))
     return {
-        "heads": asked.sizes.get("heads", 1),
-        "interleaved": int(bool(asked.details.get("interleaved", asked.form != "rotate_half"))),
+        "heads": request.sizes.get("heads", 1),
+        "interleaved": int(bool(request.details.get("interleaved", request.form != "rotate_half"))),
         "sequence_dim": 3 - axis if turned else axis,
         "rotary": width,
     }
 
 
-def _attention(asked: ProfileRequest) -> Mapping[str, int]:
-    masks = asked.operands[3:]
+def _attention(request: ProfileRequest) -> Mapping[str, int]:
+    masks = request.operands[3:]
     return {
-        "bshd": int(asked.details.get("layout") == "bshd"),
-        "causal": int(bool(asked.details.get("causal"))),
+        "bshd": int(request.details.get("layout") == "bshd"),
+        "causal": int(bool(request.details.get("causal"))),
         "mask": (2 if masks[0][1] == "bool" else 1) if masks else 0,
     }
 
 
-def _norm_rope_attention(asked: ProfileRequest) -> Mapping[str, int]:
-    """The first stream of two is the text."""
-    interleaved = int(bool(asked.details.get("interleaved", True)))
-    return {"interleaved": interleaved, "text": _shapes(asked)[0][1] if asked.form == "joint" else 0}
+def _norm_rope_attention(request: ProfileRequest) -> Mapping[str, int]:
+    """Of two streams, the first is the text."""
+    interleaved = int(bool(request.details.get("interleaved", True)))
+    return {"interleaved": interleaved, "text": _shapes(request)[0][1] if request.form == "joint" else 0}
 
 
 _OF_SITE: Mapping[str, Callable[[ProfileRequest], Mapping[str, Any]]] = {

@@ -1,4 +1,4 @@
-"""Arguments for the canonical ops from a few sizes: without data to model a call, or with numbers to check one.
+"""Arguments for the canonical ops from a few sizes: without data to model a call, or with random values to check one.
 
 Sizes have the names of `Site.shapes`. `bench`, `kernels profile` and `verify` build their calls here.
 """
@@ -33,7 +33,7 @@ EPS = 1e-6
 
 
 class Make:
-    """Makes tensors of normally distributed numbers, each of its own, or of no data on the device "meta"."""
+    """Makes tensors of normally distributed numbers, from another seed each, or without data on the device "meta"."""
 
     def __init__(self, dtype: torch.dtype, device: str, seed: int, logits: float) -> None:
         self.dtype, self.device, self.logits = dtype, device, logits
@@ -48,7 +48,7 @@ class Make:
         return values.to(dtype or self.dtype).to(self.device)
 
     def table(self, rows: int, width: int, repeat: bool | None) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [rows, width] in float32; a pair's values lie side by side (`repeat`) or half a row apart."""
+        """Cosines and sines [rows, width] in float32; a pair's values are adjacent (`repeat`) or half a row apart."""
         if self.device == "meta":
             return self(rows, width, dtype=torch.float32), self(rows, width, dtype=torch.float32)
         angles = self(rows, width if repeat is None else width // 2, factor=3.0, dtype=torch.float32)
@@ -64,7 +64,7 @@ class Sample:
     Attributes:
         defaults: sizes by name; 0 where `complete` derives it from others.
         flags: names whose values are chosen from these instead of counted from 1.
-        build: `build(make, sizes)` answers the op's arguments.
+        build: `build(make, sizes)` returns the op's arguments.
         flops: floating-point operations of the matrix products (rope: of the rotation), as the op defines them.
         outputs: elements that the op returns.
     """
@@ -113,7 +113,8 @@ def _attention(make: Make, n: Sizes) -> tuple[Any, ...]:
         mask = torch.empty_like(mask, dtype=torch.bool) if n["mask"] == 2 and make.device == "meta" else mask
         mask = mask > -0.7 if n["mask"] == 2 and make.device != "meta" else mask
     if make.logits:
-        twins = k if n["bshd"] else k.transpose(1, 2)  # keys that share a weight; else one key takes nearly every row
+        # Equal keys share a weight: with large scores, nearly every row would otherwise have a single key.
+        twins = k if n["bshd"] else k.transpose(1, 2)
         twins[:, 1::4] = twins[:, ::4][:, : twins[:, 1::4].shape[1]]
     scale = _scale_for(q, k, n, make.logits) if make.logits else None
     return q, k, v, mask, scale, bool(n["causal"]), layout, layout
@@ -192,13 +193,13 @@ SAMPLES: Mapping[str, Sample] = {
 }
 """Ops by name. mask: 1 added to the scores, 2 boolean; text: tokens of a first stream, 0 for one stream; rotary: width
 of the tables; bshd: heads after positions; bounded: the mode for scores known to be small; packed: one weight for all;
-rest: rows of a packed weight that are no projection, or of a weight of their own."""
+rest: rows of a packed weight that belong to no projection, or the rows of a separate weight."""
 
 _DERIVED = {"rotary": "head_size", "key": "query", "value": "key", "kv_heads": "heads", "kv_sequence": "sequence"}
 
 
 def sample(name: str) -> Sample:
-    """How arguments of the op `name` are made. Raises InputError for an op that has no sample."""
+    """The sample of the op `name`. Raises InputError for an op that has none."""
     if name not in SAMPLES:
         raise InputError(f"no sample arguments for kernel {name!r}; there are some for {', '.join(sorted(SAMPLES))}")
     return SAMPLES[name]
@@ -230,7 +231,7 @@ def complete(name: str, given: Sizes) -> dict[str, int]:
 def _consistent(n: Sizes) -> None:
     """Raise InputError for sizes that no call of the op can have together."""
     if n["heads"] % n["kv_heads"] if "kv_heads" in n else 0:
-        raise InputError(f"heads={n['heads']} is no multiple of kv_heads={n['kv_heads']}")
+        raise InputError(f"heads={n['heads']} is not a multiple of kv_heads={n['kv_heads']}")
     if n.get("text", 0) >= n["sequence"]:
         raise InputError(f"text={n['text']} leaves no image tokens of sequence={n['sequence']}, which counts both")
     if "rotary" in n and n["rotary"] not in (n["head_size"], n["head_size"] // 2):
@@ -247,7 +248,7 @@ def arguments(
     """Arguments of the op `name` for `complete` sizes.
 
     Args:
-        name: of the op; `sizes`: as `complete` answers them.
+        name: of the op; `sizes`: as `complete` returns them.
         dtype: of activations and weights; rotary tables and additive masks are float32.
         device: "meta" for no data, else "cpu".
         seed: of the random numbers.
@@ -257,12 +258,12 @@ def arguments(
 
 
 def options(name: str, sizes: Sizes) -> dict[str, Any]:
-    """What the sizes ask of a launch beside the op's arguments: `is_bounded` for norm_rope_attention."""
+    """Options of a launch besides the op's arguments that the sizes call for: `is_bounded` for norm_rope_attention."""
     return {"is_bounded": True} if sizes.get("bounded") else {}
 
 
 def facts(name: str, sizes: Sizes) -> dict[str, int | float | str | None]:
-    """What the limits of kernels speak of, as `Site.shapes` and `Site.facts` have it."""
+    """The facts that limits of kernels refer to, under the names of `Site.shapes` and `Site.facts`."""
     known: dict[str, int | float | str | None] = dict(sizes)
     if name in ("attention", "norm_rope_attention"):
         known["scale"] = sizes["head_size"] ** -0.5
@@ -279,7 +280,7 @@ def facts(name: str, sizes: Sizes) -> dict[str, int | float | str | None]:
 
 
 def flops(name: str, sizes: Sizes) -> float:
-    """Floating-point operations that the op asks for: of its matrix products, or of the rotation for rope."""
+    """Floating-point operations by which the op is defined: of its matrix products, or of the rotation for rope."""
     return sample(name).flops(sizes)
 
 

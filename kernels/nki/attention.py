@@ -5,8 +5,8 @@ a head size of its own; mask [S, L] or [B, 1 or H, S, L] added to the scaled sco
 `out_layout`, dtype of q. float32, bfloat16, float16; head sizes up to 128; scale above 0. K^T and V of two heads stay
 in SBUF: L up to about 20,000 at two bytes an element, 10,000 at four.
 
-Tiling and numbers: see `flash`. Masked keys: additive values of -1e29 * scale and below, -inf among them, take a key
-out, and rows that lose all their keys give 0. Causal queries i see the keys 0..i. Two cores share KV heads, or query
+Tiling and numbers: see `flash`. Masked keys: additive values of -1e29 * scale and below, -inf among them, remove a
+key, and rows that lose all their keys give 0. Causal queries i see the keys 0..i. Two cores share KV heads, or query
 tiles when the number of KV heads is odd.
 """
 
@@ -16,11 +16,11 @@ import nki.language as nl
 from fluxrewrite.kernels.nki import flash
 
 PREFETCH = 6  # tiles between the load of a mask and its use
-CHUNK = 512  # rows loaded at a time, so that the first scores need not wait for all of K
+CHUNK = 512  # rows loaded at a time: the first scores start before all of K has arrived
 
 
 class Head(nl.NKIObject):
-    """K^T [D, L] and V beside a column of ones [128, ceil(L / 128), Dv + 1] of one KV head, in SBUF."""
+    """K^T [D, L] and V with a column of ones [128, ceil(L / 128), Dv + 1] of one KV head, in SBUF."""
 
     loaded = False
     key_t = None
@@ -138,7 +138,7 @@ def _drive(run: Launch, tiles: list) -> None:
 
 
 def _open(run: Launch, row: flash.QueryTile) -> None:
-    """Load what a row is the first to need: its chunk of queries, then its keys and values."""
+    """Load what earlier rows have not: the row's chunk of queries, then its keys and values."""
     batch, kv, head = row.source
     chunk = row.start // CHUNK
     if run.batch != batch or run.head != head or run.chunk != chunk:
@@ -166,9 +166,9 @@ def _load_transposed(source: nl.NkiTensor) -> nl.NkiTensor:
             start, rows = piece
             tile = nl.ndarray((rows, d), source.dtype, buffer=nl.sbuf)
             nisa.dma_copy(dst=tile, src=source[start : start + rows, :])
-            turned = nl.ndarray((d, rows), source.dtype, buffer=nl.psum)
-            nisa.nc_transpose(dst=turned, data=tile, engine=nisa.engine.tensor)
-            nisa.tensor_copy(dst=result[:, start : start + rows], src=turned, engine=nisa.engine.vector)
+            transposed = nl.ndarray((d, rows), source.dtype, buffer=nl.psum)
+            nisa.nc_transpose(dst=transposed, data=tile, engine=nisa.engine.tensor)
+            nisa.tensor_copy(dst=result[:, start : start + rows], src=transposed, engine=nisa.engine.vector)
     else:
         for piece in flash.pieces(n, CHUNK):
             start, rows = piece
@@ -179,17 +179,17 @@ def _load_transposed(source: nl.NkiTensor) -> nl.NkiTensor:
 def _load_value(source: nl.NkiTensor) -> nl.NkiTensor:
     """Return source [L, Dv] as [128, chunks, Dv + 1], keys on partitions, ones in the last column."""
     length, d = source.shape
-    whole = length // flash.ROWS
+    full_chunks = length // flash.ROWS
     value = nl.ndarray(
         (min(length, flash.ROWS), flash.ceil_div(length, flash.ROWS), d + 1), source.dtype, buffer=nl.sbuf
     )
     nisa.memset(dst=value[:, :, d : d + 1], value=1.0, engine=nisa.engine.gpsimd)
-    for piece in flash.pieces(whole, CHUNK // flash.ROWS):
+    for piece in flash.pieces(full_chunks, CHUNK // flash.ROWS):
         at, count = piece
         rows = source[at * flash.ROWS : (at + count) * flash.ROWS, :]
         rows = rows.reshape_dim(0, (count, flash.ROWS)).permute((1, 0, 2))
         nisa.dma_copy(dst=value[:, at : at + count, :d], src=rows)
-    if whole * flash.ROWS < length:
-        rest = length - whole * flash.ROWS
-        nisa.dma_copy(dst=value[:rest, whole, :d], src=source[whole * flash.ROWS :, :])
+    if full_chunks * flash.ROWS < length:
+        rest = length - full_chunks * flash.ROWS
+        nisa.dma_copy(dst=value[:rest, full_chunks, :d], src=source[full_chunks * flash.ROWS :, :])
     return value

@@ -1,10 +1,10 @@
 """Attention whose scores are known to be small, shared by the kernels that normalise q and k.
 
 When scale * |q| * |k| <= 64 for every query and key, exp(scale * q k) lies between e^-64 and e^64. float32 reaches to
-e^88: sums over 10,000 keys of values of V up to 1e6 fit, so no maximum need be subtracted, and nothing reads the scores
-but the exponential; where all scores of a row are -64, values of V down to 1e-10 keep their precision. They are computed
-transposed, keys on partitions, so that the weights are what the next matmul takes as they are; a column of ones beside
-V gives their sums. Tensor and Scalar engine then do about equal work per tile, and the Vector engine none.
+e^88: sums over 10,000 keys of values of V up to 1e6 fit, so no maximum needs to be subtracted, and only the exponential
+reads the scores; where all scores of a row are -64, values of V down to 1e-10 keep their precision. Scores are computed
+transposed, keys on partitions, because the next matmul then takes the weights without a transpose; a column of ones
+appended to V gives their sums. Tensor and Scalar engine then do about equal work per tile, and the Vector engine none.
 
 A *group* is up to 384 queries of one head: three results of 128 x (128 + 1) fill one PSUM bank. A *slab* is one group
 against up to 128 keys. All slabs of a launch form one pipeline, as in `flash`.
@@ -116,7 +116,7 @@ def _invert(group: QueryGroup, rows: int, first: int, last: int) -> None:
 
 
 def finish(plan: nl.NKIObject, slab: Slab) -> None:
-    """Divide by the sums of the weights and store. GpSimd does it: it has the least to do."""
+    """Divide by the sums of the weights and store, on GpSimd, which has the least other work."""
     group = slab.group
     if slab.closes:
         tiles = flash.pieces(group.size, flash.ROWS)

@@ -1,10 +1,10 @@
 """Online softmax attention on tiles, shared by the attention kernels: 128 queries x up to 512 keys at a time.
 
-A *row* is one query tile of one head, a *block* the keys of one row that share a running maximum (up to 1536), a
-*tile* up to 512 of these: one PSUM bank of scores. All tiles of a launch form one software pipeline: while a tile's
-exponentials are taken, the scores and maxima of tiles `look` places ahead are computed, its predecessor's weights
-are moved to SBUF transposed, and those of `lag` tiles ago are multiplied by V. A column of ones beside V gives the sum
-of the weights as they were rounded.
+A *row* is one query tile of one head, a *block* the keys of one row that share a running maximum (up to 1536), a *tile*
+up to 512 of these: one PSUM bank of scores. All tiles of a launch form one software pipeline: while a tile's
+exponentials are taken, the scores and maxima of tiles `look` places ahead are computed, its predecessor's weights are
+moved to SBUF transposed, and those of `lag` tiles ago are multiplied by V. A column of ones appended to V gives the sum
+of the weights as rounded, so that the rounded weights of a row add up to 1.
 
 Safe for any finite input: every exponent is `scale * (score - running maximum)`, so none is positive; results of
 earlier blocks are scaled down when the maximum grows. Scores accumulate in float32 before anything is rounded.
@@ -22,7 +22,7 @@ TINY = 1.0e-30
 
 
 class TilePlan(nl.NKIObject):
-    """What every tile of a launch has in common.
+    """What all tiles of a launch share.
 
     `scale` > 0 multiplies scores; `masked`: an additive mask, which may take all keys from a row; `causal`: rows see
     the keys up to their own position. The weights of the first `by_dma` tiles of a longer block are transposed by DMA,
@@ -94,12 +94,12 @@ class KeyTile(nl.NKIObject):
     mask = None
     scores = None
     weights = None
-    turned = None
+    transposed = None
     weights_t = None
 
 
 def tune(plan: TilePlan) -> None:
-    """Set what depends on the element size, as the timeline of a trn2 core favours it.
+    """Set what depends on the element size, to the values with the shortest modelled timeline of a trn2 core.
 
     Two bytes: six of eight PSUM banks hold scores, one transposed weights, one results, and two thirds of a long
     row's weights are transposed by DMA. float32 weights take twice the PSUM, and DMA transposes two-byte elements.
@@ -215,7 +215,7 @@ def score(plan: TilePlan, tile: KeyTile) -> None:
         tile.mask = None
         scores = total
     tile.scores = scores
-    _raise_top(plan, tile)
+    _update_maximum(plan, tile)
     if tile.closes:
         block.bias = nl.ndarray((row.rows, 1), nl.float32, buffer=nl.sbuf)
         nisa.tensor_scalar(
@@ -239,8 +239,8 @@ def fetch_mask(plan: TilePlan, tile: KeyTile) -> None:
     )
 
 
-def _raise_top(plan: TilePlan, tile: KeyTile) -> None:
-    """Fold the tile's maxima into the row's running maximum, kept negated as the exponential's bias wants it."""
+def _update_maximum(plan: TilePlan, tile: KeyTile) -> None:
+    """Fold the tile's maxima into the row's running maximum, kept negated, as the exponential's bias takes it."""
     block = tile.block
     row = block.row
     peak = nl.ndarray((row.rows, 1), nl.float32, buffer=nl.sbuf)
@@ -274,34 +274,34 @@ def weigh(plan: TilePlan, tile: KeyTile) -> None:
 
 
 def transpose(plan: TilePlan, tile: KeyTile) -> None:
-    """Transpose the tile's weights into PSUM, or once those of all tiles of a block that DMA does, into SBUF."""
+    """Transpose the tile's weights into PSUM; for tiles transposed by DMA, those of the whole block at once into SBUF."""
     block = tile.block
     rows = block.row.rows
     groups = ceil_div(tile.width, ROWS)
     if not tile.by_dma:
-        tile.turned = nl.ndarray((min(tile.width, ROWS), groups, rows), plan.dtype, buffer=nl.psum)
+        tile.transposed = nl.ndarray((min(tile.width, ROWS), groups, rows), plan.dtype, buffer=nl.psum)
         parts = pieces(tile.width, ROWS)
         for piece in parts:
             start, width = piece
             part = tile.weights[:, start : start + width]
-            nisa.nc_transpose(dst=tile.turned[:width, start // ROWS, :], data=part, engine=nisa.engine.tensor)
+            nisa.nc_transpose(dst=tile.transposed[:width, start // ROWS, :], data=part, engine=nisa.engine.tensor)
     elif tile.offset + tile.width == block.by_dma:
         chunks = block.by_dma // ROWS
         block.weights_t = nl.ndarray((ROWS, chunks, rows), plan.dtype, buffer=nl.sbuf)
         nisa.dma_transpose(dst=block.weights_t, src=block.weights.reshape_dim(1, (chunks, ROWS)), axes=(2, 1, 0))
 
 
-def turn(plan: TilePlan, tile: KeyTile) -> None:
-    """Move transposed weights from PSUM to SBUF, where the Tensor engine can read them."""
+def evacuate(plan: TilePlan, tile: KeyTile) -> None:
+    """Copy transposed weights from PSUM to SBUF: the Tensor engine reads operands from SBUF only."""
     if not tile.by_dma:
-        depth, groups, rows = tile.turned.shape
+        depth, groups, rows = tile.transposed.shape
         tile.weights_t = nl.ndarray((depth, groups, rows), plan.dtype, buffer=nl.sbuf)
         rest = tile.width % ROWS
         full = groups - 1 if rest and groups > 1 else groups
-        _copy(tile.weights_t[:, :full, :], tile.turned[:, :full, :], tile.copy_by_scalar)
+        _copy(tile.weights_t[:, :full, :], tile.transposed[:, :full, :], tile.copy_by_scalar)
         if full < groups:
-            _copy(tile.weights_t[:rest, full, :], tile.turned[:rest, full, :], tile.copy_by_scalar)
-        tile.turned = None
+            _copy(tile.weights_t[:rest, full, :], tile.transposed[:rest, full, :], tile.copy_by_scalar)
+        tile.transposed = None
     tile.weights = None
 
 
@@ -334,7 +334,7 @@ def gather(plan: TilePlan, tile: KeyTile) -> None:
 
 
 def collect(plan: TilePlan, tile: KeyTile) -> None:
-    """Add a finished block to its row. GpSimd does what needs no PSUM: it has nothing else to do."""
+    """Add a finished block to its row. GpSimd cannot reach PSUM, so it does the part that is in SBUF."""
     block = tile.block
     row = block.row
     if tile.closes:
@@ -380,7 +380,7 @@ def advance(plan: TilePlan, tiles: list, step: int) -> None:
     if 0 <= step - 1 < count:
         transpose(plan, tiles[step - 1])
     if 0 <= step - 1 < count:
-        turn(plan, tiles[step - 1])
+        evacuate(plan, tiles[step - 1])
     if 0 <= step - plan.lag < count:
         gather(plan, tiles[step - plan.lag])
     if 0 <= step - plan.lag - 1 < count:

@@ -1,15 +1,15 @@
-"""RMSNorm over the head and rotary position embedding of raw q and k, done on the way into SBUF.
+"""RMSNorm over the head and rotary position embedding of raw q and k, on the way into SBUF.
 
-What attention needs is q^T and k^T, channels on partitions. In that layout the rotary tables are shared by all heads,
-and the norm's weight, a number per channel, folds into them: with r = 1 / rms(x), P the swap of paired channels,
+Attention takes q^T and k^T, channels on partitions. In that layout all heads share the rotary tables, and the norm's
+weight, a number per channel, folds into them: with r = 1 / rms(x), P the swap of paired channels,
 
     y^T = (r x)^T * (g cos)^T + P (r x)^T * (+-P g sin)^T
 
-Tokens are normalised 128 at a time in their own layout, rounded to the tensor's dtype (nothing for float32) as models do
-between norm and embedding, and transposed twice by the Tensor engine, once in place and once with the halves swapped.
-Interleaved channel pairs become halves by the stride of these transposes; scores do not depend on the order of the
-channels. Everything between is float32. A *unit* is up to 256 tokens of one head's q or k; its stages are spread over
-the steps of the attention of the head before.
+Tokens are normalised 128 at a time in their own layout, rounded to the tensor's dtype (no change for float32) as models
+do between norm and embedding, and transposed twice by the Tensor engine, once in place and once with the halves
+swapped. Interleaved channel pairs become halves by the stride of these transposes; scores do not depend on the order of
+the channels. Everything between is float32. A *unit* is up to 256 tokens of one head's q or k; its stages are spread
+over the steps of the attention of the head before.
 """
 
 import nki.isa as nisa
@@ -37,7 +37,7 @@ class Stream(nl.NKIObject):
 
 
 class RopeTables(nl.NKIObject):
-    """Rotary tables with the norm weights in them, [D, S] float32 over the joined sequence."""
+    """Rotary tables multiplied by the norm weights, [D, S] float32 over the joined sequence."""
 
     cos_q = None
     sin_q = None
@@ -119,9 +119,9 @@ def _transposed(table: nl.NkiTensor, start: int, rows: int, interleaved: bool) -
     size = table.shape[1]
     tile = nl.ndarray((rows, size), nl.float32, buffer=nl.sbuf)
     nisa.dma_copy(dst=tile, src=table[start : start + rows, :])
-    turned = nl.ndarray((size, rows), nl.float32, buffer=nl.psum)
-    nisa.nc_transpose(dst=turned, data=halves(tile, interleaved), engine=nisa.engine.tensor)
-    return turned
+    transposed = nl.ndarray((size, rows), nl.float32, buffer=nl.psum)
+    nisa.nc_transpose(dst=transposed, data=halves(tile, interleaved), engine=nisa.engine.tensor)
+    return transposed
 
 
 def make_tables(streams: list, cos: nl.NkiTensor, sin: nl.NkiTensor, interleaved: bool) -> RopeTables:
@@ -143,17 +143,17 @@ def make_tables(streams: list, cos: nl.NkiTensor, sin: nl.NkiTensor, interleaved
             at, rows = piece
             first = stream.start + at
             last = first + rows
-            turned = _transposed(cos, first, rows, interleaved)
-            nisa.activation(dst=tables.cos_q[:, first:last], op=nl.copy, data=turned, scale=gamma_q)
-            nisa.tensor_scalar(dst=tables.cos_k[:, first:last], data=turned, op0=nl.multiply, operand0=gamma_k)
-            turned = _transposed(sin, first, rows, interleaved)
-            nisa.activation(dst=tables.sin_q[:, first:last], op=nl.copy, data=turned, scale=other_q)
-            nisa.tensor_scalar(dst=tables.sin_k[:, first:last], data=turned, op0=nl.multiply, operand0=other_k)
+            transposed = _transposed(cos, first, rows, interleaved)
+            nisa.activation(dst=tables.cos_q[:, first:last], op=nl.copy, data=transposed, scale=gamma_q)
+            nisa.tensor_scalar(dst=tables.cos_k[:, first:last], data=transposed, op0=nl.multiply, operand0=gamma_k)
+            transposed = _transposed(sin, first, rows, interleaved)
+            nisa.activation(dst=tables.sin_q[:, first:last], op=nl.copy, data=transposed, scale=other_q)
+            nisa.tensor_scalar(dst=tables.sin_k[:, first:last], data=transposed, op0=nl.multiply, operand0=other_k)
     return tables
 
 
 def units_of(streams: list, tables: RopeTables, head: nl.NKIObject, by_vector: bool) -> list:
-    """Return the units of one head; `by_vector`: the Vector engine has time for a part of the squares."""
+    """Return the units of one head; `by_vector`: the Vector engine has time for the squares of the keys."""
     units = []
     for stream in streams:
         keys, queries = stream.k[head.batch, :, head.index, :], stream.q[head.batch, :, head.index, :]
@@ -170,7 +170,7 @@ def units_of(streams: list, tables: RopeTables, head: nl.NKIObject, by_vector: b
 
 
 def run_stage(stage: int, unit: Unit, matrix: nl.NkiTensor, interleaved: bool) -> None:
-    """Run one stage of a unit; consecutive stages wait for each other, so they are spread over steps."""
+    """Run one stage of a unit; each stage waits for the one before, so they are spread over steps."""
     if stage == 0:
         _load(unit)
     elif stage == 1:
@@ -208,7 +208,7 @@ def _square(unit: Unit) -> None:
     unit.squares = nl.ndarray((depth, count), nl.float32, buffer=nl.sbuf)
     unit.stats = nl.ndarray((depth, count, 6), nl.float32, buffer=nl.sbuf)
     if unit.size % flash.ROWS:
-        # Rows beyond the last tile are computed with, and thrown away.
+        # Instructions below cover all rows of the last tile: those beyond its tokens need a value, which nothing reads.
         nisa.memset(dst=unit.squares, value=1.0, engine=nisa.engine.gpsimd)
         nisa.memset(dst=unit.stats, value=1.0, engine=nisa.engine.gpsimd)
     parts = flash.pieces(unit.size, flash.ROWS)
@@ -265,7 +265,7 @@ def _normalise(unit: Unit) -> None:
 
 
 def _transpose(unit: Unit, matrix: nl.NkiTensor, interleaved: bool) -> None:
-    """Transpose as is and with the halves swapped; the two parts of the latter use one half of the array each."""
+    """Transpose as is and with the halves swapped; each part of the latter uses one half of the array."""
     size = unit.normal.shape[2]
     half = size // 2
     unit.straight = nl.ndarray((size, unit.size), unit.normal.dtype, buffer=nl.psum)

@@ -5,11 +5,11 @@ joined sequence, S = S_0 + S_1, stream 0 first; result [B, S, H, D], or [B, S, H
 bfloat16, float16 (tables and norm weights of any float type). Rotary tables (16 bytes a token and partition), q^T, k^T
 and V of two heads stay in SBUF: S up to about 6,000 at two bytes an element, 4,000 at four.
 
-Nothing but inputs and output touches HBM: see `prologue` for norm and rotary embedding. Attention is that of `flash`,
-with a running maximum, for any input; or, if the caller promises that no score can exceed `bounded.LIMIT`, that of
-`bounded`. The promise follows from the weights alone: |q| <= sqrt(D) * max|gamma_q|, and rotation keeps the norm, so
-scale * D * max|gamma_q| * max|gamma_k| over all streams <= 64 suffices. Two cores share heads, or queries when the
-number of heads is odd.
+Only inputs and output touch HBM: see `norm_rope` for norm and rotary embedding. Attention is that of `flash`, with a
+running maximum, for any input; or, if the caller promises that no score can exceed `bounded_softmax.LIMIT`, that of
+`bounded_softmax`, which needs no maximum. The promise follows from the weights alone: |q| <= sqrt(D) * max|gamma_q|,
+and rotation keeps the norm, so scale * D * max|gamma_q| * max|gamma_k| over all streams <= 64 suffices. Two cores share
+heads, or queries when the number of heads is odd.
 """
 
 import nki
@@ -19,7 +19,7 @@ from fluxrewrite.kernels.nki import bounded_softmax, flash, norm_rope
 
 
 class NormRopeHead(nl.NKIObject):
-    """One head: q^T and k^T [D, S], V beside a column of ones [128, tiles, D + 1]."""
+    """One head: q^T and k^T [D, S], V with a column of ones [128, tiles, D + 1]."""
 
     batch = 0
     index = 0
@@ -29,7 +29,7 @@ class NormRopeHead(nl.NKIObject):
 
 
 class BoundedPlan(nl.NKIObject):
-    """What `bounded` needs to know, as `flash.Plan`."""
+    """What all slabs of a launch share, as `flash.TilePlan` does for tiles."""
 
     dtype = nl.float32
     weight_dtype = nl.float32
@@ -115,7 +115,7 @@ def _plan(run: NormRopeLaunch, dtype: object, scale: float) -> None:
     run.tiles = []
     if run.is_bounded:
         run.plan = BoundedPlan(dtype=dtype, scale=scale)
-        # float16 ends at e^11, bfloat16 where float32 does.
+        # Weights reach e^64: float16 ends at e^11, bfloat16 where float32 does.
         run.plan.weight_dtype = nl.bfloat16 if dtype == nl.float16 else dtype
         run.key_tiles = _key_tiles(run.streams)
     else:
@@ -171,7 +171,7 @@ def _add_head(run: NormRopeLaunch, head: NormRopeHead, queries: list, out: nl.Nk
 
 
 def _drive(run: NormRopeLaunch) -> None:
-    """Drive attention one step at a time, and the prologue of the next head at the pace that has it ready in time."""
+    """Drive attention step by step, and the prologue of the next head just fast enough to be ready in time."""
     count = len(run.tiles)
     if not run.is_bounded:
         flash.schedule(run.plan, run.tiles)
@@ -194,7 +194,7 @@ def _drive(run: NormRopeLaunch) -> None:
 
 
 def _prepare(run: NormRopeLaunch, until: int, per_head: int) -> None:
-    """Run the prologue's pipeline up to tick `until`: at each, every stage works on the unit whose turn it is."""
+    """Run the prologue's pipeline up to tick `until`; at each tick, every stage works on the next unit."""
     while run.ticks < until:
         tick = run.ticks
         run.ticks = tick + 1

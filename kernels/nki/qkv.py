@@ -5,11 +5,11 @@ its own N and its own optional bias [N]. Of each, I rows are used: all, or those
 a packed weight is passed whole and as often as needed. Outputs: [T, I] each. Any T, H and I. ``x``, weights and outputs
 share one type, float32 or a float of two bytes; a bias may have another. Sums are float32.
 
-Tiling: the contraction needs H on partitions. A block of tokens is turned once into [128, H / 128, tokens] and stays in
-SBUF while the weights stream past it in panels of columns [128, H / 128, columns], one ahead of the one in use. Products
-over all of H add up in PSUM, a bank for 128 tokens and at most 512 columns. Banks are filled side by side in groups, so
-that the first slices of H that arrive give the Tensor engine work for as long as the next take to load. Two-byte types
-are turned by DMA, which has time to spare; others, and all on NeuronCore-v2, by the Tensor engine. On two cores each
+Tiling: the contraction needs H on partitions. A block of tokens is transposed once into [128, H / 128, tokens] and
+stays in SBUF while the weights stream past it in panels of columns [128, H / 128, columns], one ahead of the one in
+use. Products over all of H add up in PSUM, a bank for 128 tokens and at most 512 columns. Banks are filled together in
+groups, so that the first slices of H to arrive keep the Tensor engine busy while the next ones load. Two-byte types are
+transposed by DMA, which has time to spare; others, and all on NeuronCore-v2, by the Tensor engine. On two cores each
 computes half of the columns of every projection, so that each weight is read once.
 """
 
@@ -18,15 +18,15 @@ import nki.isa as nisa
 import nki.language as nl
 
 COLUMNS = 512  # most columns of a PSUM bank
-GROUP = 4  # PSUM banks filled side by side: half of them
+GROUP = 4  # PSUM banks filled together: half of them
 PANEL = 512  # most columns of a panel of weights
-PANEL_TRANSPOSED = 1024  # the same for [H, I], where they are what makes runs in memory long
+PANEL_TRANSPOSED = 1024  # the same for [H, I], where a run in memory is as long as a panel is wide
 TOKENS = 1280  # most tokens in a block
 BLOCK_BYTES = 64 * 1024  # SBUF bytes per partition for a block of tokens
 PANEL_BYTES = 48 * 1024  # and for a panel of weights, of which two are live
 TRANSFER = 6144  # elements per partition of one transfer of weights
 FIRST_TRANSFER = 3072  # the same while the Tensor engine waits for the first
-SLICES = 16  # most slices of 128 of H in one transfer: runs of 4 KiB, which no longer gain from growing
+SLICES = 16  # most slices of 128 of H in one transfer: runs of 4 KiB, beyond which DMA gets no faster
 
 
 @nki.jit
@@ -130,7 +130,7 @@ class _Projections(nl.NKIObject):
     def run(self) -> None:
         """Project all tokens."""
         tokens, pmax = self.x.shape[0], nl.tile_size.pmax
-        # Blocks of whole tiles of 128 tokens, unless H is so large that less is all that fits.
+        # Blocks of whole tiles of 128 tokens, unless H is so large that not even one tile fits.
         unit = pmax if self.most_tokens >= pmax else 1
         units = _parts(tokens, unit)
         blocks = _parts(units, self.most_tokens // unit)
@@ -141,38 +141,38 @@ class _Projections(nl.NKIObject):
         """Project tokens ``start:end``."""
         pmax, tokens = nl.tile_size.pmax, end - start
         tiles = _parts(tokens, pmax)
-        x_turned = nl.ndarray((pmax, self.slices, tokens), self.x.dtype, nl.sbuf)
-        following = self.room(0)
+        x_t = nl.ndarray((pmax, self.slices, tokens), self.x.dtype, nl.sbuf)
+        following = self.space(0)
         for p in range(len(self.panels)):
             weights, columns = following, following.shape[2]
             groups = _parts(tiles, max(1, GROUP // _parts(columns, COLUMNS)))
             bias = self.bias(p)
             for g in range(groups):
                 low, high = g * tiles // groups * pmax, min(tokens, (g + 1) * tiles // groups * pmax)
-                x_group = x_turned[:, :, low:high]
+                x_group = x_t[:, :, low:high]
                 if p == 0:
-                    # Slice by slice, weights and activation together: products start with the first.
+                    # Weights and activation together, slice by slice: products start when the first slices are there.
                     step = min(SLICES, max(1, FIRST_TRANSFER // columns))
                     for s in range(0, self.slices, step):
                         if g == 0:
                             self.load_weights(weights, 0, s, min(s + step, self.slices))
-                        self.turn(x_group, self.x[start + low : start + high], s, min(s + step, self.slices))
+                        self.load_transposed(x_group, self.x[start + low : start + high], s, min(s + step, self.slices))
                 if g == groups - 1 and p + 1 < len(self.panels):
-                    # Ahead of this group's products and stores, so that the load does not queue up behind them.
-                    following = self.room(p + 1)
+                    # Before this group's products and stores: behind them in the queue, the load would start too late.
+                    following = self.space(p + 1)
                     step = min(SLICES, max(1, TRANSFER // following.shape[2]))
                     for s in range(0, self.slices, step):
                         self.load_weights(following, p + 1, s, min(s + step, self.slices))
                 out = self.panels[p][2][start + low : start + high, self.panels[p][3] : self.panels[p][4]]
                 _multiply(out, x_group, weights, bias, self.hidden)
 
-    def room(self, p: int):
+    def space(self, p: int):
         """Return SBUF space for the weights of panel ``p``, if there is one."""
-        room = None
+        space = None
         if p < len(self.panels):
             columns = self.panels[p][4] - self.panels[p][3]
-            room = nl.ndarray((nl.tile_size.pmax, self.slices, columns), self.x.dtype, nl.sbuf)
-        return room
+            space = nl.ndarray((nl.tile_size.pmax, self.slices, columns), self.x.dtype, nl.sbuf)
+        return space
 
     def bias(self, p: int):
         """Return the bias of panel ``p`` on every partition, spread by a product with ones; None without one."""
@@ -196,37 +196,37 @@ class _Projections(nl.NKIObject):
         weight, low, high = self.panels[p][0], self.panels[p][3], self.panels[p][4]
         pmax = nl.tile_size.pmax
         if self.transposed:
-            whole = min(last, self.hidden // pmax)
-            if whole > first:
-                part = weight[first * pmax : whole * pmax, low:high].reshape_dim(0, (whole - first, pmax))
-                nisa.dma_copy(dst[:, first:whole, :], part.permute((1, 0, 2)))
-            if last > whole:
-                rest = self.hidden - whole * pmax
-                nisa.dma_copy(dst[0:rest, whole, :], weight[whole * pmax : self.hidden, low:high])
+            full = min(last, self.hidden // pmax)
+            if full > first:
+                part = weight[first * pmax : full * pmax, low:high].reshape_dim(0, (full - first, pmax))
+                nisa.dma_copy(dst[:, first:full, :], part.permute((1, 0, 2)))
+            if last > full:
+                rest = self.hidden - full * pmax
+                nisa.dma_copy(dst[0:rest, full, :], weight[full * pmax : self.hidden, low:high])
         else:
-            self.turn(dst, weight[low:high], first, last)
+            self.load_transposed(dst, weight[low:high], first, last)
 
-    def turn(self, dst: nl.ndarray, src: nl.ndarray, first: int, last: int) -> None:
-        """Load slices ``first:last`` of all rows of ``src`` [n, H] into ``dst`` [128, slices, n]."""
+    def load_transposed(self, dst: nl.ndarray, src: nl.ndarray, first: int, last: int) -> None:
+        """Load slices ``first:last`` of all rows of ``src`` [n, H] transposed into ``dst`` [128, slices, n]."""
         if self.by_dma:
-            _turn_by_dma(dst, src, first, last)
+            _transpose_by_dma(dst, src, first, last)
         else:
             for row in range(0, src.shape[0], COLUMNS):
                 end = min(row + COLUMNS, src.shape[0])
-                _turn_by_tensor_engine(dst[:, :, row:end], src[row:end], first, last)
+                _transpose_by_tensor_engine(dst[:, :, row:end], src[row:end], first, last)
 
 
-def _turn_by_dma(dst: nl.ndarray, src: nl.ndarray, first: int, last: int) -> None:
+def _transpose_by_dma(dst: nl.ndarray, src: nl.ndarray, first: int, last: int) -> None:
     pmax, hidden = nl.tile_size.pmax, src.shape[1]
-    whole = min(last, hidden // pmax)
-    if whole > first:
-        part = src[:, first * pmax : whole * pmax].reshape_dim(1, (whole - first, pmax))
-        nisa.dma_transpose(dst[:, first:whole, :], part)
-    if last > whole:
-        nisa.dma_transpose(dst[0 : hidden - whole * pmax, whole, :], src[:, whole * pmax : hidden])
+    full = min(last, hidden // pmax)
+    if full > first:
+        part = src[:, first * pmax : full * pmax].reshape_dim(1, (full - first, pmax))
+        nisa.dma_transpose(dst[:, first:full, :], part)
+    if last > full:
+        nisa.dma_transpose(dst[0 : hidden - full * pmax, full, :], src[:, full * pmax : hidden])
 
 
-def _turn_by_tensor_engine(dst: nl.ndarray, src: nl.ndarray, first: int, last: int) -> None:
+def _transpose_by_tensor_engine(dst: nl.ndarray, src: nl.ndarray, first: int, last: int) -> None:
     pmax, rows, hidden = nl.tile_size.pmax, src.shape[0], src.shape[1]
     low, high = first * pmax, min(last * pmax, hidden)
     staged = []
@@ -236,18 +236,18 @@ def _turn_by_tensor_engine(dst: nl.ndarray, src: nl.ndarray, first: int, last: i
         staged.append(stage)
     for s in range(first, last):
         depth, at = min(pmax, hidden - s * pmax), s * pmax - low
-        turned = nl.ndarray((depth, rows), src.dtype, nl.psum)
+        stage_t = nl.ndarray((depth, rows), src.dtype, nl.psum)
         for i in range(len(staged)):
             stage = staged[i]
-            nisa.nc_transpose(turned[:, i * pmax : i * pmax + stage.shape[0]], stage[:, at : at + depth])
-        # Both engines that reach PSUM, in turn.
+            nisa.nc_transpose(stage_t[:, i * pmax : i * pmax + stage.shape[0]], stage[:, at : at + depth])
+        # Alternate between the two engines that reach PSUM, so that neither is the bottleneck.
         if s % 2 == 0:
-            nisa.tensor_copy(dst[0:depth, s, :], turned, engine=nisa.engine.vector)
+            nisa.tensor_copy(dst[0:depth, s, :], stage_t, engine=nisa.engine.vector)
         else:
-            nisa.activation(dst[0:depth, s, :], nl.copy, turned)
+            nisa.activation(dst[0:depth, s, :], nl.copy, stage_t)
 
 
-def _multiply(out: nl.ndarray, x_turned: nl.ndarray, weights: nl.ndarray, bias, hidden: int) -> None:
+def _multiply(out: nl.ndarray, x_t: nl.ndarray, weights: nl.ndarray, bias, hidden: int) -> None:
     """Compute one group: ``out`` [tokens, columns] in HBM."""
     pmax, tokens, columns = nl.tile_size.pmax, out.shape[0], out.shape[1]
     tiles, parts = _parts(tokens, pmax), _parts(columns, COLUMNS)
@@ -260,7 +260,7 @@ def _multiply(out: nl.ndarray, x_turned: nl.ndarray, weights: nl.ndarray, bias, 
         depth = min(pmax, hidden - s * pmax)
         for i in range(tiles * parts):
             t, c = i // parts * pmax, i % parts * columns // parts
-            left = x_turned[0:depth, s, t : t + banks[i].shape[0]]
+            left = x_t[0:depth, s, t : t + banks[i].shape[0]]
             right = weights[0:depth, s, c : c + banks[i].shape[1]]
             nisa.nc_matmul(banks[i], left, right, accumulate=s > 0)
     for tile in range(tiles):

@@ -1,15 +1,16 @@
-"""Rotary position embedding: ``out = x * cos + rotate(x) * sin``, ``rotate`` turning each pair (a, b) into (-b, a).
+"""Rotary position embedding: ``out = x * cos + rotate(x) * sin``, where ``rotate`` maps each pair (a, b) to (-b, a).
 
 Shapes: ``x`` [B, S, H, D] (``sequence_dim`` 1) or [B, H, S, D] (2); ``cos`` and ``sin`` [S, W] or [B, S, W] with W = D
 (one value an element) or D/2 (one a pair), shared by all heads. Pairs are neighbours (``interleaved``) or half a head
 apart. Any B, S and H; D even, at most 512. Floats of 2 or 4 bytes, of ``x``, tables and result each its own; float32
 inside.
 
-Tiling: tokens lie on partitions, several consecutive ones on each where there are more than 128, so that a DMA moves
-long runs; heads and channels lie on the free axis. A table tile is loaded once and serves every head of its tokens.
-GpSimd multiplies by cos and Vector by sin. Vector reads its table from PSUM, which halves the cost of an instruction of
-two inputs, and leaves its product there, which does the same for the addition. Scalar writes that table, with the pairs
-swapped and the sign folded in. On two cores each takes half of the tokens, or half of the heads when tokens are few.
+Tiling: tokens lie on partitions, several consecutive ones on each where there are more than 128, because a DMA is
+efficient for long runs; heads and channels lie on the free axis. A table tile is loaded once and serves every head of
+its tokens. GpSimd multiplies by cos and Vector by sin. Vector reads its table from PSUM, which halves the cost of an
+instruction of two inputs, and leaves its product there, which does the same for the addition. Scalar writes that table,
+with the pairs swapped and the sign folded in. On two cores each takes half of the tokens, or half of the heads when
+tokens are few.
 """
 
 import nki
@@ -18,9 +19,9 @@ import nki.language as nl
 
 GROUP = 512  # most elements per partition of one instruction: a PSUM bank of float32
 TILE = 1536  # elements per partition that one transfer of x aims at
-TABLE_LEAST = 256  # elements per partition of a table tile: shared by many heads
-TABLE_MOST = 1024  # and by few; it is held in PSUM as float32, twice
-GPSIMD_ADDS = 6  # one group in this many is also added on GpSimd: evens its load with Vector's
+TABLE_LEAST = 256  # elements per partition of a table tile that many heads share
+TABLE_MOST = 1024  # the same for few heads; PSUM holds the tile as float32, twice
+GPSIMD_ADDS = 6  # one group in this many is also added on GpSimd, which balances its load with Vector's
 
 
 @nki.jit
@@ -34,7 +35,7 @@ def rope(
     batch = x.shape[0]
     start, end = work.first_token, work.last_token
     while start < end:
-        # Equal counts on every partition; what is left over makes a last, smaller block.
+        # Equal counts on every partition, as one access pattern needs them; the remainder makes a last, smaller block.
         rows = _parts(end - start, nl.tile_size.pmax)
         stop = start + (end - start) // rows * rows
         if cos.ndim == 2:
@@ -73,13 +74,14 @@ def _pair(view: nl.ndarray, interleaved: bool) -> tuple:
 
 
 class _Rope(nl.NKIObject):
-    """One core's share of a call, and the sums it has yet to issue.
+    """One core's share of a call, and the sums that it has yet to issue.
 
-    A group's products are issued before the sums of the group before it, so that no engine waits for the other.
+    A group's products are issued before the sums of the previous group: engines run in order, and a sum issued right after its
+    products would hold up its engine until the other one has finished.
     """
 
     def __init__(self, source: nl.ndarray, target: nl.ndarray, interleaved: bool, by_token: bool):
-        """Take [B, S, H, D] views; ``by_token``: the heads of a token lie side by side, not the tokens of a head."""
+        """Take [B, S, H, D] views; ``by_token``: the heads of a token are adjacent in memory, not the tokens of a head."""
         self.source = source
         self.target = target
         self.interleaved = interleaved
@@ -165,27 +167,27 @@ class _Rope(nl.NKIObject):
         self.sums.append((write, y_tile))
 
     def products(self, y: nl.ndarray, x: nl.ndarray, cosine: nl.ndarray, sine: nl.ndarray) -> None:
-        """Issue the products of one group, then what waits."""
+        """Issue the products of one group, then the sums of the previous one."""
         self.groups = self.groups + 1
         on_gpsimd = self.groups % GPSIMD_ADDS == 0
-        kept = nl.ndarray(x.shape, nl.float32, nl.sbuf)
-        turned = nl.ndarray(x.shape, nl.float32, nl.sbuf if on_gpsimd else nl.psum)
-        nisa.tensor_tensor(turned, x, sine, nl.multiply, engine=nisa.engine.vector)
-        nisa.tensor_tensor(kept, x, cosine, nl.multiply, engine=nisa.engine.gpsimd)
+        direct = nl.ndarray(x.shape, nl.float32, nl.sbuf)
+        crossed = nl.ndarray(x.shape, nl.float32, nl.sbuf if on_gpsimd else nl.psum)
+        nisa.tensor_tensor(crossed, x, sine, nl.multiply, engine=nisa.engine.vector)
+        nisa.tensor_tensor(direct, x, cosine, nl.multiply, engine=nisa.engine.gpsimd)
         self.finish()
-        self.sums.append((y, kept, turned, nisa.engine.gpsimd if on_gpsimd else nisa.engine.vector))
+        self.sums.append((y, direct, crossed, nisa.engine.gpsimd if on_gpsimd else nisa.engine.vector))
 
     def finish(self) -> None:
-        """Issue the sums that wait, and the stores of tiles they complete."""
+        """Issue the pending sums, and the stores of tiles that they complete."""
         for i in range(len(self.sums)):
             if len(self.sums[i]) == 2:
                 target, done = self.sums[i]
                 nisa.dma_copy(target, done)
             else:
-                y, kept, turned, engine = self.sums[i]
+                y, direct, crossed, engine = self.sums[i]
                 first, second = _pair(y, self.interleaved)
-                kept_first, kept_second = _pair(kept, self.interleaved)
-                from_first, from_second = _pair(turned, self.interleaved)
-                nisa.tensor_tensor(first, kept_first, from_second, nl.add, engine=engine)
-                nisa.tensor_tensor(second, kept_second, from_first, nl.add, engine=engine)
+                direct_first, direct_second = _pair(direct, self.interleaved)
+                crossed_first, crossed_second = _pair(crossed, self.interleaved)
+                nisa.tensor_tensor(first, direct_first, crossed_second, nl.add, engine=engine)
+                nisa.tensor_tensor(second, direct_second, crossed_first, nl.add, engine=engine)
         self.sums = []

@@ -1,6 +1,6 @@
 """The provider `nkilib`: kernels of AWS's NKI library behind the canonical ops.
 
-The library comes with AWS's compiler, or as a checkout of its public repository (`checkout`); nothing of it is held here.
+The library comes with AWS's compiler, or as a checkout of its public repository (`checkout`); no part of it is in this package.
 It has no kernel for `norm_rope_attention`.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["PROVIDER", "checkout"]
 
 
 def _check(execution: str) -> None:
-    """Raise InputError when kernels cannot run that way here, or there is no library."""
+    """Raise InputError when kernels cannot run that way here, or the library is missing."""
     toolchain.check(execution)
     package(execution)
 
@@ -39,6 +39,7 @@ def _implementations(version: str) -> Mapping[str, Implementation]:
 
 
 _EFFICIENCY = {"rope": 0.10, "qkv": 0.53, "attention": 0.20}
-"""Share of trn2's peaks under the emulator: tools/bench_kernels.py --nkilib, sources of 2.29, bf16, two cores, 768 tokens."""
+"""Fraction of trn2's peaks reached under the emulator: tools/bench_kernels.py --nkilib, sources of 2.29, bf16, two
+cores, 768 tokens."""
 
-PROVIDER = Provider("nkilib", limits.VERSIONS, _implementations, _check, profile, suite)
+PROVIDER = Provider("nkilib", limits.VERSIONS, _implementations, _check, profile=profile, suite=suite)

@@ -1,4 +1,4 @@
-"""nkilib's kernels behind the canonical ops: layouts, defaults, and what must be cut to fit."""
+"""nkilib's kernels behind the canonical ops: layouts, defaults, and how calls are split to fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENTRIES = {
     "qkv": "core.qkv.qkv:qkv",
     "attention": "core.attention.attention_cte:attention_cte",
 }
-"""Where each kernel is inside the library; the same from 2.28 on, and in 2.27 as far as it is there."""
+"""Where each kernel is inside the library: the same from 2.28 on, and in 2.27 for the kernels that it has."""
 
 
 def _entry(name: str, execution: str | Toolchain) -> str:
@@ -43,34 +43,34 @@ def rope(
 ) -> Tensor:
     """`fluxrewrite::rope` by `RoPE`, which takes x [D, B, H, S] and one table value a pair, [D/2, B, S].
 
-    `tiled` says that the kernel cuts its input so that it fits; else heads are called in groups that fit. Products are in
-    the dtype of `x`.
+    `tiled`: the kernel splits its input to fit SBUF; without it, heads are called in groups that fit. Products are in the dtype of
+    `x`.
 
     Raises InputError for tables of two different values for one pair, where they can be read.
     """
     wide = x if x.dim() == 4 else x.unsqueeze(2)
     there, back = ((3, 0, 2, 1), (1, 3, 2, 0)) if sequence_dim == 1 else ((3, 0, 1, 2), (1, 2, 3, 0))
-    turned = wide.permute(there)
+    channels_first = wide.permute(there)
     tables = [_pairs(t, x.shape[-1], interleaved).to(x.dtype) for t in (cos, sin)]
     tables = [t.expand(x.shape[0], -1, -1).permute(2, 0, 1) for t in tables]
     run, entry = toolchain(execution).run, _entry("rope", execution)
     rows: list[Tensor] = []
-    for batches, heads in _groups(turned, tiled):
-        operands = [turned[:, batches, heads], *(t[:, batches] for t in tables)]
+    for batches, heads in _groups(channels_first, tiled):
+        operands = [channels_first[:, batches, heads], *(t[:, batches] for t in tables)]
         rows.append(run(entry, *(t.contiguous() for t in operands), False, not interleaved))
-    size, batch, _, positions = turned.shape
-    whole = torch.cat([r.reshape(size, -1, positions) for r in rows], 1) if len(rows) > 1 else rows[0]
-    out = whole.reshape(size, batch, -1, positions).permute(back)
+    size, batch, _, positions = channels_first.shape
+    rotated = torch.cat([r.reshape(size, -1, positions) for r in rows], 1) if len(rows) > 1 else rows[0]
+    out = rotated.reshape(size, batch, -1, positions).permute(back)
     return out.to(out_dtype or x.dtype).contiguous().reshape(x.shape)
 
 
-def _groups(turned: Tensor, tiled: bool) -> list[tuple[slice, slice]]:
-    """Batches and heads of each call, for x [D, B, H, S]: all at once, or so many that the working set fits SBUF.
+def _groups(x: Tensor, tiled: bool) -> list[tuple[slice, slice]]:
+    """Batches and heads of each call, for x [D, B, H, S]: all at once, or as many heads as fit SBUF.
 
-    Either all batches of some heads where there is one batch, or heads of one batch, so that results join in order.
+    A group never spans a part of two batches, so that the results join in order.
     """
-    _, batch, heads, positions = turned.shape
-    width = turned.element_size()
+    _, batch, heads, positions = x.shape
+    width = x.element_size()
     if tiled or limits.rope_bytes(heads, positions, width) * batch <= limits.SBUF_BYTES:
         return [(slice(None), slice(None))]
     fitting = next((n for n in range(heads, 1, -1) if limits.rope_bytes(n, positions, width) <= limits.SBUF_BYTES), 1)
@@ -79,7 +79,7 @@ def _groups(turned: Tensor, tiled: bool) -> list[tuple[slice, slice]]:
 
 
 def _pairs(table: Tensor, size: int, interleaved: bool) -> Tensor:
-    """A table [S, W] or [B, S, W] with one value a pair."""
+    """A table [S, W] or [B, S, W] with one value for each pair, as the library takes it."""
     if table.shape[-1] != size:
         return table
     first, second = (table[..., 0::2], table[..., 1::2]) if interleaved else table.chunk(2, dim=-1)
@@ -97,8 +97,8 @@ def qkv(
 ) -> list[Tensor]:
     """`fluxrewrite::qkv` by `qkv`, which takes tokens [1, T, H] and one weight [H, I]; a missing bias becomes zeros.
 
-    The batch is folded into the tokens, so that the library's kernel for many tokens is used above 96 of them, and the one
-    for few tokens else. Rows beyond query, key and value are left to the compiler's own product.
+    The batch is folded into the tokens, because the library picks its kernel by their number: one for up to 96 tokens, one for
+    more. Rows of no projection are left to a product of the compiler.
     """
     found = pieces_of(x, weights, biases, pieces)
     rows = [(w[i : i + n], None if b is None else b[i : i + n]) for w, b, i, n in found]
@@ -152,8 +152,8 @@ def attention(
 
 
 def _folded(t: Tensor) -> tuple[Tensor, bool]:
-    """[B, H, S, D] as [B * H, S, D] and True, or as [B * H, D, S] and False where memory has it that way round."""
-    turned = t.transpose(2, 3)
-    if turned.is_contiguous() and not t.is_contiguous():
-        return turned.flatten(0, 1), False
+    """[B, H, S, D] as [B * H, S, D] and True, or as [B * H, D, S] and False where that is its order in memory."""
+    transposed = t.transpose(2, 3)
+    if transposed.is_contiguous() and not t.is_contiguous():
+        return transposed.flatten(0, 1), False
     return t.contiguous().flatten(0, 1), True

@@ -1,4 +1,4 @@
-"""Where the library is: its package, and a checkout of its repository put on the path."""
+"""How the library is found: as a package, or in a checkout of its repository."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fluxrewrite.errors import InputError
 __all__ = ["checkout", "package"]
 
 _PACKAGES = ("nkilib", "nkilib_src.nkilib")
-"""The library as AWS's compiler brings it, and as its repository installs it."""
+"""The library as AWS's compiler ships it, and as its repository installs it."""
 _FOLDERS = ("src/nkilib_src", "src/nkilib_standalone")
 """Where the repository holds the package `nkilib`: from January 2026 on, and before."""
 
@@ -34,9 +34,9 @@ def package(execution: str) -> str:
 
 @contextlib.contextmanager
 def checkout(path: str | Path) -> Iterator[Path]:
-    """Have `nkilib` imported from the checkout at `path` for the duration; yields the folder put on `sys.path`.
+    """Import `nkilib` from the checkout at `path` for the duration; yields the folder put on `sys.path`.
 
-    Modules of another `nkilib` are set aside, and come back afterwards.
+    Modules of another `nkilib` are removed for the duration and restored afterwards.
 
     Raises InputError when there is no `nkilib` in the checkout.
     """

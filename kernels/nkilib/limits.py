@@ -1,8 +1,8 @@
-"""What nkilib's kernels take, for each SDK version, and where that is said.
+"""Limits of nkilib's kernels for each SDK version, and the source of each.
 
 "source 2.29" is the repository aws-neuron/nki-library at tag 2.29, "docs 2.29" the page of that kernel in
 aws-neuron-sdk at tag v2.29.0 (`nki/library/api/`), "notes" its `release-notes/components/nki-lib.rst`. The sources of 2.30
-and later were not at hand; what their notes do not change is taken to hold on.
+and later were not available; limits that their notes do not change are assumed to hold.
 
 The page of RoPE says S <= 512, heads <= 16 and batch <= 64 in every version from 2.28 to 2.32. The sources of 2.28 and 2.29
 assert none of it, so it is no limit here.
@@ -26,7 +26,7 @@ _ROPE_227 = "source of 2026-01-23, between tags 2.27 and 2.28; tag 2.27 has no R
 
 
 def rope_bytes(heads: int, positions: int, itemsize: int) -> int:
-    """SBUF bytes a partition that RoPE of 2.28 and 2.29 holds at once, counted in `RoPE` and `RoPE_sbuf`.
+    """SBUF bytes per partition that RoPE of 2.28 and 2.29 holds at once, counted in `RoPE` and `RoPE_sbuf`.
 
     Seven tensors the size of its input (`heads` of all batches) and two tables; partitions are not shared.
     """
@@ -34,7 +34,7 @@ def rope_bytes(heads: int, positions: int, itemsize: int) -> int:
 
 
 def _since(source: str, version: str) -> str:
-    """Where a limit of the 2.29 source is said, for `version`."""
+    """The source to name for a limit of the 2.29 source, for `version`."""
     return f"{source} {version}" if version <= "2.29" else f"source 2.29; notes {version} say nothing of it"
 
 
@@ -96,4 +96,4 @@ LIMITS: Mapping[str, Mapping[str, tuple[Limit, ...]]] = {
     "qkv": {v: _qkv(v) for v in VERSIONS},
     "attention": {v: _attention(v) for v in VERSIONS},
 }
-"""By kernel, then by version; beside the limits of the ops, which hold for every provider (head_size <= 128 of attention)."""
+"""By kernel, then by version; in addition to the limits of the ops, which hold for every provider (head_size <= 128)."""

@@ -1,4 +1,4 @@
-"""Attention: the pass, and the search for attention that no pattern knows."""
+"""Attention: the pass, and the search for attention that no pattern matches."""
 
 from .attention import Attention
 

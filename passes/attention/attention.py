@@ -1,10 +1,10 @@
-"""Attention: one call of scaled_dot_product_attention, or the same thing spelled out.
+"""Attention: a call of scaled_dot_product_attention, or the same computation spelled out.
 
     scores = q @ k^T  [* scale | / scale]  [+ mask | masked_fill | where]        (also as one baddbmm)
     softmax(scores, -1)  [dropout that does nothing]  @ v                        3 axes (heads in the batch) or 4
-    whatever does the same on made-up inputs                                     see `probed_attention`
+    any other region that computes the same on random inputs                     see `probed_attention`
 
-Permutes between [B, S, H, D] and [B, H, S, D] on either side are taken into the call as its layouts.
+Permutes between [B, S, H, D] and [B, H, S, D] on either side become the call's layouts.
 
     before                                                            after
     q, k, v = (t.permute(0, 2, 1, 3) for t in (q, k, v))              fluxrewrite.attention(
@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fluxrewrite.passes.attention.layout import emit_meant, layouts_of, sizes_of
+from fluxrewrite.passes.attention.call import BSHD_BHSD, AttentionCall, AttentionDetails, ProbedDetails
+from fluxrewrite.passes.attention.layout import emit_probed, layouts_of, sizes_of
 from fluxrewrite.passes.attention.probed import ProbedAttention, probed_attention
 from fluxrewrite.passes.near_misses import with_notes
 from torch.fx import Node
@@ -32,12 +33,10 @@ from fluxrewrite.rewrite.guards import only_checks
 from fluxrewrite.rewrite.proof.probe import is_random
 from fluxrewrite.site import Code, Finding, Miss, Site
 
-__all__ = ["Attention", "AttentionCall", "attention_calls"]
+__all__ = ["Attention", "attention_calls"]
 
-_TURN = (0, 2, 1, 3)
-_ABSORBING = torch.finfo(
-    torch.bfloat16
-).min  # of float32 and bfloat16: score + fill is fill, as if it had been replaced
+# In float32 and bfloat16, score + fill rounds to fill for any fill at or below this: adding equals replacing.
+_ABSORBING = torch.finfo(torch.bfloat16).min
 
 _q, _k, _v = (Value(name, exact=True) for name in ("query", "key", "value"))
 _product = Either(
@@ -63,32 +62,8 @@ _probabilities = Maybe(
 SPELLED = Op("matmul", _probabilities, _v)
 
 
-@dataclass(frozen=True)
-class AttentionCall:
-    """One attention computation: `node` gives softmax(scale * query key^T + mask) value.
-
-    `transposed` says that `key` is [..., D, L] as a product takes it; `masking` how `mask` acts ("additive", "bool",
-    "drop" with `fill` where True, "keep" with `fill` where False, "none"). One that was found by what it computes is `meant`,
-    with axes in any order.
-    """
-
-    node: Node
-    form: str
-    query: Node
-    key: Node
-    value: Node
-    interior: tuple[Node, ...]
-    transposed: bool = False
-    masking: str = "none"
-    mask: Node | None = None
-    fill: float = 0.0
-    scale: float | None = None
-    is_causal: bool = False
-    meant: ProbedAttention | None = None
-
-
 def attention_calls(view: GraphView) -> list[AttentionCall | Miss]:
-    """All attention computations of a graph, and what only looks like one; found once per view."""
+    """All attention computations of a graph, and near misses; found once per view."""
     return view.memo("attention_calls", _find_calls)
 
 
@@ -105,20 +80,21 @@ def _find_calls(view: GraphView) -> list[AttentionCall | Miss]:
 
 
 def _with_probed(view: GraphView, calls: Sequence[AttentionCall | Miss]) -> list[AttentionCall | Miss]:
-    """The calls, and those that are found by what they compute; these are no near misses of a known form then."""
+    """The calls, and those found by what they compute, which are then not near misses of a known form."""
     taken = {n for c in calls if isinstance(c, AttentionCall) for n in c.interior}
     near = {c.reason.node: c.reason.code for c in calls if isinstance(c, Miss)}
     probed, notes = probed_attention(view, taken, near)
-    more = [p if isinstance(p, Miss) else _meant(p) for p in probed]
+    more = [p if isinstance(p, Miss) else _probed_call(p) for p in probed]
     held = {n.name for c in more if isinstance(c, AttentionCall) for n in (*c.interior, c.node)}
     return [*with_notes([c for c in calls if isinstance(c, AttentionCall) or c.reason.node not in held], notes), *more]
 
 
-def _meant(found: ProbedAttention) -> AttentionCall:
+def _probed_call(found: ProbedAttention) -> AttentionCall:
     causal = found.masking == "causal"
     return AttentionCall(
-        found.out, "probed", found.query, found.key, found.value, found.interior, masking="none" if causal else found.masking,
-        mask=found.mask, fill=float("-inf"), scale=found.scale, is_causal=causal, meant=found,
+        found.out, "probed", found.query, found.key, found.value,
+        interior=found.interior, masking="none" if causal else found.masking, mask=found.mask, fill=float("-inf"),
+        scale=found.scale, is_causal=causal, probed=found,
     )  # fmt: skip
 
 
@@ -140,7 +116,7 @@ def _sdpa(view: GraphView, node: Node) -> AttentionCall | Miss:
         return _miss(view, Code.PATTERN, message, node, "sdpa")
     masking = "none" if mask is None else "bool" if view.dtype(mask) == torch.bool else "additive"
     return AttentionCall(
-        node, "sdpa", query, key, value, (), masking=masking, mask=mask, scale=scale, is_causal=bool(is_causal)
+        node, "sdpa", query, key, value, interior=(), masking=masking, mask=mask, scale=scale, is_causal=bool(is_causal)
     )
 
 
@@ -165,20 +141,24 @@ def _spelled(view: GraphView, node: Node, attempt: Attempt) -> AttentionCall | M
     if tags["product"] == "added":
         scale *= found["alpha"]
         if found["beta"] != 0 and (found["beta"] != 1 or masking != "none" or tags["scaling"] != "none"):
-            return miss(Code.PATTERN, f"baddbmm with beta={found['beta']} beside another mask or scale")
+            return miss(Code.PATTERN, f"baddbmm with beta={found['beta']} and another mask or scale")
         if found["beta"] == 1:
             masking, mask = "additive", found["base"]
     fill = found.get("fill", 0.0)
+    # The op's bool mask is -inf, and its additive mask adds: a finite fill that scores could outweigh is neither.
     absorbs = fill <= _ABSORBING and view.dtype(node) in (torch.float32, torch.bfloat16)
     if masking in ("drop", "keep") and fill != float("-inf") and not absorbs:
         return miss(Code.MASK, f"masked scores become {fill}; the kernel takes -inf, or {_ABSORBING} and less")
     query, key, value = (found[name] for name in ("query", "key", "value"))
-    return AttentionCall(node, "spelled", query, key, value, interior, True, masking, mask, fill, float(scale))
+    return AttentionCall(
+        node, "spelled", query, key, value,
+        interior=interior, transposed=True, masking=masking, mask=mask, fill=fill, scale=float(scale),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Operands:
-    """Query, key and value without the permutes that the call's layout stands for."""
+    """Query, key and value above the permutes that the call's layout replaces."""
 
     query: Node
     key: Node
@@ -205,8 +185,8 @@ class Attention(Pass):
 
     def _site(self, view: GraphView, call: AttentionCall) -> Finding:
         path = view.path(call.node)
-        if call.meant is not None:
-            return self._probed(view, call, call.meant, path)
+        if call.probed is not None:
+            return self._probed(view, call, call.probed, path)
         problem = self._shapes(view, call, path) or self._dtypes(view, call, path)
         if problem is not None:
             return problem
@@ -220,7 +200,8 @@ class Attention(Pass):
         if problem is not None:
             return problem
         q = view.shape(call.query) or ()
-        turned = out_layout == "bhsd" and len(q) == 4 and dense_as(view, out, _TURN)
+        # Views below were traced on these strides: the call writes [B, S, H, D] where the traced result has that in memory.
+        turned = out_layout == "bhsd" and len(q) == 4 and dense_as(view, out, BSHD_BHSD)
         return Site(
             kind=self.kind,
             form=call.form,
@@ -231,29 +212,29 @@ class Attention(Pass):
             shapes=_sizes(q, view.shape(call.value) or ()),
             dtype=view.dtype(call.query) or torch.float32,
             facts=_facts(view, call),
-            extra={
-                "call": call,
-                "layout": found.layout,
-                "out_layout": "bshd" if turned else out_layout,
-                "turned": turned,
-                "transposed": found.transposed,
-                "rank": len(q),
-                "causal": call.is_causal,
-            },
+            extra=AttentionDetails(
+                call=call,
+                layout=found.layout,
+                out_layout="bshd" if turned else out_layout,
+                turned=turned,
+                transposed=found.transposed,
+                rank=len(q),
+                causal=call.is_causal,
+            ),
         )
 
-    def _probed(self, view: GraphView, call: AttentionCall, meant: ProbedAttention, path: str) -> Finding:
-        """The site of a computation that was found by what it does; only a proof says that it is attention."""
-        operands, layouts = layouts_of(view, meant)
-        given = zip((meant.query, meant.key, meant.value), operands.values(), strict=True)
-        turned = [n for node, end in given for n in view.between(node, end)]
-        interior = tuple(dict.fromkeys((*turned, *meant.interior)))
+    def _probed(self, view: GraphView, call: AttentionCall, found: ProbedAttention, path: str) -> Finding:
+        """The site of a computation found by what it does; only a proof confirms that it is attention."""
+        operands, layout, out_layout = layouts_of(view, found)
+        given = zip((found.query, found.key, found.value), operands.values(), strict=True)
+        permutes = [n for node, end in given for n in view.between(node, end)]
+        interior = tuple(dict.fromkeys((*permutes, *found.interior)))
         problem = self._dtypes(view, call, path) or blocked(
             self, view, path, interior, [call.node], [*operands.values(), call.mask]
         )
         if problem is not None:
             return problem
-        sizes = sizes_of(view, meant)
+        sizes = sizes_of(view, found)
         return Site(
             kind=self.kind,
             form=call.form,
@@ -264,7 +245,14 @@ class Attention(Pass):
             shapes={k: size_of(v) for k, v in sizes.items()},
             dtype=view.dtype(call.query) or torch.float32,
             facts=_facts(view, call),
-            extra={"call": call, "causal": call.is_causal, **layouts},
+            extra=ProbedDetails(
+                call=call,
+                causal=call.is_causal,
+                axes=found.axes,
+                rank=len(found.axes["out"]),
+                layout=layout,
+                out_layout=out_layout,
+            ),
             needs_proof=True,
         )
 
@@ -300,7 +288,7 @@ class Attention(Pass):
         return self._mask(view, call, path)
 
     def _mask(self, view: GraphView, call: AttentionCall, path: str) -> Miss | None:
-        """A mask must be of the right dtype, and broadcast to the scores without widening them."""
+        """A Miss unless the mask has the right dtype and broadcasts to the scores without widening them."""
         expected = {"none": None, "additive": view.dtype(call.query)}.get(call.masking, torch.bool)
         if view.dtype(call.mask) != expected:
             message = f"{call.masking} mask of {view.dtype(call.mask)}, expected {expected}"
@@ -308,8 +296,8 @@ class Attention(Pass):
         if call.mask is None:
             return None
         mask, q, v = (view.shape(t) or () for t in (call.mask, call.query, call.value))
-        if call.meant is not None:
-            return None  # it was told from the scores
+        if call.probed is not None:
+            return None  # the probe compared it with the scores, broadcasting included
         scores = (*q[:-1], v[-2])
         pairs = zip(reversed(mask), reversed(scores), strict=False)
         if not 2 <= len(mask) <= len(scores) or not all(same_dim(m, 1) or same_dim(m, n) for m, n in pairs):
@@ -318,25 +306,26 @@ class Attention(Pass):
             )
         return None
 
-    def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
+    def emit(
+        self, site: Site[AttentionDetails | ProbedDetails], builder: Builder, op: Callable[..., Any]
+    ) -> Sequence[Node]:
         """The call, with views where heads are folded into the batch or the key comes transposed.
 
-        Where the result is [B, H, S, D] in shape but [B, S, H, D] in memory, so is the call's.
+        A result that is [B, H, S, D] in shape but [B, S, H, D] in memory keeps both.
         """
-        call: AttentionCall = site.extra["call"]
-        if call.meant is not None:
-            return emit_meant(site, builder, op, _mask_for(builder, call, site.dtype))
+        details, call = site.extra, site.extra.call
+        if isinstance(details, ProbedDetails):
+            return emit_probed(site.operands, details, builder, op, _mask_for(builder, call, site.dtype))
         q, k, v = (site.operands[name] for name in ("q", "k", "v"))
-        if site.extra["transposed"]:
+        if details.transposed:
             k = builder.call("transpose", k, -1, -2)
-        if site.extra["rank"] == 3:
+        if details.rank == 3:
             q, k, v = (builder.call("unsqueeze", t, 0) for t in (q, k, v))
         mask = _mask_for(builder, call, site.dtype)
-        layouts = (site.extra["layout"], site.extra["out_layout"])
-        out = builder.call(op, q, k, v, mask, call.scale, call.is_causal, *layouts)
-        if site.extra["turned"]:
-            return [builder.call("permute", out, *_TURN)]
-        return [builder.call("squeeze", out, 0) if site.extra["rank"] == 3 else out]
+        out = builder.call(op, q, k, v, mask, call.scale, call.is_causal, details.layout, details.out_layout)
+        if details.turned:
+            return [builder.call("permute", out, *BSHD_BHSD)]
+        return [builder.call("squeeze", out, 0) if details.rank == 3 else out]
 
 
 def _sizes(q: Sequence[Any], v: Sequence[Any]) -> dict[str, int | str]:
@@ -349,7 +338,7 @@ def _sizes(q: Sequence[Any], v: Sequence[Any]) -> dict[str, int | str]:
 
 
 def _facts(view: GraphView, call: AttentionCall) -> dict[str, Any]:
-    """What limits speak of."""
+    """The facts that limits refer to."""
     mask = "none" if call.mask is None else "bool" if view.dtype(call.mask) == torch.bool else "additive"
     return {"mask": mask, "scale": call.scale}
 
@@ -357,35 +346,37 @@ def _facts(view: GraphView, call: AttentionCall) -> dict[str, Any]:
 def _without_permutes(view: GraphView, call: AttentionCall) -> _Operands:
     given = (call.query, call.key, call.value)
     bare = [view.bare(t) for t in given]
-    turns = (_TURN, (0, 2, 3, 1) if call.transposed else _TURN, _TURN)
-    turned = [s for t, dims in zip(bare, turns, strict=True) if (s := view.permuted(t, dims)) is not None]
+    permutes = (BSHD_BHSD, (0, 2, 3, 1) if call.transposed else BSHD_BHSD, BSHD_BHSD)
+    bshd = [s for t, dims in zip(bare, permutes, strict=True) if (s := view.permuted(t, dims)) is not None]
     rank = len(view.shape(call.key) or ())
     source = view.permuted(bare[1], (*range(rank - 2), rank - 1, rank - 2)) if call.transposed else None
     layout, transposed = "bhsd", call.transposed
-    if len(turned) == 3:
-        bare, layout, transposed = turned, "bshd", False
+    if len(bshd) == 3:
+        bare, layout, transposed = bshd, "bshd", False
     elif source is not None:
         bare[1], transposed = source, False
     passed = (n for t, end in zip(given, bare, strict=True) for n in view.between(t, end))
-    return _Operands(bare[0], bare[1], bare[2], layout, transposed, tuple(passed))
+    query, key, value = bare
+    return _Operands(query, key, value, layout=layout, transposed=transposed, interior=tuple(passed))
 
 
 def _result(view: GraphView, call: AttentionCall) -> tuple[Node, str, list[Node]]:
-    """The result, below a permute back to [B, S, H, D] if that is all that happens to it; and what is passed on the way."""
+    """The result, its layout, and the views passed: below a permute back to [B, S, H, D] if nothing else reads the attention."""
     node, passed = call.node, []
     while len(users := [u for u in node.users if not only_checks(u)]) == 1 and view.source(users[0]) is not None:
         passed.append(node)
         (node,) = users
-        if view.permuted(node, _TURN) is call.node:
+        if view.permuted(node, BSHD_BHSD) is call.node:
             return node, "bshd", passed
     return call.node, "bhsd", []
 
 
 def _mask_for(builder: Builder, call: AttentionCall, dtype: torch.dtype) -> Any:
-    """The mask as the op takes it: bool (True takes part) where the fill is -inf, else added to the scores."""
+    """The mask as the op takes it: bool (True takes part) where masked scores become -inf, else added to the scores."""
     if call.masking in ("none", "additive", "bool"):
         return call.mask
     if call.fill == float("-inf"):
         return call.mask if call.masking == "keep" else builder.call(torch.logical_not, call.mask)
     dropped = builder.call(torch.logical_not, call.mask) if call.masking == "keep" else call.mask
+    # A fill below the dtype's range would overflow to -inf, and 0 * -inf is NaN where nothing is masked.
     return builder.call(torch.mul, builder.call("to", dropped, dtype), max(call.fill, torch.finfo(dtype).min))

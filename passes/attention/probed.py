@@ -1,11 +1,11 @@
-"""Attention that no pattern knows, found by what it computes.
+"""Attention that no pattern matches, found by what it computes.
 
-For each softmax, or exponential, that no known attention holds: the product of two tensors above it and the product with a
-third below it make a region, which is run on made-up inputs (`rewrite.proof.probe`). It is attention where each result is a mean
-of the values, whose weights have the logarithms scale * q k^T + mask up to a number for each row, with a scale that is one
-number and a mask that is a value of the graph, or causal.
+Each softmax or exponential outside known attention anchors a region: from the product of two tensors above it to the product
+with a third below it. The region runs on random inputs (`rewrite.proof.probe`). It is attention if each result is a mean of the
+values whose weights have the logarithms scale * q k^T + mask, up to a constant for each row, with one number as the scale, and
+with a mask that is a value of the graph, or causal.
 
-Not a pass: the pass of attention asks for what is found here, and what its replacement computes is proved as that of any site.
+Not a pass: the attention pass uses what is found here, and the replacement is proved like that of any site.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from fluxrewrite.passes.attention.softmax_test import AttentionFacts, Other, recognise_attention
+from fluxrewrite.passes.attention.softmax_test import AttentionFacts, NotAttention, recognise_attention
 from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
@@ -35,20 +35,20 @@ _EXPONENTIALS = ("softmax", "exp", "exp2", "log_softmax", "logsumexp")
 _PRODUCTS = frozenset({"matmul", "baddbmm", "addbmm", "einsum", "tensordot", "inner"})
 _ROOTS = frozenset({"linear", "rms_norm", "layer_norm", "group_norm", "sdpa", "output", "conv1d", "conv2d", "conv3d"})
 _AFTER = frozenset({"div", "mul", "cast", "copy"})
-"""What may follow the second product and belong to attention still: a sum that divides, and casts."""
+"""What may follow the second product and still belong to attention: a division by the sum of weights, and casts."""
 
 
 @dataclass(frozen=True)
 class ProbedAttention:
-    """What was found.
+    """A region that computes attention.
 
     Attributes:
         out: the result.
         query, key, value: as they enter the products.
-        interior: what has no use once `out` is replaced.
+        interior: nodes that have no use once `out` is replaced.
         axes: of "q", "k", "v" and "out", in the order [B, H, S, D], or [H, S, D] where there are 3.
         scale: factor on q k^T.
-        masking, mask: as `attention.Call` has them; "causal" for the mask that is no tensor.
+        masking, mask: as in `AttentionCall`; "causal" for a mask that is not a value of the graph.
     """
 
     out: Node
@@ -64,7 +64,7 @@ class ProbedAttention:
 
 @dataclass(frozen=True)
 class _Region:
-    """From the product of `first` and `second`, to the product with `value` and what follows it: `outs`, the nearest first."""
+    """From the product of `first` and `second` to the product with `value`; `outs` are the possible results, nearest first."""
 
     scores: Node
     first: Node
@@ -76,16 +76,16 @@ class _Region:
 def probed_attention(
     view: GraphView, taken: Collection[Node], near: Mapping[str, Code]
 ) -> tuple[list[ProbedAttention | Miss], dict[str, str]]:
-    """The attention computations beside those that hold `taken`, and what looked like one.
+    """The attention computations other than those that hold `taken`, and near misses.
 
     Args:
         view: the graph.
-        taken: nodes of those that are known.
-        near: codes of near misses of known forms by the name of their node. Where one is no mere mismatch of the pattern, the
-            form is known and refused.
+        taken: nodes of known attention.
+        near: codes of near misses of known forms, by the name of their node. Any code but a pattern mismatch means a form that is
+            known and refused, so the region is not probed.
 
     Returns:
-        What was found; and of nodes with a near miss, what a probe says.
+        What was found; then, by node with a near miss, what the probe found there.
     """
     found: dict[Node, ProbedAttention | Miss] = {}
     notes: dict[str, str] = {}
@@ -96,21 +96,21 @@ def probed_attention(
             continue
         seen.add(region.outs[0])
         inside = {n.name for n in _between(view, region, region.outs[-1])}
-        told = [n for n in near if n in inside]
-        if any(near[n] != Code.PATTERN for n in told):
+        near_misses = [n for n in near if n in inside]
+        if any(near[n] != Code.PATTERN for n in near_misses):
             continue
         answer = _answer(view, region)
         if isinstance(answer, ProbedAttention):
             found[answer.out] = answer
-        elif told:
-            notes.update(dict.fromkeys(told, answer.message))
+        elif near_misses:
+            notes.update(dict.fromkeys(near_misses, answer.message))
         else:
             found[region.outs[0]] = Miss("attention", view.path(region.outs[0]), answer, "probed")
     return list(found.values()), notes
 
 
 def _region(view: GraphView, anchor: Node) -> _Region | None:
-    """The two products around an exponential, if there are two."""
+    """The two products around an exponential, if there is exactly one on each side."""
     below = _below(view, anchor)
     if below is None:
         return None
@@ -136,7 +136,7 @@ def _region(view: GraphView, anchor: Node) -> _Region | None:
 
 
 def _below(view: GraphView, anchor: Node) -> tuple[Node, Node, Node] | None:
-    """The next product of what comes of `anchor` with what does not; the first of these, and the other."""
+    """The next product of a value that depends on `anchor` with one that does not; then the former and the latter."""
     order, seen = [(view.order(anchor), anchor.name)], {anchor}
     for _ in range(budget_of(view).limits.nodes):
         if not order:
@@ -162,7 +162,7 @@ def _operands(view: GraphView, product: Node) -> tuple[Node, Node] | None:
 
 
 def _outs(view: GraphView, product: Node) -> Iterator[Node]:
-    """A product, and what follows it and nothing else does."""
+    """A product, then each node of a chain below it that may still belong to attention and is the only reader of the last."""
     node = product
     yield node
     for _ in range(3):
@@ -178,24 +178,24 @@ def _outs(view: GraphView, product: Node) -> Iterator[Node]:
 
 
 def _between(view: GraphView, region: _Region, out: Node) -> set[Node]:
-    """The nodes from the first product to `out`, all that depends on what it multiplies."""
+    """The nodes from the first product to `out`: all that depend on query, key or value."""
     given = {region.first, region.second, region.value}
     above = feeding(view, [out], budget_of(view).limits.nodes, given)
     return depending(sorted(above, key=view.order), given) - given
 
 
 def _answer(view: GraphView, region: _Region) -> ProbedAttention | Reason:
-    """The attention that the region is, or why it is none."""
+    """The attention that the region computes, or why it computes none."""
     reason = Reason(Code.PROBED, "")
     for out in region.outs:
         where = f"from {region.scores.name} to {out.name}"
         try:
             return _trial(view, region, out)
-        except Other as error:
-            code, told = Code.PROBED, str(error)
+        except NotAttention as error:
+            code, why = Code.PROBED, str(error)
         except CannotProbe as error:
-            code, told = Code.NOT_PROBED, str(error)
-        reason = Reason(code, f"{where}: {told}", out.name)
+            code, why = Code.NOT_PROBED, str(error)
+        reason = Reason(code, f"{where}: {why}", out.name)
     return reason
 
 
@@ -207,45 +207,49 @@ def _trial(view: GraphView, region: _Region, out: Node) -> ProbedAttention:
     above = feeding(view, entering, budget.limits.nodes - len(inside), {*operands, *inside})
     part = ProbeRegion.of(view, {*inside, *above}, operands)
     members = part.members
-    candidates = sorted((n for n in members if n not in inside and n not in operands), key=_likely(view, region))
+    candidates = sorted((n for n in members if n not in inside and n not in operands), key=_mask_order(view, region))
 
-    def ask() -> AttentionFacts | Other:
-        """At two sets of made-up values: what differs between them is no constant."""
+    def probe_region() -> AttentionFacts | NotAttention:
+        """The facts from two sets of random values: a scale or a mask that differs between them depends on the values."""
         probes = [Probe(view, part, _shapes(view, region), budget, seed) for seed in (0, 1)]
         try:
             a, b = (recognise_attention(p, operands, out, candidates) for p in probes)
-        except Other as error:
+        except NotAttention as error:
             return error
         if abs(a.scale - b.scale) > 1e-9 * abs(a.scale):
-            return Other("the scale of the scores is no constant")
+            return NotAttention("the scale of the scores is not a constant")
         doubt = unsure(view, probes[0], out, operands, [candidates[a.mask]] if a.mask >= 0 else [])
         if doubt:
-            return Other(doubt)
-        return a if replace(a, scale=b.scale) == b else Other("what masks the scores is not the same for other values")
+            return NotAttention(doubt)
+        differs = replace(a, scale=b.scale) != b
+        return NotAttention("what masks the scores is not the same for other values") if differs else a
 
-    found = budget.answer(part.digest(view, members.index(out), [members.index(c) for c in candidates]), ask)
-    if isinstance(found, Other):
+    found = budget.answer(part.digest(view, members.index(out), [members.index(c) for c in candidates]), probe_region)
+    if isinstance(found, NotAttention):
         raise found
     mask = candidates[found.mask] if found.mask >= 0 else None
     query, key = operands[:2] if found.first else operands[1::-1]
     size = hint((view.shape(query) or ())[found.axes["q"][-1]], UNKNOWN)
-    scale = _written(view, found.scale, inside, size)
+    scale = _scale_in_graph(view, found.scale, inside, size)
     if scale is None:
-        raise Other(
-            f"scores are scaled by {found.scale:g}, which is no number that is written in the graph, nor a product of two"
+        raise NotAttention(
+            f"scores are scaled by {found.scale:g}, which is neither a number written in the graph nor a product of two"
         )
     interior = _interior(part, inside, {*operands, out, mask})
-    return ProbedAttention(out, query, key, region.value, interior, found.axes, scale, found.masking, mask)
+    return ProbedAttention(
+        out, query, key, region.value,
+        interior=interior, axes=found.axes, scale=scale, masking=found.masking, mask=mask,
+    )  # fmt: skip
 
 
-def _likely(view: GraphView, region: _Region) -> Any:
-    """Order of candidates for the mask: what can be added to the scores, then the nearest."""
+def _mask_order(view: GraphView, region: _Region) -> Any:
+    """Sort key of candidates for the mask: those of the scores' dtype, then bool ones, then the nearest to the scores."""
     dtype = view.dtype(region.first)
     return lambda n: (view.dtype(n) != dtype, view.dtype(n) != torch.bool, -view.order(n))
 
 
 def _shapes(view: GraphView, region: _Region) -> dict[str, int]:
-    """Sizes by the names that cutting goes by: what is summed over stays."""
+    """Sizes of the region by the names that `small_sizes` cuts by."""
     scores, first, value = (
         [hint(n, UNKNOWN) for n in view.shape(n) or ()] for n in (region.scores, region.first, region.value)
     )
@@ -264,8 +268,12 @@ def _unshared(sizes: Sequence[int], scores: Sequence[int]) -> int:
     return sizes[-1] if sizes else 0
 
 
-def _written(view: GraphView, scale: float, nodes: Collection[Node], head_size: int) -> float | None:
-    """The scale as the graph writes it, or exp2 for it: what a run at small sizes says could be a count of these."""
+def _scale_in_graph(view: GraphView, scale: float, nodes: Collection[Node], head_size: int) -> float | None:
+    """The scale as a number of the graph, or a product of two; None where it is neither.
+
+    The probe runs at small sizes, where a scale may be a count of positions by chance. A number of the graph is the same at all
+    sizes, as are 1 / sqrt(D), since the size of a head is never cut, and log(2), which exp2 in place of exp brings in.
+    """
     values = [view.number(v) for n in nodes for v in (*n.args, *n.kwargs.values())]
     numbers = [abs(float(n)) for n in values if isinstance(n, (int, float)) and not isinstance(n, bool) and n]
     single = [1.0, 1.0 / math.sqrt(head_size), math.log(2), *numbers, *(1.0 / n for n in numbers)]
@@ -276,7 +284,7 @@ def _written(view: GraphView, scale: float, nodes: Collection[Node], head_size: 
 
 
 def _interior(part: ProbeRegion, inside: Collection[Node], kept: Collection[Node | None]) -> tuple[Node, ...]:
-    """The region, and what was computed for it alone."""
+    """The region, and what is computed for it only."""
     taken = set(inside)
     for node in reversed(part.nodes):
         uses = [u for u in node.users if not only_checks(u)]

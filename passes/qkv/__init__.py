@@ -1,4 +1,4 @@
-"""Q, K and V projections: the pass, and how roles and rows are traced."""
+"""Q, K and V projections: the pass, and the tracing of roles and rows."""
 
 from .qkv import Qkv
 

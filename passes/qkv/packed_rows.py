@@ -1,6 +1,6 @@
-"""Which rows of a linear layer make the query, the key or the value of an attention, or something else.
+"""Which rows of a linear layer compute the query, the key or the value of an attention, or something else.
 
-Not a pass: the projections' pass walks down from a layer with it.
+Not a pass: the qkv pass walks down from a layer with it.
 """
 
 from __future__ import annotations
@@ -19,25 +19,29 @@ from fluxrewrite.graph.views import AxisLanes, holds
 from fluxrewrite.rewrite import Builder
 from fluxrewrite.site import Code
 
-__all__ = ["PackedRows", "Refusal", "parts_of", "seen_as"]
+__all__ = ["PackedRows", "Refusal", "emit_views", "parts_of"]
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """A value that exposes one contiguous block of a linear layer's `height` rows; role "rest" for rows that are no projection."""
+    """A value that exposes one contiguous block of a linear layer's `height` rows.
+
+    The role is "query", "key", "value", or "rest" for rows of no projection; `elements` are those of the layer's result that the
+    value shows.
+    """
 
     role: str
     linear: Node
     weight: Node
     bias: Node | None
     node: Node
-    seen: Elements
+    elements: Elements
     height: int | str
 
     @property
     def lanes(self) -> AxisLanes:
         """What the value exposes of the rows."""
-        lanes = self.seen.lanes()
+        lanes = self.elements.lanes()
         assert lanes is not None
         return lanes
 
@@ -51,7 +55,7 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why the rows of a layer cannot be told apart, and the node where that shows."""
+    """Why the rows of a layer cannot be assigned to roles, and the node where that shows."""
 
     code: Code
     message: str
@@ -59,7 +63,7 @@ class Refusal:
 
 
 def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> list[PackedRows] | Refusal:
-    """Down from a linear layer through its views to the first values that serve one role, or none."""
+    """Down from a linear layer through its views to the first values that serve at most one role."""
     shape = view.shape(linear) or ()
     parts: list[PackedRows] = []
     pending: list[tuple[Node, Elements]] = [(linear, Elements.of(shape))]
@@ -74,7 +78,8 @@ def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> lis
                     f"{node.name} mixes the rows of {linear.name} with other axes, leaves some of these out, or casts"
                 )
                 return Refusal(Code.PACKED_LAYOUT, message, node)
-            parts.append(PackedRows(role, linear, weight, bias, node, seen, size_of((shape or (0,))[-1])))
+            height = size_of((shape or (0,))[-1])
+            parts.append(PackedRows(role, linear, weight, bias, node=node, elements=seen, height=height))
         for user in node.users if len(roles) > 1 else ():
             below = _below(view, linear, node, user, seen)
             if below is None:
@@ -97,13 +102,13 @@ def parts_of(view: GraphView, linear: Node, reaches: Mapping[str, Reach]) -> lis
 
 
 def _below(view: GraphView, linear: Node, node: Node, user: Node, seen: Elements) -> list[tuple[Node, Elements]] | None:
-    """The values that `user` makes of `node` by views alone, with what each exposes."""
+    """The values that `user` makes of `node` by views alone, with the elements that each shows."""
     if view.op(user) in ("split", "chunk", "unbind"):
         pieces = [(u, view.source(u)) for u in user.users]
     else:
         pieces = [(user, view.source(user))]
     result: list[tuple[Node, Elements]] = []
-    dtype = view.dtype(linear)  # what a wider one rounds to that again is as it was
+    dtype = view.dtype(linear)  # a cast to a wider dtype loses nothing: casting back gives the same values
     for piece, found in pieces:
         if found is None or found[0] is not node:
             return None
@@ -117,16 +122,20 @@ def _below(view: GraphView, linear: Node, node: Node, user: Node, seen: Elements
 
 
 def _refined(view: GraphView, parts: Sequence[PackedRows]) -> list[PackedRows]:
-    """Parts whose rows overlap another role's, followed down the views that pick their own rows from them."""
+    """The parts, with those that overlap another role's rows replaced by the views below that pick fewer rows.
+
+    A model may hand the whole packed tensor to each role and slice inside: the first value of one role then still has the rows of
+    all.
+    """
     done: list[PackedRows] = []
     pending = list(parts)
     while pending:
         part = pending.pop()
         if any(_overlap(part, other) for other in (*done, *pending) if other.role != part.role):
-            below = [_below(view, part.linear, part.node, user, part.seen) for user in part.node.users]
+            below = [_below(view, part.linear, part.node, user, part.elements) for user in part.node.users]
             pieces = [piece for found in below for piece in found or ()]
             if None not in below and all(_rows_seen(p.lanes()) < _rows_seen(part.lanes) for _, p in pieces):
-                pending.extend(replace(part, node=node, seen=seen) for node, seen in pieces)
+                pending.extend(replace(part, node=node, elements=seen) for node, seen in pieces)
                 continue
         done.append(part)
     return done
@@ -150,8 +159,8 @@ def _rows(lanes: AxisLanes) -> str:
     return f"from row {lanes.offset}, " + " of ".join(f"{n} every {s}" for s, n in tracked)
 
 
-def seen_as(builder: Builder, result: Node, part: PackedRows) -> Node:
-    """`result` [..., I] with the axes of the value that it replaces: the last one split, then all put in order."""
+def emit_views(builder: Builder, result: Node, part: PackedRows) -> Node:
+    """`result` [..., I] with the axes of the value that it replaces: the last one split, then permuted and unsqueezed."""
     lanes = part.lanes
     split = sorted(
         (d for d in range(len(lanes.axes)) if lanes.axes[d] == lanes.tracked), key=lambda d: -lanes.strides[d]

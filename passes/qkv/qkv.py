@@ -1,11 +1,11 @@
 """Query, key and value projections of one activation.
 
-Roles come from the data flow: from the query, key and value of each attention upward through norms, RoPE, concatenations,
-views and casts to the linear layers, never from names, argument order or sizes.
+Roles come from the data flow: from the query, key and value of each attention up through norms, RoPE, concatenations, views
+and casts to the linear layers. Names, argument order and sizes do not count.
 
     triple    three linear layers on one input
     packed    one linear layer whose rows are query, key, value and perhaps more (`to_qkv`, `to_qkv_mlp_proj`)
-    mixed     two linear layers on one input, one of them packed (query beside key+value)
+    mixed     two linear layers on one input, one of them packed (a query layer and a key+value layer)
     pair      two of the three on one input, in one linear layer or two: key and value of a cross-attention
 
     before                                                    after
@@ -15,20 +15,21 @@ views and casts to the linear layers, never from names, argument order or sizes.
     qkv, mlp = to_qkv_mlp(x).split([3 * I, M], -1)            q, k, v, mlp = fluxrewrite.qkv(x, [w], [b],
     q, k, v = qkv.chunk(3, -1)                                    [0, 0, I,  0, I, I,  0, 2 * I, I,  0, 3 * I, M])
 
-Weights are passed whole: a compiler without strided views would copy a slice at every call.
+Weights are passed whole: a compiler that goes through HLO, which has no strided views, copies a slice at every call.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fluxrewrite.passes.attention.attention import AttentionCall, attention_calls
-from fluxrewrite.passes.qkv.packed_rows import PackedRows, Refusal, parts_of, seen_as
+from fluxrewrite.passes.attention.attention import attention_calls
+from fluxrewrite.passes.attention.call import AttentionCall
+from fluxrewrite.passes.qkv.packed_rows import PackedRows, Refusal, emit_views, parts_of
 from fluxrewrite.passes.qkv.trace import ROLES, WALK_LIMIT, Reach, walk
 from torch.fx import Node
 
@@ -38,7 +39,20 @@ from fluxrewrite.rewrite import Builder, Pass, blocked
 from fluxrewrite.rewrite.kernel_calls import is_kernel_call
 from fluxrewrite.site import Code, Finding, Inline, Miss, Site
 
-__all__ = ["Qkv"]
+__all__ = ["Qkv", "QkvDetails"]
+
+
+@dataclass(frozen=True)
+class QkvDetails:
+    """`Site.extra` of a group of projections.
+
+    Attributes:
+        parts: the values that the call replaces, in graph order.
+        roles: a part for each of "query", "key" and "value" in the group.
+    """
+
+    parts: tuple[PackedRows, ...]
+    roles: Mapping[str, PackedRows]
 
 
 class Qkv(Pass):
@@ -56,7 +70,7 @@ class Qkv(Pass):
         claimed: set[Node] = set()
         for call in attention_calls(view):
             if isinstance(call, Miss):
-                message = f"its attention is no known form: {call.reason.message}"
+                message = f"its attention has no known form: {call.reason.message}"
                 findings.append(Miss(self.kind, call.path, replace(call.reason, message=message)))
                 continue
             operands = zip(ROLES, (call.query, call.key, call.value), strict=True)
@@ -67,10 +81,10 @@ class Qkv(Pass):
                 continue
             groups = _groups(view, reaches)
             if groups and all(len(by_role) == 1 for by_role in groups.values()):
-                findings.append(self._apart(view, groups, view.path(call.node)))
+                findings.append(self._different_inputs(view, groups, view.path(call.node)))
             for x, by_role in groups.items():
                 key = {n for nodes in by_role.values() for n in nodes}
-                # One projection of a tensor is no group, nor is a part of one: key and value that a second attention reads.
+                # A single projection is no group, nor is part of a group seen before: a key and value that two attentions read.
                 if len(by_role) == 1 or any(key <= other for other in seen):
                     continue
                 seen.append(key)
@@ -122,18 +136,20 @@ class Qkv(Pass):
                 return self.miss(found.code, found.message, path, found.node)
             parts.extend(found)
         roles = [role for role in ROLES if role in by_role]
-        problem = self._blocks(parts, roles, linears, path)
-        return problem if problem is not None else self._site(view, x, linears, parts, roles, path)
+        problem = self._one_block_each(parts, roles, linears, path)
+        return problem if problem is not None else self._site(view, x, linears, parts, names=roles, path=path)
 
-    def _apart(self, view: GraphView, groups: Mapping[Node, Mapping[str, Sequence[Node]]], path: str) -> Miss:
+    def _different_inputs(
+        self, view: GraphView, groups: Mapping[Node, Mapping[str, Sequence[Node]]], path: str
+    ) -> Miss:
         read = ", ".join(f"{x.name} to {role}" for x, by_role in groups.items() for role in by_role)
         at = next(iter(next(iter(groups.values())).values()))[0]
-        return self.miss(Code.DIFFERENT_INPUTS, f"each is projected from a tensor of its own: {read}", path, at)
+        return self.miss(Code.DIFFERENT_INPUTS, f"each is projected from another tensor: {read}", path, at)
 
-    def _blocks(
+    def _one_block_each(
         self, parts: Sequence[PackedRows], roles: Sequence[str], linears: Sequence[Node], path: str
     ) -> Miss | None:
-        """Each role must be one block of rows, and no two roles the same."""
+        """A Miss unless each role is one block of rows, and no two roles are the same block."""
         owners: dict[tuple[Node, tuple[int, int]], str] = {}
         for role in roles:
             blocks = {(p.linear, p.rows): None for p in parts if p.role == role}
@@ -152,6 +168,7 @@ class Qkv(Pass):
         x: Node,
         linears: Sequence[Node],
         parts: Sequence[PackedRows],
+        *,
         names: Sequence[str],
         path: str,
     ) -> Finding:
@@ -161,9 +178,9 @@ class Qkv(Pass):
         outputs = tuple(p.node for p in parts)
         interior = _between(view, linears, outputs)
         operands = [x, *(view.arg(n, name) for n in linears for name in ("weight", "bias"))]
-        place = _place(view, operands, linears, outputs)
+        place = _insertion_point(view, operands, linears, outputs)
         problem = self._dtypes(view, linears, operands, path) or blocked(
-            self, view, path, interior, outputs, operands, place or linears[0]
+            self, view, path, interior, outputs, operands, place=place or linears[0]
         )
         if problem is not None:
             return problem
@@ -180,7 +197,7 @@ class Qkv(Pass):
             interior=interior,
             shapes=_sizes(view, x, parts, roles),
             dtype=view.dtype(x) or torch.float32,
-            extra={"parts": tuple(parts), "roles": roles},
+            extra=QkvDetails(tuple(parts), roles),
             place=place,
             notes={"projections": [_name(view, n, path) for n in linears]},
         )
@@ -197,8 +214,11 @@ class Qkv(Pass):
                 return self.miss(Code.AXES, message, path, linear)
         return None
 
-    def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
-        """The call on whole weights, a result for each role and each block of other rows, and the views of the old values."""
+    def emit(self, site: Site[QkvDetails], builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
+        """The call on whole weights, with a result for each role and each block of other rows, and the views of the old values.
+
+        Rows of no role are results too: a layer for them would read a slice of the weight, which some compilers copy.
+        """
         blocks, linears = _blocks(site)
         numbers = {linear: i for i, linear in enumerate(linears)}
         results = builder.call(
@@ -209,10 +229,10 @@ class Qkv(Pass):
             [n for part in blocks.values() for n in (numbers[part.linear], *part.rows)],
         )
         made = {block: builder.call(operator.getitem, results, i) for i, block in enumerate(blocks)}
-        return [seen_as(builder, made[_block(part)], part) for part in site.extra["parts"]]
+        return [emit_views(builder, made[_block(part)], part) for part in site.extra.parts]
 
-    def inline(self, view: GraphView, site: Site) -> Inline | None:
-        """Several layers become one on joined weights, whose rows the compiler reads where they lie."""
+    def inline(self, view: GraphView, site: Site[QkvDetails]) -> Inline | None:
+        """Several layers become one on joined weights, of whose rows the results are views."""
         _, linears = _blocks(site)
         weights = tuple(p.weight for p in linears.values())
         biases = tuple(p.bias for p in linears.values() if p.bias is not None)
@@ -220,11 +240,11 @@ class Qkv(Pass):
         unlike = len(biases) not in (0, len(weights)) or len({*weights, *biases}) < len(weights) + len(biases)
         if len(linears) < 2 or unlike or starts is None:
             return None
-        parts: Sequence[PackedRows] = site.extra["parts"]
+        parts: Sequence[PackedRows] = site.extra.parts
         lanes = tuple(replace(p.lanes, offset=p.lanes.offset + starts[p.linear]) for p in parts)
         return Inline((weights, biases) if biases else (weights,), starts[None], lanes)
 
-    def emit_inline(self, site: Site, builder: Builder) -> Sequence[Node]:
+    def emit_inline(self, site: Site[QkvDetails], builder: Builder) -> Sequence[Node]:
         """One linear layer, the rows of each result, and the views of the old values."""
         blocks, linears = _blocks(site)
         parts = list(linears.values())
@@ -235,7 +255,7 @@ class Qkv(Pass):
             block: builder.call("narrow", y, -1, starts[part.linear] + part.rows[0], part.rows[1])
             for block, part in blocks.items()
         }
-        return [seen_as(builder, made[_block(part)], part) for part in site.extra["parts"]]
+        return [emit_views(builder, made[_block(part)], part) for part in site.extra.parts]
 
 
 def _starts(parts: Sequence[PackedRows]) -> dict[Node | None, int] | None:
@@ -250,16 +270,16 @@ def _starts(parts: Sequence[PackedRows]) -> dict[Node | None, int] | None:
     return {**starts, None: rows}
 
 
-def _blocks(site: Site) -> tuple[dict[Any, PackedRows], dict[Node, PackedRows]]:
-    """A part for each result of a call, and one for each linear layer, in the order in which calls have them."""
-    blocks: dict[Any, PackedRows] = dict(site.extra["roles"])
-    for part in site.extra["parts"]:
+def _blocks(site: Site[QkvDetails]) -> tuple[dict[Any, PackedRows], dict[Node, PackedRows]]:
+    """A part for each result of the call and one for each linear layer, in the order of the op's results and weights."""
+    blocks: dict[Any, PackedRows] = dict(site.extra.roles)
+    for part in site.extra.parts:
         blocks.setdefault(_block(part), part)
     return blocks, {part.linear: part for part in blocks.values()}
 
 
 def _block(part: PackedRows) -> Any:
-    """What tells the results of a call apart: the role, or which rows of which layer."""
+    """The key of a result of the call: its role, or the rows and their layer."""
     return (part.linear, part.rows) if part.role == "rest" else part.role
 
 
@@ -298,8 +318,10 @@ def _between(view: GraphView, linears: Sequence[Node], outputs: Sequence[Node]) 
     return tuple(dict.fromkeys(inside))
 
 
-def _place(view: GraphView, operands: Iterable[Any], linears: Sequence[Node], outputs: Sequence[Node]) -> Node | None:
-    """The first node of the group, or the first after its last operand if no result is used before that."""
+def _insertion_point(
+    view: GraphView, operands: Iterable[Any], linears: Sequence[Node], outputs: Sequence[Node]
+) -> Node | None:
+    """The first node of the group, or the first after its last operand if no result is used before that; else None."""
     last = max((view.order(o) for o in operands if isinstance(o, Node)), default=-1)
     first = min(view.order(n) for n in linears)
     if last < first:

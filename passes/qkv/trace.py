@@ -1,4 +1,4 @@
-"""Where the query, key and value of an attention come from: the walk from its operands up to the linear layers.
+"""Which linear layers the query, key and value of an attention come from: the walk up from its operands.
 
 Not a pass: passes that need roles share it.
 """
@@ -27,7 +27,7 @@ _REPEATS = frozenset({"repeat", "repeat_interleave"})  # grouped heads, written 
 
 @dataclass(frozen=True)
 class Reach:
-    """The linear layers that one operand of attention comes from, all nodes passed, and where the walk could not go on."""
+    """The linear layers that one operand of attention comes from, all nodes passed, and the node where the walk stopped."""
 
     linears: tuple[Node, ...]
     passed: frozenset[Node]
@@ -36,18 +36,19 @@ class Reach:
 
 
 def walk(view: GraphView, start: Node) -> Reach:
-    """Up from an operand of attention along the values of its own size, to linear layers.
+    """Up from an operand of attention along values of its own size, to linear layers.
 
-    Where that ends elsewhere, a second time over rotations of any form as over one step.
+    A walk that stops elsewhere starts again with each known rotation as one step.
     """
     reach = _walk(view, start, {})
     if reach.stopped is None or reach.exhausted:
         return reach
-    turned = {view.bare(s.outputs[0]): s for s in Rope().find(view) if isinstance(s, Site)}
-    return _walk(view, start, turned) if turned else reach
+    # Some rotations are no chain of elementwise operations, as by matrices or by writes into halves: the walk stops inside.
+    rotations = {view.bare(s.outputs[0]): s for s in Rope().find(view) if isinstance(s, Site)}
+    return _walk(view, start, rotations) if rotations else reach
 
 
-def _walk(view: GraphView, start: Node, turned: Mapping[Node, Site]) -> Reach:
+def _walk(view: GraphView, start: Node, rotations: Mapping[Node, Site]) -> Reach:
     linears: list[Node] = []
     passed: set[Node] = set()
     stopped: Node | None = None
@@ -62,20 +63,20 @@ def _walk(view: GraphView, start: Node, turned: Mapping[Node, Site]) -> Reach:
         if view.op(node) == "linear":
             linears.append(node)
             continue
-        if node in turned:
-            passed.update(turned[node].interior)
-            passed.discard(turned[node].operands["x"])
-            pending.append(turned[node].operands["x"])
+        if node in rotations:
+            passed.update(rotations[node].interior)
+            passed.discard(rotations[node].operands["x"])
+            pending.append(rotations[node].operands["x"])
             continue
-        above = _above(view, node)
+        above = _sources(view, node)
         if not above:
             stopped = stopped or node
         pending.extend(above)
     return Reach(tuple(linears), frozenset(passed), stopped)
 
 
-def _above(view: GraphView, node: Node) -> list[Node]:
-    """The operands that `node` is a normed, rotated, rescaled, joined or viewed form of."""
+def _sources(view: GraphView, node: Node) -> list[Node]:
+    """The operands of which `node` is a normed, rotated, rescaled, joined or viewed form."""
     fact = view.fact(node)
     if fact.op in ("cat", "stack"):
         tensors = fact.args.get("tensors", ())

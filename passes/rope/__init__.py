@@ -1,4 +1,4 @@
-"""Rotary embeddings: the pass, and the search for rotations that no pattern knows."""
+"""Rotary embeddings: the pass, and the search for rotations that no pattern matches."""
 
 from .rope import Rope
 

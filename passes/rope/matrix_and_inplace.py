@@ -1,11 +1,11 @@
-"""Rotations that are no one expression: by matrices, and written into the halves of an empty tensor.
+"""Rotations that no single pattern describes: by matrices, and written into the halves of an empty tensor.
 
     matrix     sum(R * x[..., None, :], -1), or R[..., 0] * x[..., 0] + R[..., 1] * x[..., 1]     x as pairs [D/2, 1, 2]
     written    out = empty; out[..., 0::2] = first*cos - second*sin; out[..., 1::2] = first*sin + second*cos
 
-R is [D/2, 2, 2] for each position. Any R can be expressed, whether it turns or not: the op has a factor for each element.
+R is [D/2, 2, 2] for each position. Any R can be expressed, rotation or not: the op has a factor for each element.
 
-Not a pass: the pass of rotations tries these beside its patterns.
+Not a pass: the rope pass tries these along with its patterns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fluxrewrite.passes.rope.pairs import column, together, whole
+from fluxrewrite.passes.rope.pairs import flattened_pairs, pair_element, split_source
 from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
@@ -26,7 +26,7 @@ _FRESH = frozenset({"empty_like", "empty", "new_empty", "zeros_like", "zeros", "
 
 
 def match_matrix_rotation(view: GraphView, node: Node) -> Attempt | None:
-    """A sum that multiplies each pair of x by a matrix of its position; None for all other sums.
+    """A sum that multiplies each pair of x by the matrix of its position; None for any other sum.
 
     The attempt captures x, the matrices as "cos" and "sin", and the result as "flat".
     """
@@ -36,13 +36,14 @@ def match_matrix_rotation(view: GraphView, node: Node) -> Attempt | None:
     attempt = Attempt(view)
     found = _summed(view, node, attempt) if view.op(node) == "sum" else _products(view, node, attempt)
     axis = (*shape[:-2], shape[-2] * 2)
-    flat = together(view, node, axis)
+    flat = flattened_pairs(view, node, axis)
     if found is None or flat is None:
         return None
     matrices, pairs = found
-    x = whole(view, pairs, axis)
-    kinds = view.shape(matrices) or ()
-    if x is None or len(kinds) < 3 or not same_dim(kinds[-3], shape[-2]):
+    x = split_source(view, pairs, axis)
+    table = view.shape(matrices) or ()
+    # Matrices shared by all pairs broadcast in the graph; the op needs one for each pair.
+    if x is None or len(table) < 3 or not same_dim(table[-3], shape[-2]):
         return None
     attempt.take_between(pairs, x)
     attempt.take(node, *flat)
@@ -97,28 +98,28 @@ def _term(view: GraphView, value: Any, attempt: Attempt) -> tuple[Node, Node, in
 def _column(view: GraphView, value: Any, attempt: Attempt) -> tuple[Node, int] | None:
     """(source, index) of source[..., index]."""
     bare = attempt.look_through(value)
-    found = column(view, bare)
+    found = pair_element(view, bare)
     if found is not None:
         attempt.take_between(bare, found[0])
     return found
 
 
 def _stripped(attempt: Attempt, value: Node) -> Node:
-    """`value` without casts that lose nothing, which are recorded."""
+    """`value` above lossless casts, which are recorded."""
     bare: Node = attempt.view.strip(value)
     attempt.take_between(value, bare)
     return bare
 
 
 def _of_pairs(view: GraphView, value: Any) -> bool:
-    """Whether the last two axes are those of matrices that pairs are multiplied by."""
+    """Whether the last two axes are those of 2x2 matrices."""
     return same_shape((view.shape(value) or ())[-2:], (2, 2))
 
 
 def match_inplace_rotation(view: GraphView, node: Node, pairwise: Join) -> tuple[Attempt, Node] | None:
-    """The rotation whose second half the setitem `node` writes, and the tensor that is written; None for all other writes.
+    """The rotation whose second half the setitem `node` writes, and the tensor written to; None for any other write.
 
-    The tensor must be fresh, be written by these two only, and be read after both.
+    The tensor must be freshly allocated, written by these two writes only, and read only after both.
     """
     if view.op(node) != "setitem" or not isinstance(node.args[0], Node):
         return None
@@ -131,7 +132,7 @@ def match_inplace_rotation(view: GraphView, node: Node, pairwise: Join) -> tuple
         or not _only_written(view, buffer, writes)
     ):
         return None
-    halves = dict(_halves(view, buffer, writes))
+    halves = dict(_half_writes(view, buffer, writes))
     styles = {style for style, _ in halves}
     if len(styles) != 1 or len(halves) != 2:
         return None
@@ -150,11 +151,11 @@ def _only_written(view: GraphView, buffer: Node, writes: list[Node]) -> bool:
     return all(u in writes for u in buffer.users if view.order(u) <= last)
 
 
-def _halves(view: GraphView, buffer: Node, writes: list[Node]) -> Iterator[tuple[tuple[str, int], Any]]:
-    """((style, which half), value) of each write that is to one half of the last axis."""
+def _half_writes(view: GraphView, buffer: Node, writes: list[Node]) -> Iterator[tuple[tuple[str, int], Any]]:
+    """((style, which half), value) of each write to one half of the last axis."""
     shape = view.shape(buffer) or ()
     size = shape[-1] if shape and isinstance(shape[-1], int) else 1
-    spots = {
+    spots = {  # start, stop and step of a slice, as `slice.indices` normalises them, so that any spelling matches
         (0, size, 2): ("interleaved", 0), (1, size, 2): ("interleaved", 1),
         (0, size // 2, 1): ("half", 0), (size // 2, size, 1): ("half", 1),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where the last axis of a tensor is split into pairs, and where these are put together again, through any views.
+"""Where views split the last axis of a tensor into pairs, and where they flatten the pairs again.
 
 Not a pass: rotations by complex numbers and by matrices share it.
 """
@@ -13,14 +13,14 @@ from fluxrewrite.graph.index_map import pure_reshape, viewed
 from fluxrewrite.graph.shapes import Shape, same_dim, same_shape
 from fluxrewrite.rewrite.guards import only_checks
 
-__all__ = ["column", "together", "whole"]
+__all__ = ["flattened_pairs", "pair_element", "split_source"]
 
-MOST = 8
-"""Views that may lie between pairs and the axis that they make up."""
+MAX_VIEWS = 8
+"""Views that may lie between pairs and the axis they are flattened to."""
 
 
-def whole(view: GraphView, pairs: Node, shape: Shape) -> Node | None:
-    """The value of `shape` that `pairs` is another shape of, above casts that lose nothing."""
+def split_source(view: GraphView, pairs: Node, shape: Shape) -> Node | None:
+    """The value of `shape` that `pairs` is a reshape of, above lossless casts; None if there is none."""
     for source, taken in view.chain(pairs):
         if not all(s.lossless for s in taken if isinstance(s, st.Cast)):
             return None
@@ -30,13 +30,14 @@ def whole(view: GraphView, pairs: Node, shape: Shape) -> Node | None:
     return None
 
 
-def together(view: GraphView, pairs: Node, shape: Shape) -> list[Node] | None:
-    """The views from `pairs`, each the only use of the one before, down to the first that has `shape`; None if that has others
-    than its elements in order.
+def flattened_pairs(view: GraphView, pairs: Node, shape: Shape) -> list[Node] | None:
+    """The views from `pairs` down to the first of `shape`, each the only use of the one before.
+
+    None where there is no such chain, or where it reorders elements.
     """
     passed: list[Node] = []
     node = pairs
-    for _ in range(MOST):
+    for _ in range(MAX_VIEWS):
         users = [u for u in node.users if not only_checks(u)]
         if len(users) != 1 or view.dtype(users[0]) != view.dtype(pairs):
             return None
@@ -48,8 +49,8 @@ def together(view: GraphView, pairs: Node, shape: Shape) -> list[Node] | None:
     return None
 
 
-def column(view: GraphView, node: Node) -> tuple[Node, int] | None:
-    """(source, index) where `node` is source[..., index] of a last axis of two, and nothing else."""
+def pair_element(view: GraphView, node: Node) -> tuple[Node, int] | None:
+    """(source, index) where `node` is exactly source[..., index] of a last axis of two."""
     for source, taken in view.chain(node):
         shape = view.shape(source) or ()
         if any(isinstance(s, st.Cast) for s in taken):

@@ -1,14 +1,14 @@
-"""Rotations that no pattern knows, found by what they compute.
+"""Rotations that no pattern matches, found by what they compute.
 
-For each query and key of an attention with no known rotation on the way from its projection: parts of that way which read
-tables and move channels are run on made-up inputs (`fluxrewrite.rewrite.proof.probe`). One is a rotation where it
+Where no known rotation lies between a query or key of an attention and its projection, the parts in between that read tables
+and move channels run on random inputs (`fluxrewrite.rewrite.proof.probe`). A part is a rotation if it
 
     is linear in x, and maps 0 to 0
-    gives each row, of one batch, position and head, from that row alone
+    computes each row, of one batch, position and head, from that row alone
     mixes pairs of channels only, all of them neighbours or all half a head apart
-    has factors that depend on the position, and on the batch at most, and are those of a table in the graph
+    has factors that depend on the position, at most on the batch too, and that are those of a table in the graph
 
-Not a pass: the pass of rotations asks for what is found here, and what its replacement computes is proved as that of any site.
+Not a pass: the rope pass uses what is found here, and the replacement is proved like that of any site.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fluxrewrite.passes.attention.attention import AttentionCall, attention_calls
-from fluxrewrite.passes.rope.rotation_test import Factors, factors_of, not_for_all
+from fluxrewrite.passes.attention.attention import attention_calls
+from fluxrewrite.passes.attention.call import AttentionCall
+from fluxrewrite.passes.rope.rotation_test import Factors, factors_of, not_proportional
 from fluxrewrite.passes.rope.table_search import NamedTables, tables_of
 from torch.fx import Node
 
@@ -41,21 +42,21 @@ _WORDS = """
     copy cast reshape permute transpose t expand getattr slice narrow select chunk split unbind repeat
     repeat_interleave
 """
-_STAYS = frozenset(_WORDS.split())
-"""Operations that give no channel of a tensor a place beside another: without any other there is no rotation."""
+_KEEPS_CHANNELS = frozenset(_WORDS.split())
+"""Operations that never bring two channels of a tensor together: a region of these alone is no rotation, and is not run."""
 _TRIALS = 24
 """Pairs of x and result that are tried for one query or key."""
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """What was found: `out` is `x` with its pairs of channels turned by tables.
+    """A region that rotates: `out` is `x` with its pairs of channels rotated by tables.
 
     Attributes:
         x, out: values of one shape, [B, S, H, D], [B, H, S, D], [B, S, D] or [S, H, D].
-        interior: what has no use once `out` is replaced.
+        interior: nodes that have no use once `out` is replaced.
         interleaved: pairs are neighbours, else half a head apart.
-        tables: that are in the graph, and the axis of x that has the positions.
+        tables: values of the graph, and the axis of x that holds the positions.
     """
 
     x: Node
@@ -66,32 +67,39 @@ class Rotation:
 
 
 @dataclass(frozen=True)
-class _Way:
-    """The values between one query or key and its projection: `nodes`, whether all of it, and which values come from layers."""
+class _Route:
+    """The values between one query or key and its projection.
+
+    Attributes:
+        nodes: these values.
+        complete: whether they are all, within the limit on a region.
+        active: values of the graph that come from layers; the rest are tables and constants.
+    """
 
     nodes: frozenset[Node]
-    whole: bool
+    complete: bool
     active: Collection[Node]
 
 
 def probed_rotations(view: GraphView, findings: Sequence[Finding]) -> tuple[list[Rotation | Miss], dict[str, str]]:
-    """The rotations beside those among `findings`, and what looked like one; and of nodes with a near miss, what a probe says."""
+    """Rotations that are not among `findings`, and near misses; then, by node with a near miss, what the probe found there."""
     found: dict[Node, Rotation] = {}
     misses: dict[str, Miss] = {}
     notes: dict[str, str] = {}
     known = {view.bare(s.outputs[0]) for s in findings if isinstance(s, Site)}
     near = {f.reason.node: f.reason.code for f in findings if isinstance(f, Miss)}
     for operand in _operands(view):
-        way = _way(view, operand, known)
-        if way is None or any(near.get(n.name, Code.PATTERN) != Code.PATTERN for n in way.nodes):
+        route = _route(view, operand, known)
+        # A refusal other than a mismatch is of a known form: there is nothing for a probe to find out.
+        if route is None or any(near.get(n.name, Code.PATTERN) != Code.PATTERN for n in route.nodes):
             continue
-        answer = _search(view, way)
+        answer = _search(view, route)
         if isinstance(answer, Rotation):
             found.setdefault(answer.out, answer)
         elif answer is not None:
-            told = [n.name for n in way.nodes if n.name in near]
-            notes.update(dict.fromkeys(told, answer.message))
-            if not told:
+            near_misses = [n.name for n in route.nodes if n.name in near]
+            notes.update(dict.fromkeys(near_misses, answer.message))
+            if not near_misses:
                 misses.setdefault(answer.node, Miss("rope", view.path(view.named[answer.node]), answer, "probed"))
     return [*found.values(), *misses.values()], notes
 
@@ -101,8 +109,8 @@ def _operands(view: GraphView) -> Iterator[Node]:
     yield from dict.fromkeys(n for c in calls for n in (c.query, c.key))
 
 
-def _way(view: GraphView, operand: Node, known: Collection[Node]) -> _Way | None:
-    """From a query or key up to its projections; None where a known rotation lies on it, or nothing that may be one."""
+def _route(view: GraphView, operand: Node, known: Collection[Node]) -> _Route | None:
+    """From a query or key up to its projections; None where a known rotation lies between, or nothing that could be one."""
     active = view.memo("values of layers", _active)
     limit = budget_of(view).limits.nodes
     nodes: dict[Node, None] = {}
@@ -116,20 +124,20 @@ def _way(view: GraphView, operand: Node, known: Collection[Node]) -> _Way | None
             break
         nodes[node] = None
         pending += [i for i in node.all_input_nodes if i in active]
-    whole = all(n in nodes or view.op(n) in _ROOTS for n in pending)
-    moves = any(view.op(n) not in _STAYS for n in nodes if not _picks(view, n))
-    return _Way(frozenset(nodes), whole, active) if moves else None
+    complete = all(n in nodes or view.op(n) in _ROOTS for n in pending)
+    moves = any(view.op(n) not in _KEEPS_CHANNELS for n in nodes if not _is_plain_getitem(view, n))
+    return _Route(frozenset(nodes), complete, active) if moves else None
 
 
-def _picks(view: GraphView, node: Node) -> bool:
-    """Whether `node` is an element of a tuple, or basic indexing."""
+def _is_plain_getitem(view: GraphView, node: Node) -> bool:
+    """Whether `node` is an element of a tuple, or basic indexing, neither of which moves channels."""
     return view.op(node) == "getitem" and (
         view.forwards(node) or view.tensor(view.fact(node).args.get("input")) is None
     )
 
 
 def _active(view: GraphView) -> Collection[Node]:
-    """Values that come from layers; where a graph starts behind its layers, from what is as large as queries and keys are."""
+    """Values that come from layers, or from inputs of the size of a query or key, as where a graph starts after its layers."""
     counts = {_count(shape) for n in _operands(view) if (shape := view.shape(n)) is not None}
     found: set[Node] = set()
     for node in view.nodes:
@@ -145,44 +153,48 @@ def _count(shape: Sequence[Any]) -> int:
     return math.prod(hints(shape, UNKNOWN))
 
 
-def _search(view: GraphView, way: _Way) -> Rotation | Reason | None:
-    """The rotation nearest to the attention; or why the widest region is none, from where it comes closest to one.
+def _search(view: GraphView, route: _Route) -> Rotation | Reason | None:
+    """The rotation nearest to the attention; else why the widest region is not one, for the x that comes closest.
 
-    None where nothing might be one.
+    None where no region is a candidate.
     """
     best: tuple[int, Reason] | None = None
     trials = 0
-    # Not what changes nothing at the end: the attention is told to read what is above (`GraphView.bare`).
-    for out in sorted((n for n in way.nodes if view.bare(n) is n), key=view.order, reverse=True):
+    # Attention looks through casts and views that change nothing (`GraphView.bare`): a call that ended below one would be
+    # read by nobody.
+    for out in sorted((n for n in route.nodes if view.bare(n) is n), key=view.order, reverse=True):
         here: tuple[int, Reason] | None = None
-        for neck, between in _necks(view, way, out):
-            x = view.strip(neck)
-            nodes = [*between, *view.between(neck, x)]
-            if trials == _TRIALS or not _may_be(view, x, out, nodes, way.active):
+        for dominator, between in _dominators(view, route, out):
+            x = view.strip(dominator)
+            nodes = [*between, *view.between(dominator, x)]
+            if trials == _TRIALS or not _is_candidate(view, x, out, nodes, route.active):
                 continue
             trials += 1
-            answer = _answer(view, x, out, nodes, way.active)
+            answer = _answer(view, x, out, nodes, route.active)
             if isinstance(answer, Rotation):
                 return answer
             here = answer if here is None or answer[0] > here[0] else here
         best = best or here
-    if best is None and not way.whole:
-        last = max(way.nodes, key=view.order)
-        message = f"more than {len(way.nodes)} operations lie between {last.name} and its projection"
+    if best is None and not route.complete:
+        last = max(route.nodes, key=view.order)
+        message = f"more than {len(route.nodes)} operations lie between {last.name} and its projection"
         return Reason(Code.NOT_PROBED, message, last.name)
     return None if best is None else best[1]
 
 
-def _necks(view: GraphView, way: _Way, out: Node) -> Iterator[tuple[Node, list[Node]]]:
-    """Values that `out` depends on alone, as far as it depends on layers, nearest first; and what lies between."""
+def _dominators(view: GraphView, route: _Route, out: Node) -> Iterator[tuple[Node, list[Node]]]:
+    """Values through which all dependence of `out` on layers passes, nearest first; and the nodes between.
+
+    Only such a value can be x: with any other, the region would have a second input that is not a table.
+    """
     live, passed = {out}, list[Node]()
     while live:
-        node = max(live, key=view.order)
-        if node not in way.nodes:
+        node = max(live, key=view.order)  # the last in graph order: nothing else that is live depends on it
+        if node not in route.nodes:
             return
         live.remove(node)
         passed.append(node)
-        live |= {i for i in node.all_input_nodes if i in way.active}
+        live |= {i for i in node.all_input_nodes if i in route.active}
         if len(live) == 1:
             yield next(iter(live)), list(passed)
 
@@ -190,7 +202,7 @@ def _necks(view: GraphView, way: _Way, out: Node) -> Iterator[tuple[Node, list[N
 def _answer(
     view: GraphView, x: Node, out: Node, nodes: Sequence[Node], active: Collection[Node]
 ) -> Rotation | tuple[int, Reason]:
-    """As `_trial`, with a reason."""
+    """As `_trial`, with failures as a Reason."""
     code = Code.PROBED
     try:
         found = _trial(view, x, out, nodes, active)
@@ -201,8 +213,8 @@ def _answer(
     return found[0], Reason(code, f"from {x.name} to {out.name}: {found[1]}", out.name)
 
 
-def _may_be(view: GraphView, x: Node, out: Node, nodes: Sequence[Node], active: Collection[Node]) -> bool:
-    """Whether x and out have one shape of pairs, and something between moves channels and reads a table."""
+def _is_candidate(view: GraphView, x: Node, out: Node, nodes: Sequence[Node], active: Collection[Node]) -> bool:
+    """Whether x and out have one shape with an even last axis, and something between them moves channels and reads a table."""
     before, after = view.tensor(x), view.tensor(out)
     if before is None or after is None or not before.is_floating_point() or not after.is_floating_point():
         return False
@@ -211,7 +223,7 @@ def _may_be(view: GraphView, x: Node, out: Node, nodes: Sequence[Node], active: 
     if not even or not same_shape(shape, tuple(after.shape)):
         return False
     tables = {i for n in nodes for i in n.all_input_nodes if i not in active}
-    return any(view.op(n) not in _STAYS and not _picks(view, n) for n in nodes) and any(
+    return any(view.op(n) not in _KEEPS_CHANNELS and not _is_plain_getitem(view, n) for n in nodes) and any(
         _is_table(view, t) for t in tables
     )
 
@@ -224,7 +236,7 @@ def _is_table(view: GraphView, node: Node) -> bool:
 def _trial(
     view: GraphView, x: Node, out: Node, nodes: Sequence[Node], active: Collection[Node]
 ) -> Rotation | tuple[int, str]:
-    """The rotation that leads from x to out, or how far one was seen and what was seen there."""
+    """The rotation from x to out, or how many of the tests passed and what the next one found."""
     budget = budget_of(view)
     entering = [i for n in reversed(nodes) for i in n.all_input_nodes if i not in active]
     above = feeding(view, entering, budget.limits.nodes - len(nodes), active)
@@ -232,7 +244,7 @@ def _trial(
     members = part.members
     size = view.shape(x) or ()
 
-    def ask() -> tuple[int, str] | tuple[bool, NamedTables, tuple[int, int]]:
+    def probe_region() -> tuple[int, str] | tuple[bool, NamedTables, tuple[int, int]]:
         probe = Probe(view, part, _shapes(size), budget)
         factors = factors_of(probe, x, out)
         if not isinstance(factors, Factors):
@@ -240,13 +252,13 @@ def _trial(
         tables = tables_of(view, probe, [n for n in members if n is not x and n not in nodes], factors)
         if isinstance(tables, str):
             return 4, tables
-        doubt = not_for_all(probe, x, out, (tables.cos, tables.sin))
+        doubt = not_proportional(probe, x, out, (tables.cos, tables.sin))
         doubt = doubt or unsure(view, probe, out, (x,), (tables.cos, tables.sin))
         if doubt:
             return 5, doubt
         return factors.interleaved, tables, (members.index(tables.cos), members.index(tables.sin))
 
-    answer = budget.answer(part.digest(view, members.index(out)), ask)
+    answer = budget.answer(part.digest(view, members.index(out)), probe_region)
     if len(answer) == 2:
         return answer
     interleaved, tables, (cos, sin) = answer
@@ -255,20 +267,21 @@ def _trial(
 
 
 def _shapes(size: Sequence[Any]) -> Mapping[str, int]:
-    """Sizes of x by the names that cutting goes by: positions and heads may be on either axis, the size of a head stays."""
+    """Sizes of x by the names that `small_sizes` cuts by."""
     *front, head = (hint(n, UNKNOWN) for n in size)
+    # The layout is not known yet: the larger of the two middle axes counts as the positions.
     middle = sorted(front[1:], reverse=True)
     names = ("sequence", "heads") if len(front) == 3 else ("sequence",)
     return {"batch": front[0], **dict(zip(names, middle, strict=True)), "head_size": head}
 
 
 def _interior(view: GraphView, part: ProbeRegion, x: Node, out: Node, tables: NamedTables) -> tuple[Node, ...]:
-    """What lies between x and out, and what was made of the tables for this alone."""
-    kept, turned = {x, tables.cos, tables.sin}, depending(part.nodes, [x])
+    """What lies between x and out, and what is computed from the tables for this rotation only."""
+    kept, on_x = {x, tables.cos, tables.sin}, depending(part.nodes, [x])
     inside = {out}
     for node in reversed(part.nodes):
         uses = [u for u in node.users if not only_checks(u)]
         depends = any(i in inside for i in uses)
-        if node not in kept and depends and (all(u in inside for u in uses) or node in turned):
+        if node not in kept and depends and (all(u in inside for u in uses) or node in on_x):
             inside.add(node)
     return tuple(n for n in part.nodes if n in inside and n is not out)

@@ -1,14 +1,14 @@
-"""Rotary position embedding, in the forms that models spell it.
+"""Rotary position embedding, in the forms in which models spell it.
 
     direct      x * cos + join(-second(x), first(x)) * sin                 tables of one value an element
     pairwise    join(first*cos - second*sin, second*cos + first*sin)       tables of one value a pair
     complex     view_as_real(view_as_complex(x) * freqs)                   one complex number a pair
     matrix      a sum of products with 2x2 matrices                        one matrix a pair
     written     the halves of a pairwise one, written into an empty tensor
-    probed      whatever does the same on made-up inputs, see `probed_rope`
+    probed      any other region that computes the same on random inputs, see `probed_rotations`
 
-`first` and `second` are the members of each pair: neighbours (`interleaved`) or half a head apart (`rotate_half`). Any casts
-in between, either order of sums and products, any views that pick or rejoin the halves.
+`first` and `second` are the members of each pair: neighbours (`interleaved`) or half a head apart (`rotate_half`). Casts may lie
+in between, sums and products may be in either order, and any views may pick or rejoin the halves.
 
     before                                                    after
     pairs = x.reshape(B, S, H, -1, 2); a, b = pairs.unbind(-1)
@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from fluxrewrite.passes.near_misses import with_notes
 from fluxrewrite.passes.rope.matrix_and_inplace import match_inplace_rotation, match_matrix_rotation
-from fluxrewrite.passes.rope.pairs import together, whole
+from fluxrewrite.passes.rope.pairs import flattened_pairs, split_source
 from fluxrewrite.passes.rope.probed import Rotation, probed_rotations
-from fluxrewrite.passes.rope.tables import FOLDED, Tables, emit_tables, read_tables
+from fluxrewrite.passes.rope.tables import FOLDED, RopeDetails, Tables, emit_tables, read_tables
 from torch.fx import Node
 
 from fluxrewrite.graph import GraphView
@@ -40,9 +40,9 @@ from fluxrewrite.site import Code, Finding, Miss, Site
 
 __all__ = ["Rope"]
 
-_TURN = (0, 2, 1, 3)
+_BSHD_BHSD = (0, 2, 1, 3)
 _JOINS = ("cat", "reshape", "permute", "transpose", "movedim")
-"""What the last operation of two halves put together may be: of a stack the views of it."""
+"""What the last operation that joins two halves may be; for a stack, the views that flatten it."""
 _STYLES = {"half": "rotate_half", "interleaved": "interleaved"}
 _x, _cos, _sin = Value("x"), Value("cos"), Value("sin")
 _first, _second = Lanes(_x, 0), Lanes(_x, 1)
@@ -58,7 +58,10 @@ ROTATED = Join("style", Op("neg", _second), _first)
 
 @dataclass(frozen=True)
 class _FoundRotation:
-    """A match with its x, its result below the last cast, and everything in between."""
+    """A match with its x, its result below the last cast, and everything in between.
+
+    The form is "direct", "pairwise", "inplace", "complex" or "matrix".
+    """
 
     form: str
     attempt: Attempt
@@ -84,7 +87,7 @@ class Rope(Pass):
         return view.memo("rope_sites", self._find)
 
     def _find(self, view: GraphView) -> list[Finding]:
-        """Every rotation: roots are sums (direct), joins (pairwise) and complex products; what only looks like one is a Miss."""
+        """Every rotation, from its root: a sum (direct), a join (pairwise) or a complex product; a near miss is a Miss."""
         findings: list[Finding] = []
         used: set[Node] = set()
         failed: dict[Node, Attempt] = {}
@@ -94,6 +97,7 @@ class Rope(Pass):
                     findings.append(self._site(view, attempt, node, form))
                     used.update(attempt.nodes)
                     break
+                # The attempt that got furthest names what is missing: shallower ones are of other forms.
                 for seen in attempt.visited:
                     if seen not in failed or failed[seen].depth < attempt.depth:
                         failed[seen] = attempt
@@ -105,7 +109,7 @@ class Rope(Pass):
         return with_notes(kept, notes) + more
 
     def _probed(self, view: GraphView, found: Rotation) -> Finding:
-        """The site of a rotation that was found by what it computes; only a proof says that it is one."""
+        """The site of a rotation found by what it computes; only a proof confirms that it is one."""
         x, out, tables = found.x, found.out, found.tables
         path = view.path(out)
         problem = blocked(self, view, path, found.interior, [out], [x, tables.cos, tables.sin])
@@ -117,21 +121,20 @@ class Rope(Pass):
             message = f"{odd.name} computes in {view.dtype(odd)}, the kernel in float32"
             return self.miss(Code.PRECISION, message, path, odd)
         read = Tables({"cos": tables.cos, "sin": tables.sin}, tables.axis, tables.squeeze, tables.facts)
-        return self._made(view, path, found, read, ("probed", tables.kind, found.interleaved), needs_proof=True)
+        return self._make_site(view, path, found, read, form="probed", kind=tables.kind, interleaved=found.interleaved)
 
-    def _made(
+    def _make_site(
         self,
         view: GraphView,
         path: str,
         found: Rotation | _FoundRotation,
         tables: Tables,
-        words: tuple[str, str, bool],
-        place: Node | None = None,
-        needs_proof: bool = False,
-    ) -> Site:
-        """The site of a rotation that nothing stands against; `words` are its form, the kind of its tables, and whether pairs
-        are neighbours."""
-        form, kind, interleaved = words
+        *,
+        form: str,
+        kind: str,
+        interleaved: bool,
+    ) -> Site[RopeDetails]:
+        """The site of a rotation that passed all checks; `kind` is that of its tables."""
         shape, axis = view.shape(found.x) or (), tables.axis
         dtype, out_dtype = view.dtype(found.x), view.dtype(found.out)
         return Site(
@@ -144,21 +147,22 @@ class Rope(Pass):
             shapes={k: size_of(v) for k, v in _sizes(shape, axis).items()},
             dtype=dtype or torch.float32,
             facts=tables.facts,
-            extra={
-                "axis": axis,
-                "turned": len(shape) == 4 and axis != FOLDED and dense_as(view, found.out, _TURN),
-                "folded": tuple(shape[1:3]),
-                "out_dtype": None if out_dtype == dtype else out_dtype,
-                "squeeze": tables.squeeze,
-                "tables": kind,
-                "interleaved": interleaved,
-            },
-            place=place,
-            needs_proof=needs_proof,
+            extra=RopeDetails(
+                axis=axis,
+                # Views below were traced on these strides: the call writes [B, S, H, D] where the result has that in memory.
+                turned=len(shape) == 4 and axis != FOLDED and dense_as(view, found.out, _BSHD_BHSD),
+                folded=tuple(shape[1:3]),
+                out_dtype=None if out_dtype == dtype else out_dtype,
+                squeeze=tables.squeeze,
+                tables=kind,
+                interleaved=interleaved,
+            ),
+            place=found.place if isinstance(found, _FoundRotation) else None,
+            needs_proof=isinstance(found, Rotation),
         )
 
     def _untraced(self, view: GraphView) -> list[Finding]:
-        """Without shapes no rotation can be told: say so rather than find nothing."""
+        """Without shapes no rotation is recognised: a Miss that says so, rather than no finding at all."""
         bare = next((n for n in view.with_op("cat", "stack", "view_as_complex") if view.value(n) is None), None)
         if bare is None:
             return []
@@ -173,7 +177,7 @@ class Rope(Pass):
             return [(match(DIRECT, view, node), "direct")]
         if op == "setitem":
             found = match_inplace_rotation(view, node, PAIRWISE)
-            return [(found[0], "match_inplace_rotation")] if found is not None else []
+            return [(found[0], "inplace")] if found is not None else []
         if op == "view_as_real":
             return [(match(COMPLEX, view, node), "complex")]
         if op in _JOINS and view.strip(node, lossy=True) is node and (halves := joined(view, node)) is not None:
@@ -182,7 +186,7 @@ class Rope(Pass):
         return []
 
     def _near_misses(self, view: GraphView, used: set[Node], failed: dict[Node, Attempt]) -> list[Finding]:
-        """Pairs that are turned, or complex products, that no full match used."""
+        """Rotated pairs, or complex products, that no full match used."""
         misses: list[Finding] = []
         for node in view.nodes:
             if (
@@ -195,7 +199,7 @@ class Rope(Pass):
                 continue
             attempt = failed.get(node)
             if attempt is None:
-                message = f"pairs are turned here, then go to {_fate(view, node)}; expected mul, then add"
+                message = f"pairs are rotated here, then go to {_next_operations(view, node)}; expected mul, then add"
                 misses.append(self.miss(Code.PATTERN, message, view.path(node), node))
             else:
                 at = attempt.failed_at or node
@@ -213,10 +217,13 @@ class Rope(Pass):
         if not isinstance(tables, Tables):
             return self.miss(tables.code, tables.message, path, tables.node)
         operands = tables.nodes
-        problem = blocked(self, view, path, found.interior, [found.out], [found.x, *operands.values()], found.place)
+        problem = blocked(
+            self, view, path, found.interior, [found.out], [found.x, *operands.values()], place=found.place
+        )
         if problem is not None:
             return problem
         dtype, out_dtype = view.dtype(found.x), view.dtype(found.out)
+        # float64 only in between is a precision that the kernel would lose. Where x or a table is float64, limits on dtypes decide.
         wide = {torch.float64, torch.complex128}
         allowed = {
             dtype,
@@ -229,28 +236,29 @@ class Rope(Pass):
             return self.miss(Code.PRECISION, message, path, odd)
         style = attempt.tags["style"]
         plain = form not in ("complex", "matrix")
-        words = (_STYLES[style] if plain else form, "real" if plain else form, style != "half")
-        return self._made(view, path, found, tables, words, found.place)
+        form, kind = (_STYLES[style], "real") if plain else (form, form)
+        return self._make_site(view, path, found, tables, form=form, kind=kind, interleaved=style != "half")
 
     def _real(self, view: GraphView, attempt: Attempt, root: Node, form: str) -> _FoundRotation | Miss:
-        place = root if form == "match_inplace_rotation" else None
+        place = root if form == "inplace" else None
         if form == "matrix":
             root = attempt.captures["flat"]
         if place is not None:
             root = root.args[0]  # type: ignore[assignment]
+        # The call goes in front of the last write, where both halves are known, though the tensor is allocated earlier.
         x, out, casts = attempt.captures["x"], *_last_cast(view, root)
         interior = tuple(n for n in dict.fromkeys([*attempt.nodes, root, *casts]) if n is not out)
         if not same_shape(view.shape(x) or (), view.shape(out) or ()):
             message = f"the result is {view.shape(out)}, x is {view.shape(x)}: the tables broadcast x"
             return self.miss(Code.TABLE, message, view.path(root), root)
-        return _FoundRotation(form, attempt, x, out, interior, place)
+        return _FoundRotation(form, attempt, x, out, interior=interior, place=place)
 
     def _complex(self, view: GraphView, attempt: Attempt, root: Node) -> _FoundRotation | Miss:
-        """Pairs must be x with its last axis split in (D/2, 2), and be flattened back at the end."""
+        """Pairs must be x with its last axis split into (D/2, 2), and be flattened back at the end."""
         pairs, path = attempt.captures["pairs"], view.path(root)
         shape = view.shape(pairs) or ()
         axis = (*shape[:-2], shape[-2] * 2) if len(shape) > 1 else ()
-        x, flat = whole(view, pairs, axis), together(view, root, axis)
+        x, flat = split_source(view, pairs, axis), flattened_pairs(view, root, axis)
         if x is None or flat is None:
             message = f"complex pairs {shape} are not split from one axis and flattened back to it"
             return self.miss(Code.PATTERN, message, path, root)
@@ -263,29 +271,29 @@ class Rope(Pass):
             "complex", attempt, x, out, tuple(n for n in dict.fromkeys(nodes) if n is not out and n is not x)
         )
 
-    def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
+    def emit(self, site: Site[RopeDetails], builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
         """One call; tables without their broadcast axes, a complex table as its two parts.
 
-        Rows for each head become rows for each position: heads and positions are one axis of the call. Where the result is
-        [B, H, S, D] in shape but [B, S, H, D] in memory, the call works on the latter.
+        For tables with rows for each head, the call has heads and positions as one axis. A result that is [B, H, S, D] in shape
+        but [B, S, H, D] in memory keeps both.
         """
         tables = emit_tables(site, builder)
-        interleaved = site.extra["interleaved"]
-        x, axis, out_dtype = site.operands["x"], site.extra["axis"], site.extra["out_dtype"]
+        details, x = site.extra, site.operands["x"]
+        interleaved, axis, out_dtype = details.interleaved, details.axis, details.out_dtype
         if axis == FOLDED:
             out = builder.call(op, builder.call("flatten", x, 1, 2), *tables, interleaved, 1, out_dtype)
-            return [builder.call("unflatten", out, 1, site.extra["folded"])]
+            return [builder.call("unflatten", out, 1, details.folded)]
         if axis == 0:
             out = builder.call(op, builder.call("unsqueeze", x, 0), *tables, interleaved, 1, out_dtype)
             return [builder.call("squeeze", out, 0)]
-        if not site.extra["turned"]:
+        if not details.turned:
             return [builder.call(op, x, *tables, interleaved, axis, out_dtype)]
-        out = builder.call(op, builder.call("permute", x, *_TURN), *tables, interleaved, 3 - axis, out_dtype)
-        return [builder.call("permute", out, *_TURN)]
+        out = builder.call(op, builder.call("permute", x, *_BSHD_BHSD), *tables, interleaved, 3 - axis, out_dtype)
+        return [builder.call("permute", out, *_BSHD_BHSD)]
 
 
 def _sizes(shape: Shape, axis: int) -> dict[str, Any]:
-    """Sizes of the call that stands for a rotation of x [shape] with positions on `axis`."""
+    """Sizes of the call that replaces a rotation of x [shape] with positions on `axis`."""
     batch, heads, positions = shape[0], 1, shape[axis]
     if axis == 0:
         batch, heads = 1, shape[1]
@@ -296,7 +304,7 @@ def _sizes(shape: Shape, axis: int) -> dict[str, Any]:
     return {"batch": batch, "sequence": positions, "heads": heads, "head_size": shape[-1]}
 
 
-def _fate(view: GraphView, node: Node) -> str:
+def _next_operations(view: GraphView, node: Node) -> str:
     """The next two operations that `node` goes through, for messages."""
     ops: list[str] = []
     while node.users and len(ops) < 2:
@@ -308,7 +316,8 @@ def _fate(view: GraphView, node: Node) -> str:
 def _last_cast(view: GraphView, root: Node) -> tuple[Node, list[Node]]:
     """Down from `root` while its only use is a cast or a view that changes nothing: the last one, and those before it.
 
-    Not what changes nothing at the end: who reads it is told to read what is above (`GraphView.bare`), which must not be inside.
+    Casts and views at the end that change nothing are left out: passes that read them look through them to the value above
+    (`GraphView.bare`), which then must not be inside the region.
     """
     passed: list[Node] = []
     node = root

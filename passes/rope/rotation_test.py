@@ -1,4 +1,4 @@
-"""What a map of channels is, from what it does to made-up values: whether it turns pairs, and by which factors.
+"""Whether a function of a tensor rotates pairs of channels, and by which factors, from its results on random values.
 
 Not a pass: the search for rotations uses it.
 """
@@ -15,19 +15,19 @@ from torch.fx import Node
 
 from fluxrewrite.rewrite.proof.probe import Probe
 
-__all__ = ["Factors", "factors_of", "not_for_all"]
+__all__ = ["Factors", "factors_of", "not_proportional"]
 
 FAR = (2.0**40, 2.0**-40)
-"""Factors at which limits on values show, as clamps have them; float64 has room for them."""
+"""Factors that take values past a clamp or below an epsilon, which random values do not reach; powers of two scale exactly."""
 Map = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Factors:
-    """out = x * cos + turned(x) * sin, where turned gives (-second, first) of each pair.
+    """out = x * cos + rotate(x) * sin, where rotate gives (-second, first) of each pair.
 
     Attributes:
-        cos, sin: for each element of x, its shape at the sizes of the probe; float64.
+        cos, sin: one factor for each element of x, at the sizes of the probe; float64.
         interleaved: pairs are neighbours, else half a head apart.
     """
 
@@ -37,7 +37,10 @@ class Factors:
 
 
 def factors_of(probe: Probe, x: Node, out: Node) -> Factors | tuple[int, str]:
-    """The factors by which `out` is x with its pairs turned; else how many of the questions were answered with yes, and the no."""
+    """The factors by which `out` is x with its pairs rotated; else how many of the tests passed, and what the next one found.
+
+    The number ranks failures, so that the report names the region that comes closest to a rotation.
+    """
     given = probe.values[x]
     fn = probe.function(out, x)
     generator = torch.Generator().manual_seed(1)
@@ -50,12 +53,15 @@ def factors_of(probe: Probe, x: Node, out: Node) -> Factors | tuple[int, str]:
         return 1, "the result is not linear in the input"
     if not all(close(fn(a * f), fn(a) * f) for f in FAR):
         return 1, "the result is not linear in inputs that are very large or very small"
-    problem = _rows_apart(fn, a)
+    problem = _mixed_rows(fn, a)
     return (2, problem) if problem else _pairs(fn, a)
 
 
-def not_for_all(probe: Probe, x: Node, out: Node, tables: Iterable[Node]) -> str:
-    """Why other tables may give another result than turned pairs: it is in proportion to them; "" where it is."""
+def not_proportional(probe: Probe, x: Node, out: Node, tables: Iterable[Node]) -> str:
+    """Why the result is not in proportion to the tables, as that of a rotation is for any tables; "" where it is.
+
+    The factors were seen for one set of tables: a clamp on a table, for one, changes others.
+    """
     nodes = tuple(dict.fromkeys(tables))
     fn = probe.function(out, x, *nodes)
     given, values = probe.values[x], [probe.values[n] for n in nodes]
@@ -65,26 +71,30 @@ def not_for_all(probe: Probe, x: Node, out: Node, tables: Iterable[Node]) -> str
     return "the result is not in proportion to tables that are very large or very small"
 
 
-def _rows_apart(fn: Map, values: Tensor) -> str:
-    """Where a row depends on another one: any two differ in one of the bits of their numbers."""
+def _mixed_rows(fn: Map, values: Tensor) -> str:
+    """Why a row of the result depends on other rows of x; "" where none does.
+
+    The numbers of any two rows differ in some bit. Zeroing the rows with a bit set, then those without, for each bit, thus
+    separates every pair of rows in 2 log2(rows) runs instead of one run for each row.
+    """
     rows = values.shape[:-1]
     number = torch.arange(rows.numel()).reshape(rows)
     for bit in range(max(1, (rows.numel() - 1).bit_length())):
         for side in (0, 1):
-            there = (number >> bit & 1) == side
-            found = fn(torch.where(there[..., None], values, 0.0))
-            stray = found[~there].abs()
+            kept = (number >> bit & 1) == side
+            found = fn(torch.where(kept[..., None], values, 0.0))
+            stray = found[~kept].abs()
             if stray.numel() and float(stray.max()) > TOLERANCE * float(found.abs().max()):
                 return "a row of the result depends on other rows of the input"
     return ""
 
 
 def _pairs(fn: Map, like: Tensor) -> Factors | tuple[int, str]:
-    """One channel after the other as the only one that is not zero."""
+    """The factors, from a run for each channel in which it alone is 1."""
     size = like.shape[-1]
     own, columns = torch.zeros_like(like), torch.zeros(size, size)
     partners = {True: [i ^ 1 for i in range(size)], False: [(i + size // 2) % size for i in range(size)]}
-    turned = {style: torch.zeros_like(like) for style in partners}
+    crossed = {style: torch.zeros_like(like) for style in partners}
     for i in range(size):
         channel = torch.zeros_like(like)
         channel[..., i] = 1.0
@@ -92,22 +102,22 @@ def _pairs(fn: Map, like: Tensor) -> Factors | tuple[int, str]:
         own[..., i] = found[..., i]
         columns[:, i] = found.abs().reshape(-1, size).amax(0)
         for style, partner in partners.items():
-            turned[style][..., partner[i]] = found[..., partner[i]]
+            crossed[style][..., partner[i]] = found[..., partner[i]]
     mixed = columns > TOLERANCE * float(columns.max())
     for style, partner in partners.items():
         allowed = torch.eye(size, dtype=torch.bool)
         allowed[torch.arange(size), partner] = True
-        if not bool((mixed & ~allowed).any()) and bool(turned[style].any()):
+        if not bool((mixed & ~allowed).any()) and bool(crossed[style].any()):
             first = torch.tensor([i < p for i, p in enumerate(partner)])
-            return Factors(own, torch.where(first, -turned[style], turned[style]), style)
-    return 3, _described(mixed)
+            return Factors(own, torch.where(first, -crossed[style], crossed[style]), style)
+    return 3, _describe_mixing(mixed)
 
 
-def _described(mixed: Tensor) -> str:
+def _describe_mixing(mixed: Tensor) -> str:
     for channel, row in enumerate(mixed):
         sources = row.nonzero().flatten().tolist()
         if sources != [channel]:
-            told = ", ".join(map(str, sources[:4])) + (", ..." if len(sources) > 4 else "")
+            listed = ", ".join(map(str, sources[:4])) + (", ..." if len(sources) > 4 else "")
             ways = "neither neighbours nor halves are paired" if len(sources) <= 2 else "more than pairs are mixed"
-            return f"channel {channel} is made of channels {told or 'none'} of {len(mixed)}: {ways}"
+            return f"channel {channel} is made of channels {listed or 'none'} of {len(mixed)}: {ways}"
     return "no channels are mixed"

@@ -84,7 +84,7 @@ def test_its_page_shows_the_graph_the_node_data_and_the_boundaries(chromium, kle
         assert lines[lines.index("kernels") + 1] == str(e.kernels_before)
         button = "return [...document.querySelectorAll('mat-icon')].find(e => e.textContent.trim() === 'polyline')"
         chromium.execute_script("arguments[0].click()", chromium.execute_script(button))
-        wait(chromium, ["fluxrewrite", "barrier: newly through memory"])
+        wait(chromium, ["fluxrewrite", "barrier: now through memory"])
         errors = [m["message"] for m in chromium.get_log("browser") if m["level"] == "SEVERE"]
     assert [m for m in errors if "fonts.g" not in m and "check_new_version" not in m] == []
 

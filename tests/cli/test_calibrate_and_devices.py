@@ -1,19 +1,26 @@
 """`fluxrewrite devices` and `fluxrewrite calibrate`."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from fluxrewrite.cli import main
 from fluxrewrite.cost import device_names, load_device, load_evidence
 from fluxrewrite.cost.published import from_table
-from fluxrewrite.measure import calibrate as module
+from fluxrewrite.measure import calibrate
 
 
 @pytest.fixture(autouse=True)
 def narrow(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def table():
+    """The published table that the shipped evidence comes from."""
+    return Path(__file__).parents[1] / "data" / "seed_results.json"
 
 
 @pytest.fixture
@@ -57,47 +64,47 @@ def test_a_table_becomes_evidence(run, table):
     assert found == from_table(table, "the experiments")
 
 
-def test_nothing_is_written_unasked(run, table, tmp_path):
+def test_nothing_is_written_without_output(run, table, tmp_path):
     code, out, _ = run("calibrate", "--from", table)
     assert code == 0
-    assert "Nothing is written: -o FILE keeps it" in out
+    assert "Not saved; use -o FILE to save it" in out
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The measurement in less than a second; what it measures is tested beside it."""
-    effort = module.Effort(rounds=2, stream_mb=1, matmul_s=1e-4, matmul_max=256, loops=5)
-    measure = module.calibrate
+    """The measurement in less than a second. `tests/measure/test_calibrate.py` tests what it measures."""
+    effort = calibrate.Effort(rounds=2, stream_mb=1, matmul_s=1e-4, matmul_max=256, loops=5)
+    measure = calibrate.calibrate
     seen = []
 
     def small(given, **options):
         seen.append((given, options["threads"]))
         return measure(effort, backend="eager", **options)
 
-    monkeypatch.setattr(module, "calibrate", small)
+    monkeypatch.setattr(calibrate, "calibrate", small)
     return seen
 
 
 def test_a_profile_is_measured_shown_and_written(run, tiny):
     code, out, _ = run("calibrate", "--quick", "--threads", 1, "-o", "here.json")
     assert code == 0
-    assert tiny == [(module.QUICK, 1)]
+    assert tiny == [(calibrate.QUICK, 1)]
     device = load_device("here.json")
     assert device.memory.basis == "measured"
     assert f"{device.memory.value:g} GB/s" in out
-    assert "written to here.json" in out
+    assert "Saved to here.json" in out
     assert max(map(len, out.splitlines())) <= 80
     assert run("devices", "here.json")[0] == 0
     assert run("calibrate")[0] == 0
-    assert tiny[1] == (module.FULL, None)
+    assert tiny[1] == (calibrate.FULL, None)
 
 
 @pytest.mark.parametrize(("spread", "warned"), [(0.4, False), (0.6, True)])
-def test_a_restless_machine_is_told(run, monkeypatch, spread, warned):
+def test_a_busy_machine_gets_a_warning(run, monkeypatch, spread, warned):
     device = load_device("cpu")
     noisy = device.memory.model_copy(update={"spread": spread})
-    monkeypatch.setattr(module, "calibrate", lambda *a, **o: device.model_copy(update={"memory": noisy}))
+    monkeypatch.setattr(calibrate, "calibrate", lambda *a, **o: device.model_copy(update={"memory": noisy}))
     code, out, _ = run("calibrate")
     assert code == 0
     assert ("differ by more than 50% (memory)" in out) == warned
@@ -110,10 +117,10 @@ BAD = [
     (("calibrate", "--from", "none.json"), "none.json: cannot be read"),
     (("calibrate", "--from", "text.json"), "text.json:1:1: not JSON"),
     (("calibrate", "--from", "bad.json"), "bad.json: model: Field required"),
-    (("calibrate", "--from", "bad.json", "--quick"), "with --from nothing is measured"),
-    (("calibrate", "--from", "bad.json", "--threads", "2"), "with --from nothing is measured"),
-    (("calibrate", "--source", "me"), "give the table with --from"),
-    (("calibrate", "--threads", "0"), "threads 0: 1 or more"),
+    (("calibrate", "--from", "bad.json", "--quick"), "have no effect with --from, which measures nothing"),
+    (("calibrate", "--from", "bad.json", "--threads", "2"), "have no effect with --from, which measures nothing"),
+    (("calibrate", "--source", "me"), "name the table with --from"),
+    (("calibrate", "--threads", "0"), "threads 0: must be 1 or more"),
     (("calibrate", "-o", "no/such/file.json"), "the folder no/such does not exist"),
 ]
 

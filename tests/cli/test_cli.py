@@ -90,7 +90,7 @@ def test_json(capsys):
     code, out, _ = run(capsys, "inspect", "cli_models:attention", "--format", "json")
     report = json.loads(out)
     assert code == 0
-    assert report["schema"] == "fluxrewrite.report/1"
+    assert report["schema"] == "fluxrewrite.report/2"
     assert [s["kind"] for s in report["sites"] if s["choice"] == "kernel"] == ["attention"]
 
 
@@ -108,7 +108,7 @@ def test_text_fits_80_columns_and_ends_with_a_next_step(capsys):
     assert code == 0
     assert all(len(line) <= 80 for line in out.splitlines())
     assert "1 of 1" in out
-    assert "torch.compile(" in out.split("Next: ")[1]
+    assert "torch.compile(model, backend=fluxrewrite.backend())" in out.split("\nNext ")[1]
     assert "rope: nothing found. Looked for" in " ".join(out.split())
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fluxrewrite.cli import main
-from fluxrewrite.cli.kernels_profile import EmulatedDevice
+from fluxrewrite.cost.devices import emulated_names, load_device
 from fluxrewrite.kernel import Limit, load_kernels
 from fluxrewrite.provider import Implementation
 from fluxrewrite.provider.registry import implementations
@@ -29,7 +29,7 @@ def fits(text):
     return all(len(line.rstrip()) <= 80 for line in text.splitlines())
 
 
-def test_listing_names_every_kernel_and_what_builtin_adds(capsys):
+def test_listing_has_every_kernel_and_the_limits_of_builtin(capsys):
     code, out, _ = run(capsys, "kernels")
     assert code == 0
     assert fits(out)
@@ -124,7 +124,17 @@ def test_profile_of_two_launches_shows_both_one_after_the_other(capsys, provide,
 def test_devices_are_those_of_the_emulator():
     from fluxrewrite.kernels.emulator.specs import DEVICES
 
-    assert [d.value for d in EmulatedDevice] == list(DEVICES)
+    assert set(emulated_names()) == set(DEVICES)
+    assert {load_device(name).emulated_as for name in emulated_names()} == set(DEVICES)
+
+
+def test_a_profile_of_ones_own_is_modelled_as_the_device_that_it_names(capsys, tmp_path):
+    content = json.loads(load_device("trn3").model_dump_json(by_alias=True))
+    (tmp_path / "acme.json").write_text(json.dumps({**content, "name": "acme1"}))
+    args = ("kernels", "profile", "rope", "--shape", SMALL, "--device")
+    mine, shipped, other = (run(capsys, *args, d) for d in (tmp_path / "acme.json", "trn3", "trn2"))
+    assert mine == shipped != other
+    assert mine[0] == other[0] == 0
 
 
 BAD = [
@@ -132,6 +142,7 @@ BAD = [
     (("kernels", "profile", "rope", "--shape", "head=3"), "'head'", "known: batch, sequence"),
     (("kernels", "profile", "rope", "--shape", "heads=x"), "heads=x", "whole number"),
     (("kernels", "profile", "rope", "--device", "trn9"), "'trn9'", "trn2"),
+    (("kernels", "profile", "rope", "--device", "cpu"), "no model of kernel calls on cpu", "models trn1, trn2, trn3"),
     (("kernels", "profile", "rope", "--device", "trn1", "--cores", "2"), "2 cores on trn1", "LNC1"),
     (("kernels", "profile", "rope", "--cores", "3"), "--cores 3", "1 or 2"),
     (("kernels", "profile", "rope", "--top", "-1"), "--top -1", "0 or more"),
@@ -149,12 +160,12 @@ BAD = [
     (("verify", "--kernels", "--filter", "softcap"), "'softcap'", "rope bf16 sequence=1"),
     (("verify", "--kernels", "--provider", "nobody"), "'nobody'", "builtin"),
     (("verify", "--kernels", "--provider", "reference"), "'reference'", "builtin"),
-    (("verify", "--kernels", "--seed", "-1"), "--seed -1", "from 0 on"),
+    (("verify", "--kernels", "--seed", "-1"), "--seed -1", "must be 0 or more"),
     (("verify", "--kernels", "flash"), "no kernel 'flash'", "attention, norm_rope_attention, qkv, rope"),
     (("verify", "--kernels", "qkv:triple"), "no kernel 'qkv:triple'", "fluxrewrite verify MODEL"),
     (("verify", "--kernels", ","), "--kernels ','", "attention"),
-    (("verify", "--kernels", "--steps", "2"), "--steps is for a model", "fluxrewrite verify MODEL"),
-    (("verify", "--kernels", "rope", "--image-tokens", "2"), "--image-tokens is for a model", "verify MODEL"),
+    (("verify", "--kernels", "--steps", "2"), "--steps needs a model", "fluxrewrite verify MODEL"),
+    (("verify", "--kernels", "rope", "--image-tokens", "2"), "--image-tokens needs a model", "verify MODEL"),
 ]
 
 
@@ -232,7 +243,7 @@ def test_verify_where_every_case_is_outside_is_no_success(capsys, provide):
     args = ("verify", "--kernels", "--quick", "--provider", "mine", "--simulator", "emulator")
     code, _, err = run(capsys, *args)
     assert code == 1
-    assert "no case was run" in err
+    assert "no case ran" in err
 
 
 def test_json_of_a_case_without_a_result(capsys, provide):

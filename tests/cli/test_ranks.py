@@ -1,4 +1,4 @@
-"""Commands under torchrun: one rank speaks, all end with one exit code. Ranks are threads here; test_torchrun.py has real ones."""
+"""Commands under torchrun: one rank reports, all end with one exit code. Ranks are threads here; test_torchrun.py has real ones."""
 
 import importlib
 import inspect
@@ -12,17 +12,16 @@ import pytest
 import typer
 from rank_groups import at_once, rank_groups
 
-from fluxrewrite.cli import main
-from fluxrewrite.cli import ranks as module
+from fluxrewrite.cli import main, ranks
 from fluxrewrite.cli.ranks import Terminated, leads, ranked, terminable
 from fluxrewrite.errors import CheckFailed, InputError, RankError
-from fluxrewrite.measure import rendezvous as rendezvous_module
+from fluxrewrite.measure import rendezvous
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(rendezvous_module, "AFTER_FAILURE_S", 0.5)
-    monkeypatch.setattr(module, "_SPEAKER_S", 5)
+    monkeypatch.setattr(rendezvous, "AFTER_FAILURE_S", 0.5)
+    monkeypatch.setattr(ranks, "_REPORTER_S", 5)
 
 
 @pytest.fixture
@@ -30,9 +29,9 @@ def run(monkeypatch, capsys):
     """`run(*bodies)`: the exit code of each rank, "ran" where there is none, and the lines on stderr."""
 
     def call(*bodies, tp=None, world=None):
-        ranks = rank_groups(world or len(bodies))
+        groups = rank_groups(world or len(bodies))
         mine = threading.local()
-        monkeypatch.setattr(rendezvous_module, "meet", lambda wait_s: mine.rank_group)
+        monkeypatch.setattr(rendezvous, "meet", lambda wait_s: mine.rank_group)
 
         def rank(rank_group, body):
             mine.rank_group = rank_group
@@ -40,7 +39,7 @@ def run(monkeypatch, capsys):
                 body(here)
             return "ran"
 
-        found = at_once(*(lambda c=c, b=b: rank(c, b) for c, b in zip(ranks, bodies, strict=False)))
+        found = at_once(*(lambda c=c, b=b: rank(c, b) for c, b in zip(groups, bodies, strict=False)))
         codes = [e.exit_code if isinstance(e, typer.Exit) else e for e in found]
         return codes, capsys.readouterr().err.splitlines()
 
@@ -68,7 +67,7 @@ def good(rank_group):
     pass
 
 
-def test_nothing_fails(run):
+def test_ranks_without_errors(run):
     assert run(good, good) == (["ran", "ran"], [])
 
 
@@ -89,29 +88,29 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize(("bodies", "codes", "told"), ENDS)
-def test_one_rank_speaks_for_all(run, bodies, codes, told):
-    assert run(*bodies, world=2) == (codes, [f"fluxrewrite: {line}" for line in told])
+@pytest.mark.parametrize(("bodies", "codes", "printed"), ENDS)
+def test_one_rank_reports_for_all(run, bodies, codes, printed):
+    assert run(*bodies, world=2) == (codes, [f"fluxrewrite: {line}" for line in printed])
 
 
-def test_a_rank_alone_speaks_for_itself(run):
-    """The first rank is gone, or stands still: the second one does not wait for long."""
+def test_a_rank_without_the_others_reports_for_itself(run):
+    """The first rank is gone or hangs; the second one does not wait for long."""
     start = time.monotonic()
     codes, lines = run(lambda rank_group: time.sleep(3), fail(InputError("no file")))
     assert (codes[1], lines) == (2, ["fluxrewrite: no file"])
     assert time.monotonic() - start < 10
 
 
-def test_sigterm_says_whose_it_is(run):
+def test_sigterm_says_that_torchrun_sent_it(run):
     aborted = typer.Abort()
     aborted.__cause__ = Terminated()
     for error in (Terminated(), aborted):
         codes, (line,) = run(fail(error), world=2)
         assert codes == [130]
-        assert "interrupted: torchrun ends all ranks when one of them ends, which its report names" in line
+        assert "interrupted: torchrun ends all ranks when one of them ends, which it names in its report" in line
 
 
-def test_an_error_that_nobody_expected_stays_what_it_is(run):
+def test_an_unexpected_error_is_raised_unchanged(run):
     (found,), lines = run(fail(KeyError("x")), world=2)
     assert isinstance(found, KeyError)
     assert lines == []
@@ -124,10 +123,10 @@ def test_the_first_rank_prints_and_writes():
 @pytest.mark.parametrize(
     ("args", "why"),
     [
-        (("--tp", "0"), "--tp 0: 1 or more"),
+        (("--tp", "0"), "--tp 0: must be 1 or more"),
         (("--tp", "4"), "--tp 4: ranks are processes; run torchrun --nproc-per-node 4 -m fluxrewrite"),
-        (("--rank-timeout", "0"), "--rank-timeout 0: more than 0 seconds"),
-        (("--rank-timeout", "nan"), "--rank-timeout nan: more than 0 seconds"),
+        (("--rank-timeout", "0"), "--rank-timeout 0: must be more than 0 seconds"),
+        (("--rank-timeout", "nan"), "--rank-timeout nan: must be more than 0 seconds"),
     ],
 )
 @pytest.mark.parametrize("command", ["bench", "verify"])
@@ -140,7 +139,7 @@ def test_bad_input_without_torchrun(capsys, monkeypatch, command, args, why):
     assert why in err
 
 
-def test_tp_says_something_else_than_torchrun(run):
+def test_tp_differs_from_torchrun(run):
     assert run(good, good, tp=2) == (["ran", "ran"], [])
     codes, lines = run(good, good, tp=4)
     assert (codes, lines) == ([2, 2], ["fluxrewrite: --tp 4, but torchrun started 2 ranks; leave --tp out"])
@@ -149,24 +148,24 @@ def test_tp_says_something_else_than_torchrun(run):
 @pytest.mark.parametrize(
     "command", [("verify", "--kernels", "rope"), ("verify",), ("bench", "flux3"), ("bench", "x", "--steps", "0")]
 )
-def test_commands_tell_once(monkeypatch, capsys, command):
-    """Whole commands, with an error that each rank finds by itself."""
-    ranks = iter(rank_groups(2))
+def test_commands_report_an_error_once(monkeypatch, capsys, command):
+    """Whole commands, with an error that occurs on each rank."""
+    groups = iter(rank_groups(2))
     lock = threading.Lock()
 
     def meet(wait_s):
         with lock:
-            return next(ranks)
+            return next(groups)
 
-    monkeypatch.setattr(rendezvous_module, "meet", meet)
+    monkeypatch.setattr(rendezvous, "meet", meet)
     assert at_once(*(lambda: main(list(command)) for _ in range(2))) == [2, 2]
     assert capsys.readouterr().err.count("fluxrewrite: ") == 1
 
 
 @pytest.mark.parametrize("command", ["bench", "verify"])
-def test_help_has_the_timeout_that_there_is(command):
+def test_help_has_the_default_timeout_of_the_rank_group(command):
     function = getattr(importlib.import_module(f"fluxrewrite.cli.{command}"), command)
-    assert inspect.signature(function).parameters["rank_timeout"].default == rendezvous_module.RANK_TIMEOUT_S
+    assert inspect.signature(function).parameters["rank_timeout"].default == rendezvous.RANK_TIMEOUT_S
 
 
 def test_sigterm_ends_the_work():
@@ -214,7 +213,7 @@ def stuck(how):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "code", "told"),
+    ("how", "code", "printed"),
     [
         (signal.SIGTERM, 130, "fluxrewrite: interrupted\n"),
         (signal.SIGINT, 130, "fluxrewrite: interrupted\n"),
@@ -222,12 +221,12 @@ def stuck(how):
         ("good end", 7, ""),
     ],
 )
-def test_a_rank_that_waits_inside_torch_hears_all_the_same(how, code, told):
+def test_a_rank_blocked_inside_torch_still_ends(how, code, printed):
     process = stuck(str(how))
     if not isinstance(how, str):
         time.sleep(1)  # it has said that it will wait, and then it does
         process.send_signal(how)
-    assert (process.wait(20), process.communicate()[1]) == (code, told)
+    assert (process.wait(20), process.communicate()[1]) == (code, printed)
 
 
 def test_the_thread_ends_with_the_block():

@@ -81,7 +81,7 @@ BAD = [
     (("show", "report.json", "--format", "svg", "--site", "model.attention.1"), "no site 'model.attention.1'", SITE),
     (("show", "report.json", "--format", "model-explorer"), "model-explorer", "svg"),
     (("show", "absent.json"), "absent.json", "cannot be read"),
-    (("show", "show_models.py"), "show_models.py", "no JSON"),
+    (("show", "show_models.py"), "show_models.py", "not JSON"),
     (("show", "report.json", "-o", "no/such/file"), "no/such", "does not exist"),
     (
         ("show", "report.json", "--runs", "absent.json", "--format", "html"),
@@ -106,8 +106,8 @@ BAD = [
     ),
     (("show", "report.json", "--timelines", "--format", "svg"), "--timelines", "text, html or json, not with svg"),
     (("inspect", "show_models:attention", "--timelines", "--device", "cpu"), "on cpu", "trn1, trn2, trn3"),
-    (("show", "old.json", "--format", "svg"), "no blocks to draw", "make it anew"),
-    (("show", "old.json", "--format", "dot"), "no blocks to draw", "make it anew"),
+    (("show", "old.json", "--format", "svg"), "no blocks to draw", "write it again"),
+    (("show", "old.json", "--format", "dot"), "no blocks to draw", "write it again"),
 ]
 
 
@@ -126,17 +126,17 @@ def test_a_report_of_an_older_make_has_a_page_that_says_what_is_missing(capsys, 
     (tmp_path / "old.json").write_text(json.dumps({k: v for k, v in data.items() if k not in ("blocks", "calls")}))
     code, out, _ = run(capsys, "show", "old.json", "--format", "html")
     assert code == 0
-    assert "has no blocks to draw; make it anew" in out
+    assert "has no blocks to draw; write it again" in out
 
 
-def test_runs_and_timelines_stand_in_text_and_page(capsys, tmp_path):
+def test_runs_and_timelines_are_in_text_and_page(capsys, tmp_path):
     code, text, _ = run(capsys, "show", "report.json", "--runs", "runs.json", "--timelines")
     assert code == 0
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "These runs are not of what the report is about: model flux2-klein-mini" in text
     assert re.search(r"^qkv +4 +0.9000 ", text, re.M)
     assert "Kernels on their engines (modelled by the emulator, no hardware)" in text
-    assert text.index("Measured runs") < text.index("Kernels on their engines") < text.index("Next: ")
+    assert text.index("\nNext ") < text.index("Measured runs") < text.index("Kernels on their engines")
     code, page, _ = run(capsys, "show", "report.json", "--runs", "runs.json", "--timelines", "--format", "html")
     assert code == 0
     assert page.count('<table id="runs">') == 1

@@ -154,7 +154,7 @@ def test_verify_on_four_ranks_has_the_latents_of_one_process(tmp_path):
         assert checked == eager == rewritten == "{'gloo:all_reduce': 5}"
 
 
-def test_verify_ends_with_ctrl_c_while_a_rank_stands_still():
+def test_verify_ends_with_ctrl_c_while_a_rank_hangs():
     Path("failed").touch()
     process = begun(2, "verify", "ranked_models:hurt", "--steps", "1", "--kernels", "attention")
     wait_for("stuck.0", process)

@@ -17,12 +17,6 @@ KLEIN = {
 
 
 @pytest.fixture
-def table():
-    """The published table that the shipped evidence was made from."""
-    return TABLE
-
-
-@pytest.fixture
 def evidence():
     return load_evidence()
 

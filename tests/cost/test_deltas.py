@@ -204,7 +204,7 @@ BAD = {
     "no calls": (lambda t: t["runs"][1].update(calls={"qkv:triple": 0}), r"calls\.qkv:triple: .*greater than 0"),
     "kind twice": (
         lambda t: t["runs"][1].update(kernels=["qkv:triple", "qkv:packed"]),
-        r"runs\.1: a kind of kernel stands twice",
+        r"runs\.1: a kind of kernel appears twice",
     ),
     "specialisations": (lambda t: t["runs"][1].update(specialisations={"rope": 1}), r"runs\.1: specialisations name"),
     "half a case": (lambda t: t["case"].update(tp=None), r"tables\.0: case: tp not given"),

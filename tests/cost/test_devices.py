@@ -2,9 +2,10 @@ import json
 
 import pytest
 import torch
+from decisions import decided_by, files
 
 from fluxrewrite.cost import device_names, load_device
-from fluxrewrite.cost.devices import Device, Figure
+from fluxrewrite.cost.devices import Device, Figure, emulated_names
 from fluxrewrite.errors import InputError
 
 
@@ -41,6 +42,28 @@ def test_dtypes_are_taken_by_any_of_their_names():
     )
     with pytest.raises(InputError, match="no matmul rate for int8; it has bfloat16, float16, float32"):
         device.rate(torch.int8)
+
+
+def test_what_was_decided_by_the_name_is_in_the_profile():
+    fields = ("compiler", "runs_kernels", "emulated_as", "physical_cores")
+    assert {n: tuple(getattr(load_device(n), f) for f in fields) for n in device_names()} == {
+        "cpu": ("inductor", False, None, 1),
+        "trn1": ("neuronx", True, "trn1", 1),
+        "trn2": ("neuronx", True, "trn2", 2),
+        "trn3": ("neuronx", True, "trn3", 2),
+    }
+    assert emulated_names() == ("trn1", "trn2", "trn3")
+    assert load_device("trn3").emulated() == "trn3"
+    with pytest.raises(InputError, match="no model of kernel calls on cpu: the emulator models trn1, trn2, trn3"):
+        load_device("cpu").emulated()
+
+
+def test_no_file_decides_by_the_name_of_a_device():
+    """A comparison with "trn2", a table by it, or a test of how the name begins would leave out a user's own profile."""
+    found = decided_by({*emulated_names(), "inf1", "inf2"}, beginnings=("trn", "inf"))
+    assert [path.as_posix() for path in files(found)] == ["kernels/emulator/specs.py"], (
+        found
+    )  # the devices that it models
 
 
 def test_regimes():
@@ -84,6 +107,18 @@ CORRUPT = {
     "no source": (corrupt(lambda c: c["call"].update(source="")), r"call\.source: .*at least 1"),
     "range": (corrupt(lambda c: c["launch"].update(low=600)), r"launch: value 437 is not between low 600 and high 500"),
     "regime": (corrupt(lambda c: c.update(regimes=["eager"])), r"regimes\.0: .*'compile' or 'lazy'"),
+    "no compiler": (
+        corrupt(lambda c: c.pop("compiler")),
+        r'dev\.json: compiler: Field required; add "compiler": "inductor"',
+    ),
+    "no runs_kernels": (corrupt(lambda c: c.pop("runs_kernels")), r"dev\.json: runs_kernels: Field required; add "),
+    "from before": (
+        corrupt(lambda c: [c.pop(n) for n in ("compiler", "runs_kernels", "emulated_as", "physical_cores")]),
+        r'compiler: Field required \(and 1 more\); add "compiler": "inductor" and "runs_kernels": false for a processor, '
+        r'"neuronx" and true for a Neuron device, or write the profile again with `fluxrewrite calibrate',
+    ),
+    "empty compiler": (corrupt(lambda c: c.update(compiler="")), r"compiler: .*at least 1"),
+    "physical cores": (corrupt(lambda c: c.update(physical_cores=3)), r"physical_cores: .*1 or 2"),
     "schema": (corrupt(lambda c: c.update(schema="fluxrewrite.device/9")), r"schema: .*fluxrewrite\.device/1"),
     "two wrong": (corrupt(lambda c: (c.pop("memory"), c.pop("call"))), r"memory: Field required \(and 1 more\)"),
 }

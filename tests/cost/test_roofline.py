@@ -17,6 +17,8 @@ def device():
         title="toy",
         core="core",
         regimes=("compile",),
+        compiler="inductor",
+        runs_kernels=True,
         memory=figure(100, "GB/s", low=50, high=200),
         vector=figure(10, "Gelem/s"),
         matmul={"bfloat16": figure(2, "TFLOP/s"), "float32": figure(0.5, "TFLOP/s")},

@@ -42,12 +42,12 @@ def test_every_command_is_known(command):
     how(command)
 
 
-def test_options_that_are_not_are_told():
+def test_unknown_options_are_reported():
     with pytest.raises(Exception, match="--flag"):
         _read(Command("x.md:3", "fluxrewrite inspect flux2-dev --flag"))
 
 
-def test_a_command_that_nobody_runs_is_told_with_its_place():
+def test_a_command_that_no_test_runs_is_reported_with_its_place():
     with pytest.raises(LookupError, match=r"x\.md:3: nobody runs `fluxrewrite inspect --all`"):
         how(Command("x.md:3", "fluxrewrite inspect --all"))
 
@@ -97,7 +97,7 @@ def test_options_are_real_ones(command, row):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "row"), of(Whole))
-def test_as_it_stands(command, row, run, shelf):
+def test_a_command_runs_as_written(command, row, run, shelf):
     shelf(command.text)
     code, out = run(command.text)
     assert code == 0, out

@@ -23,7 +23,7 @@ def test_pages_say_what_the_code_says(reference, capsys):
     assert reference.main() == 0, f"{capsys.readouterr().out}run: make docs-reference"
 
 
-def test_a_page_that_is_old_is_named_and_written_anew(reference, tmp_path, monkeypatch, capsys):
+def test_an_outdated_page_is_named_and_written_again(reference, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reference, "DOCS", tmp_path / "docs")
     monkeypatch.setattr(reference.pages, "__defaults__", (tmp_path / "docs",))
     (tmp_path / "docs").mkdir()
@@ -41,7 +41,7 @@ def test_a_page_that_is_old_is_named_and_written_anew(reference, tmp_path, monke
     assert reference.main() == 0
 
 
-def test_a_page_that_asks_for_no_such_table(reference, tmp_path, monkeypatch, capsys):
+def test_a_page_with_an_unknown_table(reference, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.md").write_text("<!-- generated: metric -->\n<!-- end -->")
     monkeypatch.setattr(reference.pages, "__defaults__", (tmp_path,))
     assert reference.main() == 2

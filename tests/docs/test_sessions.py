@@ -21,13 +21,13 @@ def settled(text):
 
 
 def test_sessions_fit_a_terminal():
-    assert set(SESSIONS) == {"fluxrewrite inspect flux2-klein-4b", "fluxrewrite verify flux2-klein-mini"}
+    assert set(SESSIONS) == {"fluxrewrite inspect flux2-klein-4b --details none", "fluxrewrite verify flux2-klein-mini"}
     assert max(len(line) for text in SESSIONS.values() for line in text.splitlines()) <= 80
 
 
 @pytest.mark.slow
 def test_the_session_of_inspect_is_what_it_prints(run):
-    command = "fluxrewrite inspect flux2-klein-4b"
+    command = "fluxrewrite inspect flux2-klein-4b --details none"
     code, out = run(command)
     assert code == 0
     assert settled(SESSIONS[command]) == settled(out), "run: make sessions"
@@ -39,7 +39,7 @@ def sessions(monkeypatch):
     return importlib.import_module("docs_sessions")
 
 
-def test_a_session_is_taken_anew(sessions, tmp_path, monkeypatch, capsys):
+def test_a_session_is_recorded_again(sessions, tmp_path, monkeypatch, capsys):
     page = tmp_path / "a.md"
     page.write_text("before\n```console\n$ platform --x\nold\n```\nafter\n```sh\nls\n```\n")
     monkeypatch.setattr(sys, "argv", ["docs_sessions.py", str(page)])

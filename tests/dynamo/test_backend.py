@@ -13,7 +13,8 @@ from torch import nn
 
 import fluxrewrite
 from fluxrewrite import Report
-from fluxrewrite.dynamo.backend import Backend, default_inner
+from fluxrewrite.dynamo.backend import Backend
+from fluxrewrite.dynamo.inner import default_inner
 from fluxrewrite.errors import InputError, RewriteError
 from fluxrewrite.graph import GraphView
 from fluxrewrite.report.draw.page import page
@@ -191,7 +192,7 @@ def test_a_pass_that_raises_leaves_the_others(monkeypatch):
     assert {s.kind for s in backend.reports[0].sites if s.choice == "kernel"} == {"qkv"}
 
 
-def test_options_beside_a_backend_object_are_refused():
+def test_options_together_with_a_backend_object_are_refused():
     with pytest.raises(Exception, match="pass them to fluxrewrite"):
         torch.compile(Block(), backend=fluxrewrite.backend(inner="eager"), options={"a": 1})(X)
     with pytest.raises(Exception, match="unknown options kernel; known: inner, kernels"):
@@ -225,7 +226,7 @@ def test_tlparse_gets_the_report(monkeypatch):
     def record(name, metadata_fn=dict, *, payload_fn=lambda: None, **_):
         sent[metadata_fn()["name"]] = payload_fn()
 
-    monkeypatch.setattr("fluxrewrite.dynamo.backend.trace_structured", record)
+    monkeypatch.setattr("fluxrewrite.dynamo.reporting.trace_structured", record)
     backend = fluxrewrite.backend(inner="eager")
     run(backend)
     assert json.loads(sent["fluxrewrite_report"]) == json.loads(backend.reports[0].to_json())

@@ -91,7 +91,7 @@ def test_editing_a_kernels_source_makes_another_key(package, monkeypatch, file):
         found["rope"] = replace(found["rope"], entry="keyed_kernels.kernel:kernel")
         return found
 
-    monkeypatch.setattr("fluxrewrite.dynamo.cache_key.implementations", implementations)
+    monkeypatch.setattr("fluxrewrite.provider.digests.implementations", implementations)
     selection = Selection.of(("rope", "attention"), execution="emulate")
     before, text = key(selection), kernel_text(selection.kernels["rope"])
     assert key(selection) == before

@@ -78,7 +78,6 @@ def run(failures, inner="eager", model=None, strict=False, inputs=INPUTS, **opti
     """Compile and run twice, compare with eager; the backend."""
     options = {"provider": "reference", **options}
     backend = fluxrewrite.backend(inner=inner, strict=strict, **options)
-    backend.failures = failures
     model = model or Stack()
     compiled = torch.compile(model, backend=backend)
     with torch.no_grad():
@@ -237,7 +236,6 @@ def test_a_graph_that_writes_to_its_inputs_is_not_run_twice(failures, monkeypatc
     planted(monkeypatch, "rope")
     inputs = {"x": torch.randn(1, 2, 8, 64), "cos": INPUTS["cos"], "sin": INPUTS["sin"]}
     backend = fluxrewrite.backend(inner="eager", kernels="rope", provider="builtin", execution="emulate")
-    backend.failures = failures
     with torch.no_grad(), pytest.raises(ValueError, match="nonsense"):
         torch.compile(model, backend=backend)(**inputs)
     assert len(backend.reports) == 1
@@ -246,7 +244,6 @@ def test_a_graph_that_writes_to_its_inputs_is_not_run_twice(failures, monkeypatc
 def test_later_failures_are_the_users(failures, monkeypatch):
     """After a first run that went well an error is no longer the kernel's word against the graph's."""
     backend = fluxrewrite.backend(inner="eager", kernels="rope", provider="builtin", execution="emulate")
-    backend.failures = failures
     compiled = torch.compile(lambda **i: rotated(**i), backend=backend)
     inputs = {"x": torch.randn(1, 2, 8, 64), "cos": INPUTS["cos"], "sin": INPUTS["sin"]}
     with torch.no_grad():

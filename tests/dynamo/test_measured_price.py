@@ -72,7 +72,7 @@ class Inner:
 def measured(inner, tmp_path, model=None, kernels="attention", dynamic=None, size=5, **options):
     """The backend after one compile; the results are checked."""
     torch._dynamo.reset()
-    options.setdefault("verify", "structural")  # proofs are files beside those of times
+    options.setdefault("proof", "structural")  # proofs are files beside those of times
     backend = fluxrewrite.backend(inner=inner, kernels=kernels, policy="measure", cache_dir=tmp_path, **options)
     model, x = model or Stack(), torch.randn(2, size, 16)
     with torch.no_grad():
@@ -157,14 +157,14 @@ def test_files_that_hold_no_times_are_replaced(tmp_path, caplog, text):
     again = Inner()
     measured(again, tmp_path)
     assert len(again.compiled) == 3
-    assert "is no file of times" in caplog.text
+    assert "is not a file of times" in caplog.text
     assert len(json.loads(file.read_text())["times"]) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path, caplog):
     (tmp_path / "file").touch()
     assert choices(measured(Inner(slow=[SDPA]), tmp_path / "file"))["layers.0"].chosen == "attention:sdpa"
-    assert "give a cache_dir" in caplog.text
+    assert "give a writable cache_dir" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["fails", "fails_at_run"])

@@ -127,7 +127,7 @@ def test_a_view_that_only_fake_tensors_have_is_no_case():
     assert judged(case, Judge()).status == "void"
 
 
-def test_what_the_harness_cannot_judge_is_told_and_not_the_end(monkeypatch):
+def test_what_the_harness_cannot_judge_is_reported_and_the_run_goes_on(monkeypatch):
     def broken(draft, draw):
         raise IndexError("tuple index out of range")
 

@@ -67,7 +67,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta", "cuda"])
-def test_what_is_alike_is_asked_once(call, device):
+def test_equal_calls_run_once(call, device):
     first, second = (call(HALVES, (4, 6), 2, device=device) for _ in range(2))
     assert ASKED == [((4, 6), 2, 1.0)]
     assert type(second) is type(first)
@@ -87,7 +87,7 @@ def test_what_is_alike_is_asked_once(call, device):
     ],
     ids=str,
 )
-def test_what_differs_is_asked_again(call, other):
+def test_calls_that_differ_run_again(call, other):
     given = {"sizes": (4, 6), "parts": 2, "more": (), "dtype": torch.float32, "strides": None, **other}
     call(HALVES, (4, 6), 2)
     result = call(
@@ -105,7 +105,7 @@ def test_autocast_is_another_case(call):
     assert (plain.dtype, cast.dtype) == (torch.float32, torch.bfloat16)
 
 
-def test_an_op_that_writes_and_plain_functions_are_asked_every_time(call):
+def test_an_op_that_writes_and_plain_functions_run_every_time(call):
     for _ in range(2):
         call(FILL, (2, 2))
     assert ASKED == ["fill", "fill"]
@@ -113,7 +113,7 @@ def test_an_op_that_writes_and_plain_functions_are_asked_every_time(call):
     assert a.untyped_storage()._cdata != b.untyped_storage()._cdata
 
 
-def test_symbolic_sizes_are_asked_every_time():
+def test_symbolic_sizes_run_every_time():
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     ASKED.clear()

@@ -96,7 +96,7 @@ def test_where_the_other_axes_went_is_known():
     assert seen.apply(Select(2, 1)).lanes().block == (4, 4)
 
 
-def test_a_mixture_that_is_undone_again_is_none():
+def test_axes_that_are_merged_and_split_again_stay_separate():
     seen = viewed((2, 5, 12), [Reshape((10, 12)), Reshape((120,)), Reshape((2, 5, 4, 18 // 6)), Reshape((2, 5, 3, 4))])
     assert seen.lanes().axes == (0, 1, 2, 2)
     assert seen.lanes().strides == (0, 0, 4, 1)
@@ -174,7 +174,7 @@ def numbers(seen):
     return found.reshape(seen.shape)
 
 
-def test_axes_of_one_stand_for_each_other():
+def test_axes_of_size_one_are_paired_in_order():
     assert viewed((2, 1, 3), [Permute((0, 2, 1))]).permutation == (0, 2, 1)
     assert viewed((1, 1, 3), [Permute((1, 0, 2))]).whole
     assert viewed((2, 1, 3), [Reshape((2, 3))]).permutation is None
@@ -200,14 +200,14 @@ def test_symbolic_sizes_are_followed_where_they_are_certain():
     assert viewed((n, 12), [Reshape((2, n // 2, 12))]) is None
 
 
-def test_what_cannot_be_told():
+def test_views_that_cannot_be_mapped():
     assert viewed((2, 3), [Expand((4, 2, 3))]) is None
     assert viewed((2, 3), [Expand((2, 3))]).whole
     assert viewed((4, 3), [Permute((1, 0)), Reshape((2, 6)), Slice(1, 1, 4)]) is None
     assert not pure_reshape((2, 3), [Permute((1, 0)), Reshape((6,))], (6,))
 
 
-def test_parts_of_axes_that_were_joined_are_told_only_where_the_inner_ones_stay_whole():
+def test_parts_of_joined_axes_are_mapped_only_if_the_inner_axes_stay_whole():
     turned = viewed((4, 3), [Permute((1, 0)), Reshape((12,))])
     assert turned.apply(Slice(0, 4, 8)) is not None
     for step in (Slice(0, 2, 4), Slice(0, 0, 6), Slice(0, 0, 4, 2)):

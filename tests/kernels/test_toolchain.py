@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from fluxrewrite.kernels import emulator, toolchain
-from fluxrewrite.kernels.toolchain import Device, Emulator, Profiler, Simulator
+from fluxrewrite.kernels.toolchain import Emulator, NeuronDevice, Profiler, Simulator
 
 from fluxrewrite.errors import InputError
 
@@ -51,7 +51,7 @@ def test_the_simulator_is_called_on_its_cores(packages):
 
 
 def test_executions_choose_the_toolchain(packages):
-    assert isinstance(toolchain.toolchain("device"), Device)
+    assert isinstance(toolchain.toolchain("device"), NeuronDevice)
     assert isinstance(toolchain.toolchain("emulate"), Simulator)
     del packages.nki.simulate
     assert isinstance(toolchain.toolchain("emulate"), Emulator)
@@ -101,7 +101,7 @@ def test_our_sources_on_a_simulator_and_on_a_device(monkeypatch, arguments):
         results = [
             Simulator().run(ROPE, *arguments),
             Simulator().run(ROPE, *arguments, cores=2),
-            Device().run(ROPE, *arguments, cores=2),
+            NeuronDevice().run(ROPE, *arguments, cores=2),
         ]
     for found in results:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -137,7 +137,7 @@ _ROWS: tuple[tuple[str, How], ...] = (
     (r"make fuzz|python tools/fuzz.py .*", ByTest("tests/fuzz/test_tool.py")),
     (r"make mutate|python tools/mutate_guards.py .*", ByTest("tests/tools/test_mutate_guards.py")),
     (r"python tools/docs_reference.py", ByTest("tests/docs/test_reference.py::test_pages_say_what_the_code_says")),
-    (r"python tools/docs_sessions.py", ByTest("tests/docs/test_sessions.py::test_a_session_is_taken_anew")),
+    (r"python tools/docs_sessions.py", ByTest("tests/docs/test_sessions.py::test_a_session_is_recorded_again")),
     (r"python examples/flux2_pipeline.py", ByTest("tests/test_examples.py::test_the_pipeline_of_diffusers")),
     (r"torchrun --nproc-per-node 4 script.py", ByTest("tests/test_parallel.py")),
     (r"torchrun --nproc-per-node 4 -m fluxrewrite (bench|verify) .*", ByTest("tests/cli/test_torchrun.py")),

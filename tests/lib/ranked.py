@@ -144,10 +144,11 @@ def broken(here: parallel.Ranks, strict: bool) -> Any:
     backend = fluxrewrite.backend("eager", "attention", provider="reference", strict=strict)
     if here.rank == here.world - 1:
 
-        def fails(local: Any, joinable: Any) -> Any:
-            raise ValueError("planted")
+        class Broken:
+            def rewrite(self, local: Any, joinable: Any) -> Any:
+                raise ValueError("planted")
 
-        backend.rewrite = fails  # type: ignore[method-assign]
+        backend.rewriter = Broken()  # type: ignore[assignment]
     with torch.no_grad():
         torch.compile(net, backend=backend)(**inputs)
     return "ran"

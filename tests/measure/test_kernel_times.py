@@ -7,7 +7,7 @@ from fluxrewrite.errors import RewriteError
 from fluxrewrite.fusion.boundary.compare import effect_of
 from fluxrewrite.fusion.boundary.target import Target
 from fluxrewrite.graph import GraphView
-from fluxrewrite.measure import kernel_times as module
+from fluxrewrite.measure import kernel_times
 from fluxrewrite.measure.calibrate import QUICK, Effort
 from fluxrewrite.measure.kernel_times import call_time, distinct_calls
 from fluxrewrite.rewrite.plan import apply
@@ -39,7 +39,7 @@ def test_calls_that_differ_in_nothing_are_timed_once(gm, selection):
     assert [tuple(o.shape) for o in found[1].part.operands] == [(1, 2, 4, 16)]
 
 
-def test_a_time_says_what_it_is_of(gm, selection):
+def test_a_time_has_the_kind_form_and_sizes_of_its_call(gm, selection):
     time = call_time(next(distinct_calls(gm, selection)), ONCE)
     assert (time.kernel, time.form, time.dtype) == ("attention", "sdpa", "float32")
     assert time.shapes["sequence"] == 8
@@ -76,9 +76,9 @@ def test_symbolic_sizes_are_left_out(trace, selection):
     assert list(distinct_calls(gm, selection)) == []
 
 
-def test_a_site_that_cannot_be_replaced_is_said(gm, selection, monkeypatch):
-    monkeypatch.setattr(module, "calls_of", lambda view, sites: [None])
-    with pytest.raises(RewriteError, match="no call takes its place"):
+def test_a_site_that_cannot_be_replaced_is_an_error(gm, selection, monkeypatch):
+    monkeypatch.setattr(kernel_times, "calls_of", lambda view, sites: [None])
+    with pytest.raises(RewriteError, match="it has no kernel call"):
         next(distinct_calls(gm, selection))
 
 
@@ -115,11 +115,11 @@ def test_the_command_writes_them_into_the_profile(tmp_path, monkeypatch, capsys)
     assert cli.main(["calibrate", "--quick", "--for", "calls_model:empty"]) == 2
     assert "no kernel call to time; fluxrewrite inspect calls_model:empty says why" in capsys.readouterr().err
     assert cli.main(["calibrate", "--from", "t.json", "--for", "calls_model:make"]) == 2
-    assert "with --from nothing is measured" in capsys.readouterr().err
+    assert "have no effect with --from, which measures nothing" in capsys.readouterr().err
 
 
 def test_a_call_time_has_microseconds():
     shipped = load_device("cpu")
     data = {"kernel": "a", "form": "b", "dtype": "float32", "shapes": {}, "us": shipped.memory}
     with pytest.raises(ValueError, match="unit 'GB/s' where 'us' is meant"):
-        module.CallTime(**data)
+        kernel_times.CallTime(**data)

@@ -1,4 +1,4 @@
-"""What the ranks that torchrun started tell each other."""
+"""Messages between the ranks that torchrun started."""
 
 import socket
 import time
@@ -7,7 +7,7 @@ import pytest
 from rank_groups import at_once, rank_groups
 
 from fluxrewrite.errors import CheckFailed, InputError, RankError
-from fluxrewrite.measure import rendezvous as module
+from fluxrewrite.measure import rendezvous
 from fluxrewrite.measure.rendezvous import END, RendezvousAddress, meet
 
 
@@ -18,13 +18,13 @@ def environment(rank, world, port, **more):
 
 @pytest.fixture
 def port():
-    """One that nobody listens on."""
+    """A port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
 
 
-def test_one_process_is_no_crew():
+def test_a_single_process_has_no_rank_group():
     assert meet({}) is None
     assert meet({"RANK": "0", "WORLD_SIZE": "1"}) is None
 
@@ -47,12 +47,12 @@ def test_ranks_meet_and_so_do_the_processes_that_they_start(port):
     assert [(m.rank, m.world, m.port, m.wait_s) for m in meetings] == [(0, 2, port, 20), (1, 2, port, 20)]
     meetings[0].store().set("key", "word")
     assert meetings[1].store().get("key") == b"word"
-    assert not meetings[1].store().check(["x/0"]), "a part is apart from what the parents tell"
+    assert not meetings[1].store().check(["x/0"]), "a part does not contain the messages of the parents"
     assert second.twin().published("x") == {0: "a", 1: "b"}
 
 
 def test_a_store_that_is_not_there(port, monkeypatch):
-    monkeypatch.setattr(module, "_CONNECT_S", 1.0)
+    monkeypatch.setattr(rendezvous, "_CONNECT_S", 1.0)
     with pytest.raises(RankError, match=rf"torchrun's store at localhost:{port} does not answer .*has ended"):
         meet(environment(1, 2, port))
 
@@ -65,13 +65,13 @@ def test_a_store_that_goes_away(port):
         second.await_all("x", 10)
 
 
-def test_all_hear_what_all_tell():
+def test_gather_returns_the_text_of_every_rank():
     ranks = rank_groups(3)
     assert at_once(*(lambda c=c: c.gather("n", str(c.here.rank)) for c in ranks)) == [["0", "1", "2"]] * 3
     assert ranks[0].published("m") == {}
 
 
-def test_a_rank_that_tells_nothing():
+def test_a_silent_rank_is_named_after_the_timeout():
     ranks = rank_groups(3)
     start = time.monotonic()
     found = at_once(lambda: ranks[0].gather("n", "", 0.3), lambda: ranks[1].gather("n", "", 0.3))
@@ -79,7 +79,7 @@ def test_a_rank_that_tells_nothing():
     assert time.monotonic() - start < 5
 
 
-def test_a_rank_that_has_ended_is_not_waited_for():
+def test_gather_does_not_wait_for_a_rank_that_has_ended():
     ranks = rank_groups(2, wait_s=60)
     ranks[1].publish(END, "over")
     start = time.monotonic()
@@ -88,7 +88,7 @@ def test_a_rank_that_has_ended_is_not_waited_for():
     assert time.monotonic() - start < 5
 
 
-def test_what_was_told_before_the_end_counts():
+def test_text_published_before_the_end_counts():
     ranks = rank_groups(2, wait_s=1)
     ranks[1].publish("n", "b")
     ranks[1].publish(END, "over")
@@ -99,7 +99,7 @@ def refuse(error):
     raise error
 
 
-def test_what_one_rank_refuses_all_do():
+def test_all_ranks_refuse_what_one_refuses():
     ranks = rank_groups(3)
     assert at_once(*(lambda c=c: c.together("a", lambda: c.here.rank) for c in ranks)) == [0, 1, 2]
     works = [lambda: 0, lambda: refuse(InputError("no such file")), lambda: refuse(CheckFailed("too late"))]

@@ -22,7 +22,7 @@ class Breaking(nn.Module):
         return self.tied(y)
 
 
-def test_graph_breaks_are_kept_and_told():
+def test_graph_breaks_are_kept_with_reason_and_place():
     captured = capture(Breaking(), {"x": torch.randn(2, 4)})
     assert len(captured.graphs) == 2
     assert len(captured.breaks) == 1
@@ -82,7 +82,7 @@ def test_tracing_a_model_that_breaks_does_not_use_up_its_recompiles():
     assert len(made) == 2
 
 
-def test_what_the_model_keeps_is_not_left_behind():
+def test_fake_tensors_that_the_model_kept_are_removed():
     class Keeping(nn.Module):
         def __init__(self):
             super().__init__()
@@ -105,7 +105,7 @@ def test_what_the_model_keeps_is_not_left_behind():
     assert type(model(torch.randn(2, 4))) is torch.Tensor
 
 
-def test_lazy_modules_are_told():
+def test_lazy_modules_are_refused():
     with pytest.raises(InputError, match="parameters without a shape"):
         capture(nn.LazyLinear(3), {"input": torch.randn(2, 4)})
 

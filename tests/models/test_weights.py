@@ -59,7 +59,7 @@ def test_parts_of_the_weights_that_one_process_has(folder, rank):
 
 
 @pytest.mark.slow
-def test_real_ranks_compute_what_one_process_does(folder):
+def test_real_ranks_compute_the_result_of_one_process(folder):
     for answer in run_ranks("placed", 2, folder, config=str(folder)):
         assert answer["result"]["off"] < 1e-5
         assert answer["result"]["scale"] > 0.1
@@ -128,7 +128,7 @@ def test_weights_that_do_not_fit(tmp_path):
     like = model.x_embedder.weight
     with weights_of(tmp_path) as whole:
         assert torch.equal(whole("x_embedder.weight", like)[:], like)
-        with pytest.raises(InputError, match=r"the weights hold no y_embedder.weight; save the model again"):
+        with pytest.raises(InputError, match=r"the weights have no y_embedder.weight; save the model again"):
             whole("y_embedder.weight", like)
         with pytest.raises(InputError, match=r"x_embedder.weight has shape \[64, 8\], config.json says \[8, 64\]"):
             whole("x_embedder.weight", like.T)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import fluxrewrite
+from fluxrewrite.dynamo.inner.neuron import NO_FALLBACK
+from fluxrewrite.provider.custom_call import TARGET
 
 PAGE = Path(__file__).parents[2] / "docs" / "neuron.md"
 CONFIG = {
@@ -41,5 +42,5 @@ def test_the_program(neuron, tmp_path, monkeypatch):
 
 def test_settings_are_those_that_the_code_reads():
     text = PAGE.read_text()
-    assert f"export {fluxrewrite.dynamo.inner.neuron.NO_FALLBACK}=1" in text
-    assert f"`{fluxrewrite.provider.custom_call.TARGET}`" in text
+    assert f"export {NO_FALLBACK}=1" in text
+    assert f"`{TARGET}`" in text

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fluxrewrite.passes.attention.attention import Attention
-from fluxrewrite.passes.rope.pairs import column
+from fluxrewrite.passes.rope.pairs import pair_element
 from fluxrewrite.passes.rope.rope import Rope
 
 from fluxrewrite.graph import GraphView
@@ -131,16 +131,16 @@ def test_a_single_pair_is_no_tensor_of_pairs(find):
     assert codes(find("rope", fn, x=torch.randn(2), cos=torch.randn(S), sin=torch.randn(S))) == [Code.PATTERN]
 
 
-def test_a_number_has_no_columns(trace):
+def test_a_number_is_no_element_of_pairs(trace):
     gm = trace(lambda x: x.expand(S, 2)[:, 0] * 2, x=torch.tensor(2.0))
     view = GraphView(gm.graph)
-    assert all(found is None or found[0].op != "placeholder" for found in (column(view, n) for n in view.nodes))
+    assert all(found is None or found[0].op != "placeholder" for found in (pair_element(view, n) for n in view.nodes))
 
 
-def test_a_part_that_no_axis_tells_has_no_columns(trace):
+def test_a_part_that_is_of_no_one_axis_is_no_element_of_pairs(trace):
     gm = trace(lambda x: x.flatten()[1:4] * 2, x=torch.randn(S, 2))
     view = GraphView(gm.graph)
-    assert [column(view, n) for n in view.nodes if n.op != "output"] == [None] * (len(view.nodes) - 1)
+    assert [pair_element(view, n) for n in view.nodes if n.op != "output"] == [None] * (len(view.nodes) - 1)
 
 
 def neighbours(x, cos, sin):

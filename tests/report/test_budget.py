@@ -161,9 +161,10 @@ def test_numbers(text):
 
 BAD = [
     ("", "give a metric"), ("barriers", "give a metric"), ("barriers>", "give a metric"), (">10", "give a metric"),
-    ("barriers = 10", "give a metric"), ("barriers > ten", "is no number"), ("barriers>10 apples", "is no number"),
-    ("barriers>1e999", "is no number"), ("barriers>nan", "is no number"), ("bariers>10", "unknown metric 'bariers'; known: bound"),
-    ("barriers.qkv>1", "unknown metric"), ("barriers=>10", "give a metric"), ("barriers>>10", "is no number"),
+    ("barriers = 10", "give a metric"), ("barriers > ten", "is not a number"), ("barriers>10 apples", "is not a number"),
+    ("barriers>1e999", "is not a number"), ("barriers>nan", "is not a number"),
+    ("bariers>10", "unknown metric 'bariers'; known: bound"),
+    ("barriers.qkv>1", "unknown metric"), ("barriers=>10", "give a metric"), ("barriers>>10", "is not a number"),
 ]  # fmt: skip
 
 
@@ -219,10 +220,10 @@ def test_budget_file(tmp_path, report):
 
 FILES = [
     ("limits = 3", "is a table"), ("fail_on = 'barriers>1'", "a list"), ("fail_on = [3]", "fail_on holds 3"),
-    ("[limit]\nbarriers = 3", "unknown 'limit'"), ("", "holds no limit"), ("[limits]\nbarriers = true", "barriers = True"),
-    ("[limits]\nbariers = 3", "unknown metric"), ("[limits]\nbarriers = [1]", "barriers = "), ("[limits\n", "is no TOML"),
-    ("[limits]\nbarriers = inf", "is no number"), (b"\xff\xfe", "is no TOML"), ("fail_on = ['x']", "give a metric"),
-    ("[limits]\nmissed.flash = 1", "no kind 'flash'"), ("[limits]\nbarriers = " + "9" * 5000, "is no TOML"),
+    ("[limit]\nbarriers = 3", "unknown 'limit'"), ("", "has no limit"), ("[limits]\nbarriers = true", "barriers = True"),
+    ("[limits]\nbariers = 3", "unknown metric"), ("[limits]\nbarriers = [1]", "barriers = "), ("[limits\n", "not TOML"),
+    ("[limits]\nbarriers = inf", "is not a number"), (b"\xff\xfe", "not TOML"), ("fail_on = ['x']", "give a metric"),
+    ("[limits]\nmissed.flash = 1", "no kind 'flash'"), ("[limits]\nbarriers = " + "9" * 5000, "not TOML"),
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import fluxrewrite
 from fluxrewrite import Options, analysis
 from fluxrewrite.cli import main
 from fluxrewrite.cost import Work, device_names, estimate, load_device
+from fluxrewrite.fusion.boundary import whole_step
 from fluxrewrite.models.capture import capture
 from fluxrewrite.report.merge import merge
 from fluxrewrite.report.model import Report
@@ -85,7 +86,7 @@ def test_a_graph_break_splits_and_names_reason_and_line(regime):
     (stop,) = [b for b in report.boundaries if not b.site]
     assert stop.kind == "split"
     assert "graph_break" in stop.reason
-    assert stop.path.rsplit(":", 1)[0].endswith("test_predicted.py")
+    assert stop.path.rsplit(":", 1)[0].endswith("test_build_predicted.py")
     line = int(stop.path.rsplit(":", 1)[1])
     assert "torch._dynamo.graph_break()" in Path(__file__).read_text().splitlines()[line - 1]
     assert stop.cost_us == pytest.approx(estimate(load_device("trn2"), Work(launches=1)).us)
@@ -248,7 +249,9 @@ def rewritten_by(**options):
 X = heads()
 
 
-@pytest.mark.parametrize("where", ["analysis.effect_of", "report.build.boundaries_of", "report.build.verdicts_of"])
+@pytest.mark.parametrize(
+    "where", ["fusion.boundary.whole_step.effect_of", "report.build.boundaries_of", "report.build.verdicts_of"]
+)
 def test_a_prediction_that_fails_leaves_the_rewrite_and_warns_once(monkeypatch, caplog, where):
     monkeypatch.setattr(f"fluxrewrite.{where}", boom)
     with caplog.at_level(logging.WARNING, "fluxrewrite"):
@@ -278,6 +281,6 @@ def test_a_chooser_that_fails_keeps_the_sites_and_warns_once(monkeypatch, caplog
 
 
 def test_a_prediction_that_fails_is_an_error_of_inspect(monkeypatch):
-    monkeypatch.setattr(analysis, "effect_of", boom)
+    monkeypatch.setattr(whole_step, "effect_of", boom)
     with pytest.raises(ValueError, match="boom"):
         fluxrewrite.inspect(attend, x=heads())

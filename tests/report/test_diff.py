@@ -150,7 +150,7 @@ def test_what_is_not_listed_is_not_called_equal(small):
     found = diff_reports(a, b)
     assert not found.equal
     assert not found.listed
-    assert "They differ only in what is not compared" in text_of(a, b)
+    assert "They differ only in what is not listed" in text_of(a, b)
 
 
 def test_without_predictions(small):
@@ -195,9 +195,13 @@ def test_a_report_reads_back(files, small):
 
 
 BAD = {
-    "is no JSON": b"{", "expected value": b"\xff\xfe\x00", "is no report;": b"{}", "is no report": b"[1]", "no report": b"null",
-    "its schema is fluxrewrite.report/2, and this fluxrewrite reads fluxrewrite.report/1": b'{"schema": "fluxrewrite.report/2"}',
-    "is no whole report: model: Field required": b'{"schema": "fluxrewrite.report/1"}',
+    "not JSON": b"{", "expected value": b"\xff\xfe\x00", "not a report;": b"{}", "not a report": b"[1]",
+    "a report; write one with": b"null",
+    "a report of fluxrewrite.report/3, but this version reads fluxrewrite.report/2": b'{"schema": "fluxrewrite.report/3"}',
+    "of fluxrewrite.report/1, but this version reads fluxrewrite.report/2; write it again with fluxrewrite inspect MODEL": (
+        b'{"schema": "fluxrewrite.report/1"}'
+    ),
+    "not a complete report: model: Field required": b'{"schema": "fluxrewrite.report/2"}',
     "JSON": b"[" * 100_000, "fluxrewrite inspect MODEL": b'{"schema": "fluxrewrite.evidence/1"}', "EOF": b"",
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """The published experiments with NKI kernels in FLUX.2-klein-4B, verdict by verdict, as a report tells them."""
 
 import json
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ import torch
 from fluxrewrite.analysis import Options, inspect_spec
 from fluxrewrite.cost import load_evidence
 from fluxrewrite.models import Shapes, find_model
-from fluxrewrite.report.advice import better
+from fluxrewrite.report.advice import BetterPlan, better_plan
 from fluxrewrite.report.budget import metrics
 from fluxrewrite.report.draw.page import page
-from fluxrewrite.report.text.predicted import figures, said_of
+from fluxrewrite.report.figures import figure_rows, source_of
 
 TABLE = json.loads((Path(__file__).parents[1] / "data" / "seed_results.json").read_text())
 BOTH = "attention+qkv"
@@ -105,15 +106,16 @@ def test_lazy_regime(report):
 
 def test_what_was_run_comes_before_the_model(report):
     found = report(device="trn2", regime="compile")
-    time, by_model = figures(found)[:2]
-    assert time == ("time, by runs", "3.87 s", "4.15 s", "+7.2%", "measured")
-    assert (by_model[0], by_model[4]) == ("time, by the model", "assumed")
+    time, by_model = figure_rows(found)[:2]
+    assert astuple(time) == ("time, by runs", "3.87 s", "4.15 s", "+7.2%", "measured")
+    assert (by_model.name, by_model.basis) == ("time, by the model", "assumed")
     assert metrics(found)["predicted_slowdown"] == pytest.approx(variant("qkv+flash") / variant("vanilla"), rel=1e-5)
-    assert "runs of this very case" in said_of(found.effect)
-    assert better(found) == ("--policy auto", "predicted to be faster, without any kernel")
-    assert better(report(device="trn2", regime="compile", kernels="qkv:triple")) is None  # as fast as without
+    assert "runs of this very case" in source_of(found.effect)
+    assert better_plan(found) == BetterPlan("predicted to be faster, without any kernel", policy="auto")
+    assert better_plan(report(device="trn2", regime="compile", kernels="qkv:triple")) is None  # as fast as without
     shown = page(found)
-    assert "predicted to make a step slower, by runs of this very case: 3.87 s to 4.15 s (+7.2%)" in shown
+    assert "a step is slower by runs of this very case: 3.87 s to 4.15 s (+7.2%, measured)" in shown
+    assert "the plan makes a step slower" in shown
     assert "nothing was run on hardware" not in shown
 
 

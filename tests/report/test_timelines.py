@@ -9,10 +9,11 @@ import torch.nn.functional as F
 
 import fluxrewrite
 from fluxrewrite import Options
+from fluxrewrite.cost import load_device
 from fluxrewrite.errors import InputError
 from fluxrewrite.provider import Implementation
 from fluxrewrite.report.text.report import rendered
-from fluxrewrite.report.text.timelines import timelines
+from fluxrewrite.report.text.timelines import timeline_section
 from fluxrewrite.report.timelines import SLICES, distinct, with_timelines
 
 X = torch.randn(1, 2, 40, 32)
@@ -96,7 +97,7 @@ def test_a_call_that_cannot_be_modelled_says_why(provide):
     found = with_timelines(report_of("mine"))
     assert {t.problem for t in found.timelines} == {"provider 'mine' has no model of what its kernels cost"}
     assert all(t.latency_us is None and t.engines == () for t in found.timelines)
-    words = " ".join(str(part) for part in timelines(found))
+    words = " ".join(str(part) for part in timeline_section(found).parts)
     assert "attention:sdpa, batch=1" in words
     assert "not modelled: provider 'mine' has no model" in words
 
@@ -109,10 +110,22 @@ def test_symbolic_sizes_are_not_modelled(report):
 
 
 def test_what_cannot_be_modelled_at_all_is_refused(report):
-    with pytest.raises(InputError, match="no timelines of kernels on cpu: the emulator models trn1, trn2, trn3"):
+    with pytest.raises(InputError, match="no model of kernel calls on cpu: the emulator models trn1, trn2, trn3"):
         with_timelines(report_of(device="cpu"))
     with pytest.raises(InputError, match="has no predictions"):
         with_timelines(report.model_copy(update={"effect": None}))
+
+
+def test_a_profile_of_ones_own_is_modelled_as_the_device_that_it_names(timed):
+    acme = load_device("trn2").model_copy(update={"name": "acme1"})
+    report = timed.model_copy(update={"timelines": (), "effect": timed.effect.model_copy(update={"device": "acme1"})})
+    assert with_timelines(report, device=acme).timelines == timed.timelines
+    with pytest.raises(InputError, match=r"no timelines of kernels on acme1: a report keeps the name.*--device FILE"):
+        with_timelines(report)
+    with pytest.raises(InputError, match="no model of kernel calls on acme1"):
+        with_timelines(report, device=acme.model_copy(update={"emulated_as": None}))
+    found = with_timelines(report, device=acme.model_copy(update={"emulated_as": "trn9"}))
+    assert {t.problem for t in found.timelines} == {"unknown device 'trn9'; known: trn1, trn2, trn3"}
 
 
 def test_the_text_ranks_calls_and_says_what_it_is(timed, capsys):

@@ -104,7 +104,7 @@ def test_weights_that_change_after_the_compile_count(change, caplog):
     assert change != "held" or other.data_ptr() == model.k.weight.data_ptr()
 
 
-def test_weights_are_not_joined_anew_for_ever(monkeypatch, caplog):
+def test_weights_are_not_joined_again_without_limit(monkeypatch, caplog):
     monkeypatch.setattr("fluxrewrite.rewrite.joined_weights._JOINS", 2)
     model = Block()
     run, _ = compiled(model)

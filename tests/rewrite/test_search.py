@@ -98,7 +98,7 @@ def test_kernels_that_pay_only_together_are_taken_together(model, each):
     assert next(c for c in choices if not c.block).chosen == "none"
 
 
-def test_where_prices_are_dear_fewer_are_asked(trace, each):
+def test_expensive_prices_are_requested_for_fewer_sets(trace, each):
     class Four(nn.Module):
         def __init__(self):
             super().__init__()
@@ -123,7 +123,7 @@ def test_where_prices_are_dear_fewer_are_asked(trace, each):
     assert asked[True] == {(), (2,), (4,), (6,), (8,), (2, 4, 6, 8), (2, 8)} < asked[False]
 
 
-def test_where_prices_are_dear_blocks_of_a_list_that_differ_at_their_ends_are_one(trace, each):
+def test_expensive_blocks_of_a_list_that_differ_at_their_ends_are_one(trace, each):
     class Longer(Block):
         def forward(self, x, cos, sin):
             return torch.relu(super().forward(x, cos, sin))
@@ -186,7 +186,7 @@ def test_a_larger_site_and_its_parts_are_never_both_taken(trace, each):
     assert sorted(s.kind for s in choose(view, sites, each(cheap))[0]) == ["attention", "rope", "rope"]
 
 
-def test_kinds_of_one_form_are_told_apart_by_their_sizes(trace, each):
+def test_kinds_of_one_form_are_distinguished_by_their_sizes(trace, each):
     def fn(x, y, cos, sin):
         return rotate(x, cos, sin).sum() + rotate(y, cos[:4], sin[:4]).sum()
 

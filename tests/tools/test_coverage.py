@@ -28,7 +28,7 @@ SLOW = (
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_what_a_model_computes_is_found(name):
+def test_operations_of_each_model_are_found(name):
     case = CASES[name]
     row = compare(replace(case, config={**case.config, "num_layers": 1}))
     assert (row.problem, row.equal) == ("", True)

@@ -36,7 +36,7 @@ def test_negative_numbers_are_not_taken():
     assert taken(-1) is None
 
 
-def test_seven_is_seen_and_not_asked_for():
+def test_seven_is_seen_and_not_required():
     taken(7)
 
 
@@ -129,11 +129,11 @@ def test_a_guard_is_killed_survives_or_is_never_seen(tool, job, tmp_path, capsys
     job.reasons.write_text(job.reasons.read_text() + '"taken: n < 0" = "not so"\n"taken: n == 8" = "gone"\n')
     assert not tool.summary(found, job.equivalent(), tree, 0)
     out = capsys.readouterr().out
-    assert "taken: n < 0: said to be equivalent, but killed by tests/test_numbers.py" in out
-    assert "taken: n == 8: said to be equivalent, but there is no such guard" in out
+    assert "taken: n < 0: listed as equivalent, but killed by tests/test_numbers.py" in out
+    assert "taken: n == 8: listed as equivalent, but there is no such guard" in out
 
 
-def test_what_was_killed_before_is_left_out(tool, job, tmp_path, monkeypatch):
+def test_guards_killed_before_are_skipped(tool, job, tmp_path, monkeypatch):
     save = tmp_path / "guards.json"
     tree = job.tree([])
     before = [tool.Outcome(guard, "killed", "a test") for guard in tree.guards.values()]
@@ -153,7 +153,7 @@ def test_what_was_killed_before_is_left_out(tool, job, tmp_path, monkeypatch):
         (("tests/test_numbers.py", f"{TEST}{DEPENDENT}"), "test_of_the_one_before fails when it runs alone"),
     ],
 )
-def test_nothing_is_said_where_nothing_can_be_told(tool, job, change, message):
+def test_no_verdict_where_none_is_possible(tool, job, change, message):
     (job.root / change[0]).write_text(change[1])
     with pytest.raises(Unfit, match=message):
         tool.run(job, job.tree([]), 1)

@@ -92,7 +92,7 @@ def test_the_same_graph_gives_the_same_answer(small, kernels):
     assert xla_fusion_of(gm) == xla_fusion_of(gm)
 
 
-def test_asked_from_outside(small):
+def test_queries_from_outside(small):
     outside = xla_fusion(Path(sys.executable), small, SHAPES, "qkv,attention")
     assert outside == xla_fusion_of(traced(small, SHAPES, "qkv,attention", torch.float32))
 

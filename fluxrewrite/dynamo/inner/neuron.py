@@ -1,7 +1,7 @@
-"""The canonical ops for TorchNeuron: every call in a graph becomes a call of an op that `torch_neuronx.nki_op` made.
+"""TorchNeuron. Every call of a canonical op becomes a call of an op made by `torch_neuronx.nki_op`.
 
-TorchNeuron's compiler knows aten ops and its own `nki_kernel_wrapper`. An op of `nki_op` is traced into when AOTAutograd
-traces the graph, so that the adapter's views and copies and the kernel call itself reach it as nodes of their own.
+TorchNeuron's compiler knows aten ops and its own `nki_kernel_wrapper`, not custom ops. AOTAutograd traces into an op of `nki_op`,
+so the compiler sees the adapter's views and copies and the kernel call itself as nodes of their own.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ from torch.fx import GraphModule
 from ...errors import InputError
 from ...graph.modules import copied, module_with
 from ...kernel import load_kernels
-from ...provider.neuron_device import NeuronDevice, native
+from ...provider.neuron_device import NeuronDevice, native, runtime_lnc
 from ...provider.registry import launch
+from .record import InnerAdapter, InnerBackend
 
-__all__ = ["NO_FALLBACK", "check", "eager_fallback", "lowered", "neuron_op"]
+__all__ = ["BACKEND", "NO_FALLBACK", "WARNING", "check", "eager_fallback", "lowered", "neuron_op"]
 
 NO_FALLBACK = "TORCH_NEURONX_DISABLE_FALLBACK_EXECUTION"
-"""Set to 1, TorchNeuron raises where it would else rerun a graph eagerly without a word."""
+"""Set to 1, TorchNeuron raises where it would otherwise rerun a graph eagerly without saying so."""
+
+WARNING = (
+    f"{NO_FALLBACK}=1 is not set: where a graph fails on the device, TorchNeuron runs it eagerly without a word, and "
+    "times and outputs are then not those of the kernels; set it before the process starts"
+)
 
 _TYPES = {
     "Tensor": Tensor,
@@ -45,11 +51,11 @@ _TYPES = {
     "List[SymInt]": Sequence[int],
     "List[float]": Sequence[float],
 }
-"""Types of a schema as the annotations that `torch.library.infer_schema` reads."""
+"""Types of a schema as the annotations that `torch.library.infer_schema` turns back into them."""
 
 
 def check(execution: str) -> None:
-    """Raise InputError unless ops of that execution can be compiled by TorchNeuron, which must be installed."""
+    """Raise InputError unless TorchNeuron is installed and can compile ops of that execution."""
     if execution != "device":
         raise InputError(
             f"inner='neuron' with execution={execution!r}: TorchNeuron compiles NKI kernels only; leave execution out, or "
@@ -63,14 +69,14 @@ def check(execution: str) -> None:
 
 
 def eager_fallback(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether TorchNeuron, in this process, may rerun a graph eagerly without a word when its execution fails."""
+    """Whether TorchNeuron may silently rerun a graph eagerly in this process when its execution fails."""
     return (os.environ if environment is None else environment).get(NO_FALLBACK) != "1"
 
 
 def lowered(gm: GraphModule, lnc: int) -> GraphModule:
-    """A copy of `gm` whose calls of canonical ops on a device are calls of ops that TorchNeuron traces into.
+    """A copy of `gm` with calls of canonical ops on a device replaced by calls of ops that TorchNeuron traces into.
 
-    `gm` itself where there are none. Raises InputError as `neuron_op` does.
+    A graph without such calls is returned as it is. Raises InputError as `neuron_op` does.
     """
     names = {op: name for name, k in load_kernels().items() for op in (k.op, k.op.overloadpacket)}
     graph = copied(gm)
@@ -94,8 +100,8 @@ def _argument_names(kernel: str) -> list[str]:
 def neuron_op(kernel: str, provider: str, lnc: int) -> Callable[..., Any]:
     """The op `fluxrewrite_neuron::KERNEL_PROVIDER_lncN` that runs a provider's kernel on `lnc` physical cores.
 
-    It takes the arguments of the canonical op but for `execution` and `provider`. Shapes come from the canonical op's fake
-    implementation: the NKI front end is not asked for them.
+    It takes the arguments of the canonical op without `execution` and `provider`. Shapes come from the fake implementation of the
+    canonical op, not from the NKI front end, so a graph can be analysed where kernels cannot be traced.
 
     Raises InputError for an argument of a type that a custom op of torch cannot take.
     """
@@ -121,7 +127,7 @@ def neuron_op(kernel: str, provider: str, lnc: int) -> Callable[..., Any]:
 
 
 def _signature(op: Any) -> inspect.Signature:
-    """The signature of an op, without the arguments that choose what runs."""
+    """The signature of an op without the arguments that choose what it runs."""
     parameters = []
     for argument in op._schema.arguments:
         if argument.name in ("execution", "provider"):
@@ -138,3 +144,27 @@ def _signature(op: Any) -> inspect.Signature:
     returned = [str(r.type) for r in op._schema.returns]
     result: Any = list[Tensor] if returned == ["List[Tensor]"] else tuple[(Tensor,) * len(returned)]  # type: ignore[misc]
     return inspect.Signature(parameters, return_annotation=Tensor if returned == ["Tensor"] else result)
+
+
+def _adapter(execution: str, lnc: int | None) -> InnerAdapter:
+    check(execution)
+
+    def cores() -> int:
+        return lnc or runtime_lnc()  # read at every compile: the setting may come after the backend is made
+
+    return InnerAdapter(
+        ready=lambda gm: lowered(gm, cores()),
+        eager_fallback=eager_fallback,
+        fallback_warning=WARNING,
+        cache_key=lambda: (f"lnc {cores()}",),
+    )
+
+
+BACKEND = InnerBackend(
+    profile="trn2",
+    accelerator="neuron",
+    default_execution=lambda: "device",
+    takes_lnc=True,
+    adapter=_adapter,
+    caches={"TORCH_NEURONX_NEFF_CACHE_DIR": "neff", "NKI_COMPILE_CACHE_URL": "nki"},
+)

@@ -21,7 +21,7 @@ from .executables import segments
 from .step_time import Calls, StepTime, calls_for, group_times, total
 from .target import Target
 
-__all__ = ["RewriteEffect", "effect_of"]
+__all__ = ["RewriteEffect", "effect_of", "unchanged"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,12 @@ def effect_of(
         boundaries=tuple(find_boundaries(before.graph, after.graph, sites, target.regime)),
         elsewhere=_elsewhere(before.graph, after.graph, sites),
     )
+
+
+def unchanged(effect: RewriteEffect, target: Target) -> RewriteEffect:
+    """The effect of leaving the graph of `effect` as it was, from figures that are known: nothing is predicted again."""
+    side = _Side(effect.graphs[0], effect.times[0], effect.segments_before)
+    return _effect(side, side, {}, target)
 
 
 def _side(view: GraphView, calls: Calls, target: Target) -> _Side:

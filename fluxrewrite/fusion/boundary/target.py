@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...cost import Device, Evidence, load_device, load_evidence
+from ...cost import Case, Device, Evidence, load_device, load_evidence
 from ...errors import InputError
 from .. import Rules, load_rules
 
@@ -24,7 +24,7 @@ class Target:
         regime: "compile", one executable in which a kernel call is a barrier; "lazy", where it also splits the executable.
         rules: what the compiler fuses.
         evidence: runs on this and other devices.
-        calls_reference: a kernel call runs the op's reference body, as on any machine without a Neuron device.
+        calls_reference: a kernel call runs the body of its op, as the profile says (`Device.runs_kernels`).
     """
 
     device: Device
@@ -32,6 +32,11 @@ class Target:
     rules: Rules
     evidence: Evidence
     calls_reference: bool
+
+    @property
+    def case(self) -> Case:
+        """What evidence is looked up by where no more than the device and the regime is known."""
+        return Case(device=self.device.name, regime=self.regime)  # type: ignore[arg-type]
 
     @classmethod
     def of(
@@ -46,7 +51,7 @@ class Target:
         Args:
             device: name of a shipped profile or a file.
             regime: "compile" or "lazy".
-            compiler: name of shipped rules or a file; by default "neuronx" for Neuron devices, else "inductor".
+            compiler: name of shipped rules or a file; by default that of the profile.
             evidence: files in addition to the shipped ones.
 
         Raises:
@@ -56,9 +61,16 @@ class Target:
             raise InputError(f"unknown regime {regime!r}; known: {', '.join(REGIMES)}")
         profile = load_device(device)
         profile.check_regime(regime)
-        neuron = profile.name.startswith(("trn", "inf"))
-        rules = _rules(compiler or ("neuronx" if neuron else "inductor"))
-        return cls(profile, regime, rules, load_evidence(evidence), not neuron)
+        rules = _rules(compiler) if compiler else _rules_of(profile)
+        return cls(profile, regime, rules, load_evidence(evidence), calls_reference=not profile.runs_kernels)
+
+
+def _rules_of(profile: Device) -> Rules:
+    """The rules that a profile names; an error says that the name is the profile's."""
+    try:
+        return _rules(profile.compiler)
+    except InputError as error:
+        raise InputError(f"compiler of device {profile.name!r}: {error}") from error
 
 
 def _rules(name: str) -> Rules:

@@ -1,4 +1,4 @@
-"""The dtype that a bench runs in where none is asked for."""
+"""The dtype that a bench runs in by default."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _ROWS, _WIDTH, _RUNS = 256, 1024, 5
 
 
 def bfloat16_slowdown() -> float:
-    """Time of a matrix product [256, 1024] @ [1024, 1024] in bfloat16 over that in float32 on this CPU; a tenth of a second.
+    """How many times longer the product [256, 1024] @ [1024, 1024] takes in bfloat16 than in float32 on this CPU.
 
-    Measured, not read off the instruction set: what torch does with a processor changes with its release. Seen with torch 2.13 on
-    processors without instructions for bfloat16: 4.6 with AVX-512, 3.7 with AVX2.
+    It is measured, in a tenth of a second, and not derived from the instruction set, because what torch makes of a processor
+    changes between releases. With torch 2.13, processors without bfloat16 instructions gave 4.6 (AVX-512) and 3.7 (AVX2).
     """
     return _seconds(torch.bfloat16) / _seconds(torch.float32)
 

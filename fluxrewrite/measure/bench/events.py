@@ -1,4 +1,4 @@
-"""How the record of a bench grows with what its workers tell."""
+"""How the record of a bench grows with the events of its workers."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ...cost.evidence import Case
 from ...cost.runs import MachineInfo, Runs, Timed, Variant
 from .worker_process import WorkerFailed
 
-__all__ = ["apply_event", "beside", "changed", "cosine", "latents_of"]
+__all__ = ["add_baseline_run", "apply_event", "changed", "cosine", "latents_of"]
 
 
 def changed(runs: Runs, variant: Variant) -> Runs:
-    """The runs with this variant in the place of its earlier state, or as the last one."""
+    """The runs with this variant instead of its earlier state, or added as the last one."""
     names = [v.name for v in runs.variants]
     at = names.index(variant.name) if variant.name in names else len(names)
     return runs.model_copy(update={"variants": (*runs.variants[:at], variant, *runs.variants[at + 1 :])})
 
 
 def apply_event(runs: Runs, name: str, event: Mapping[str, Any], root: Path) -> Runs:
-    """The runs with what the worker of a variant told.
+    """The runs, updated by an event of a variant's worker.
 
     Args:
-        runs: as they were.
-        name: of the variant.
-        event: of its worker.
-        root: the folder of the variants' latents, as `latents_of` names them.
+        runs: the runs before the event.
+        name: the variant.
+        event: what its worker sent.
+        root: the folder that `latents_of` puts the variants' latents in.
 
     Raises:
-        Failed: the event makes no sense.
+        WorkerFailed: the event is malformed.
     """
     try:
         if event["event"] == "ready":
@@ -44,21 +44,32 @@ def apply_event(runs: Runs, name: str, event: Mapping[str, Any], root: Path) -> 
         if event["event"] != "run":
             return runs
         now, run = runs.named(name), _timed(event)
-        told = {k: v for k, v in event.items() if k not in ("event", "steps_s", "others")}
-        variant = Variant.model_validate({**dict(now), **told, "runs": (*now.runs, run)})
+        stats = {k: v for k, v in event.items() if k not in ("event", "steps_s", "others")}
+        variant = Variant.model_validate({**dict(now), **stats, "runs": (*now.runs, run)})
     except (KeyError, ValidationError) as error:
-        raise _senseless(error) from error
+        raise _malformed(error) from error
     return _compared(changed(runs, variant), root)
 
 
-def beside(runs: Runs, names: Iterable[str], event: Mapping[str, Any]) -> Runs:
-    """The runs with one more of vanilla, taken in turn with those of other variants. Raises WorkerFailed as `apply_event` does."""
+def add_baseline_run(runs: Runs, names: Iterable[str], event: Mapping[str, Any]) -> Runs:
+    """The runs with another run of vanilla, recorded for the variants that it was run in turn with.
+
+    Such a run is no run of vanilla itself: it is there so that each variant is compared with vanilla at the same time.
+
+    Args:
+        runs: the runs before the event.
+        names: the variants that vanilla ran in turn with.
+        event: what vanilla's worker sent.
+
+    Raises:
+        WorkerFailed: the event is malformed.
+    """
     if event["event"] != "run":
         return runs
     try:
         run = _timed(event)
     except (KeyError, ValidationError) as error:
-        raise _senseless(error) from error
+        raise _malformed(error) from error
     for name in names:
         now = runs.named(name)
         runs = changed(runs, now.model_copy(update={"beside": (*now.beside, run)}))
@@ -69,20 +80,20 @@ def _timed(event: Mapping[str, Any]) -> Timed:
     return Timed(steps_s=event["steps_s"], others=event.get("others"))
 
 
-def _senseless(error: KeyError | ValidationError) -> WorkerFailed:
+def _malformed(error: KeyError | ValidationError) -> WorkerFailed:
     what = str(error)
     if isinstance(error, ValidationError):
         what = "; ".join(str(e["loc"]) + " " + e["msg"] for e in error.errors())
-    return WorkerFailed(f"the worker told of a run that makes no sense ({what})")
+    return WorkerFailed(f"the worker reported a run that makes no sense ({what})")
 
 
 def latents_of(root: Path, variant: str) -> Path:
-    """Where a worker puts the last latents of a variant; names of variants hold no path."""
+    """The file for the last latents of a variant. A "/" in its name is replaced, so that the file is always in `root`."""
     return root / f"{variant.replace('/', '_')}.pt"
 
 
 def _compared(runs: Runs, root: Path) -> Runs:
-    """The runs with every variant's cosine to vanilla."""
+    """The runs with the cosine between the last latents of each variant and those of vanilla."""
     base = _read(latents_of(root, "vanilla"))
     if base is None:
         return runs
@@ -101,7 +112,10 @@ def _read(path: Path) -> Tensor | None:
 
 
 def cosine(a: Tensor, b: Tensor) -> float | None:
-    """Of two tensors of one size, in float64; None where not all is finite, or the sizes differ. Zeros are like zeros only."""
+    """The cosine between two tensors of one size, computed in float64.
+
+    None if the sizes differ or a value is not finite. A tensor of zeros has cosine 1 to zeros and 0 to anything else.
+    """
     x, y = a.double().reshape(-1), b.double().reshape(-1)
     if x.shape != y.shape or not (torch.isfinite(x).all() and torch.isfinite(y).all()):
         return None

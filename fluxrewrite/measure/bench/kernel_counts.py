@@ -1,4 +1,4 @@
-"""Which kernels a step called."""
+"""Counts of the kernel calls in a step."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ __all__ = ["Counted"]
 
 
 class Counted:
-    """A backend that notes which of its graphs run: one that was compiled anew must not count twice.
+    """A backend that records which of its graphs run.
+
+    It counts what runs and not what was compiled, because a graph that Dynamo compiles again must not count twice.
 
     Args:
-        made: what `fluxrewrite.backend` made.
+        made: a backend of `fluxrewrite.backend`.
     """
 
     def __init__(self, made: Backend) -> None:
@@ -39,7 +41,7 @@ class Counted:
         return run
 
     def per_step(self, call: Call) -> Call:
-        """The compiled model; each call of it starts the count anew."""
+        """The compiled model, wrapped so that each call resets the counts."""
 
         def step(**inputs: Any) -> Any:
             self._ran.clear()
@@ -48,7 +50,7 @@ class Counted:
         return step
 
     def stats(self) -> dict[str, Any]:
-        """Fields of a `Variant`: calls and different kernels of the latest step by "kind:form", and inline sites."""
+        """Fields of a `Variant` for the latest step: calls and distinct kernels by "kind:form", and the number of inline sites."""
         sites = [site for report in self._ran for site in report.sites]
         taken = [site for site in sites if site.choice == "kernel"]
         distinct = {(_name(s), s.kernel.name if s.kernel else "", repr(sorted(s.shapes.items()))) for s in taken}

@@ -1,4 +1,4 @@
-"""What other programs do to the machine while something is timed."""
+"""How busy other programs keep the machine while something is timed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 __all__ = ["Load"]
 
 _LEAST_S = 0.2
-"""Below this the kernel's ticks of 10 ms say nothing."""
+"""Linux counts processor time in ticks of 10 ms; over a shorter time than this they are too coarse."""
 
 
 class Load:
-    """From its making on: the share of all processors that other programs used.
+    """The share of all processors that other programs used, measured from the moment the object is created.
 
     Args:
-        stat: the kernel's counters, as Linux has them.
+        stat: the counters of the Linux kernel.
     """
 
     def __init__(self, stat: Path = Path("/proc/stat")) -> None:
@@ -25,14 +25,16 @@ class Load:
         self._begun_s = time.process_time()
 
     def own_s(self) -> float:
-        """Seconds of processors that this process used."""
+        """Processor time that this process used, in seconds."""
         return time.process_time() - self._begun_s
 
     def others(self, ours_s: float = 0.0) -> float | None:
-        """0 to 1; time that a hypervisor took away counts. None where the system does not tell, or too little time passed.
+        """The share, from 0 to 1. Time that a hypervisor took away (steal) counts as used by others.
+
+        None if the system has no such counters, or too little time has passed.
 
         Args:
-            ours_s: seconds of processors that were used by processes which are no others.
+            ours_s: processor time in seconds of further processes that belong to the measurement, such as other ranks.
         """
         now = self._now()
         if now is None or self._start is None:
@@ -43,7 +45,7 @@ class Load:
         return round(min(1.0, max(0.0, (busy - own - ours_s) / (wall * (os.cpu_count() or 1)))), 3)
 
     def _now(self) -> tuple[float, float, float] | None:
-        """Seconds: of the clock, of all processors at work, of this process."""
+        """Three times in seconds: wall clock, busy time of all processors, processor time of this process."""
         try:
             fields = self._stat.read_text().split("\n", 1)[0].split()[1:9]
             user, nice, system, _, _, irq, softirq, steal = map(int, fields)

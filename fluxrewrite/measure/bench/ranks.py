@@ -1,4 +1,4 @@
-"""A bench on several ranks: each runs its own workers, all agree how a variant ended, and figures are those of all."""
+"""A bench on several ranks: each runs its own workers, all agree on how a variant ended, and figures cover all ranks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Together", "joined", "pooled"]
 
 
 class Together:
-    """The parents of the workers of one variant after the other; with a group of None a single one.
+    """Keeps the parent processes of all ranks in step, one variant after the other.
 
     Args:
-        rank_group: the ranks.
+        rank_group: the ranks; None for a single process, for which every method is trivial.
     """
 
     def __init__(self, rank_group: RankGroup | None) -> None:
@@ -31,39 +31,48 @@ class Together:
 
     @property
     def world(self) -> int:
-        """How many ranks."""
+        """The number of ranks."""
         return 1 if self._rank_group is None else self._rank_group.here.world
 
     def begin(self) -> RendezvousAddress | None:
-        """A new variant: where its workers meet."""
+        """Start a new variant. Returns the address at which its workers meet; None for a single process."""
         self._number += 1
         return None if self._rank_group is None else self._rank_group.meeting(f"{self._what}/group")
 
     def watch(self) -> None:
-        """Raise Failed once another rank has told that the variant failed there: this one's worker may be waiting for it."""
+        """Raise WorkerFailed once the variant has failed on another rank.
+
+        This rank's worker may be inside a collective that the failed worker will never join, and would wait for its timeout.
+        """
         if self._rank_group is None:
             return
         for rank, text in self._rank_group.published(self._what).items():
             if json.loads(text)["error"] is not None:
-                raise WorkerFailed(f"was at work when rank {rank} failed", lost=True)
+                raise WorkerFailed(f"was running when rank {rank} failed", lost=True)
 
     def end(self, failure: WorkerFailed | None) -> WorkerFailed | None:
-        """Why the variant failed, the same on all ranks: the first reason that is not the failure of another rank; all of them
-        where there is none, as when one stands still.
+        """Agree on how the variant ended. Every rank returns the same failure, or None.
 
-        Raises RankError when a rank does not tell how it ended.
+        The failure is the first cause, which is one that did not follow from another rank. If every rank only reports that
+        another one failed, as when a worker hangs, it lists all of them.
+
+        Args:
+            failure: how this rank's worker failed, None if it finished.
+
+        Raises:
+            RankError: a rank does not report how it ended.
         """
         if self._rank_group is None:
             return failure
         mine = {"error": None if failure is None else str(failure), "lost": failure is not None and failure.lost}
-        told = self._rank_group.gather(self._what, json.dumps(mine), None if failure is None else AFTER_FAILURE_S)
-        failed = {rank: end for rank, end in enumerate(map(json.loads, told)) if end["error"] is not None}
+        ends = self._rank_group.gather(self._what, json.dumps(mine), None if failure is None else AFTER_FAILURE_S)
+        failed = {rank: end for rank, end in enumerate(map(json.loads, ends)) if end["error"] is not None}
         if not failed:
             return None
         causes = [f"rank {rank}: {end['error']}" for rank, end in failed.items() if not end["lost"]]
         if not causes:
             return WorkerFailed("; ".join(f"rank {rank}: {end['error']}" for rank, end in failed.items()), lost=True)
-        everywhere = len(causes) == len(told) and len({end["error"] for end in failed.values()}) == 1
+        everywhere = len(causes) == len(ends) and len({end["error"] for end in failed.values()}) == 1
         return WorkerFailed(failed[0]["error"] if everywhere else causes[0])
 
     @property
@@ -73,7 +82,7 @@ class Together:
 
 @contextlib.contextmanager
 def joined(meeting: RendezvousAddress | None) -> Iterator[Ranks | None]:
-    """The process group of the workers of a variant; None where there is only this one.
+    """The process group of a variant's workers; yields None for a single process.
 
     Raises RankError as `parallel.process_group` does.
     """
@@ -85,14 +94,14 @@ def joined(meeting: RendezvousAddress | None) -> Iterator[Ranks | None]:
 
 
 def pooled(here: Ranks | None, run: Mapping[str, Any], load: Load) -> dict[str, Any]:
-    """An event "run" that speaks of all ranks: every rank gets the same but for `others`.
+    """The fields of a "run" event for all ranks together; they are the same on every rank, except for `others`.
 
-    A step takes as long as on the slowest rank. Peaks are those of the largest rank; `peak_rss_sum_mb` is the sum of all.
+    The time of a step is that of the slowest rank. Peaks are those of the largest rank, and `peak_rss_sum_mb` is their sum.
 
     Args:
-        here: this rank, None where there is only one.
-        run: `steps_s`, `peak_rss_mb`, `peak_device_mb` and `output` of this rank.
-        load: of this rank since the run began. Other ranks on this machine are no other programs.
+        here: this rank, None for a single process.
+        run: `steps_s` (seconds), `peak_rss_mb`, `peak_device_mb` (10^6 bytes) and `output` of this rank.
+        load: of this rank since the run began. Other ranks on the same machine do not count as other programs.
     """
     if here is None:
         return {**run, "others": load.others()}
@@ -112,5 +121,5 @@ def pooled(here: Ranks | None, run: Mapping[str, Any], load: Load) -> dict[str, 
 
 
 def _output(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of the first rank; finite only if it is on all."""
+    """The output of the first rank, which is finite only if it is finite on all ranks."""
     return {**outputs[0], "finite": all(o["finite"] for o in outputs)}

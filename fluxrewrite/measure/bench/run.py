@@ -1,4 +1,4 @@
-"""All variants of a bench, one after the other."""
+"""A whole bench: check the setup, run every variant, return the record."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ...cost.devices import load_device
 from ...cost.evidence import Case
 from ...cost.runs import RUNS_SCHEMA, MachineInfo, Runs, Setup, Versions
 from ...dynamo.backend import backend
+from ...dynamo.inner import inner_backends
 from ...dynamo.machine import processor
 from ...errors import InputError
 from ...models.registry import ModelSpec, Shapes, default_dtype, find_model
@@ -34,9 +35,10 @@ Keep = Callable[[Runs], None]
 
 
 def check_setup(setup: Setup, chosen: Sequence[Chosen], world: int = 1) -> None:
-    """Raise InputError for what no worker could run: a model, backend, kernel, profile or device that is not there.
+    """Raise InputError for a model, backend, kernel, profile or device that does not exist, which no worker could run.
 
-    On several ranks also for a model that cannot be divided among them, and for what they could not do together.
+    On several ranks, also for a model that cannot be divided among them, for a device other than the CPU, and for the policy
+    "measure".
     """
     spec = find_model(setup.model)
     shapes = Shapes(setup.image_tokens, setup.text_tokens, setup.batch)
@@ -47,10 +49,12 @@ def check_setup(setup: Setup, chosen: Sequence[Chosen], world: int = 1) -> None:
     if world == 1:
         return
     if torch.device(setup.device).type != "cpu":
-        raise InputError(f"--device {setup.device!r} on {world} ranks: they work on CPUs, by gloo; leave --device out")
+        raise InputError(
+            f"--device {setup.device!r} on {world} ranks: ranks run on CPUs, over gloo; leave out --device"
+        )
     if any(variant.policy == "measure" for variant in chosen):
         raise InputError(
-            f"--variants measure: each of {world} ranks would choose by its own times; give 'auto', 'all' or kernels"
+            f"--variants measure: each of {world} ranks would choose by its own times; use 'auto', 'all' or kernels"
         )
     _check_division(spec, shapes, getattr(torch, setup.dtype), world)
 
@@ -62,7 +66,7 @@ def _check_division(spec: ModelSpec, shapes: Shapes, dtype: torch.dtype, world: 
         except InputError:
             if spec.generated:
                 raise
-            return  # a callable that computes with its numbers cannot be built without: its workers will tell
+            return  # a callable that computes with its inputs cannot be built without values; its workers report any problem
         divisible(model, world)
 
 
@@ -85,50 +89,46 @@ def bench(
     setup: Setup,
     chosen: Sequence[Chosen],
     keep: Keep = lambda runs: None,
+    *,
     report_event: ReportEvent = lambda chosen, event: None,
     timeout_s: float | None = None,
     worker: Sequence[str] = WORKER,
-    *,
     rank_group: RankGroup | None = None,
 ) -> Runs:
-    """Run every variant in a process of its own, with empty caches; on several ranks, in a group of one for each rank.
+    """Run every variant in a process of its own, on several ranks in one process per rank; `WorkerScheduler` says in which order.
 
-    First the cold runs, one after the other, then the warm ones in turn: a first one of each variant, a second one, and so on,
-    so that a slow minute of a shared machine slows down all variants and not one. Where all workers together do not fit into
-    memory, some at a time, each time beside vanilla, if that is the first variant. On several ranks, on an accelerator, and where
-    no two workers fit, one variant after the other.
-
-    A variant that fails keeps its finished runs and has an error. On several ranks it fails on all of them if on one.
+    A variant that fails keeps its finished runs and gets an error. If it fails on one rank, it fails on all.
 
     Args:
-        setup: what to run; `check_setup` first.
+        setup: what to run, as `check_setup` accepts it.
         chosen: the variants, in order.
-        keep: called with all there is after every finished run and every failure.
-        tell: called with the variant at work and each event of its worker.
-        timeout_s: seconds that a variant may take; those in which it waits for its turn do not count.
+        keep: called with the whole record after every finished run and every failure.
+        report_event: called with a variant and each event of its worker.
+        timeout_s: seconds that a variant may take, without those in which it waits for its turn; None for no limit.
         worker: the command that runs one variant.
-        rank_group: the ranks, each of which calls this with the same arguments; None: this process alone.
+        rank_group: the ranks, each of which calls this with the same arguments; None for a single process.
 
     Raises:
-        RankError: another rank ended or does not answer; `keep` has been called with what there is.
+        RankError: another rank ended or does not answer; `keep` has been called with what finished.
     """
+    # The ranks agree on one variant at a time (`Together`), and the budget for workers in turn covers host memory only.
     alone = rank_group is not None or torch.device(setup.device).type != "cpu"
     with tempfile.TemporaryDirectory(prefix="fluxrewrite-bench-", ignore_cleanup_errors=True) as name:
-        turns = WorkerScheduler(
+        scheduler = WorkerScheduler(
             _empty(setup, 1 if rank_group is None else rank_group.here.world),
             Path(name),
-            keep,
-            report_event,
-            timeout_s,
-            worker,
-            rank_group,
+            keep=keep,
+            report_event=report_event,
+            timeout_s=timeout_s,
+            worker=worker,
+            rank_group=rank_group,
         )
-        turns.run_all(chosen, alone)
-    return turns.runs
+        scheduler.run_all(chosen, alone)
+    return scheduler.runs
 
 
 def _empty(setup: Setup, world: int) -> Runs:
-    """A bench in which nothing has run."""
+    """The record of a bench before anything has run."""
     case = Case(
         device=_profile_name(setup),
         regime="compile",
@@ -155,11 +155,11 @@ def _empty(setup: Setup, world: int) -> Runs:
 
 
 def _profile_name(setup: Setup) -> str:
-    """The device that evidence speaks of: the profile's name, by default that of the profile of such a device."""
+    """The device name under which evidence is filed: the profile's, by default that of the accelerator's inner backend."""
     if setup.profile is not None:
         return load_device(setup.profile).name
     kind = torch.device(setup.device).type
-    return {"neuron": "trn2"}.get(kind, kind)
+    return next((b.profile for b in inner_backends().values() if b.accelerator == kind), kind)
 
 
 def _version(package: str) -> str | None:

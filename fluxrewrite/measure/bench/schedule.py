@@ -1,4 +1,10 @@
-"""The workers of a bench, each of which waits for its turn after every run."""
+"""The order in which the workers of a bench run.
+
+On a shared machine, one slow minute made a variant that ran alone twice as slow as vanilla. So each worker waits for its turn
+after every run, and warm runs alternate between variants: what slows the machine down then slows down all of them. Workers that
+wait stay in memory. Where they do not fit together, groups of them run in turn, each group with vanilla in it, since the same
+kernels came out at 0.962 and 0.992 of vanilla in two benches an hour apart.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +18,7 @@ from typing import Any
 from ...cost.runs import Runs, Variant
 from ...errors import RankError
 from ..rendezvous import RankGroup
-from .events import apply_event, beside, changed, latents_of
+from .events import add_baseline_run, apply_event, changed, latents_of
 from .ranks import Together
 from .variants import Chosen, Spec
 from .worker_process import WorkerFailed, conversation
@@ -20,12 +26,19 @@ from .worker_process import WorkerFailed, conversation
 __all__ = ["SHARE", "WorkerScheduler", "available_mb"]
 
 SHARE = 0.7
-"""Of the memory that is free, what the workers of all variants may take together."""
+"""The fraction of the available memory that all workers together may take."""
 
 
 @dataclass(frozen=True)
 class _Worker:
-    """`is_shared_baseline`: it can do more runs than were asked for, beside other variants."""
+    """A running worker.
+
+    Attributes:
+        chosen: its variant.
+        events: the conversation with it.
+        folder: its caches and its log.
+        is_shared_baseline: it is vanilla, and stays after its own runs to run in turn with groups of later variants.
+    """
 
     chosen: Chosen
     events: Generator[Mapping[str, Any], None, None]
@@ -34,22 +47,26 @@ class _Worker:
 
 
 class WorkerScheduler:
-    """Runs variants, and keeps the record of it.
+    """Runs variants and keeps the record.
 
     Args:
-        runs: a bench in which nothing has run.
+        runs: the record before anything has run.
         root: an empty folder, for caches and latents.
-        keep: called with all there is after every finished run and every failure.
-        tell: called with the variant at work and each event of its worker.
-        timeout_s: seconds that a variant may take; those in which it waits for its turn do not count.
+        keep: called with the whole record after every finished run and every failure.
+        report_event: called with a variant and each event of its worker.
+        timeout_s: seconds that a variant may take, without those in which it waits for its turn; None for no limit.
         worker: the command that runs one variant.
-        rank_group: the ranks; None: this process alone.
+        rank_group: the ranks; None for a single process.
+
+    Attributes:
+        runs: the record so far.
     """
 
     def __init__(
         self,
         runs: Runs,
         root: Path,
+        *,
         keep: Callable[[Runs], None],
         report_event: Callable[[Chosen, Mapping[str, Any]], None],
         timeout_s: float | None,
@@ -57,22 +74,23 @@ class WorkerScheduler:
         rank_group: RankGroup | None,
     ) -> None:
         self.runs = runs
-        self._root, self._keep, self._report_event, self._timeout_s, self._command = (
-            root,
-            keep,
-            report_event,
-            timeout_s,
-            worker,
-        )
+        self._root, self._keep, self._report_event = root, keep, report_event
+        self._timeout_s, self._command = timeout_s, worker
         self._together = Together(rank_group)
         self._waiting: list[_Worker] = []
 
     def run_all(self, chosen: Sequence[Chosen], alone: bool) -> None:
-        """Every variant: the cold runs one after the other, then the warm ones in turn, so that what slows the machine down for
-        a minute slows down all of them. Where they do not fit into memory together, as many at a time as do, each time beside
-        vanilla, if that comes first. One variant after the other where they work `alone`, or no two fit.
+        """Run every variant: first the cold runs, one after the other, then the warm ones in turn.
 
-        Raises KeyboardInterrupt and RankError after `keep`.
+        If the workers do not fit into memory together, as many at a time as fit run in turn, each time with vanilla if that is the
+        first variant. Otherwise, and if no two fit, one variant after the other.
+
+        Args:
+            chosen: the variants, in order.
+            alone: run one variant after the other in any case.
+
+        Raises:
+            KeyboardInterrupt, RankError: after `keep` has been called with what finished.
         """
         free_mb, room = available_mb(), len(chosen)
         try:
@@ -100,7 +118,7 @@ class WorkerScheduler:
                 self._close(worker)
 
     def _warm(self) -> None:
-        """The warm runs of all that wait, in turn, until only the one is left that stays."""
+        """Do the warm runs of all waiting workers, in turn, until at most the shared baseline is left."""
         if len(self._waiting) > 1:
             self.runs = self.runs.model_copy(update={"in_turn": True})
         while any(not (w.is_shared_baseline and self._complete(w)) for w in self._waiting):
@@ -108,7 +126,10 @@ class WorkerScheduler:
                 self._listen(worker)
 
     def _start(self, chosen: Chosen, later: int) -> _Worker:
-        """Start the worker of a variant, which stays for up to `later` other ones if it is vanilla."""
+        """Start the worker of a variant. If that is vanilla, it can do the runs that `later` further variants need it for.
+
+        With a single later variant there is nothing to share: both are in the same group.
+        """
         self.runs = changed(self.runs, Variant(name=chosen.name, kernels=chosen.kernels))
         self._report_event(chosen, {"event": "start"})
         setup, timeout_s = self.runs.setup, self._timeout_s
@@ -125,14 +146,22 @@ class WorkerScheduler:
         return _Worker(chosen, talk, folder, is_shared_baseline)
 
     def _listen(self, worker: _Worker, to_the_end: bool = False) -> bool:
-        """Until the worker has finished a run and has another one to do, or to its end. Whether that is reached."""
+        """Follow a worker until it has finished a run and has more to do, or to its end.
+
+        Args:
+            worker: the worker.
+            to_the_end: do not stop after a run.
+
+        Returns:
+            Whether the worker has ended.
+        """
         failure = None
         try:
             for event in worker.events:
                 self._report_event(worker.chosen, event)
                 if worker.is_shared_baseline and self._complete(worker):
                     others = [w.chosen.name for w in self._waiting if w is not worker]
-                    self.runs = beside(self.runs, others, event)
+                    self.runs = add_baseline_run(self.runs, others, event)
                 else:
                     self.runs = apply_event(self.runs, worker.chosen.name, event, self._root)
                 if event["event"] != "run":
@@ -151,7 +180,7 @@ class WorkerScheduler:
         return True
 
     def _settle(self, worker: _Worker, failure: WorkerFailed | None) -> None:
-        """The worker has ended: on several ranks, how did it on the others?"""
+        """Record how a worker ended; on several ranks, as they agree on it."""
         self._close(worker)
         try:
             failure = self._together.end(failure)
@@ -162,14 +191,14 @@ class WorkerScheduler:
             self._ended(worker, str(failure))
 
     def _stopped(self, worker: _Worker, error: BaseException) -> None:
-        """All ends. A worker that stays for others has done what was asked for."""
+        """Record that the bench was stopped. A shared baseline that has finished its own runs did not fail."""
         if worker.is_shared_baseline and self._complete(worker):
             self._close(worker)
         else:
             self._ended(worker, str(error) or "interrupted")
 
     def _ended(self, worker: _Worker, error: str) -> None:
-        """What stopped a worker goes to its variant."""
+        """Record an error for the variant of a worker."""
         self._close(worker)
         self.runs = changed(self.runs, self._variant(worker).model_copy(update={"error": error}))
         self._keep(self.runs)
@@ -183,11 +212,15 @@ class WorkerScheduler:
         return self.runs.named(worker.chosen.name)
 
     def _complete(self, worker: _Worker) -> bool:
-        """Whether its variant has all the runs that were asked for."""
+        """Whether the variant has all of its own runs."""
         return len(self._variant(worker).runs) >= self.runs.setup.runs
 
     def _room(self, first: _Worker, count: int, free_mb: float) -> int:
-        """How many of `count` workers as large as the first one may be there at once: all, some if the first one stays, or 1."""
+        """How many of `count` workers fit into memory at once, each taken to be as large as the first.
+
+        The answer is 1 if not all of them fit and the first is no shared baseline: groups without vanilla in them would be timed
+        in different minutes and could not be compared.
+        """
         fit = int(SHARE * free_mb // (self._variant(first).peak_rss_mb or free_mb or 1.0))
         if fit >= count:
             return count
@@ -195,9 +228,9 @@ class WorkerScheduler:
 
 
 def available_mb(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float:
-    """Memory that programs can have without swapping, MB (10^6 bytes); 0 where the system does not tell, as outside Linux.
+    """Memory available without swapping, in MB (10^6 bytes); 0 if the system does not report it, as outside Linux.
 
-    Not more than what a control group has left (version 2: `memory.max`, `memory.current`).
+    A control group may leave less (version 2: `memory.max`, `memory.current`), as containers often do.
     """
     try:
         lines = dict(line.split(":", 1) for line in proc.read_text().splitlines() if ":" in line)

@@ -13,21 +13,19 @@ from ...kernel import load_kernels
 from ...rewrite.selection import Selection
 from ..rendezvous import RendezvousAddress
 
-__all__ = ["DEFAULT_VARIANTS", "Chosen", "Spec", "backend_of", "parse_variants"]
-
-DEFAULT_VARIANTS = "vanilla,qkv,attention,qkv+attention,norm_rope_attention,auto"
+__all__ = ["Chosen", "Spec", "backend_of", "parse_variants"]
 
 _WITHOUT = ("vanilla", "eager")
 _POLICIES = ("auto", "measure", "all", "none")
 
 
 class Chosen(DataRecord):
-    """A variant as it was asked for.
+    """A variant that was chosen on the command line.
 
     Attributes:
-        name: "qkv+attention".
-        policy: of the backend; None where fluxrewrite takes no part.
-        kernels: words that the backend takes; () for all.
+        name: as given, such as "qkv+attention".
+        policy: of the backend; None if fluxrewrite takes no part.
+        kernels: names of kernels as the backend takes them; () for all.
     """
 
     name: str
@@ -36,7 +34,14 @@ class Chosen(DataRecord):
 
 
 class Spec(DataRecord):
-    """What a worker is asked for: a variant, the file that its last latents go to, and where it meets those of other ranks."""
+    """What a worker has to do.
+
+    Attributes:
+        setup: the model, and how it runs.
+        chosen: the variant.
+        latents: path of the file that its last latents are written to.
+        meeting: where it meets the workers of the other ranks; None if there is a single process.
+    """
 
     setup: Setup
     chosen: Chosen
@@ -45,16 +50,16 @@ class Spec(DataRecord):
 
 
 def parse_variants(text: str) -> tuple[Chosen, ...]:
-    """Read "vanilla,qkv+attention,auto".
+    """Parse a comma-separated list of variants, such as "vanilla,qkv+attention,auto".
 
-    Raises InputError: an unknown variant, one that stands twice, or none at all.
+    Raises InputError for an unknown or repeated variant, and for an empty list.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise InputError(f"--variants {text!r}: names no variant; {_known()}")
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
-        raise InputError(f"--variants: {twice!r} stands twice; name each variant once")
+        raise InputError(f"--variants: {twice!r} is listed twice; list each variant once")
     return tuple(_parse(name) for name in names)
 
 
@@ -77,11 +82,11 @@ def _known() -> str:
 
 
 def backend_of(chosen: Chosen, setup: Setup) -> Backend | None:
-    """What rewrites the model in this variant; None where nothing does.
+    """The backend that rewrites the model in this variant; None if fluxrewrite takes no part.
 
-    Strict, for a variant that quietly fell back would have vanilla's times under its own name.
+    It is strict: a variant that quietly fell back to the original model would report vanilla's times under its own name.
 
-    Raises InputError for what `fluxrewrite.backend` refuses.
+    Raises InputError as `fluxrewrite.backend` does.
     """
     if chosen.policy is None:
         return None

@@ -1,7 +1,7 @@
-"""Run by `fluxrewrite.measure.bench.worker_process`: one variant of a model, timed. `python -m fluxrewrite.measure.bench.worker`
+"""The process that times one variant: `python -m fluxrewrite.measure.bench.worker`, started by `worker_process`.
 
-stdin: one line, the JSON of a `Spec`, then one before each run after the first; it stays open for as long as the parent lives.
-stdout: one JSON object a line, each with "event": "ready", "step", "run", "error".
+stdin: a line with the JSON of a `Spec`, then a line before each run after the first. It stays open while the parent lives.
+stdout: one JSON object per line, each with "event": "ready", "step", "run" or "error".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from ...analysis import peak_rss_mb
 from ...cost.runs import Setup
 from ...dynamo.machine import device_name
-from ...errors import InputError, RankError
+from ...errors import InputError, RankError, one_line
 from ...models.registry import Shapes, find_model
 from ...models.workload import Call, Workload, realise
 from ...parallel import Ranks, of_transport
@@ -33,13 +33,13 @@ from .machine_load import Load
 from .ranks import joined, pooled
 from .variants import Chosen, Spec, backend_of
 
-__all__ = ["main", "work"]
+__all__ = ["failure_text", "main", "work"]
 
 ReportEvent = Callable[..., None]
 
 
 def main() -> int:
-    """Answer the spec on stdin. 0 when all runs finished, 1 after an event "error"."""
+    """Run the spec from stdin. Returns 0 if all runs finished, and 1 after an "error" event."""
     line = sys.stdin.readline()
     events = _take_stdout()
 
@@ -51,27 +51,27 @@ def main() -> int:
     threading.Thread(target=_listen, args=(turn,), daemon=True).start()
     try:
         work(Spec.model_validate_json(line), report_event, turn.acquire)
-    except BaseException as error:  # whatever it is, the table has it
-        report_event("error", error=one_line(error), lost=_lost(error))
+    except BaseException as error:  # also SystemExit and the like: the table of the bench has to show it
+        report_event("error", error=failure_text(error), lost=_lost(error))
         return 1
     return 0
 
 
 def _lost(error: BaseException) -> bool:
-    """Whether another rank is to blame."""
+    """Whether the cause is on another rank."""
     inner = getattr(error, "inner_exception", None) or error
     return isinstance(inner, RankError) or of_transport(inner)
 
 
 def _take_stdout() -> TextIO:
-    """What was stdout, for events alone; what else is printed, here or by compilers, goes to stderr."""
+    """Reserve stdout for events, and send anything else that is printed to stderr, also what compilers print."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return events
 
 
 def _listen(turn: threading.Semaphore) -> None:
-    """Pass on each line; end this process and the compilers that it started once the parent is gone: then stdin ends."""
+    """Release the semaphore for each line. Stdin ends when the parent is gone; then kill this process and its compilers."""
     while received := os.read(0, 4096):
         for _ in range(received.count(b"\n")):
             turn.release()
@@ -81,11 +81,16 @@ def _listen(turn: threading.Semaphore) -> None:
 
 
 def work(spec: Spec, report_event: ReportEvent, wait: Callable[[], object] = lambda: None) -> None:
-    """Build the model, compile it, and run its denoising loops; `report_event` hears of every step and run.
+    """Build the model, compile it, and run its denoising loops.
 
-    `wait` is called before each run after the first.
+    Args:
+        spec: the variant, and what to do with it.
+        report_event: called with the name and the fields of every event.
+        wait: called before each run after the first.
 
-    Raises RankError where a worker of another rank ended or does not answer, and whatever model and compiler raise.
+    Raises:
+        RankError: the worker of another rank ended or does not answer.
+        Exception: any error of the model or the compiler.
     """
     if spec.setup.threads is not None:
         torch.set_num_threads(spec.setup.threads)
@@ -113,16 +118,17 @@ def _work(spec: Spec, report_event: ReportEvent, wait: Callable[[], object], her
 
 
 def _workload(setup: Setup, device: torch.device, world: int) -> Workload:
-    """The model with its numbers, or this rank's part of it."""
+    """The model with weights and inputs, or this rank's part of it."""
     shapes = Shapes(setup.image_tokens, setup.text_tokens, setup.batch)
-    workload = realise(find_model(setup.model), shapes, getattr(torch, setup.dtype), setup.seed, device, world)
-    if workload.denoises:  # the scheduler is imported now, not in the first step
+    spec, dtype = find_model(setup.model), getattr(torch, setup.dtype)
+    workload = realise(spec, shapes, dtype, seed=setup.seed, device=device, world=world)
+    if workload.denoises:  # so that the import of the scheduler does not count as part of the first step
         next(workload.steps(1, lambda **inputs: inputs["hidden_states"]))
     return workload
 
 
 def _call(chosen: Chosen, setup: Setup, workload: Workload) -> tuple[Call, Counted | None]:
-    """What runs in the place of the model, and what counts its kernel calls."""
+    """What runs instead of the model, and what counts its kernel calls, None if it has none."""
     if chosen.name == "eager":
         return workload.model, None
     made = backend_of(chosen, setup)
@@ -134,7 +140,7 @@ def _call(chosen: Chosen, setup: Setup, workload: Workload) -> tuple[Call, Count
 def _loop(
     workload: Workload, call: Call, count: int, device: torch.device, step: ReportEvent
 ) -> tuple[list[float], Tensor]:
-    """Seconds of each step, and the last latents."""
+    """Run the loop; return the seconds of each step and the last latents."""
     finish = (lambda: None) if device.type == "cpu" else (lambda: torch.accelerator.synchronize(device))
     seconds: list[float] = []
     steps = workload.steps(count, call)
@@ -151,7 +157,7 @@ def _loop(
 
 
 def _keep(latents: Tensor, path: Path) -> dict[str, Any]:
-    """Write the latents, whole or not at all, and answer their digest."""
+    """Save the latents and return their digest. They are renamed into place, so that the parent never reads half a file."""
     kept = latents.detach().to("cpu").contiguous()
     draft = path.with_suffix(".draft")
     torch.save(kept, draft)
@@ -161,24 +167,26 @@ def _keep(latents: Tensor, path: Path) -> dict[str, Any]:
 
 
 def _dtype(workload: Workload) -> str:
-    """Of most parameters, else of the inputs: what `inspect` calls the dtype of the model."""
+    """The most frequent float dtype of parameters and inputs."""
     tensors = [*workload.model.parameters(), *(v for v in workload.inputs.values() if isinstance(v, Tensor))]
     dtypes = [t.dtype for t in tensors if t.dtype.is_floating_point]
     return str(max(dtypes, key=dtypes.count, default=torch.float32)).removeprefix("torch.")
 
 
 def _peak_device_mb(device: torch.device) -> float | None:
-    """Peak of what torch allocated on an accelerator, MB; None on the CPU and where the device does not tell."""
+    """Peak memory that torch allocated on an accelerator, in MB (10^6 bytes); None on the CPU or if it is not reported."""
     peak = getattr(torch.get_device_module(device), "max_memory_allocated", None) if device.type != "cpu" else None
     return round(peak(device) / 1e6, 1) if peak is not None else None
 
 
-def one_line(error: BaseException) -> str:
-    """What went wrong, without Dynamo's frame around it; of a compiler's output the first line with an error."""
+def failure_text(error: BaseException) -> str:
+    """Why a variant failed, in one line: without the exception that Dynamo wraps around it, with the compiler's first error.
+
+    Compilers print the command first and what is wrong with the code below it, so their first line alone says too little.
+    """
     inner = getattr(error, "inner_exception", None) or error
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    text = f"{type(inner).__name__}: {lines[0]}" if lines else type(inner).__name__
-    text = lines[0] if isinstance(inner, InputError) and lines else text
+    text = one_line(inner, named=bool(lines) and not isinstance(inner, InputError))
     said = next((line for line in lines[1:] if "error: " in line), "")
     text += f" ({said[:200]})" if said else ""
     starved = isinstance(inner, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text

@@ -1,4 +1,4 @@
-"""A worker and what it says, from the parent's side: no worker outlives the conversation, whatever ends it."""
+"""The conversation with a worker, from the parent's side. However it ends, no worker outlives it."""
 
 from __future__ import annotations
 
@@ -15,36 +15,29 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...dynamo.inner import inner_backends
 from ...errors import FluxrewriteError
 
 __all__ = ["WORKER", "WorkerFailed", "conversation"]
 
 WORKER = (sys.executable, "-m", "fluxrewrite.measure.bench.worker")
 
-CACHES = {
-    "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "TRITON_CACHE_DIR": "triton",
-    "TORCH_NEURONX_NEFF_CACHE_DIR": "neff",
-    "NKI_COMPILE_CACHE_URL": "nki",
-}
-"""Variables that name folders of compilers' caches, and what they are called here."""
-
 _GO = "go"
-"""What lets a worker begin its next run."""
+"""The line that lets a worker begin its next run."""
 
 _END = object()
 _LOOK_S = 0.25
-"""Seconds between two looks at the other ranks, while a worker says nothing."""
+"""Seconds between two calls of `watch` while a worker is silent."""
 _AFTER_LAST_WORD_S = 30.0
-"""Seconds between the end of a worker's output and its own: torch and a device clean up."""
+"""Seconds that a worker may take to exit once it has closed its output, since torch and a device clean up then."""
 
 
 class WorkerFailed(FluxrewriteError):
-    """A worker that did not finish; one line that says why.
+    """A worker did not finish.
 
     Args:
-        text: why.
-        lost: because another rank did not.
+        text: why, in one line.
+        lost: it stopped only because another rank failed.
     """
 
     def __init__(self, text: str, lost: bool = False) -> None:
@@ -59,26 +52,36 @@ def conversation(
     worker: Sequence[str] = WORKER,
     watch: Callable[[], None] = lambda: None,
 ) -> Generator[Mapping[str, Any], None, None]:
-    """Start a worker, give it one line, and yield its events. When the iteration ends or is left, the worker is gone.
+    """Start a worker, send it one line, and yield its events. The worker is killed when the iteration ends or is abandoned.
 
-    After an event "run" the worker waits: asking for the next event lets it go on.
+    After a "run" event the worker waits until the next event is requested.
 
     Args:
         request: one line of JSON.
-        folder: an empty one: for caches, and for what the worker writes on stderr.
-        timeout_s: seconds that all of it may take, those between an event and asking for the next one left out; None: as long
-            as it takes.
+        folder: an empty folder for compilers' caches and the worker's stderr.
+        timeout_s: seconds that the worker may take, without those in which it waits for its next event to be requested; None for
+            no limit.
         worker: the command.
-        watch: called while the worker says nothing; what it raises ends the conversation.
+        watch: called while the worker is silent; an exception from it ends the conversation.
 
     Raises:
-        Failed: it cannot be started, told of an error, died, or took too long.
+        WorkerFailed: it cannot be started, reported an error, died, or took too long.
     """
     log = folder / "stderr"
-    caches = {name: str(folder / place) for name, place in CACHES.items()}
+    process = _started(worker, folder, log)
+    try:
+        yield from _events(process, request, timeout_s, watch)
+        _judge(process, log)
+    finally:
+        _end(process)
+
+
+def _started(worker: Sequence[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    # A worker starts with empty caches; otherwise an earlier variant, or an earlier bench, would make its cold run warm.
+    caches = {name: str(folder / place) for b in inner_backends().values() for name, place in b.caches.items()}
     with log.open("wb") as stderr:
         try:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 list(worker),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -88,21 +91,15 @@ def conversation(
             )
         except OSError as error:
             raise WorkerFailed(f"the worker cannot be started ({error})") from error
-    try:
-        yield from _events(process, request, timeout_s, watch)
-        _judge(process, log)
-    finally:
-        _end(process)
 
 
 def _events(
     process: subprocess.Popen[bytes], request: str, timeout_s: float | None, watch: Callable[[], None]
 ) -> Iterator[Mapping[str, Any]]:
-    """Events until the worker closes its output. Raises Failed for an event "error", and when time is over."""
+    """Yield events until the worker closes its output. Raises WorkerFailed for an "error" event and after the timeout."""
     lines: queue.Queue[Any] = queue.Queue()
-    threading.Thread(
-        target=_read, args=(process, lines), daemon=True
-    ).start()  # a queue can be waited on with a deadline
+    # A pipe cannot be read with a deadline, but a queue can.
+    threading.Thread(target=_read, args=(process, lines), daemon=True).start()
     _say(process, request)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
@@ -111,7 +108,7 @@ def _events(
             line = lines.get(timeout=max(0.0, min(_LOOK_S, left_s)))
         except queue.Empty as error:
             if deadline is not None and time.monotonic() >= deadline:
-                raise WorkerFailed(f"no end after {timeout_s:g} s; give a longer --timeout") from error
+                raise WorkerFailed(f"not finished after {timeout_s:g} s; use a longer --timeout") from error
             watch()
             continue
         if line is _END:
@@ -119,24 +116,24 @@ def _events(
         event = _parsed(line)
         if event["event"] == "error":
             raise WorkerFailed(str(event["error"]), lost=bool(event.get("lost")))
-        asked = time.monotonic()
+        yielded = time.monotonic()
         yield event
         if deadline is not None:
-            deadline += time.monotonic() - asked
+            deadline += time.monotonic() - yielded
         if event["event"] == "run":
             _say(process, _GO)
 
 
 def _say(process: subprocess.Popen[bytes], line: str) -> None:
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it has died; its end of the conversation tells how
+    with contextlib.suppress(BrokenPipeError):  # it has died; `_judge` finds out how
         process.stdin.write(line.encode() + b"\n")
         process.stdin.flush()
 
 
 def _read(process: subprocess.Popen[bytes], lines: queue.Queue[Any]) -> None:
     assert process.stdout is not None
-    with contextlib.suppress(ValueError):  # closed in the middle, when the conversation is left
+    with contextlib.suppress(ValueError):  # closed while reading, when the conversation is abandoned
         for line in process.stdout:
             lines.put(line)
     lines.put(_END)
@@ -149,23 +146,23 @@ def _parsed(line: bytes) -> dict[str, Any]:
         event = None
     if not isinstance(event, dict) or "event" not in event:
         text = line.decode(errors="replace").strip()
-        raise WorkerFailed(f"the worker said {text[:80]!r}, which is no event")
+        raise WorkerFailed(f"the worker wrote {text[:80]!r}, which is not an event")
     return event
 
 
 def _judge(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Raise Failed unless the worker ended well."""
+    """Raise WorkerFailed unless the worker exits with code 0."""
     try:
         code = process.wait(_AFTER_LAST_WORD_S)
     except subprocess.TimeoutExpired as error:
-        raise WorkerFailed(f"the worker closed its output and did not end within {_AFTER_LAST_WORD_S:g} s") from error
+        raise WorkerFailed(f"the worker closed its output but did not exit within {_AFTER_LAST_WORD_S:g} s") from error
     if code == 0:
         return
     if code < 0:
         killed = "; the system may be out of memory" if -code == signal.SIGKILL else ""
         how = f"the worker was killed by {_signal(-code)}{killed}"
     else:
-        how = f"the worker ended with exit code {code} and no word"
+        how = f"the worker exited with code {code} and without an error event"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     raise WorkerFailed(f"{how}; last on stderr: {lines[-1][:200]}" if lines else how)
 
@@ -178,7 +175,7 @@ def _signal(number: int) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the worker's group, and wait for the worker."""
+    """Kill whatever is left of the worker's process group, which includes its compilers, and wait for the worker."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

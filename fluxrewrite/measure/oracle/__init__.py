@@ -1,1 +1,1 @@
-"""Compilers asked what they really fuse: the truth that our own model of fusion is compared with."""
+"""What compilers really fuse, read from the compilers themselves: the ground truth for this project's model of fusion."""

@@ -1,4 +1,4 @@
-"""What a rewrite costs a compiler's fusion, and how well one account of it agrees with another."""
+"""Fusions that a rewrite loses, and how well a prediction of them agrees with a compiler."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from ...fusion import Fusion
 __all__ = ["Agreement", "Edge", "agreement", "lost_fusions", "rank_agreement"]
 
 Edge = tuple[str, str]
-"""Names of a producer and of a consumer of its value, in the traced graph."""
+"""Names of a producer and of a consumer of its value in the traced graph."""
 
 
 def lost_fusions(before: Fusion, after: Fusion, edges: Iterable[Edge]) -> frozenset[Edge]:
-    """The edges whose two ends shared a kernel before a rewrite and do not after it.
+    """The edges whose two ends share a kernel before a rewrite and not after it.
 
-    Nodes that a rewrite leaves keep their names; those that a kernel call takes the place of vanish. So an edge with one end
-    inside a kernel call is lost if it was fused before. An edge with both ends inside the same call is not lost but
-    absorbed: the caller leaves such edges out, as well as edges to views, which no kernel computes.
+    A rewrite keeps the names of nodes that stay, and nodes that a kernel call replaces disappear. So an edge with one end inside a
+    kernel call is lost if it was fused before. An edge with both ends inside the same call is absorbed and not lost: the caller
+    leaves out such edges, and edges to views, which no kernel computes.
 
     Args:
-        before: what is fused in the graph as traced.
-        after: what is fused in the rewritten graph, by the same compiler.
-        edges: producer and consumer pairs by name, views looked through.
+        before: the fusion of the traced graph.
+        after: the fusion of the rewritten graph, by the same compiler.
+        edges: pairs of producer and consumer by name; views between them are skipped.
     """
     return frozenset(e for e in edges if before.fused(*e) and not after.fused(*e))
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a prediction compares with what was found.
+    """How a prediction of edges compares with the edges found.
 
     Attributes:
-        precision: share of the predicted that is true; 1 if nothing was predicted.
-        recall: share of the true that was predicted; 1 if nothing is true.
-        predicted: number of things predicted.
-        actual: number of things found.
-        both: number of things that were predicted and found.
+        precision: fraction of the predicted edges that were found; 1 if none was predicted.
+        recall: fraction of the edges found that were predicted; 1 if none was found.
+        predicted: number of edges predicted.
+        actual: number of edges found.
+        both: number of edges both predicted and found.
     """
 
     precision: float
@@ -49,7 +49,7 @@ class Agreement:
 
 
 def agreement(predicted: Collection[Edge], actual: Collection[Edge]) -> Agreement:
-    """Precision and recall of `predicted`; both are 1 where neither side has any, as nothing was wrong."""
+    """Precision and recall of `predicted`; both are 1 if neither side has an edge, since nothing was wrong."""
     guessed, found = frozenset(predicted), frozenset(actual)
     both = len(guessed & found)
     return Agreement(
@@ -62,12 +62,12 @@ def agreement(predicted: Collection[Edge], actual: Collection[Edge]) -> Agreemen
 
 
 def rank_agreement(predicted: Mapping[str, float], actual: Mapping[str, float]) -> float:
-    """Kendall's tau-b between two orders of the same variants, by their extra bytes: 1 same order, -1 reversed.
+    """Kendall's tau-b between two orders of the same variants by extra bytes: 1 for the same order, -1 for the reverse.
 
-    Ties count as in M. G. Kendall, "The treatment of ties in ranking problems", Biometrika 33 (1945). Where one side ties
-    all variants there is no order: then 1 if the other ties them all too, else 0.
+    Ties count as in M. G. Kendall, "The treatment of ties in ranking problems", Biometrika 33 (1945). If all variants are tied on
+    one side, there is no order; the result is then 1 if they are all tied on the other side as well, otherwise 0.
 
-    Raises ValueError when the two do not name the same variants.
+    Raises ValueError when the two do not have the same variants.
     """
     if predicted.keys() != actual.keys():
         names = sorted(predicted.keys() ^ actual.keys())

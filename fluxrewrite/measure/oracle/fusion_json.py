@@ -1,4 +1,4 @@
-"""`Fusion` records as JSON, from one process to another."""
+"""`Fusion` records as JSON, to pass them from one process to another."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["fusion_from_json", "fusion_to_json"]
 
 
 def fusion_to_json(fusion: Fusion) -> str:
-    """JSON of a `Fusion`; nodes in alphabetical order, so that the same fusion is the same text."""
+    """JSON of a `Fusion`. Nodes are sorted, so that equal fusions have equal texts."""
     return json.dumps({"by": fusion.by, "groups": [{**asdict(g), "nodes": sorted(g.nodes)} for g in fusion.groups]})
 
 
 def fusion_from_json(text: str) -> Fusion:
-    """The `Fusion` that `fusion_to_json` wrote."""
+    """Read the result of `fusion_to_json`."""
     read = json.loads(text)
     return Fusion(read["by"], tuple(Group(**{**g, "nodes": frozenset(g["nodes"])}) for g in read["groups"]))

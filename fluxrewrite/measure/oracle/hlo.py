@@ -1,6 +1,6 @@
-"""Optimised HLO as text, and the kernels that it stands for. Needs no XLA.
+"""A parser for optimised HLO in text form, which does not need XLA.
 
-The text is what `--xla_dump_hlo_as_text` writes as `*after_optimizations.txt`:
+`--xla_dump_hlo_as_text` writes the text as `*after_optimizations.txt`:
 
     %name = f32[2,3]{1,0} opcode(%operand, ...), attribute=..., metadata={op_name="..."}
 """
@@ -23,7 +23,7 @@ _BITS = {
     "f4e2m1fn": 4, "f8e8m0fnu": 8, "f8e3m4": 8, "f8e4m3": 8, "f8e4m3fn": 8, "f8e4m3b11fnuz": 8, "f8e4m3fnuz": 8,
     "f8e5m2": 8, "f8e5m2fnuz": 8, "f16": 16, "bf16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128,
 }  # fmt: skip
-"""Bits of one element, by name of the type (xla/primitive_util.h; pred is stored as a byte)."""
+"""Bits of an element by the name of its type (xla/primitive_util.h; pred is stored as a byte)."""
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
@@ -43,13 +43,13 @@ class HloInstruction:
 
     Attributes:
         name: unique in its computation.
-        opcode: as HLO names it: "fusion", "dot", "get-tuple-element".
-        sizes: bytes of the result's arrays: one for an array, several for a tuple.
+        opcode: HLO's name of the operation, such as "fusion", "dot", "get-tuple-element".
+        sizes: bytes of each array of the result, which has several if it is a tuple.
         operands: names of the operands, in order.
         calls: names of the computations that it calls.
-        op_name: `op_name` of its metadata; "" when it has none.
-        target: target of a custom call; "" otherwise.
-        index: which element a get-tuple-element takes, or the number of a parameter; 0 otherwise.
+        op_name: `op_name` of its metadata; "" if it has none.
+        target: target of a custom call; "" for other instructions.
+        index: element of a get-tuple-element, or number of a parameter; 0 for other instructions.
     """
 
     name: str
@@ -64,7 +64,7 @@ class HloInstruction:
 
 @dataclass(frozen=True)
 class Computation:
-    """The instructions of one computation, in the order of the text: the schedule, where the module is scheduled."""
+    """The instructions of one computation in the order of the text, which is the schedule if the module is scheduled."""
 
     name: str
     instructions: tuple[HloInstruction, ...]
@@ -81,7 +81,7 @@ class Computation:
 
     @cached_property
     def users(self) -> Mapping[str, tuple[HloInstruction, ...]]:
-        """The instructions that take an instruction's result, by its name."""
+        """The instructions that use the result of an instruction, by the name of that instruction."""
         found: dict[str, list[HloInstruction]] = {i.name: [] for i in self.instructions}
         for instruction in self.instructions:
             for operand in dict.fromkeys(instruction.operands):
@@ -92,7 +92,7 @@ class Computation:
 
 @dataclass(frozen=True)
 class Module:
-    """One HLO module: its computations by name, and which of them is the entry."""
+    """One HLO module: its computations by name, and the entry computation."""
 
     name: str
     computations: Mapping[str, Computation]
@@ -107,9 +107,9 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Read one module.
+    """Parse one module.
 
-    Raises InputError when the text is no HLO module, has no entry, or has an element type of unknown size.
+    Raises InputError when the text is not an HLO module, has no entry computation, or has an element type of unknown size.
     """
     lines = text.splitlines()
     title = lines[0].split(",")[0].split() if lines else []
@@ -128,7 +128,7 @@ def parse(text: str) -> Module:
             body.append(_instruction(line))
     if entry not in found:
         raise InputError(
-            f"HLO module {title[1]} has no complete ENTRY computation: the dump was cut off; write it anew"
+            f"HLO module {title[1]} has no complete ENTRY computation: the dump was cut off; write it again"
         )
     return Module(title[1], found, found[entry])
 
@@ -166,7 +166,7 @@ def _index(opcode: str, inside: str, rest: str) -> int:
 
 
 def _closing(line: str, start: int) -> int:
-    """Where the bracket closes that opens at `start`. Quoted text does not count."""
+    """Position of the bracket that closes the one at `start`. Brackets in quoted text do not count."""
     depth, quoted = 0, False
     for position in range(start, len(line)):
         character = line[position]
@@ -177,13 +177,11 @@ def _closing(line: str, start: int) -> int:
             if not depth:
                 return position
     raise InputError(
-        f"HLO line without its closing bracket: {line.strip()[:80]!r}; the dump was cut off; write it anew"
+        f"HLO line without its closing bracket: {line.strip()[:80]!r}; the dump was cut off; write it again"
     )
 
 
 def _size(dtype: str, dims: str) -> int:
     if dtype not in _BITS:
-        raise InputError(
-            f"HLO element type {dtype!r} is not known here; add its size to fluxrewrite/measure/oracle/hlo.py"
-        )
+        raise InputError(f"unknown HLO element type {dtype!r}; add its size to fluxrewrite/measure/oracle/hlo.py")
     return math.ceil(math.prod(int(d) for d in dims.split(",") if d) * _BITS[dtype] / 8)

@@ -1,4 +1,4 @@
-"""The kernels of an optimised HLO module, as groups of the traced graph's nodes."""
+"""The kernels of an optimised HLO module as groups of nodes of the traced graph."""
 
 from __future__ import annotations
 
@@ -33,22 +33,21 @@ _LIBRARY = frozenset({"dot", "convolution", "fft", "cholesky", "triangular-solve
 def fusion_of(module: Module, by: str, touched: bool = False) -> Fusion:
     """The kernels of the entry computation, in its order.
 
-    Kinds: "opaque" for custom calls of `TARGET`; "library" for dots, convolutions and other custom calls, also where
-    they head a fusion; "copy" for kernels that only move one tensor's values (copy, transpose, reshape, slice); "fused" for
-    all other code. Parameters, constants, tuples and bitcasts are no kernels. A `call` is the kernels of what it calls when
-    these are several, else one kernel.
+    Kinds: "opaque" for custom calls of `TARGET`; "library" for dots, convolutions and other custom calls, also inside a fusion;
+    "copy" for kernels that only move the values of one tensor (copy, transpose, reshape, slice); "fused" for all other code.
+    Parameters, constants, tuples and bitcasts are not kernels.
 
     Args:
-        module: an optimised module whose metadata name nodes as `node_of` reads them.
+        module: an optimised module whose metadata name nodes in the form that `node_of` reads.
         by: for `Fusion.by`.
-        touched: count of an operand that a kernel only slices no more than the slices; whole operands when False.
+        touched: if a kernel only slices an operand, count the slices and not the whole operand.
     """
     kernels = [i for i in module.entry.instructions if i.opcode not in _NO_KERNEL]
     return Fusion(by, tuple(_group(module, i, touched) for i in kernels))
 
 
 def node_of(op_name: str) -> str | None:
-    """The graph's node in an `op_name` "NODE.7/aten__add": its outermost scope without the counter; None without scope."""
+    """The node that an `op_name` such as "NODE.7/aten__add" names: its outermost scope without the counter, or None."""
     scope, slash, _ = op_name.partition("/")
     return scope.rpartition(".")[0] or scope if slash else None
 
@@ -70,7 +69,7 @@ def _group(module: Module, kernel: HloInstruction, touched: bool) -> Group:
 
 
 def _sliced(module: Module, kernel: HloInstruction, position: int) -> int | None:
-    """Bytes of the slices that a kernel takes of one operand; None when it uses it in any other way."""
+    """Bytes of the slices that a kernel takes of an operand; None if it uses the operand in any other way."""
     if kernel.opcode == "slice":
         return sum(kernel.sizes)
     if kernel.opcode not in ("fusion", "call"):
@@ -95,7 +94,7 @@ def _sliced_from(module: Module, body: Computation, source: HloInstruction) -> i
 
 
 def _buffers(entry: Computation, name: str) -> Iterator[tuple[tuple[str, int], int]]:
-    """The buffers behind an operand as ((instruction, element), bytes), through bitcasts and tuples."""
+    """The buffers of an operand as ((instruction, element), bytes); bitcasts and tuples are followed to their operands."""
     found = entry.by_name[name]
     if found.opcode in _VIEWS:
         yield from _buffers(entry, found.operands[0])
@@ -113,7 +112,7 @@ def _buffers(entry: Computation, name: str) -> Iterator[tuple[tuple[str, int], i
 
 
 def _body(module: Module, kernel: HloInstruction) -> list[HloInstruction]:
-    """What a fusion or call computes; the instruction itself for others (a reduction's `to_apply` is no body)."""
+    """The instructions in a fusion or call; for others the instruction itself (`to_apply` of a reduction does not count)."""
     if kernel.opcode in ("fusion", "call"):
         return [i for i in module.inside(kernel) if i.opcode not in ("fusion", "call")]
     return [kernel]
@@ -129,11 +128,11 @@ def _kind(module: Module, kernel: HloInstruction) -> Kind:
 
 
 def _nodes(module: Module, entry: Computation, kernel: HloInstruction) -> frozenset[str]:
-    """Nodes named by the kernel and by what it computes.
+    """The nodes that the metadata of a kernel and of its body name.
 
-    XLA keeps one constant or broadcast for all nodes that need it, under the name of the first: these name a kernel only when
-    nothing else does. Where a pass of XLA made an instruction without metadata (a step of a long reduction, say), its users
-    name it.
+    XLA shares one constant or broadcast between all nodes that need it, under the name of the first, so these instructions count
+    only if no other names a node. Instructions that a pass of XLA made without metadata, such as a step of a long reduction, are
+    named by their users.
     """
     parts = [i for i in (kernel, *_body(module, kernel)) if i.opcode not in _NO_KERNEL]
     for chosen in ([i for i in parts if i.opcode not in _SHARED], parts):

@@ -1,21 +1,19 @@
-"""What Inductor fuses for a Dynamo graph, asked of Inductor itself.
+"""What Inductor fuses of a Dynamo graph, read from Inductor's own schedule.
 
-The graph goes the whole way through AOTAutograd, decompositions, Inductor's passes, lowering and scheduling; only code
-generation is left out, so nothing is compiled by C++ and, with fake inputs, no tensor is allocated.
+The graph passes through all of AOTAutograd, decompositions, Inductor's passes, lowering and scheduling. Only code generation is
+left out, so no C++ is compiled and, with fake inputs, no tensor is allocated.
 
-- A group's nodes are the nodes of `gm` whose arithmetic its kernel runs, also those that it computes again for itself.
-  Nodes that only view (view, transpose, split, getitem, a reshape without a copy) compute nothing and stand in no group;
-  a reshape, contiguous or cat that moves data stands in the group that does it. Look through views to find the real
-  producer of an edge.
-- A node that Inductor drops (an identity, a cast to the same dtype, a value that it finds computed elsewhere) stands in
-  no group either.
-- A node computed from a float that is a symbol stands in no group: torch makes it anew, without its metadata.
-- A copy made only because a library call or one of our kernels wants another layout is a group of its own, of kind "copy"
-  and without nodes where it does nothing else.
-- A group is one node of the schedule: loops that pass values on without memory, apart from one number a row that a reduction
-  may keep there. (The C++ backend then puts several such groups that follow each other into one function.)
-- Reads and writes count each element of each buffer once, and of a buffer that is read in part only that part. What a
-  kernel makes and only itself uses is not counted.
+- The nodes of a group are the nodes of `gm` whose arithmetic its kernel runs, including those that other kernels compute too.
+  Views (view, transpose, split, getitem, a reshape without a copy) compute nothing and are in no group; a reshape, contiguous or
+  cat that moves data is in the group that moves it. To find the real producer of an edge, skip views.
+- A node that Inductor drops (an identity, a cast to the same dtype, a value that is computed elsewhere) is in no group.
+- A node computed from a symbolic float is in no group, because torch creates it again without its metadata.
+- A copy that only changes the layout for a library call or a kernel of this project is a group of its own, of kind "copy". It has
+  no nodes unless it does something else as well.
+- A group is one node of the schedule: loops that pass values to each other without memory, apart from one number per row that a
+  reduction may store. (The C++ backend then puts several consecutive groups into one function.)
+- Reads and writes count each element of a buffer once, and only the part of the buffer that is accessed. Buffers that only the
+  kernel itself uses do not count.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from torch.fx import Graph, GraphModule
 from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ...errors import InputError
+from ...errors import InputError, one_line
 from ...fusion import Fusion, Group
 from .inductor_kernels import groups
 from .inductor_lowering import MarkedLowering
@@ -44,21 +42,21 @@ from .node_names import Names
 
 __all__ = ["inductor_fusion"]
 
-_OLDEST = "2.13"  # Inductor's internals differ from version to version
+_OLDEST = "2.13"  # Inductor's internals change between versions
 
 
 def inductor_fusion(gm: GraphModule, example_inputs: Sequence[Any]) -> Fusion:
-    """Compile `gm` for inference on the CPU as far as Inductor's schedule, and read the kernels from it.
+    """Compile `gm` for inference on the CPU up to Inductor's schedule, and read the kernels from it.
 
-    What counts as a group, a node of it, and its bytes is said at the head of this module.
+    The docstring of this module defines groups, their nodes and their bytes.
 
     Args:
-        gm: a Dynamo graph, rewritten or not. It is left as it is.
-        example_inputs: a tensor for each placeholder, fake or real; sizes may be symbolic, then bytes are those of the hints.
+        gm: a Dynamo graph, rewritten or not. It is left unchanged.
+        example_inputs: a tensor for each placeholder, fake or real. For symbolic sizes, bytes are those of the hints.
 
     Raises:
-        InputError: an older torch, a number of inputs that does not fit, an input on another device, or a graph that
-            Inductor cannot compile.
+        InputError: an older torch, the wrong number of inputs, an input on another device, or a graph that Inductor cannot
+            compile.
     """
     _check(gm, example_inputs)
     scheduled: list[MarkedLowering] = []
@@ -73,11 +71,10 @@ def inductor_fusion(gm: GraphModule, example_inputs: Sequence[Any]) -> Fusion:
             compile_fx.compile_fx(names.named, list(example_inputs), inner_compile=cast(Any, inner))
         except TensorifyScalarRestartAnalysis as error:
             raise InputError(
-                "Inductor wants this graph traced again with its float sizes fixed; trace it with static sizes"
+                "Inductor needs this graph traced again with fixed float sizes; trace it with static sizes"
             ) from error
         except Exception as error:
-            line = (str(error).strip().splitlines() or ["no message"])[0]
-            raise InputError(f"Inductor cannot compile this graph: {type(error).__name__}: {line}") from error
+            raise InputError(f"Inductor cannot compile this graph: {one_line(error)}") from error
         found = [group for lowering in scheduled for group in _read(lowering, names)]
     return Fusion(f"inductor {torch.__version__.partition('+')[0]} cpu", tuple(found))
 
@@ -103,9 +100,9 @@ def _check(gm: GraphModule, example_inputs: Sequence[Any]) -> None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Under the lock that `torch.compile` takes, since tracing keeps a node's metadata in globals; without caches.
+    """Hold the lock of `torch.compile`, because tracing keeps metadata of nodes in globals, and disable caches.
 
-    Freezing and autotuning read or make real tensors, so they are off, as they are by default.
+    Freezing and autotuning use real tensors, so they are off, as they are by default.
     """
     settings = {
         "force_disable_caches": True,
@@ -120,7 +117,7 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def _before_passes(see: Callable[[Graph], None]) -> Iterator[None]:
-    """Show the decomposed graph to `see`, and then to passes of the user's own that Inductor would run there."""
+    """Call `see` with the decomposed graph, before any custom passes of the user that Inductor runs at this point."""
     from torch._inductor.custom_graph_pass import get_custom_graph_passes  # not in torch 2.9, which `_check` refuses
 
     with config.patch(joint_custom_pre_pass=[see, *get_custom_graph_passes(config.joint_custom_pre_pass)]):

@@ -1,4 +1,4 @@
-"""From Inductor's schedule to groups: what each kernel computes, and the bytes that it moves."""
+"""Groups from Inductor's schedule: what each kernel computes, and the bytes that it moves."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ __all__ = ["groups"]
 _TORCH_NAMESPACES = frozenset(
     {"aten", "prims", "prim", "inductor", "mkl", "mkldnn", "onednn", "quantized", "_quantized"}
 )
-"""Operations of these namespaces are torch's own kernels, whatever Inductor calls them through."""
+"""Operations in these namespaces are torch's own kernels, in whichever way Inductor calls them."""
 
 Names = Callable[[Node], frozenset[str]]
 Accesses = dict[str, list[Access]]
 
 
 def groups(lowering: MarkedLowering, names: Names) -> Iterator[Group]:
-    """The kernels of a schedule in execution order; `names` gives the traced nodes of a lowered node."""
+    """Yield the kernels of a schedule in execution order; `names` returns the traced nodes of a lowered node."""
     for kernel in lowering.scheduler.nodes:
         if isinstance(kernel, NopKernelSchedulerNode) or isinstance(kernel.node, ir.MultiOutput):
             continue  # an address, not a kernel
@@ -69,7 +69,7 @@ def _only_copies(operation: Any) -> bool:
 
 
 def _generated(lowering: MarkedLowering, kernel: BaseSchedulerNode) -> tuple[int, int]:
-    """Bytes that a generated kernel reads and writes, without the buffers that live in it alone."""
+    """Bytes that a generated kernel reads and writes, without buffers that only it uses."""
     parts = set(kernel.get_nodes())
     users = {b.get_name(): {u.node for u in b.users} for b in kernel.get_outputs()}
     reads: Accesses = defaultdict(list)
@@ -85,7 +85,7 @@ def _generated(lowering: MarkedLowering, kernel: BaseSchedulerNode) -> tuple[int
 
 
 def _access(lowering: MarkedLowering, dep: dependencies.Dep) -> Access:
-    """A dependency with sizes that are numbers; one that is gathered or not of loops reaches all of its buffer."""
+    """A dependency with concrete sizes. If its address depends on data or on more than the loops, it covers the whole buffer."""
     if not isinstance(dep, dependencies.MemoryDep):
         return Access(None)
     index = sympy.sympify(lowering.sizevars.replace_backed_symbols_with_hints(sympy.sympify(dep.index)))
@@ -95,7 +95,7 @@ def _access(lowering: MarkedLowering, dep: dependencies.Dep) -> Access:
 
 
 def _called(lowering: MarkedLowering, kernel: BaseSchedulerNode) -> tuple[int, int]:
-    """Bytes of the operands of a called kernel, and of its results: of several results, those that somebody uses."""
+    """Bytes of the operands of a called kernel, and of its results; of several results, only those that are used."""
     operation: Any = kernel.node
     reads: Accesses = defaultdict(list)
     for value in tree_leaves(list(operation.inputs)):
@@ -131,7 +131,7 @@ def _layout_bytes(lowering: MarkedLowering, layout: ir.Layout) -> int:
 
 
 def _bytes(lowering: MarkedLowering, accesses: Accesses) -> int:
-    """Bytes of what is touched, each element once."""
+    """Bytes of the elements accessed, each counted once."""
     total = 0
     for name, found in accesses.items():
         layout = lowering.get_buffer(name).get_layout()

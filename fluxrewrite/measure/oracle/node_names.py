@@ -1,4 +1,4 @@
-"""Which nodes of a traced graph a node of Inductor's graph stands for."""
+"""Which nodes of a traced graph a node of Inductor's graph computes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Targets = dict[str, set[Any]]
 
 
 class Names:
-    """The names of the nodes of one traced graph, followed through Inductor.
+    """The names of the nodes of a traced graph, tracked through Inductor.
 
-    They travel as metadata, which decompositions and passes hand on. (`from_node` would not do: in a rewritten graph it leads
-    back to the graph before.) Where a pass replaces several nodes by one, only the last one's name arrives, or none; then the
-    nodes that vanished on the way there are taken to be computed by the one that came in.
+    Names travel as metadata, which decompositions and passes copy. (`from_node` does not work: in a rewritten graph it points to
+    the graph before the rewrite.) If a pass replaces several nodes by one, only the name of the last one arrives, or none. The
+    nodes that disappeared on the way are then taken to be computed by the new node.
 
     Attributes:
         named: a copy of the graph whose nodes carry their names.
@@ -33,16 +33,16 @@ class Names:
         self._after: Graph | None = None
 
     def see_before(self, graph: Graph) -> None:
-        """Take note of the decomposed graph, before Inductor's passes."""
+        """Record the decomposed graph, before Inductor's passes."""
         self._before = _targets(graph)
 
     def see_after(self, graph: Graph) -> None:
-        """Take note of the graph that is lowered."""
+        """Record the graph that is lowered."""
         self._after = graph
 
     def of(self, node: Node) -> frozenset[str]:
         """The traced nodes that a node of the lowered graph computes."""
-        own = _handed_on(node)
+        own = _carried_names(node)
         kept = {n for n in own if node.target in self._before.get(n, ())}
         return own.union(*(self._absorbed(n) for n in own - kept))
 
@@ -52,7 +52,7 @@ class Names:
         return frozenset(n.meta["custom"][_KEY] for n in nodes if _KEY in n.meta.get("custom", {}))
 
     def _absorbed(self, name: str) -> set[str]:
-        """The nodes above `name` that vanished, as far as nothing that is left stands between; views are passed over."""
+        """The nodes above `name` that disappeared, up to the nearest nodes that are left; views are skipped."""
         found: set[str] = set()
         pending = list(self._traced[name].all_input_nodes)
         seen: set[Node] = set()
@@ -84,13 +84,13 @@ def _targets(graph: Graph) -> Targets:
     found: Targets = defaultdict(set)
     for node in graph.nodes:
         if node.op == "call_function":
-            for name in _handed_on(node):
+            for name in _carried_names(node):
                 found[name].add(node.target)
     return found
 
 
-def _handed_on(node: Node) -> frozenset[str]:
-    """The name that a node carries; one that came in without is named after those that it was put in front of."""
+def _carried_names(node: Node) -> frozenset[str]:
+    """The name that a node carries. A node that a pass inserted without a name has those of its nearest named users."""
     pending, seen, found = [node], set[Node](), set[str]()
     while pending:
         current = pending.pop()

@@ -1,4 +1,4 @@
-"""How many elements of a buffer a kernel touches, counted once each, from the index expressions of its loads."""
+"""The number of distinct elements of a buffer that a kernel accesses, from the index expressions of its loads and stores."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Access:
-    """One load or store in a nest of loops: `index` over `variables`, each from 0 to below its size.
+    """A load or store in a nest of loops: `index` over `variables`, each of which runs from 0 to its size - 1.
 
-    `index` None means that the address depends on data or on more than the loops: all of the buffer.
+    If `index` is None, the address depends on data or on more than the loops, and the access covers the whole buffer.
     """
 
     index: sympy.Expr | None
@@ -34,7 +34,7 @@ class Access:
 
 
 def touched(size: int, accesses: Iterable[Access]) -> int:
-    """Number of distinct elements that `accesses` reach in a buffer of `size` elements; addresses outside do not count."""
+    """Number of distinct elements of a buffer of `size` elements that `accesses` cover; addresses outside it do not count."""
     pending = tuple(accesses)
     if size == 0 or not pending:
         return 0
@@ -70,6 +70,6 @@ def _mark(seen: np.ndarray[Any, np.dtype[np.bool_]], access: Access) -> None:
 
 
 def _inside(size: int, numbers: Sequence[sympy.Expr], sizes: Sequence[int]) -> bool:
-    """Whether a linear index with these non-negative numbers (offset, then a step for each variable) stays in the buffer."""
+    """Whether a linear index (offset, then a step for each variable) has no negative number and stays in the buffer."""
     last = numbers[0] + sum(step * (n - 1) for step, n in zip(numbers[1:], sizes, strict=True))
     return bool(min(numbers) >= 0 and last < size)

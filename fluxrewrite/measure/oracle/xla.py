@@ -1,4 +1,7 @@
-"""What XLA fuses of a model, asked in a Python environment of its own that has torch-xla."""
+"""What XLA fuses of a model, determined in a separate Python environment that has torch-xla.
+
+It is separate because torch-xla needs a torch of its own version.
+"""
 
 from __future__ import annotations
 
@@ -27,33 +30,34 @@ def xla_fusion(
     model: str,
     shapes: Shapes,
     kernels: str | None = None,
+    *,
     dtype: torch.dtype = torch.float32,
     timeout_s: float = 900,
     dump: Path | None = None,
     touched: bool = False,
 ) -> Fusion:
-    """Trace `model` there, replace the sites of `kernels` by custom calls, and read XLA's kernels for CPU.
+    """Trace a model in another environment, replace sites by custom calls, and read XLA's kernels for the CPU.
 
     Args:
-        python: interpreter of an environment with fluxrewrite, torch-xla and what the model needs.
-        model: as `fluxrewrite.models.find_model` takes it. No memory is taken for its parameters.
+        python: interpreter of an environment with fluxrewrite, torch-xla and the packages that the model needs.
+        model: as `fluxrewrite.models.find_model` takes it. No memory is allocated for its parameters.
         shapes: sizes of the inputs.
-        kernels: kinds of site to replace, comma-separated; none when None.
-        dtype: of parameters and inputs.
-        timeout_s: seconds after which it is ended.
+        kernels: kinds of site to replace, comma-separated; None for none.
+        dtype: dtype of parameters and inputs.
+        timeout_s: seconds after which the process is killed.
         dump: folder for XLA's dump; a temporary one when None.
-        touched: as `fluxrewrite.measure.oracle.hlo_kernels.fusion_of` takes it.
+        touched: as for `fluxrewrite.measure.oracle.hlo_kernels.fusion_of`.
 
     Raises:
-        InputError: no such interpreter, no torch-xla there, bad input, or no answer in time.
+        InputError: the interpreter does not exist, has no torch-xla, refuses the input, or does not finish in time.
     """
     if not python.is_file():
         raise InputError(f"{python}: no such Python interpreter; {_REMEDY}")
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
         name = str(dtype).removeprefix("torch.")
-        question = {"model": model, "shapes": asdict(shapes), "kernels": kernels, "dtype": name, "touched": touched}
-        request.write_text(json.dumps(question))
+        content = {"model": model, "shapes": asdict(shapes), "kernels": kernels, "dtype": name, "touched": touched}
+        request.write_text(json.dumps(content))
         variables = {**os.environ, **environment(dump or Path(folder) / "hlo")}
         command = [str(python), "-m", "fluxrewrite.measure.oracle.xla_worker", str(request), str(answer)]
         _run(command, variables, timeout_s)
@@ -61,14 +65,14 @@ def xla_fusion(
 
 
 def _run(command: list[str], variables: dict[str, str], timeout_s: float) -> None:
-    """Run the worker. Its last line on stderr becomes the error."""
+    """Run the worker. If it fails, the error has its last line on stderr."""
     try:
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout_s)
     except OSError as error:
         raise InputError(f"{command[0]} cannot be started ({error}); {_REMEDY}") from error
     except subprocess.TimeoutExpired as error:
         raise InputError(
-            f"XLA gave no answer within {timeout_s:g} s; take fewer blocks or a longer timeout_s"
+            f"XLA did not finish within {timeout_s:g} s; use fewer blocks or a longer timeout_s"
         ) from error
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]

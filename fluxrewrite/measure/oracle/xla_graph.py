@@ -1,6 +1,6 @@
-"""XLA's answer for one graph, inside a process that has torch-xla: trace it lazily, compile it, read the optimised HLO.
+"""What XLA fuses of one graph, inside a process that has torch-xla: trace it lazily, compile it, read the optimised HLO.
 
-The process must have been started with `environment(dump)`: XLA reads its flags once.
+The process has to be started with `environment(dump)`, since XLA reads its flags only once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-from ...errors import InputError
+from ...errors import InputError, one_line
 from ...fusion.groups import Fusion
 from ...graph.fake_values import value_of
 from ...graph.view import GraphView
@@ -30,13 +30,13 @@ _AFTER = "*after_optimizations.txt"
 
 
 def environment(dump: Path) -> dict[str, str]:
-    """Variables that a process needs from its start.
+    """Environment variables that a process needs from its start.
 
-    XLA then runs on CPU, names the graph's nodes in its HLO, writes it to `dump`, and compiles a graph anew each time (it
-    writes nothing for one that it finds in its cache).
+    With them XLA runs on the CPU, puts the names of the graph's nodes into its HLO, writes it to `dump`, and compiles a graph every
+    time, since it writes nothing for a graph in its cache.
     """
-    # XLA refuses a custom call without code after its optimisations. The kernels of its fusion emitters are then still being
-    # compiled by other threads, and the process dies of freed memory; without these emitters it raises. The HLO is the same.
+    # XLA refuses a custom call that has no implementation, but only after its optimisations. Other threads are then still compiling
+    # the kernels of its fusion emitters and crash on freed memory. Without these emitters it raises an error; the HLO is the same.
     emitters = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text {emitters}"
     return {
@@ -52,12 +52,12 @@ def xla_fusion_of(gm: GraphModule, opaque: Collection[Any] | None = None, touche
     """What XLA fuses of a graph traced by Dynamo.
 
     Args:
-        gm: its placeholders carry fake values. It is only compiled: no memory is taken for parameters, nothing is computed.
+        gm: a graph whose placeholders carry fake values. It is only compiled: no parameter is allocated, nothing is computed.
         opaque: custom ops that become custom calls; when None, the kernel calls of the graph do.
-        touched: as `fusion_of` takes it.
+        touched: as for `fusion_of`.
 
     Raises:
-        InputError: no torch-xla, a process without `environment`, or a graph that XLA cannot run.
+        InputError: torch-xla is missing, the process was started without `environment`, or XLA cannot trace the graph.
     """
     text = optimised_hlo(gm, opaque)
     import torch_xla
@@ -66,7 +66,7 @@ def xla_fusion_of(gm: GraphModule, opaque: Collection[Any] | None = None, touche
 
 
 def dump_folder() -> Path:
-    """Where XLA writes its HLO in this process. Raises InputError without torch-xla or `environment`."""
+    """The folder that XLA writes its HLO to in this process. Raises InputError without torch-xla or `environment`."""
     try:
         import torch_xla  # noqa: F401
     except ImportError as error:
@@ -84,7 +84,7 @@ def optimised_hlo(gm: GraphModule, opaque: Collection[Any] | None = None) -> str
     dump = dump_folder()
     import torch_xla
 
-    # Numbers as constants of the program, as a compiler sees them; by default each is an input of its own.
+    # Make numbers constants of the program, as other compilers see them; by default each is an input of its own.
     torch_xla._XLAC._set_xla_all_numbers_special_scalars(True)
     device = torch_xla.device()
     calls = custom_calls(gm, opaque)
@@ -110,16 +110,14 @@ def custom_calls(gm: GraphModule, opaque: Collection[Any] | None = None) -> froz
 
 
 def _compile(tensors: list[torch.Tensor]) -> str:
-    """Compile what the tensors wait for. Why XLA then refused to run it, or ""."""
+    """Compile the pending computation of the tensors. Returns why XLA refused to run it, or ""."""
     import torch_xla
 
     try:
         torch_xla._XLAC._xla_warm_up_cache(tensors, [])
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # no code stands behind a custom call: compiled and dumped, then refused
-        return str(error).splitlines()[0]
+    except (RuntimeError, ValueError) as error:
+        # Custom calls have no implementation here. XLA compiles and dumps the graph all the same, and refuses it afterwards.
+        return one_line(error, named=False)
     return ""
 
 
@@ -135,7 +133,7 @@ def _on_device(node: Node, device: torch.device) -> Any:
 
 
 class _OnXla(Interpreter):
-    """Runs a graph node by node; what a node makes carries its name, and `calls` become custom calls."""
+    """Runs a graph node by node. What a node creates carries its name, and `calls` become custom calls."""
 
     def __init__(self, gm: GraphModule, device: torch.device, calls: Collection[Node]) -> None:
         super().__init__(gm)
@@ -153,7 +151,7 @@ class _OnXla(Interpreter):
             del scope
 
     def fetch_args_kwargs_from_env(self, n: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of a node; devices in them, and constants of the graph, are moved to XLA's."""
+        """Arguments of a node, with devices and constants of the graph replaced by XLA's."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         args, kwargs = torch.utils._pytree.tree_map(self._moved, (args, kwargs))
         return args, kwargs

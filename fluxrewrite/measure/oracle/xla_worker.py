@@ -1,4 +1,4 @@
-"""Run inside the torch-xla environment by `fluxrewrite.measure.oracle.xla`: trace a model, ask XLA, write JSON."""
+"""The process that `fluxrewrite.measure.oracle.xla` runs in the torch-xla environment: trace, compile with XLA, write JSON."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["main", "traced"]
 
 
 def traced(model: str, shapes: Shapes, kernels: str | None, dtype: torch.dtype) -> GraphModule:
-    """The one graph of a model, with the sites of `kernels` replaced by calls; none of them when None.
+    """The single graph of a model, with the sites of `kernels` replaced by kernel calls; None replaces none.
 
     Raises InputError when the model cannot be traced as one graph.
     """
     captured = capture_spec(find_model(model), shapes, dtype)
     if len(captured.graphs) != 1:
         where = "".join(f"; graph break at {b.location}: {b.reason}" for b in captured.breaks[:1])
-        raise InputError(f"{model}: {len(captured.graphs)} graphs, the oracle takes one{where}")
+        raise InputError(f"{model}: {len(captured.graphs)} graphs, but the oracle needs a single one{where}")
     if kernels is None:
         return captured.graphs[0]
     gm = captured.graphs[0]
@@ -38,7 +38,7 @@ def traced(model: str, shapes: Shapes, kernels: str | None, dtype: torch.dtype) 
 
 
 def main(request: Path, answer: Path) -> int:
-    """Answer the JSON of `.xla` with the JSON of a `Fusion`. 0, or 2 for bad input with one line on stderr."""
+    """Read the request of `.xla` and write a `Fusion` as JSON. Returns 0, or 2 for bad input with one line on stderr."""
     try:
         dump_folder()
         given: dict[str, Any] = json.loads(request.read_text())

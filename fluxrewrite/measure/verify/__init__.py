@@ -1,4 +1,4 @@
-"""A model with its kernels against the model without: every site by itself, and a denoising loop from end to end."""
+"""Compare a model with and without its kernels: every site by itself, and a denoising loop from end to end."""
 
 from .records import Verification
 from .run import Progress, VerifyOptions, judge, verify

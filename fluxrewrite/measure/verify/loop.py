@@ -1,4 +1,4 @@
-"""Two runs of a denoising loop step by step: what the experiments looked at."""
+"""Compare two runs of a denoising loop step by step, as the published experiments did."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
-from ...errors import InputError, RankError, RewriteError
+from ...errors import InputError, RankError, RewriteError, one_line
 from ...models.workload import Call, Workload
 from ...parallel import degree, of_transport
 from .records import LoopResult, StepResult
 from .tensor_error import difference, moments
 
-__all__ = ["chain_of", "compared", "one_line", "origin", "run_loop"]
+__all__ = ["chain_of", "compared", "origin", "run_loop"]
 
 Done = Callable[[StepResult], None]
 
 
 def run_loop(workload: Workload, call: Call, steps: int, least: float, done: Done = lambda _: None) -> LoopResult:
-    """Run the loop with the model and with `call` in its place, side by side: each goes on from its own latents.
+    """Run the loop with the original and the rewritten model in step; each continues from its own latents.
+
+    Errors therefore accumulate as they would in a real run. An error of `call` ends the loop, and its note says so.
 
     Args:
         workload: the model and its inputs.
         call: the rewritten model.
-        steps: of the loop, 1 or more.
-        least: least cosine of the latents after each step.
-        done: told of each step.
+        steps: number of steps, 1 or more.
+        least: smallest allowed cosine between the latents after each step.
+        done: called with the result of each step.
 
     Raises:
-        InputError: the model itself fails. A failure of `call` ends the loop, and its note says so.
-        RewriteError: `call` fails on one of several ranks, where the others are inside it and cannot go on; or torch's own error
-            that another rank has ended.
+        InputError: the original model fails.
+        RewriteError: `call` fails on one of several ranks: the others are blocked inside it, so the loop cannot end normally.
+        Exception: torch's own error that another rank has ended.
     """
     found: list[StepResult] = []
     original = _model_steps(workload, steps)
@@ -58,14 +60,14 @@ def _model_steps(workload: Workload, steps: int) -> Iterator[Tensor]:
 
 
 def _raise_if_lost(error: Exception) -> None:
-    """Raise what says that another rank ended or does not answer, if that is behind an error."""
+    """Raise the error that another rank ended or does not answer, if that is the cause of this one."""
     lost = next((e for e in chain_of(error) if isinstance(e, RankError) or of_transport(e)), None)
     if lost is not None:
         raise lost
 
 
 def compared(original: Iterable[Tensor], rewritten: Iterable[Tensor], least: float) -> Iterator[StepResult]:
-    """The latents of two loops after each step, compared. Ends where either does; `least` is the least cosine."""
+    """Compare the latents of two loops after each step, until either ends; `least` is the smallest allowed cosine."""
     for number, (expected, got) in enumerate(zip(original, rewritten, strict=False), 1):
         apart = difference(got, expected)
         figures = (None,) * 3 if apart.note else (apart.max_abs, apart.relative, apart.cosine)
@@ -82,7 +84,7 @@ def compared(original: Iterable[Tensor], rewritten: Iterable[Tensor], least: flo
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """An error and those behind it, down to the one that was raised first: Dynamo wraps a backend's, and not as the cause."""
+    """An error and its causes, down to the first. Dynamo wraps a backend's error without setting it as the cause."""
     found: BaseException | None = error
     while found is not None:
         yield found
@@ -93,9 +95,3 @@ def origin(error: BaseException) -> BaseException:
     """The error that was raised first."""
     *_, first = chain_of(error)
     return first
-
-
-def one_line(error: BaseException) -> str:
-    """An error with its class; only the first line of what it says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

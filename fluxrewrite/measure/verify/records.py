@@ -1,4 +1,4 @@
-"""What was verified, as data: the JSON of `fluxrewrite verify MODEL`."""
+"""The result of a verification as data: the JSON of `fluxrewrite verify MODEL`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SCHEMA: Literal["fluxrewrite.verify/1"] = "fluxrewrite.verify/1"
 class Setting(DataRecord):
     """What was verified, and how.
 
-    `kernels`, `policy`, `provider`, `execution` and `inner` are as `fluxrewrite.backend` takes them; sizes are those of the
-    inputs, None for a model that has its own; `tp` is the number of ranks; `seed` is of weights, inputs and noise.
+    `kernels`, `policy`, `provider`, `execution` and `inner` are as `fluxrewrite.backend` takes them. Sizes are those of the
+    inputs, None for a model that brings its own. `tp` is the number of ranks. `seed` is that of weights, inputs and noise.
     """
 
     model: str
@@ -37,12 +37,12 @@ class Setting(DataRecord):
 
 
 class SiteResult(DataRecord):
-    """One rewritten site: its original operations against what takes their place, on the same operands.
+    """One rewritten site: its original operations compared with their replacement, on the same operands.
 
-    `node` is the first node of the graph that it replaces. `max_abs` is the greatest absolute error of all its results,
-    `relative` the greatest error over the largest absolute value expected of that result, `norm` the greatest norm of the error
-    over the norm expected, `cosine` the least. All are None where there is none to tell, as `note` says then. `rank` is the one
-    where the site is worst, None for one process; shapes and figures are those of its local shards.
+    `node` is the first node of the graph that the site replaces. Of all results of the site, `max_abs` is the largest absolute
+    error, `relative` the largest error over the largest absolute value expected of its result, `norm` the largest norm of the
+    error over the expected norm, and `cosine` the smallest. If there are no figures, all are None and `note` says why. `rank` is
+    the rank where the site is worst, None for a single process; shapes and figures are those of its local shards.
     """
 
     graph: int
@@ -65,19 +65,19 @@ class SiteResult(DataRecord):
 
     @property
     def name(self) -> str:
-        """As "qkv:triple at transformer_blocks.0.attn (query_3)", the node that the first result replaces."""
+        """A name such as "qkv:triple at transformer_blocks.0.attn (query_3)", with the node that the first result replaces."""
         place = f"{self.kind}:{self.form} at {self.path or 'the model'} ({self.node})"
         return place if self.rank is None else f"{place} on rank {self.rank}"
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def passed(self) -> bool:
-        """Whether there are figures, and all within the limits."""
+        """Whether there are figures and all are within their limits."""
         return self.excess <= 1
 
     @property
     def excess(self) -> float:
-        """The largest of its figures (1 - cosine for the cosine) over their limits; inf without figures. Above 1 it fails."""
+        """The largest ratio of a figure (1 - cosine for the cosine) to its limit; inf without figures. Above 1 the site fails."""
         if self.relative is None or self.norm is None or self.cosine is None:
             return float("inf")
         errors = _share(self.relative, self.tolerance), _share(self.norm, self.norm_tolerance)
@@ -89,7 +89,7 @@ def _share(value: float, limit: float) -> float:
 
 
 class Moments(DataRecord):
-    """Range, mean and standard deviation of a tensor; None where a value is NaN or inf."""
+    """Range, mean and standard deviation of a tensor; None if a value is NaN or inf."""
 
     min: float | None
     max: float | None
@@ -98,7 +98,7 @@ class Moments(DataRecord):
 
 
 class StepResult(DataRecord):
-    """The latents after a step of both loops (of a model that does not denoise: its first result)."""
+    """The latents of both loops after a step; for a model that does not denoise, its first result."""
 
     step: int
     original: Moments
@@ -117,7 +117,7 @@ class StepResult(DataRecord):
 
 
 class LoopResult(DataRecord):
-    """The steps that ran; `note` says why not all did, or what else is wrong with the loop as a whole."""
+    """The steps that ran; `note` says why some did not, or what is wrong with the loop as a whole."""
 
     steps: tuple[StepResult, ...]
     note: str = ""
@@ -130,7 +130,7 @@ class LoopResult(DataRecord):
 
 
 class Verification(DataRecord):
-    """All that was found."""
+    """The whole result."""
 
     schema_: Literal["fluxrewrite.verify/1"] = Field(default=SCHEMA, alias="schema")
     setting: Setting

@@ -1,4 +1,4 @@
-"""The whole verification of one model: its sites on captured activations, then the denoising loop."""
+"""The verification of one model: its sites on captured activations, then the denoising loop."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from torch.fx import GraphModule
 
 from ... import parallel
 from ...analysis import analyse
-from ...cost import Case
 from ...dynamo.backend import Backend, backend
 from ...dynamo.failures import Failures
-from ...errors import CheckFailed, FluxrewriteError, InputError
+from ...errors import CheckFailed, FluxrewriteError, InputError, one_line
 from ...graph.localize import LocalGraph, localise
 from ...models.capture import fresh_entry, own_cache_entries
 from ...models.registry import Shapes
@@ -27,7 +26,7 @@ from ...models.workload import Workload
 from ...rewrite.joined_weights import owned
 from ...rewrite.plan import Plan, Policy
 from ..rendezvous import RankGroup
-from .loop import chain_of, one_line, origin, run_loop
+from .loop import chain_of, origin, run_loop
 from .ranks import of_all_ranks
 from .records import LoopResult, Setting, SiteResult, StepResult, Verification
 from .sites import Checking, checks_of
@@ -38,16 +37,16 @@ __all__ = ["Progress", "VerifyOptions", "judge", "verify"]
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What is verified.
+    """What is verified, and how.
 
     Attributes:
-        kernels, policy, provider, execution, evidence: as `fluxrewrite.backend` takes them; not the policy "measure".
-        device: profile that the policy "auto" predicts with.
-        inner: what compiles the rewritten model for the loop.
-        steps: of the denoising loop.
-        tolerance: greatest error of a site relative to the largest expected value; by default as `TOLERANCES` says.
+        kernels, policy, provider, execution, evidence: as `fluxrewrite.backend` takes them, except for the policy "measure".
+        device: device profile that the policy "auto" predicts with.
+        inner: backend that compiles the rewritten model for the loop.
+        steps: number of steps in the denoising loop.
+        tolerance: largest error of a site relative to the largest expected value; `TOLERANCES` has the defaults.
 
-    Raises InputError for steps below 1, a tolerance below 0, and the policy "measure".
+    Raises InputError for fewer than 1 step, a negative tolerance, and the policy "measure".
     """
 
     kernels: str | Iterable[str] | None = None
@@ -67,11 +66,11 @@ class VerifyOptions:
             raise InputError(f"--tolerance {self.tolerance:g}: must be 0 or more")
         if self.policy == "measure":
             raise InputError(
-                "policy 'measure' may choose otherwise each time; verify 'all', which has its sites, or 'auto'"
+                "policy 'measure' may choose differently each time; verify 'all', which includes its sites, or 'auto'"
             )
 
     def backend(self) -> Backend:
-        """The backend that is verified. Raises InputError as `fluxrewrite.backend` does."""
+        """The backend to verify. Raises InputError as `fluxrewrite.backend` does."""
         made = backend(
             self.inner,
             self.kernels,
@@ -81,15 +80,20 @@ class VerifyOptions:
             execution=self.execution,
             device=self.device if self.policy == "auto" else None,
             evidence=self.evidence,
-            proof="structural",  # every site is run here, on the values that the model has
+            proof="structural",  # a proof on random inputs adds nothing: every site runs here on the model's own values
         )
-        made.failures = Failures()  # a kernel that failed elsewhere in this process is verified all the same
+        made.failures = Failures()  # so that a kernel that failed elsewhere in this process is not left out
         return made
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Told how far the work is: `found` of the number of sites, when a graph has been planned; `site` and `step` of each."""
+    """Callbacks for progress.
+
+    Attributes:
+        found: called with the number of sites of a graph once it is planned.
+        site, step: called with the result of each site and of each step.
+    """
 
     found: Callable[[int], None] = lambda _: None
     site: Callable[[SiteResult], None] = lambda _: None
@@ -100,36 +104,32 @@ def verify(
     workload: Workload,
     options: VerifyOptions = VerifyOptions(),
     shapes: Shapes | None = None,
+    *,
     seed: int = 0,
     progress: Progress = Progress(),
     rank_group: RankGroup | None = None,
 ) -> Verification:
-    """Verify what fluxrewrite makes of a model, with its weights and inputs.
+    """Compare a model, with its weights and inputs, with what fluxrewrite makes of it.
 
-    First the original graph runs once, and each site's replacement on the operands that it has there. Then the denoising loop
-    runs with the model and with the compiled rewritten one. Several ranks do this together, each with its part of the model.
+    First the original graph runs once, and each site's replacement runs on the operands that it has there. Then the denoising loop
+    runs with the original and with the compiled rewritten model. On several ranks, each has its part of the model.
 
     Args:
         workload: the model and its inputs, as `fluxrewrite.models.workload.realise` makes them.
         options: what to verify.
-        shapes, seed: that the workload was made with, for the record.
-        progress: told how far the work is.
-        rank_group: the ranks that the model is divided among; None: this process alone. What is found is the same on all of them.
+        shapes, seed: what the workload was made with, for the record.
+        progress: called as the work proceeds.
+        rank_group: the ranks that the model is divided among, which all return the same; None for a single process.
 
     Raises:
-        InputError: unknown names in `options`, a model that fails by itself, or one in which nothing is rewritten.
-        RankError: another rank ended or does not answer; or torch's own error that says so.
-        RewriteError: on several ranks, the rewritten model fails, or they plan differently.
+        InputError: unknown names in `options`, a model that itself fails, or one in which nothing is rewritten.
+        RankError: another rank ended or does not answer; torch may raise an error of its own for this.
+        RewriteError: on several ranks, the rewritten model fails, or the ranks plan differently.
     """
     start = time.perf_counter()
     rewriter = options.backend()
     sites = _sites(workload, rewriter, options, progress)
-    if not sites:
-        words = ",".join(rewriter.selection.names())
-        raise InputError(
-            f"{workload.name}: nothing was rewritten with kernels {words}, policy {options.policy!r}, provider "
-            f"{options.provider!r}; fluxrewrite inspect {workload.name} says why"
-        )
+    _require_sites(sites, workload, rewriter, options)
     loop = _loop(workload, rewriter, options, progress, sites)
     if rank_group is not None:
         sites, loop = of_all_ranks(rank_group, sites, loop)
@@ -141,8 +141,18 @@ def verify(
     )
 
 
+def _require_sites(sites: Sequence[SiteResult], workload: Workload, rewriter: Backend, options: VerifyOptions) -> None:
+    """Raise InputError when there are no sites: a model without rewrites would pass every comparison."""
+    if not sites:
+        words = ",".join(rewriter.settings.selection.names())
+        raise InputError(
+            f"{workload.name}: nothing was rewritten with kernels {words}, policy {options.policy!r}, provider "
+            f"{options.provider!r}; fluxrewrite inspect {workload.name} says why"
+        )
+
+
 def _sites(workload: Workload, rewriter: Backend, options: VerifyOptions, progress: Progress) -> list[SiteResult]:
-    """What the first step says of every site that the backend rewrites."""
+    """The result of every site that the backend rewrites, from the first step."""
     found: list[SiteResult] = []
 
     def done(result: SiteResult) -> None:
@@ -166,12 +176,12 @@ def _sites(workload: Workload, rewriter: Backend, options: VerifyOptions, progre
             for _ in workload.steps(1, lambda **inputs: compiled(inputs)):
                 pass
     except Exception as error:
-        raise _told(workload, error) from error
+        raise _cause(workload, error) from error
     return found
 
 
 def _agreed(gm: GraphModule, local: LocalGraph, inputs: list[Any], rewriter: Backend) -> Plan:
-    """The plan for the graph of one rank, the same on all: otherwise some would wait for what others never compute."""
+    """The plan for the graph of one rank. If ranks plan differently all raise; some would wait for what others never compute."""
     found: Plan | Exception
     try:
         found = _plan(local.gm, local.inputs(inputs), rewriter)
@@ -186,15 +196,14 @@ def _agreed(gm: GraphModule, local: LocalGraph, inputs: list[Any], rewriter: Bac
 
 
 def _plan(gm: GraphModule, inputs: list[Any], rewriter: Backend) -> Plan:
-    """What the backend plans for this graph."""
-    target = rewriter.target
-    case = None if target is None else Case(device=target.device.name, regime=target.regime)  # type: ignore[arg-type]
-    analysed, _ = analyse(gm, rewriter.selection, rewriter.policy, target, case, joinable=owned(gm, inputs))
+    """The backend's plan for this graph."""
+    settings = rewriter.settings
+    analysed, _ = analyse(gm, settings.selection, settings.policy, settings.target, joinable=owned(gm, inputs))
     return analysed.plan
 
 
-def _told(workload: Workload, error: Exception) -> BaseException:
-    """What stopped the first step: an error that fluxrewrite raised on purpose, the end of another rank, or the model's own."""
+def _cause(workload: Workload, error: Exception) -> BaseException:
+    """What stopped the first step: an error of fluxrewrite, the end of another rank, or an error of the model itself."""
     known = (e for e in chain_of(error) if isinstance(e, FluxrewriteError) or parallel.of_transport(e))
     found = next(known, None)
     return found or InputError(f"{workload.name}: the first step fails: {one_line(origin(error))}")
@@ -203,7 +212,7 @@ def _told(workload: Workload, error: Exception) -> BaseException:
 def _loop(
     workload: Workload, rewriter: Backend, options: VerifyOptions, progress: Progress, sites: Sequence[SiteResult]
 ) -> LoopResult:
-    """The denoising loop; it must have run the rewrites that were checked, and no others."""
+    """Run the denoising loop, and note it if its rewrites are not those that were checked."""
     least = least_cosine(options.tolerance or 0.0)
     with own_cache_entries():
         compiled = torch.compile(fresh_entry(workload.model), backend=rewriter, dynamic=False)
@@ -213,7 +222,9 @@ def _loop(
     if loop.note or taken == checked:
         return loop
     (kind, form, path, _), *_ = (taken - checked) + (checked - taken)
-    note = f"it rewrote {taken.total()} sites, {checked.total()} were checked; they differ in {kind}:{form} at {path}"
+    note = (
+        f"it rewrote {taken.total()} sites but {checked.total()} were checked; they differ in {kind}:{form} at {path}"
+    )
     return loop.model_copy(update={"note": note})
 
 
@@ -229,7 +240,7 @@ def _setting(
         batch=generated.batch if generated else None,
         image_tokens=generated.image_tokens if generated else None,
         text_tokens=generated.text_tokens if generated else None,
-        kernels=rewriter.selection.names(),
+        kernels=rewriter.settings.selection.names(),
         policy=policy,
         provider=options.provider,
         execution=options.execution,
@@ -246,7 +257,7 @@ def _setting(
 
 
 def judge(found: Verification) -> None:
-    """Raise CheckFailed where something is past its limit: a line on the sites with the worst of them, one on the loop."""
+    """Raise CheckFailed if a limit is exceeded: a line on the sites with the worst of them, and one on the loop."""
     lines = []
     failed = [s for s in found.sites if not s.passed]
     if failed:

@@ -1,4 +1,7 @@
-"""Each rewritten site by itself: the original graph runs, and what replaces a site runs on the same operands beside it."""
+"""Check each rewritten site by itself: the original graph runs, and each replacement runs on the operands that it has there.
+
+So every site is judged on exact operands, and the error of one does not show up in those after it.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +29,18 @@ __all__ = ["Check", "Checking", "checks_of"]
 
 @dataclass
 class Check:
-    """A site of a plan, and what takes its place as a module of its own.
+    """A site of a plan, and its replacement as a module of its own.
 
     Attributes:
-        site: in the original graph.
-        part: takes the values of the original graph that its operands name. None where the site could not be replaced.
-        joined: for an operand that is joined weights, the names of the parameters.
-        results: of `part`, by the name of the node that each replaces, until they are compared.
-        expected: what the original computed, by the same names: a call may stand behind the first of them.
-        found: what the comparisons said so far.
+        site: the site in the original graph.
+        part: the replacement, which takes values of the original graph; None if the site could not be replaced.
+        note: why there is no result.
+        joined: for an operand of joined weights, the names of the parameters.
+        results: results of `part` that are not compared yet, by the name of the node that each replaces.
+        expected: results of the original that are not compared yet, by the same names. They may be computed before `part` runs.
+        found: errors of the results compared so far.
         waiting: names of the site's outputs that are not compared yet.
-        ends: for an output that nodes of the site write to, the last of them: only then it is what the original computed.
+        ends: for an output that nodes of the site write to in place, the last of these nodes. Only after it is the output final.
     """
 
     site: Site
@@ -50,14 +54,14 @@ class Check:
     ends: dict[str, str] = field(default_factory=dict)
 
     def sources(self) -> Iterator[str]:
-        """Names of the nodes whose values the part takes, once for each operand."""
+        """Names of the nodes whose values the part takes, one for each operand."""
         for operand in self.part.operands if self.part else ():
             name = operand.name.rpartition(".")[0]
             yield from self.joined.get(name, (name,))
 
 
 def checks_of(gm: GraphModule, plan: Plan) -> list[Check]:
-    """One check for each site that the plan rewrites, in graph order within a kind. `gm` is not changed."""
+    """One check for each site that the plan rewrites, in graph order within a kind. `gm` is left unchanged."""
     return [_check(gm, replacement) for replacement in plan.replacements()]
 
 
@@ -82,17 +86,17 @@ def _results(part: Subgraph) -> list[Node]:
 
 
 class Checking(Interpreter):
-    """Runs a graph as it was, and each check where the rewritten graph would have its call.
+    """Runs the original graph, and each check at the place where the rewritten graph has its call.
 
-    Values are kept until the last check that takes them has run, results until the original has computed what they replace.
-    A result is compared at once, before anything can write to either.
+    Values are kept until the last check that takes them has run, and results until the original has computed what they replace, so
+    that memory stays near that of the model. Results are compared as soon as both exist, before a later node can write to either.
 
     Args:
         gm: the original graph.
-        checks: as `checks_of` answers them for this graph.
-        graph: its number, for the records.
-        tolerance: instead of the limits by dtype.
-        done: told of each site when it is finished.
+        checks: the checks that `checks_of` returns for this graph.
+        graph: number of the graph, for the records.
+        tolerance: limit for all sites; None for the limits by dtype.
+        done: called with the result of each site.
     """
 
     def __init__(
@@ -117,7 +121,7 @@ class Checking(Interpreter):
         self._kept: dict[str, Any] = {}
 
     def run_node(self, n: Node) -> Any:
-        """The value of a node; the checks that begin or end here are carried out."""
+        """Run a node, and the checks that begin or end at it."""
         for check in self._starts.get(n.name, ()):
             self._replace(check)
         value = super().run_node(n)
@@ -132,7 +136,7 @@ class Checking(Interpreter):
         return value
 
     def _replace(self, check: Check) -> None:
-        """Run what takes the place of a site; a failure is a finding."""
+        """Run the replacement of a site. An error of it is a result of the check and does not stop the run."""
         if check.part is not None and not check.note:
             try:
                 results = check.part.module(*self._operands(check, check.part))
@@ -159,7 +163,7 @@ class Checking(Interpreter):
                 yield [t for t in tree_leaves(self._kept[name]) if isinstance(t, Tensor)][int(index)]
 
     def _compare(self, check: Check) -> None:
-        """Compare what both have computed, and let it go."""
+        """Compare the results that both sides have computed, and free them."""
         for name in check.results.keys() & check.expected.keys():
             check.found.append(difference(check.results.pop(name), check.expected.pop(name)))
             check.waiting.discard(name)

@@ -1,4 +1,4 @@
-"""How far one tensor is from another, in float64 and a piece at a time."""
+"""The error of one tensor relative to another, computed in float64, a piece at a time."""
 
 from __future__ import annotations
 
@@ -24,33 +24,34 @@ __all__ = [
 ]
 
 COSINE = 0.9999
-"""Least cosine, as the published experiments had it; it goes with an error of 1.4 % of the norm."""
+"""Smallest allowed cosine, as in the published experiments; it corresponds to an error of 1.4 % of the norm."""
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1.25e-3}
-"""Greatest error relative to the largest expected value, by the dtype of a site.
+"""Largest allowed error relative to the largest expected value, by the dtype of a site.
 
-One unit in the last place of the largest value is at most 2^-7 of it in bfloat16 (0.78 %) and 2^-10 in float16 (0.098 %): the
-limits let one such step pass, and not two. Float32 has units of 2^-23; sums of some thousand products in another order differ
-by ten of these, 1e-6, and the limit is ten times that, as in `fluxrewrite verify --kernels`.
+One unit in the last place of the largest value is at most 2^-7 of it in bfloat16 (0.78 %) and 2^-10 in float16 (0.098 %). The
+limits allow one such unit, but not two. In float32 the unit is 2^-23; sums of some thousand products in a different order differ
+by about ten units, 1e-6, and the limit is ten times that, as in `fluxrewrite verify --kernels`.
 """
 NORM = 0.5
-"""Greatest norm of the error over the norm expected, as a share of the tolerance.
+"""Largest allowed norm of the error over the expected norm, as a fraction of the tolerance.
 
-Two roundings of each value leave at most 0.23 % of the norm in bfloat16, however large the error of one value; the emulated
-norm_rope_attention, which rounds q and k after the norm, leaves 0.37 %. A factor that is 1 % off leaves 1 %.
+The largest error alone does not distinguish rounding from a wrong factor: in bfloat16 both can be one unit in the last place. The
+norm does. Two roundings of each value leave at most 0.23 % of the norm, the emulated norm_rope_attention, which rounds q and k
+after the norm, leaves 0.37 %, and a factor that is 1 % off leaves 1 %.
 """
 _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
 class TensorError:
-    """What lies between two tensors of one shape.
+    """The difference between two tensors of the same shape.
 
     Attributes:
-        max_abs: greatest absolute error.
+        max_abs: largest absolute error.
         relative: that error over the largest absolute value expected.
-        norm: norm of the error over the norm expected.
-        cosine: of the two as vectors; 1 where they are equal.
-        note: why there are no figures, which are NaN then; "" where there are.
+        norm: norm of the error over the expected norm.
+        cosine: between the two as vectors; 1 if they are equal.
+        note: why there are no figures, which are then NaN; "" if there are.
     """
 
     max_abs: float
@@ -66,20 +67,20 @@ class TensorError:
 
 
 def tolerance_of(dtype: torch.dtype, given: float | None = None) -> float:
-    """`given`, or the limit of a dtype; that of float32 for dtypes without one."""
+    """`given`, or by default the limit of the dtype; dtypes without a limit have that of float32."""
     return TOLERANCES.get(dtype, TOLERANCES[torch.float32]) if given is None else given
 
 
 def least_cosine(tolerance: float) -> float:
-    """0.9999, or less where a larger error is allowed: an error of t in the norm alone makes the cosine 1 - t^2 / 2."""
+    """The smallest allowed cosine: `COSINE`, or less if the tolerance t is larger; an error of t in the norm gives 1 - t^2 / 2."""
     return min(COSINE, 1 - tolerance**2 / 2)
 
 
 def difference(found: Tensor, expected: Tensor) -> TensorError:
-    """Compare two tensors of any float dtype; a shape or dtype that differs, NaN and inf leave a note and no figures."""
+    """Compare two tensors of any float dtype. If shapes or dtypes differ, or a value is NaN or inf, there are no figures."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         what, wanted = (f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in (found, expected))
-        return TensorError.none(f"the replacement gives {what}, expected {wanted}")
+        return TensorError.none(f"the replacement returns {what}, expected {wanted}")
     for name, tensor in (("original", expected), ("replacement", found)):
         if not bool(tensor.isfinite().all()):
             return TensorError.none(f"the {name} computes NaN or inf")
@@ -92,20 +93,20 @@ def difference(found: Tensor, expected: Tensor) -> TensorError:
     if error == 0:
         return TensorError(0.0, 0.0, 0.0, 1.0)
     if size == 0:
-        return TensorError.none(f"up to {error:.2g} where only zeros are expected")
+        return TensorError.none(f"values up to {error:.2g}, expected only zeros")
     cosine = min(product / math.sqrt(size) / math.sqrt(other), 1.0) if other else 0.0
     return TensorError(error, error / largest, math.sqrt(off / size), cosine)
 
 
 def _pieces(found: Tensor, expected: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both as float64 vectors, piece by piece: a copy of all would take eight bytes a value."""
+    """Both tensors as float64 vectors, in pieces: a copy of a whole tensor would take eight bytes per value."""
     a, b = found.detach().reshape(-1), expected.detach().reshape(-1)
     for start in range(0, a.numel(), _CHUNK):
         yield a[start : start + _CHUNK].double(), b[start : start + _CHUNK].double()
 
 
 def worst(differences: Sequence[TensorError]) -> TensorError:
-    """The greatest errors and the least cosine of several; the first without figures, if there is one."""
+    """The largest errors and the smallest cosine of several; if one has no figures, that one."""
     missing = next((d for d in differences if d.note), None)
     if missing is not None:
         return missing
@@ -118,7 +119,7 @@ def worst(differences: Sequence[TensorError]) -> TensorError:
 
 
 def moments(tensor: Tensor) -> Moments:
-    """Range, mean and standard deviation in float64; no figures where one value is not finite."""
+    """Range, mean and standard deviation in float64; all None if a value is not finite."""
     if not bool(tensor.isfinite().all()):
         return Moments(min=None, max=None, mean=None, std=None)
     values = tensor.detach().double()

@@ -1,4 +1,4 @@
-"""What was verified, for a terminal: fits 80 columns, equal blocks in one row, the verdict last."""
+"""The result of a verification as text for a terminal of 80 columns: blocks that are alike share a row, the verdict is last."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...report.text.format import folded
+from ...report.format import folded
 from .records import Moments, SiteResult, StepResult, Verification
 
 __all__ = ["rendered"]
 
 
 def rendered(found: Verification) -> Group:
-    """The record as something that rich prints."""
+    """The record as a renderable of rich."""
     return Group(*_parts(found))
 
 
 def _parts(found: Verification) -> Iterable[RenderableType]:
     yield from _head(found)
     worst = ", worst rank" if found.setting.tp > 1 else ""
-    yield Text(f"\nSites: original operations against what replaces them, first step{worst}", style="bold")
+    yield Text(f"\nSites: original operations and their replacements, in the first step{worst}", style="bold")
     yield _sites(found.sites)
     yield from _limits(found.sites)
     for site in (s for s in found.sites if not s.passed):
         yield Text(f"FAILED {site.name}{': ' if site.note else ''}{site.note}", style="red")
-    yield Text("\nLoop: latents after each step, original and rewritten model", style="bold")
+    yield Text("\nDenoising loop: latents after each step, original and rewritten model", style="bold")
     yield _steps(found.loop.steps)
     for step in (s for s in found.loop.steps if not s.passed):
         yield Text(f"FAILED step {step.step}{': ' if step.note else ''}{step.note}", style="red")
@@ -51,12 +51,12 @@ def _head(found: Verification) -> Iterable[RenderableType]:
 
 
 def _sites(sites: Sequence[SiteResult]) -> Table:
-    """Sites that differ only in block numbers make one row, with the worst figure of each column."""
+    """Sites that differ only in block numbers share a row, which has the worst figure of each column."""
     rows: dict[tuple[str, str, str, str], list[SiteResult]] = {}
     for s in sites:
         what = f"{'inline ' if s.choice == 'inline' else ''}{s.kind}:{s.form}"
         rows.setdefault((what, folded(s.path) or "model", str(s.shapes.get("sequence", "")), s.dtype), []).append(s)
-    table = _grid("n", "site", "max abs", "relative", "norm", "cosine", left=("site",))
+    table = _grid(("count", "site", "max abs", "relative", "norm", "cosine"), left=("site",))
     for (what, path, sequence, _), group in rows.items():
         known = [s for s in group if s.cosine is not None]
         figures = [f"{_most(known, name):.1e}" if known else "-" for name in ("max_abs", "relative", "norm")]
@@ -83,7 +83,7 @@ def _style(results: Sequence[SiteResult] | Sequence[StepResult]) -> str:
 
 
 def _steps(steps: Sequence[StepResult]) -> Table:
-    table = _grid("step", "", "min", "max", "mean", "std", "max abs", "cosine", left=("",))
+    table = _grid(("step", "model", "min", "max", "mean", "std", "max abs", "cosine"), left=("model",))
     for s in steps:
         apart = ("-", "-") if s.cosine is None or s.max_abs is None else (f"{s.max_abs:.1e}", f"{s.cosine:.7f}")
         table.add_row(str(s.step), "original", *_moments(s.original))
@@ -95,7 +95,7 @@ def _moments(m: Moments) -> tuple[str, ...]:
     return tuple("-" if value is None else f"{value:.4f}" for value in (m.min, m.max, m.mean, m.std))
 
 
-def _grid(*names: str, left: Sequence[str]) -> Table:
+def _grid(names: Sequence[str], left: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in names:
         table.add_column(name, justify="left" if name in left else "right", no_wrap=name != "site")

@@ -1,11 +1,11 @@
-"""The boundary map and the neighbourhood of a site in the language of Graphviz: text, which nothing need be installed to write."""
+"""The boundary map and the neighbourhood of a site in the DOT language. Graphviz itself is not needed to write it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ..format import bytes_text, time_text
 from ..model import Report
-from ..text.format import bytes_text, time_text
 from .layout import MapTile, sections
 from .neighbourhood import Link, Near
 from .svg import counts
@@ -14,7 +14,7 @@ __all__ = ["map_dot", "near_dot"]
 
 
 def quoted(text: object) -> str:
-    """A string of DOT. What Graphviz would read as an escape or as markup is text in it."""
+    """A quoted DOT string, in which Graphviz finds no escapes and no markup."""
     escaped = str(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
 
@@ -24,9 +24,9 @@ def _attributes(given: dict[str, object]) -> str:
 
 
 def map_dot(report: Report) -> str:
-    """Blocks in order as clusters, with their kernel calls; edges into calls carry the bytes newly through memory.
+    """Blocks in order as clusters, with their kernel calls; edges into calls have the bytes that now go through memory.
 
-    The figures of blocks and edges are attributes too (kernels_before, bytes_after, bytes ...), which Graphviz passes over.
+    The figures of blocks and edges are attributes too (kernels_before, bytes_after, bytes ...), which Graphviz ignores.
     Raises InputError as `sections` does.
     """
     tiles = [tile for section in sections(report) for tile in section.tiles]

@@ -1,4 +1,4 @@
-"""The boundary map as numbers: where each kernel, mark and label stands, in pixels. No markup."""
+"""The layout of the boundary map: positions of kernels, marks and labels in pixels, without markup."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from ...errors import InputError
 from ...graph.module_paths import block_path
 from ...site import Code
+from ..format import bytes_text, folded, time_text
 from ..model import BlockInfo, Boundary, PartInfo, Report, SiteInfo
-from ..text.format import bytes_text, folded, time_text
 
 __all__ = ["Bar", "MapRow", "MapTile", "Mark", "Section", "sections"]
 
 HEIGHT = 40
-"""Pixels of a strip; the bar of the kernel that moves most is as high."""
+"""Pixels of a strip, and of the bar of the kernel that moves the most bytes."""
 CALL = 24
-"""Pixels of a kernel call and of a mark: what a finger can hit."""
+"""Pixels of a kernel call and of a mark: large enough for a finger."""
 WIDEST = 300
 """Pixels of the longest line of kernels: a tile fits a screen of 360."""
 LEAST = 132
@@ -27,7 +27,7 @@ LEAST = 132
 LETTER = 5.7
 """Pixels of a letter of ten pixels' height, on average; text is not measured."""
 _BAR, _GAP, _LINE, _TEXT = 7, 1, 52, 14
-_DROP = 18  # of HEIGHT: the longest mark of bytes newly through memory
+_DROP = 18  # of HEIGHT: the longest mark of bytes that now go through memory
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Bar:
 
 @dataclass(frozen=True)
 class Mark:
-    """A site that can be asked about: a kernel call with its borders, or a site without a call.
+    """A site that can be selected: a kernel call with its borders, or a site without a call.
 
     Attributes:
         x, y, width, height: the area.
         site: the site.
         borders: the boundaries of the call; none for a site without a call.
-        drop: height of the mark of the bytes newly through memory, below the area.
+        drop: height of the mark below the area, for the bytes that now go through memory.
     """
 
     x: float
@@ -76,9 +76,9 @@ class MapTile:
     """One block: the strip before over the strip after, and its marks.
 
     Attributes:
-        name: what tells the block from its neighbours, as "3".
-        block: the record that it shows.
-        note: the bytes newly through memory at `note_y`, in words; "" for none.
+        name: what distinguishes the block from its neighbours, as "3".
+        block: its record.
+        note: the bytes that now go through memory, in words, at `note_y`; "" for none.
     """
 
     name: str
@@ -109,7 +109,7 @@ def sections(report: Report) -> tuple[Section, ...]:
     """The map of a report. Raises InputError for a report without predictions, or of a version that had no blocks."""
     if not report.blocks:
         raise InputError(
-            f"the report on {report.model.name} has no blocks to draw; make it anew with fluxrewrite inspect, which predicts them"
+            f"the report on {report.model.name} has no blocks to draw; write it again with fluxrewrite inspect, which predicts them"
         )
     scale = _Scale.of(report)
     placed = _sites(report)
@@ -125,7 +125,7 @@ def sections(report: Report) -> tuple[Section, ...]:
 
 
 def _outer(found: Sequence[Section]) -> Iterator[Section]:
-    """What lies before the first block and after the last is named so."""
+    """Titles that say what comes before the first block and after the last."""
     held = [i for i, s in enumerate(found) if s.is_blocks]
     for i, s in enumerate(found):
         words = "before the blocks" if held and i < held[0] else "after the blocks" if held and i > held[-1] else ""
@@ -157,7 +157,7 @@ class _Scale:
 
 @dataclass
 class _Held:
-    """What the report says of the sites of one block."""
+    """The sites of one block."""
 
     sites: Mapping[str, SiteInfo]
     borders: Mapping[str, Sequence[Boundary]]
@@ -165,7 +165,7 @@ class _Held:
 
 
 def _sites(report: Report) -> list[_Held]:
-    """For each block its sites. Those without a call that no other covers are shown at the first block of their path."""
+    """The sites of each block. A site without a call that no other covers is shown at the first block of its path."""
     sites = {s.id: s for s in report.sites}
     borders: dict[str, list[Boundary]] = defaultdict(list)
     for b in report.boundaries:
@@ -203,7 +203,7 @@ def _name(block: BlockInfo) -> str:
 
 
 def _row(parts: Sequence[PartInfo], y: float, scale: _Scale, show_taken: bool) -> tuple[MapRow, float]:
-    """A strip whose caption stands at `y`, and where it ends."""
+    """A strip with its caption at `y`, and where it ends."""
     count = f"{len(parts)} kernel{'s' * (len(parts) != 1)}"
     caption = f"{'before' if show_taken else 'after'}: {count}, {time_text(sum(p.us for p in parts))}"
     bars: list[Bar] = []

@@ -1,7 +1,7 @@
-"""Graphs before and after the rewrite as JSON for ai-edge-model-explorer: boundaries as edge overlays, and node data beside it.
+"""Graphs before and after the rewrite as JSON for ai-edge-model-explorer: boundaries as edge overlays, and files of node data.
 
-The form is that of `graph_builder.py` and `node_data_builder.py` of ai-edge-model-explorer 0.1.34, whose page opens it as it is;
-nothing of that package is imported.
+The format is that of `graph_builder.py` and `node_data_builder.py` of ai-edge-model-explorer 0.1.34, which opens it unchanged.
+Nothing of that package is imported.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ...fusion.boundary.step_time import StepTime
 from ...graph.module_paths import module_path
 from ...graph.shapes import size_of
 from ...graph.view import GraphView
+from ..format import bytes_text, time_text
 from ..model import BlockInfo, Boundary, CallInfo, Report, SiteInfo
-from ..text.format import bytes_text, time_text
 
 __all__ = ["collection", "node_data"]
 
@@ -32,7 +32,7 @@ Json = dict[str, Any]
 
 
 def collection(report: Report, graphs: Sequence[PlannedGraph]) -> str:
-    """Both forms of each traced graph, "before" and "after", as JSON text; one that was not predicted only as it was traced."""
+    """Each traced graph "before" and "after" the rewrite, as JSON text; a graph without predictions only "before"."""
     found: list[Json] = []
     for index, analysed in enumerate(graphs):
         before, after = _names(index, len(graphs))
@@ -47,17 +47,18 @@ def collection(report: Report, graphs: Sequence[PlannedGraph]) -> str:
         borders = [b for b in report.boundaries if b.graph == index and b.site]
         first, second = change.graphs
         lost = _lost(borders, {n.name for n in first.view.nodes})
-        found.append(_graph(before, first, change.times[0], {}, blocks, "before", lost))
-        found.append(
-            _graph(after, second, change.times[1], taken, blocks, "after", _borders(borders, calls, second.view))
-        )
+        overlays = _borders(borders, calls, second.view)
+        nodes = _nodes(first.view, _kernels(first, change.times[0]), {})
+        found.append(_graph(before, nodes, _groups(blocks, "before"), lost))
+        nodes = _nodes(second.view, _kernels(second, change.times[1]), taken)
+        found.append(_graph(after, nodes, _groups(blocks, "after"), overlays))
     return json.dumps({"label": report.model.name, "graphs": found}, separators=(",", ":")) + "\n"
 
 
 def node_data(graphs: Sequence[PlannedGraph]) -> dict[str, str]:
-    """Files of node data by what they tell: "bytes" that kernels move, and "us", their predicted time.
+    """Files of node data by content: "bytes" that kernels move, and "us", their predicted time.
 
-    Each kernel counts at its latest node, so that sums over groups of nodes are right.
+    Each kernel is counted at its latest node only, so that sums over groups of nodes are right.
     """
     tables: dict[str, Json] = {"bytes": {}, "us": {}}
     for index, analysed in enumerate(graphs):
@@ -105,20 +106,12 @@ def _kernels(graph: FusedGraph, times: Sequence[StepTime]) -> Iterator[tuple[Nod
         yield from ((last, g, t) for g, t in waiting)
 
 
-def _graph(
-    name: str,
-    graph: FusedGraph,
-    times: Sequence[StepTime],
-    calls: Mapping[str, SiteInfo],
-    blocks: Sequence[BlockInfo],
-    when: str,
-    overlays: Sequence[Json],
-) -> Json:
+def _graph(name: str, nodes: list[Json], groups: dict[str, dict[str, str]], overlays: Sequence[Json]) -> Json:
     tasks = [{"name": "fluxrewrite", "type": "edge_overlays", "overlays": list(overlays)}]
     return {
         "id": name,
-        "nodes": _nodes(graph.view, list(_kernels(graph, times)), calls),
-        "groupNodeAttributes": _groups(blocks, when),
+        "nodes": nodes,
+        "groupNodeAttributes": groups,
         "tasksData": {"edgeOverlaysDataListLeftPane": tasks, "edgeOverlaysDataListRightPane": tasks}
         if overlays
         else {},
@@ -209,4 +202,4 @@ def _borders(borders: Sequence[Boundary], calls: Sequence[CallInfo], view: Graph
                         "label": f"{bytes_text(t.bytes)} ({t.bytes} B)",
                     }
                     edges[b.kind].append(edge)
-    return [{"name": f"{kind}: newly through memory", "edgeColor": _BORDER, "edges": e} for kind, e in edges.items()]
+    return [{"name": f"{kind}: now through memory", "edgeColor": _BORDER, "edges": e} for kind, e in edges.items()]

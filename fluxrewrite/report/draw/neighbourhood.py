@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import escape
 
 from ...errors import InputError
+from ..format import bytes_text
 from ..model import Boundary, CallInfo, Report, SiteInfo, TensorInfo
-from ..text.format import bytes_text
 from .svg import element, style
 
 __all__ = ["Link", "Near", "near", "near_svg", "site_of"]
@@ -41,7 +41,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Near:
-    """A site among its neighbours; without a call it has none."""
+    """A site and its neighbours; a site without a call has none."""
 
     site: SiteInfo
     call: CallInfo | None
@@ -56,7 +56,7 @@ class Near:
 
 
 def site_of(report: Report, name: str) -> SiteInfo:
-    """The site with an id. Raises InputError, naming close ids, when there is none."""
+    """The site with an id. Raises InputError, with similar ids, for an unknown one."""
     found = {s.id: s for s in report.sites}
     if name in found:
         return found[name]
@@ -105,7 +105,7 @@ def _after(call: CallInfo, borders: Sequence[Boundary], results: int) -> Iterato
 
 
 def near_svg(found: Near, alone: bool = True) -> str:
-    """The neighbourhood as SVG: a file of its own, or a picture in the page beside the table that says the same."""
+    """The neighbourhood as SVG: a file of its own, or a picture in the page, next to a table with the same content."""
     rows = max(len(found.before), len(found.after), 1)
     height = rows * _STEP + 22
     middle = height / 2
@@ -152,7 +152,7 @@ def _neighbour(link: Link, x: float, y: float) -> str:
     size = "" if link.bytes is None else f", {bytes_text(link.bytes)}"
     words = element("text", {"x": x + 7, "y": y + 14, "class_": "name"}, escape(_cut(link.op, 22)))
     name = element("text", {"x": x + 7, "y": y + 27}, escape(_cut(link.name, _LETTERS - len(size)) + size))
-    full = f"{link.op} {link.name}{size}{'; newly through memory' * link.new}{'; no longer fused' * link.lost}"
+    full = f"{link.op} {link.name}{size}{'; now through memory' * link.new}{'; no longer fused' * link.lost}"
     box = {"class_": "box", "x": x + 1, "y": y, "width": _BOX - 2, "height": _HIGH, "rx": 3}
     group: dict[str, object] = {"class_": "new"} if link.new else {}
     if link.bytes is not None:

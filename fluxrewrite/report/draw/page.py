@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -17,12 +16,13 @@ from markupsafe import Markup
 
 from ...cost.runs import Runs
 from ...errors import InputError
-from ...site import Code
-from ..advice import better, call_text, command
-from ..model import BlockInfo, Boundary, CollectiveInfo, PartInfo, Report, SiteInfo
-from ..text.boundaries import absorption_lines, rows_of
-from ..text.format import bytes_text, folded, sizes_text, time_text
-from ..text.predicted import figures, said_of, times_of
+from ..advice import this_plan
+from ..boundary_rows import absorption_lines, boundary_rows, break_rows, collective_rows
+from ..figures import choice_rows, compile_seconds, figure_rows
+from ..format import bytes_text, folded, sizes_text, time_text
+from ..model import BlockInfo, Boundary, PartInfo, Report
+from ..site_rows import covered_sites, reason_rows
+from ..summary import highlights
 from .layout import MapTile, Mark, Section, sections
 from .neighbourhood import Near, near, near_svg
 from .run_charts import bench_of
@@ -33,29 +33,28 @@ __all__ = ["frame", "page"]
 
 
 def page(report: Report, runs: Runs | None = None) -> str:
-    """The page of a report: the answer, the boundary map, and tables of all that is in it. The same bytes for equal reports.
+    """The page of a report: the summary, the boundary map, and tables of everything else. Equal reports give the same bytes.
 
-    With the runs of a bench, their table and the seconds of each step stand there too.
+    With the runs of a bench, the page also has their table and the seconds of each step.
     """
-    environment, advice = _environment(), better(report)
+    environment, rows = _environment(), boundary_rows(report)
     script = (files(__package__) / "templates" / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
         report=report,
-        answer=_answer(report),
-        figures=figures(report),
-        said=said_of(report.effect) if report.effect else "",
-        better=advice,
-        next=command(report, advice[0]) if advice else "",
-        call=call_text(report) if any(s.choice == "kernel" for s in report.sites) else "",
+        summary=highlights(report),
+        this_plan=this_plan(report),
+        figures=figure_rows(report),
+        cold_compile=compile_seconds(report.effect) if report.effect else "",
         map=_map(report),
         bench=None if runs is None else bench_of(report, runs),
         timelines=shown(report),
-        rows=rows_of(report),
-        absorptions=absorption_lines(rows_of(report)),
-        breaks=[b for b in report.boundaries if not b.site],
-        collectives=_collectives(report),
-        reasons=_reasons(report.sites),
-        covered=sum(any(r.code == Code.COVERED for r in s.reasons) for s in report.sites),
+        rows=rows,
+        absorptions=absorption_lines(rows),
+        breaks=break_rows(report),
+        collectives=collective_rows(report),
+        choices=choice_rows(report),
+        reasons=reason_rows(report.sites),
+        covered=covered_sites(report),
         style=Markup(style() + (files(__package__) / "templates" / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -81,7 +80,6 @@ def _environment() -> Environment:
         time=time_text,
         sizes=sizes_text,
         folded=folded,
-        times_of=times_of,
         moved=_moved,
         us=_us,
         named=named,
@@ -98,70 +96,6 @@ def _us(parts: Iterable[PartInfo]) -> float:
     return sum(p.us for p in parts)
 
 
-def _answer(report: Report) -> str:
-    """What the plan does, in a sentence or two."""
-    taken: dict[str, int] = defaultdict(int)
-    for s in report.sites:
-        if s.choice != "keep":
-            taken[f"{'inline ' * (s.choice == 'inline')}{s.kind}"] += 1
-    e = report.effect
-    if not taken:
-        return "No site is rewritten: the graph stays as it is. The reasons stand below, site by site."
-    what = ", ".join(f"{n} x {kind}" for kind, n in taken.items())
-    if e is None:
-        return f"Rewritten: {what}. What these calls cost was not predicted."
-    before, after = e.step_before.us, e.step_after.us
-    word = "faster" if after < before * 0.98 else "slower" if after > before * 1.02 else "neutral"
-    if e.measured is not None:
-        word = e.measured.verdict
-    _, old, new, change, _ = figures(report)[0]
-    how = f"{'about as fast as before' if word == 'neutral' else word}{', by runs of this very case' if e.measured else ''}"
-    return f"Rewriting {what} is predicted to make a step {how}: {old} to {new} ({change or 'nothing'})."
-
-
-@dataclass(frozen=True)
-class ShownReason:
-    """Sites that are left alone for one reason: how many of each kind at which folded path."""
-
-    code: str
-    message: str
-    sites: tuple[tuple[str, int], ...]
-
-    @property
-    def count(self) -> int:
-        """All of them."""
-        return sum(n for _, n in self.sites)
-
-
-def _reasons(sites: Sequence[SiteInfo]) -> list[ShownReason]:
-    """Reasons but that a larger site covers one, the most frequent first."""
-    found: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for s in sites:
-        for r in s.reasons:
-            if r.code != Code.COVERED and s.choice == "keep":
-                found[r.code, r.message][f"{s.kind} at {folded(s.path) or 'model'}"] += 1
-    reasons = [ShownReason(*key, tuple(where.items())) for key, where in found.items()]
-    return sorted(reasons, key=lambda r: -r.count)
-
-
-@dataclass(frozen=True)
-class Sent:
-    """Collectives that differ in the number of their block only: the first of them, how many, and their bytes."""
-
-    path: str
-    first: CollectiveInfo
-    count: int
-    bytes: int
-
-
-def _collectives(report: Report) -> list[Sent]:
-    groups: dict[object, list[CollectiveInfo]] = defaultdict(list)
-    for c in report.collectives:
-        groups[c.op, folded(c.path), c.ranks, c.shape, c.dtype].append(c)
-    found = [Sent(folded(g[0].path), g[0], len(g), sum(c.bytes for c in g)) for g in groups.values()]
-    return sorted(found, key=lambda s: -s.bytes)
-
-
 @dataclass(frozen=True)
 class ShownTile:
     """A tile as the page shows it: its picture, its marks with the number of the panel of each, and that of the block."""
@@ -174,7 +108,7 @@ class ShownTile:
 
 @dataclass(frozen=True)
 class SitePanel:
-    """What is told of a site when it is asked about."""
+    """What the page shows of a site when it is selected."""
 
     number: int
     near: Near
@@ -184,7 +118,7 @@ class SitePanel:
 
 @dataclass(frozen=True)
 class Map:
-    """The boundary map; `error` says why there is none. Blocks with the same kernels share a panel."""
+    """The boundary map, or the `error` that says why there is none. Blocks with the same kernels share a panel."""
 
     sections: tuple[tuple[Section, tuple[ShownTile, ...]], ...] = ()
     sites: tuple[SitePanel, ...] = ()

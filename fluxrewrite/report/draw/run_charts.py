@@ -12,8 +12,7 @@ from markupsafe import Markup
 
 from ...cost.runs import Runs, Variant
 from ..model import Report
-from ..runs_table import cells, notes, with_range
-from ..text.runs_beside import unlike
+from ..runs_table import cells, differences, notes, with_range
 from .svg import element
 
 __all__ = ["Bench", "Chart", "bench_of"]
@@ -21,7 +20,7 @@ __all__ = ["Bench", "Chart", "bench_of"]
 _WIDTH, _HEIGHT = 380, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 6, 10, 24  # around the curves: figures of the axes
 COLOURS = 8
-"""Kinds of line that the style sheet tells apart by colour and by dashes; further variants begin anew."""
+"""Kinds of line that the style sheet has, by colour and dashes; further variants start again with the first."""
 _LETTERS = 14  # pixels between two figures of an axis, at least
 _STEEP = 4.0  # from this quotient of the greatest and the least time on, the axis counts powers of ten
 
@@ -48,9 +47,9 @@ class Chart:
 
 @dataclass(frozen=True)
 class Bench:
-    """What the page says of a file of runs.
+    """What the page shows of a file of runs.
 
-    `rows` are `bench.table.cells` with the range and the likeness of the latents; `legend` names and kinds of line.
+    `rows` are `runs_table.cells` with the range and how close the latents are; `legend` has names and kinds of line.
     """
 
     runs: Runs
@@ -62,11 +61,11 @@ class Bench:
 
 
 def bench_of(report: Report, runs: Runs) -> Bench:
-    """A bench beside a report; the notes say where the two are not of the same model, sizes or dtype."""
+    """A bench as the page of a report shows it; the notes say where model, sizes or dtype of the two differ."""
     rows = tuple(_row(runs, v) for v in runs.variants)
     finished = [v for v in runs.variants if v.runs]
     kinds = {v.name: i % COLOURS for i, v in enumerate(finished)}
-    other = unlike(report, runs)
+    other = differences(report, runs)
     said = ([f"These runs are not of what the report is about: {other}."] if other else []) + list(notes(runs))
     return Bench(
         runs,
@@ -143,7 +142,7 @@ def _curve(curve: Curve, x: Callable[[int], float], at: Callable[[float], float]
 
 
 def _axis(low: float, high: float) -> tuple[list[float], Callable[[float], float]]:
-    """Marks of an axis of seconds, and where a time stands on it; logarithmic where times are far apart."""
+    """Marks of an axis of seconds, and the position of a time on it; logarithmic where times are far apart."""
     steep = high / low >= _STEEP
     if steep:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
@@ -173,7 +172,7 @@ def _round_marks(low: float, high: float) -> list[float]:
 
 
 def _some(count: int) -> Iterator[int]:
-    """Steps whose numbers stand below the axis: ten at most, the first among them."""
+    """Steps whose numbers are shown below the axis: at most ten, starting with the first."""
     yield from range(0, count, max(1, math.ceil(count / 10)))
 
 

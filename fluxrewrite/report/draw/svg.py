@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
 
+from ..format import bytes_text, time_text
 from ..model import PartInfo, Report
-from ..text.format import bytes_text, time_text
 from .layout import HEIGHT, LETTER, Bar, MapRow, MapTile, Mark, Section, sections
 
 __all__ = ["KINDS", "counts", "element", "map_svg", "named", "part_text", "style", "tile_svg"]
@@ -26,7 +26,7 @@ _BETWEEN = 22
 
 
 def element(name: str, attributes: dict[str, object], *content: str) -> str:
-    """An element of SVG. Attributes are escaped; `content` is markup already. "_" in a name of an attribute stands for "-"."""
+    """An SVG element. Attributes are escaped; `content` must be markup. "_" in an attribute name becomes "-"."""
     given = "".join(f' {k.rstrip("_").replace("_", "-")}="{escape(_text(v))}"' for k, v in attributes.items())
     return f"<{name}{given}>{''.join(content)}</{name}>" if content else f"<{name}{given}/>"
 
@@ -48,7 +48,7 @@ def part_text(part: PartInfo) -> str:
 
 
 def named(mark: Mark) -> str:
-    """A mark in words, for those who hear the page: "kernel call qkv:triple, barrier, 1.57 MB newly through memory"."""
+    """A mark in words, for screen readers: "kernel call qkv:triple, barrier, 1.57 MB now through memory"."""
     s = mark.site
     what = f"{s.kind}:{s.form}" if s.form else s.kind
     if not mark.borders:
@@ -56,11 +56,11 @@ def named(mark: Mark) -> str:
         return f"{what}, {'written as plain operations' if s.choice == 'inline' else how}"
     size = sum(b.bytes for b in mark.borders)
     kinds = ", ".join(dict.fromkeys("layout copy" if b.kind == "layout" else b.kind for b in mark.borders))
-    return f"kernel call {what}, {kinds}, {bytes_text(size)} newly through memory"
+    return f"kernel call {what}, {kinds}, {bytes_text(size)} now through memory"
 
 
 def tile_svg(tile: MapTile) -> str:
-    """The picture of one block, without a name of its own: the page has buttons and tables that say what it shows."""
+    """The picture of one block. It has no accessible name: the page has buttons and tables with the same content."""
     size = {"width": tile.width, "height": tile.height, "viewBox": f"0 0 {tile.width:g} {tile.height:g}"}
     return element("svg", {**size, "class_": "map", "aria_hidden": "true", "focusable": "false"}, *_tile(tile, False))
 
@@ -170,7 +170,7 @@ def _legend() -> Iterator[str]:
         yield element("text", {"x": x + 19, "y": 45}, words)
         x += 19 + LETTER * len(words) + 16
     yield element("rect", {"class_": "drop", "x": x, "y": 36, "width": 12, "height": 10})
-    yield element("text", {"x": x + 17, "y": 45}, "newly through memory; heights: square root of bytes")
+    yield element("text", {"x": x + 17, "y": 45}, "bytes that now go through memory; heights: square root of bytes")
 
 
 def _section(section: Section, y: float) -> tuple[Sequence[str], float]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from ..format import folded, sizes_text, time_text
 from ..model import EngineInfo, Report, TimelineInfo
-from ..text.format import folded, sizes_text, time_text
+from ..timelines import ranked
 from .svg import element
 
 __all__ = ["Lane", "ShownCall", "shown"]
@@ -41,8 +42,7 @@ class ShownCall:
 
 def shown(report: Report) -> tuple[ShownCall, ...]:
     """The timelines of a report; those that take longest in a step first, then those that could not be modelled."""
-    ranked = sorted(report.timelines, key=lambda t: -(t.latency_us or 0) * len(t.sites))
-    return tuple(_shown(t) for t in ranked)
+    return tuple(_shown(t) for t in ranked(report.timelines))
 
 
 def _shown(timeline: TimelineInfo) -> ShownCall:

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from ..diff import BoundaryChange, Changed, Difference, SiteChange
-from .format import bytes_text, change_text, folded, sizes_text, time_text, trimmed
+from ..format import bytes_text, change_text, folded, sizes_text, time_text, trimmed
 from .grid import grid
 
 __all__ = ["rendered_diff"]
@@ -31,10 +31,10 @@ def _parts(d: Difference, before: str, after: str) -> Iterable[RenderableType]:
         yield Text("The reports are equal but for timing.")
         return
     if not d.listed:
-        yield Text("They differ only in what is not compared, as names of nodes and times of other plans.")
+        yield Text("They differ only in what is not listed, such as names of nodes and times of other plans.")
     for title, fields in (
         ("Model", d.model),
-        ("Asked for", d.setup),
+        ("Options", d.setup),
         ("Predicted", d.figures),
         ("Verdicts", d.verdicts),
     ):

@@ -10,7 +10,7 @@ __all__ = ["grid"]
 
 
 def grid(*columns: str, left: Sequence[str] = (), gap: int = 2) -> Table:
-    """A table without lines; columns named in `left` are text, `gap` blanks stand between columns."""
+    """A table without lines; columns named in `left` are text, with `gap` blanks between columns."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right", overflow="fold")

@@ -1,100 +1,104 @@
-"""The report for a terminal: fits 80 columns, readable without colour, answer first, ends with what to do next."""
+"""The report for a terminal: fits 80 columns, readable without colour, the summary first and then the tables."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ...site import Code
-from ..advice import better as better_plan
-from ..advice import call_text, command
+from ..advice import next_step, this_plan
+from ..format import folded, sizes_text
 from ..model import Report, SiteInfo
-from .artifacts import artifacts
-from .boundaries import boundary_table
-from .format import folded, sizes_text
+from ..site_rows import reason_rows
+from ..summary import highlights
+from .artifacts import artifact_section
+from .boundaries import boundary_sections
 from .grid import grid
-from .predicted import choices, prediction, verdict_list
-from .runs_beside import measured
-from .timelines import timelines
+from .predicted import choice_section, prediction_section, verdict_section
+from .runs import runs_section
+from .section import Fitted, Rank, Section
+from .summary import SummaryText
+from .timelines import timeline_section
 
 if TYPE_CHECKING:
     from ...cost.runs import Runs
 
-__all__ = ["render", "rendered"]
+__all__ = ["Details", "render", "rendered"]
+
+Details = Literal["none", "summary", "full"]
+_LINES = {"none": 0, "summary": 60}
 
 
-def render(report: Report, console: Console) -> None:
+def render(report: Report, console: Console, details: Details = "full") -> None:
     """Print the report on `console`."""
-    console.print(rendered(report))
+    console.print(rendered(report, details=details))
 
 
-def rendered(report: Report, runs: Runs | None = None) -> Group:
-    """The report, and the runs of a bench where there are some, as something that rich prints."""
-    return Group(*_parts(report, runs))
+def rendered(report: Report, runs: Runs | None = None, details: Details = "full") -> RenderableType:
+    """The report as something that rich prints.
+
+    Args:
+        report: the report.
+        runs: a bench to show with it.
+        details: "none" for the summary alone, "summary" for as many tables as fit in 60 lines with it, "full" for all of them.
+    """
+    head = SummaryText(highlights(report))
+    sections = [s for s in _sections(report, runs) if s.parts]
+    if details == "full":
+        return Group(head, *sections, *_next(report))
+    return Fitted(head, sections, _LINES[details])
 
 
-def _parts(report: Report, runs: Runs | None) -> Iterable[RenderableType]:
-    yield from _head(report)
-    yield from artifacts(report)
-    yield from prediction(report)
-    yield from verdict_list(report.verdicts)
+def _sections(report: Report, runs: Runs | None) -> Iterator[Section]:
+    yield artifact_section(report)
+    yield prediction_section(report)
+    yield verdict_section(report.verdicts)
     if runs is not None:
-        yield from measured(report, runs)
-    yield from boundary_table(report)
-    yield from timelines(report)
-    yield from choices(report)
-    yield Text("\nWhat was found", style="bold")
-    yield _kinds(report)
-    if any(s.covered for s in report.summary.kinds.values()):
-        yield Text("covered: part of a larger site that a kernel takes", style="dim")
-    yield from _proofs(report)
-    rewritten = [s for s in report.sites if s.choice == "kernel"]
-    if rewritten:
-        yield Text("\nSites taken by kernels", style="bold")
-        yield from _sites(rewritten)
-    inline = [s for s in report.sites if s.choice == "inline"]
-    if inline:
-        yield Text("\nSites written as plain operations, on joined weights", style="bold")
-        yield from _sites(inline)
-    kept = [s for s in report.sites if s.choice == "keep" and not any(r.code == Code.COVERED for r in s.reasons)]
-    if kept:
-        yield Text("\nSites left alone", style="bold")
-        yield from _reasons(kept)
-    for kind, summary in report.summary.kinds.items():
-        if not summary.found and not summary.missed:
-            yield Text(f"\n{kind}: nothing found. Looked for {summary.looks_for}.", style="yellow")
-    yield Text("")
-    yield from _next(report, [*rewritten, *inline], kept)
+        yield runs_section(report, runs)
+    yield from boundary_sections(report)
+    yield timeline_section(report)
+    yield choice_section(report)
+    yield Section("What was found", tuple(_found(report)), Rank.FOUND)
+    kernels = _sites(s for s in report.sites if s.choice == "kernel")
+    yield Section("Sites taken by kernels", tuple(kernels), Rank.SITES_REWRITTEN)
+    inline = _sites(s for s in report.sites if s.choice == "inline")
+    yield Section("Sites written as plain operations, on joined weights", tuple(inline), Rank.SITES_REWRITTEN)
+    yield Section("Sites left alone", tuple(_reasons(report)), Rank.SITES_LEFT_ALONE)
+    yield Section("Trace", tuple(_trace(report)), Rank.TRACE)
 
 
-def _head(report: Report) -> Iterable[RenderableType]:
+def _trace(report: Report) -> Iterator[RenderableType]:
     m, t = report.model, report.timing
-    sizes = f", batch {m.batch},\n{m.image_tokens} image + {m.text_tokens} text tokens; " if m.image_tokens else "\n"
     graphs = "1 graph" if m.graphs == 1 else f"{m.graphs} graphs"
-    yield Text.assemble(
-        (m.name, "bold"),
-        f": {m.parameters / 1e9:.3f} G parameters, {m.dtype}{sizes}{graphs} of {m.graph_nodes} nodes, no weights",
-    )
+    yield Text(f"{m.parameters / 1e9:.3f} G parameters, no weights read; {graphs} of {m.graph_nodes} nodes")
     yield Text(
         f"traced in {t.capture_s:.1f} s, matched and predicted in {t.match_s * 1e3:.0f} ms, peak {t.peak_rss_mb:.0f} MB"
     )
     for stop in m.graph_breaks:
         yield Text(f"graph break at {stop.location}: {stop.reason}", style="yellow")
     if m.dynamic_sizes:
-        yield Text(
-            f"dynamic: {', '.join(m.dynamic_sizes[:6])}{' …' if len(m.dynamic_sizes) > 6 else ''}", style="yellow"
-        )
+        more = " …" if len(m.dynamic_sizes) > 6 else ""
+        yield Text(f"dynamic: {', '.join(m.dynamic_sizes[:6])}{more}", style="yellow")
     if m.eager_fallback:
         yield Text("TorchNeuron may run graphs eagerly: set TORCH_NEURONX_DISABLE_FALLBACK_EXECUTION=1", style="yellow")
     if m.graphs == 0:
         yield Text("Dynamo made no graph: the call runs no traceable operation.", style="yellow")
-    yield Text("")
+
+
+def _found(report: Report) -> Iterator[RenderableType]:
+    kinds = report.summary.kinds
+    yield _kinds(report)
+    if any(s.covered for s in kinds.values()):
+        yield Text("covered: part of a larger site that a kernel takes", style="dim")
+    yield from _proofs(report)
+    for kind, summary in kinds.items():
+        if not summary.found and not summary.missed:
+            yield Text(f"{kind}: nothing found. Looked for {summary.looks_for}.", style="yellow")
 
 
 def _kinds(report: Report) -> Table:
@@ -109,54 +113,46 @@ def _kinds(report: Report) -> Table:
     return table
 
 
-def _proofs(report: Report) -> Iterable[RenderableType]:
-    """What was proved of the sites that are rewritten; of others the reasons say it."""
+def _proofs(report: Report) -> Iterator[RenderableType]:
+    """How many rewritten sites are proved; for sites left alone the reasons say it."""
     taken = [s for s in report.sites if s.choice != "keep"]
     if not taken:
         return
     proved = [s for s in taken if s.proof and s.proof.status == "proved"]
     if not proved:
-        yield Text("No site was proved: only its structure stands for each.", style="yellow")
+        yield Text("No site was proved: each was matched by its structure only.", style="yellow")
         return
     yield Text(f"{len(proved)} of {len(taken)} rewritten sites are proved on random inputs.")
 
 
-def _sites(sites: Sequence[SiteInfo]) -> Iterable[RenderableType]:
-    """Sites that differ only in block numbers and are otherwise alike make one entry."""
+def _sites(sites: Iterable[SiteInfo]) -> Iterator[RenderableType]:
+    """Sites that differ in their block number only share an entry."""
     rows: Counter[tuple[str, str, str]] = Counter()
     for s in sites:
         kernel = s.kernel.name if s.kernel else s.kind
         rows[f"{kernel}:{s.form}", folded(s.path) or "model", sizes_text(s.shapes)] += 1
-    yield from _entries(rows)
+    entries: dict[str, list[str]] = {}
+    for (what, path, sizes), count in rows.items():
+        entries.setdefault(sizes, []).append(f"{count:4} x {what} at {path}")
+    yield from _entries(entries)
 
 
-def _reasons(sites: Sequence[SiteInfo]) -> Iterable[RenderableType]:
-    rows: Counter[tuple[str, str, str]] = Counter()
-    for s in sites:
-        for reason in s.reasons:
-            rows[s.kind, folded(s.path) or "model", f"{reason.code}: {reason.message}"] += 1
-    yield from _entries(dict(rows.most_common()))
+def _reasons(report: Report) -> Iterator[RenderableType]:
+    rows = reason_rows(report.sites)
+    yield from _entries({f"{r.code}: {r.message}": [f"{n:4} x {where}" for where, n in r.sites] for r in rows})
 
 
-def _entries(rows: Mapping[tuple[str, str, str], int]) -> Iterable[RenderableType]:
-    """A line for each row, and what rows have in common once, below them."""
-    shared: dict[str, list[str]] = {}
-    for (what, path, more), count in rows.items():
-        shared.setdefault(more, []).append(f"{count:4} x {what} at {path}")
-    for more, lines in shared.items():
+def _entries(entries: Mapping[str, list[str]]) -> Iterator[RenderableType]:
+    """Lines, and what they have in common once, below them."""
+    for shared, lines in entries.items():
         yield Text("\n".join(lines))
-        yield Padding(Text(more, style="dim"), (0, 0, 0, 5))
+        yield Padding(Text(shared, style="dim"), (0, 0, 0, 5))
 
 
-def _next(report: Report, rewritten: Sequence[SiteInfo], kept: Sequence[SiteInfo]) -> Iterable[RenderableType]:
-    better = better_plan(report)
-    if better:
-        whole = command(report, better[0])
-        words = ("Next: ", (whole, "bold"), "\n  ") if whole else ("Next: add ", (better[0], "bold"), ": ")
-        yield Text.assemble(*words, better[1])
-    if rewritten:
-        yield Text.assemble("Or take this plan: " if better else "Next: ", (call_text(report), "bold"))
-    elif kept and not better:
-        yield Text("Next: read the reasons above; --format json names the node of each.")
-    elif not better:
-        yield Text("Next: fluxrewrite kernels lists what is looked for and within which limits.")
+def _next(report: Report) -> Iterator[RenderableType]:
+    """The next step again, because the end of a long text is what a terminal shows; and the call that takes this plan."""
+    step, call = next_step(report), this_plan(report)
+    yield Text("")
+    yield Text.assemble("Next: ", (step.command, "bold"), f"\n  {step.why}")
+    if call and call != step.command:
+        yield Text.assemble("Or take this plan: ", (call, "bold"))

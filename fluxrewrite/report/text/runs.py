@@ -1,21 +1,19 @@
-"""A bench for people: tables of 80 columns."""
+"""A bench for people: tables of 80 columns, alone or as a section of a report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from ...cost.runs import Runs
-from ..runs_table import WHERE_KNOWN, cells, notes, with_range
+from ..model import Report
+from ..runs_table import WHERE_KNOWN, cells, differences, notes, with_range
+from .section import Rank, Section
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-__all__ = ["rendered"]
+__all__ = ["rendered", "runs_section"]
 
 _WARM = {
     "variant": "warm",
@@ -37,8 +35,15 @@ _COLD = {
 }
 
 
+def runs_section(report: Report, runs: Runs) -> Section:
+    """The tables of a bench, after a line on how it differs from what the report is about."""
+    other = differences(report, runs)
+    warning = (Text(f"These runs are not of what the report is about: {other}.", style="yellow"),) if other else ()
+    return Section("Measured runs", (*warning, rendered(runs)), Rank.RUNS)
+
+
 def rendered(runs: Runs) -> RenderableType:
-    """What was run, warm figures, cold figures with memory and likeness, what failed, and notes."""
+    """What was run, warm figures, cold figures with memory and cosines, what failed, and notes."""
     s, rows = runs.setup, [with_range(cells(runs, v)) for v in runs.variants]
     head = Text.assemble((s.model, "bold"), str(runs.case).removeprefix(s.model))
     where = f"{s.inner} on {s.device}, {runs.machine.threads or s.threads or '?'} threads, torch {runs.versions.torch}"
@@ -57,7 +62,7 @@ def rendered(runs: Runs) -> RenderableType:
 
 def _order(runs: Runs) -> str:
     if any(v.beside for v in runs.variants):
-        return ", warm ones in turn, some at a time beside vanilla"
+        return ", warm ones in turn, some at a time, each next to vanilla"
     return ", warm ones in turn" if runs.in_turn else ", one variant after the other"
 
 

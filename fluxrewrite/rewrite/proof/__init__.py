@@ -1,4 +1,4 @@
-"""Proof before rewriting: each distinct site and what would replace it run on the same random inputs, once."""
+"""Proof before rewriting: each distinct site and its replacement run once on the same random inputs."""
 
 from ...errors import InputError
 from .cache import Store
@@ -7,10 +7,10 @@ from .prover import Prover
 __all__ = ["PROOF", "Prover", "Store", "check_proof"]
 
 PROOF = ("numeric", "structural")
-"""What a rewrite asks for: that a site was proved on random inputs, or only that it has the structure of one."""
+"""What a rewrite requires of a site: proved on random inputs ("numeric"), or matched by its structure only ("structural")."""
 
 
 def check_proof(proof: str) -> None:
-    """Raise InputError for a name that is none of `PROOF`."""
+    """Raise InputError unless `proof` is one of `PROOF`."""
     if proof not in PROOF:
         raise InputError(f"unknown proof={proof!r}; known: {', '.join(PROOF)}")

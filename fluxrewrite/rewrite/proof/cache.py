@@ -1,4 +1,4 @@
-"""What was proved, kept in files for the next compile."""
+"""Proofs kept in files for the next compile."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
+from ...errors import one_line
 from ...site import Proof
 
 __all__ = ["Store"]
@@ -29,10 +30,10 @@ class _ProofFile(BaseModel):
 
 
 class Store:
-    """Proofs by key, a file for each, and in memory once read.
+    """Proofs by key, one file each. A proof that was read or saved also stays in memory.
 
     Args:
-        folder: where the files are; by default `fluxrewrite` beside Inductor's own cache, where `times.Times` has its.
+        folder: folder of the files; by default `fluxrewrite` in the folder of Inductor's cache.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -40,7 +41,7 @@ class Store:
         self._known: dict[str, Proof] = {}
 
     def load(self, key: str) -> Proof | None:
-        """What is known. A file that cannot be read, or is another's, is left out with a warning."""
+        """The proof for a key, or None. A file that cannot be read, or has another key, is ignored with a warning."""
         known = self._known.get(key)
         if known is not None:
             return known
@@ -50,9 +51,10 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
-            first = str(error).splitlines()[0]
-            log.warning("fluxrewrite: %s is no file of a proof (%s); the site is proved again", path, first)
+            why = one_line(error, named=False)
+            log.warning("fluxrewrite: %s is not a proof file (%s); the site is proved again", path, why)
             return None
+        # Someone may have copied or renamed files. The name alone must not decide what is rewritten.
         if found.key != key:
             log.warning("fluxrewrite: %s is the proof of another site; this one is proved again", path)
             return None
@@ -61,11 +63,13 @@ class Store:
         return proof
 
     def save(self, key: str, proof: Proof) -> None:
-        """Keep a proof, or that it failed. A folder that cannot be written to is said, and it is kept in memory only."""
+        """Keep a proof, proved or failed. If the folder cannot be written to, warn and keep it in memory only."""
         self._known[key] = proof
+        # A run may have failed for a reason of this process, such as its memory. The next one tries again.
         if proof.status not in ("proved", "failed"):
             return
         path = self._path(key)
+        # Renamed into place: other threads and processes use the same folder and must never read half a file.
         draft = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One node after the other on real tensors: at other sizes, in wider dtypes, on the CPU."""
+"""Nodes of a graph run one by one on real tensors: at other sizes, in wider dtypes, on the CPU."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _CPU = torch.device("cpu")
 
 
 class Differs(Exception):
-    """An operation answers another shape than it should at these sizes."""
+    """An operation returned a shape that does not correspond to the traced one at these sizes."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """float64 or complex128 in the place of a smaller dtype."""
+    """float64 for a smaller float dtype, complex128 for a smaller complex dtype; any other dtype unchanged."""
     return _WIDE.get(dtype, dtype)
 
 
@@ -40,22 +40,28 @@ class Interpreter:
     """Runs nodes as calls.
 
     Args:
-        cut: what sizes become.
-        lift: casts to float16, bfloat16 and float32 become casts to float64, so that what is compared is the algebra.
-        op: the kernel's op, whose numbers are sizes too.
+        cut: the sizes to run at.
+        lift: turn casts to float16, bfloat16 and float32 into casts to float64. Then only the algebra is compared, and rounding
+            in low precision does not hide a small difference.
+        op: the op of the kernel. Numbers in its arguments are sizes too.
     """
 
     def __init__(self, cut: Cut, lift: bool, op: Any = None) -> None:
         self._cut, self._lift, self._op = cut, lift, op
 
     def __call__(self, nodes: Iterable[Node], given: Mapping[Node, Any]) -> dict[Node, Any]:
-        """The value of each node. What enters is not changed.
+        """The value of each node.
+
+        Args:
+            nodes: calls of functions and methods, in graph order.
+            given: the values that enter. They are not changed.
 
         Raises:
-            Differs: a node answers another shape than its traced value has at these sizes.
-            NotImplementedError: a call of a module, or a norm whose epsilon is that of its dtype.
-            Exception: whatever an operation raises.
+            Differs: a node returns a shape that does not correspond to its traced one at these sizes.
+            NotImplementedError: a node is not a call of a function or method, or a norm takes the epsilon of its dtype.
+            Exception: any error of an operation.
         """
+        # Cloned, because a region may write to what enters, and the other side must start from the same values.
         values = {n: v.clone() if isinstance(v, Tensor) else v for n, v in given.items()}
         for node in nodes:
             values[node] = self._call(node, values)
@@ -65,8 +71,9 @@ class Interpreter:
     def _call(self, node: Node, values: Mapping[Node, Any]) -> Any:
         if node.op not in ("call_function", "call_method"):
             raise NotImplementedError(f"{node.name} is a {node.op}")
+        # In float64 the default epsilon would be that of float64, so the norm would be a different function.
         if self._lift and read(node).op == "rms_norm" and read(node).args.get("eps") is None:
-            raise NotImplementedError(f"the epsilon of {node.name} is that of its dtype")
+            raise NotImplementedError(f"{node.name} takes the epsilon of its dtype")
         args, kwargs = map_aggregate(self._cut.arguments(node, self._op), lambda v: self._argument(v, values))
         if isinstance(node.target, str):
             name = _METHODS.get(node.target, node.target) if self._lift else node.target
@@ -74,7 +81,10 @@ class Interpreter:
         return self._lifted(node.target(*args, **kwargs))  # type: ignore[operator]
 
     def _lifted(self, value: Any) -> Any:
-        """A tensor made of numbers that the graph holds has torch's default dtype; beside float64 some operations refuse it."""
+        """Widen the result of an operation that makes a tensor from numbers in the graph.
+
+        Such a tensor has torch's default dtype, and matmul, for example, refuses float32 next to float64.
+        """
         narrow = self._lift and isinstance(value, Tensor) and value.dtype in _WIDE
         return value.to(_WIDE[value.dtype]) if narrow else value
 
@@ -83,6 +93,7 @@ class Interpreter:
             return values[value]
         if isinstance(value, torch.dtype) and self._lift:
             return wide(value)
+        # The graph may be traced for a device that this machine does not have.
         return _CPU if isinstance(value, torch.device) else value
 
     def _check(self, node: Node, value: Any) -> None:
@@ -93,5 +104,5 @@ class Interpreter:
         for a, b in pairs:
             if isinstance(a, Tensor) and isinstance(b, Tensor) and self._cut.shape(a) != tuple(b.shape):
                 raise Differs(
-                    f"{node.name} is {tuple(b.shape)} where {self._cut.shape(a)} was to come of {tuple(a.shape)}"
+                    f"{node.name} has shape {tuple(b.shape)} where {tuple(a.shape)} should become {self._cut.shape(a)}"
                 )

@@ -1,4 +1,4 @@
-"""What a plan asks of a proof, and what it makes of the answer."""
+"""The outcome of a proof for a plan: the site with its proof, and the reasons against replacing it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .sides import NoReplacement
 __all__ = ["Prove", "proved", "refuted"]
 
 Prove = Callable[[GraphView, Site, Pass, Kernel | None], Proof]
-"""What came of running a site and its replacement, by a kernel or inline: `fluxrewrite.rewrite.proof.Prover`."""
+"""Proves a site and its replacement, by a kernel or inline. `fluxrewrite.rewrite.proof.Prover` is one."""
 
 
 def proved(
     view: GraphView, site: Site, rewriter: Pass, kernel: Kernel | None, prove: Prove
 ) -> tuple[Site, tuple[Reason, ...]]:
-    """The site with its proof, and why it is left alone where there is none."""
+    """The site with its proof, and the reasons to leave it alone; none if it was proved."""
     where = site.outputs[0].name
     try:
         proof = prove(view, site, rewriter, kernel)
@@ -28,15 +28,16 @@ def proved(
         return replace(site, proof=Proof("unproved", note=str(error))), (Reason(Code.REPLACEMENT, str(error), where),)
     site = replace(site, proof=proof)
     if proof.status == "failed":
-        far = proof.note or f"it is off by {proof.error:.2g} of the largest value"
-        how = "float64" if proof.dtype == "float64" else str(site.dtype).removeprefix("torch.")
-        return site, (Reason(Code.NOT_EQUIVALENT, f"on random inputs the replacement differs: {far} ({how})", where),)
+        difference = proof.note or f"it is off by {proof.error:.2g} of the largest value"
+        dtype = "float64" if proof.dtype == "float64" else str(site.dtype).removeprefix("torch.")
+        message = f"on random inputs the replacement differs: {difference} ({dtype})"
+        return site, (Reason(Code.NOT_EQUIVALENT, message, where),)
     if proof.status == "unproved":
-        message = f"it cannot be run for its proof: {proof.note}; proof='structural' goes by its structure alone"
+        message = f"it cannot be run for its proof: {proof.note}; proof='structural' relies on its structure alone"
         return site, (Reason(Code.UNPROVED, message, where),)
     return site, ()
 
 
 def refuted(site: Site) -> bool:
-    """Whether a proof was asked for, and there is none."""
+    """Whether a proof was attempted and did not succeed."""
     return site.proof is not None and site.proof.status != "proved"

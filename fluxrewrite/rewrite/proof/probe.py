@@ -1,7 +1,7 @@
-"""A part of a graph run on made-up inputs, to see what it computes however it is spelled.
+"""Parts of a graph run on random inputs, to find out what they compute however they are spelled.
 
-Passes probe what their patterns do not know. Sizes are cut down and dtypes widened as for a proof, by the same machinery. What
-a probe says is a hint of what to offer as a site: the proof of that site, which runs it beside its replacement, has the last word.
+Passes probe what their patterns do not know. Sizes are cut and dtypes widened by the same code as for a proof. A probe only
+suggests a site. The proof of that site, which also runs its replacement, decides.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._guards import tracing
 from torch.fx import Node
 
+from ...errors import one_line
 from ...graph.fake_values import name_of, value_of
 from ...graph.shapes import SYMBOLS, hint
 from ...graph.view import GraphView
@@ -31,23 +32,25 @@ __all__ = ["Budget", "CannotProbe", "Limits", "Probe", "ProbeRegion", "budget_of
 
 T = TypeVar("T")
 POSITIONS = 64
-"""Integers that are no indices are below this, so that they differ from each other."""
+"""Upper bound of random integers that are positions. It is larger than the sizes run at, so that positions mostly differ."""
 
 
 class CannotProbe(Exception):
-    """A region cannot be run on made-up inputs, or not within the limits; the text says why."""
+    """A region cannot be run on random inputs, or not within the limits. The message says why."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much probing a graph is worth.
+    """Limits on the probing of one graph.
+
+    They are counts and not times: ranks that differ in speed must not differ in their plans.
 
     Attributes:
-        nodes: operations that one region may have.
-        elements: numbers that one value of a region may have at the sizes that it is run at.
-        probes: distinct regions of a graph that are run.
-        work: of all runs of regions: operations, and 4,096 numbers of their results each count 1. It is no time, so that all ranks
-            that compile a model answer alike; 10,000 are some three seconds.
+        nodes: most operations of one region.
+        elements: most numbers in one value of a region, at the sizes that it is run at.
+        probes: most distinct regions of a graph that are run.
+        work: most work of all runs together. Each operation counts 1, and so does each 4,096 numbers of its result; 10,000 are
+            some three seconds.
     """
 
     nodes: int = 96
@@ -57,10 +60,10 @@ class Limits:
 
 
 class Budget:
-    """What is left of the limits for one graph, and what was answered for regions that are alike.
+    """The limits of one graph, how much of them is used, and the results for regions that were probed.
 
     Attributes:
-        limits: of the graph.
+        limits: limits of the graph.
         probes, work: used so far.
     """
 
@@ -71,7 +74,8 @@ class Budget:
         self._answers: dict[str, Any] = {}
 
     def answer(self, key: str, compute: Callable[[], T]) -> T:
-        """What `compute` answers for the regions of this digest, computed once; a CannotProbe that it raised is raised again."""
+        """The result of `compute` for a region with this digest, computed once. If it raised CannotProbe, that is raised again."""
+        # Blocks repeat. Without this, a model of equal blocks would use up its probes on the first of them.
         if key not in self._answers:
             self._answers[key] = self._first(compute)
         found = self._answers[key]
@@ -90,20 +94,20 @@ class Budget:
             return error
 
     def spend(self, work: int) -> None:
-        """Count a run; raise CannotProbe where it would be too much."""
+        """Count the work of a run. Raises CannotProbe if it exceeds what is left."""
         if self.work + work > self.limits.work:
             raise CannotProbe(f"probing this graph would take more than {self.limits.work} steps of work")
         self.work += work
 
 
 def budget_of(view: GraphView, limits: Limits = Limits()) -> Budget:
-    """The budget of a graph, which all passes share; the first caller's limits hold."""
+    """The budget of a graph, which all passes share. The limits of the first caller hold."""
     return view.memo("probe budget", lambda _: Budget(limits))
 
 
 @dataclass(frozen=True)
 class ProbeRegion:
-    """Some operations of a graph and what enters them.
+    """Some operations of a graph and the values that enter them.
 
     Attributes:
         nodes: calls, in graph order.
@@ -115,7 +119,7 @@ class ProbeRegion:
 
     @classmethod
     def of(cls, view: GraphView, nodes: Iterable[Node], first: Sequence[Node] = ()) -> ProbeRegion:
-        """The part that computes `nodes`; the inputs `first` come first."""
+        """The region that computes `nodes`. The values `first` are its first inputs and are not computed."""
         inside = set(nodes) - set(first)
         ordered = sorted(inside, key=view.order)
         entering = dict.fromkeys((*first, *(i for n in ordered for i in n.all_input_nodes if i not in inside)))
@@ -123,18 +127,22 @@ class ProbeRegion:
 
     @property
     def members(self) -> tuple[Node, ...]:
-        """All nodes by number: parts of equal digests have the same roles at the same numbers."""
+        """Inputs, then nodes. In regions with equal digests, members at equal positions have the same role."""
         return (*self.inputs, *self.nodes)
 
     def digest(self, view: GraphView, *words: Any) -> str:
-        """Equal for parts with the same operations on values of the same kinds, and the same `words`; names do not count."""
+        """Equal for regions with the same operations on values of the same kinds, and equal `words`. Names do not count."""
         return text_of(view, [str(words)], list(self.nodes), list(self.inputs))
 
 
 def feeding(view: GraphView, starts: Iterable[Node], most: int, without: Collection[Node] = ()) -> set[Node]:
-    """The calls that `starts` are computed by, nearest first and at most `most`, and themselves; none behind those in `without`.
+    """`starts` and the calls that they are computed by.
 
-    Where the limit is reached, what lies above enters as if it were given.
+    Args:
+        view: the graph.
+        starts: where to begin.
+        most: limit on the result, of which the nearest calls are kept. Values beyond the limit enter the region as inputs.
+        without: nodes that are left out, with everything that only they lead to.
     """
     pending, found = deque(starts), dict[Node, None]()
     while pending and len(found) < most:
@@ -147,7 +155,7 @@ def feeding(view: GraphView, starts: Iterable[Node], most: int, without: Collect
 
 
 def depending(nodes: Iterable[Node], starts: Iterable[Node]) -> set[Node]:
-    """`starts`, and those of `nodes`, which are in graph order, that depend on them."""
+    """`starts`, and those of `nodes` that depend on them. `nodes` are in graph order."""
     found = set(starts)
     for node in nodes:
         if node not in found and any(i in found for i in node.all_input_nodes):
@@ -156,34 +164,37 @@ def depending(nodes: Iterable[Node], starts: Iterable[Node]) -> set[Node]:
 
 
 def is_random(view: GraphView, node: Node) -> bool:
-    """Whether an operation draws random numbers; dropout that does nothing draws none."""
+    """Whether an operation draws random numbers. A dropout that is off does not."""
     if view.op(node) == "dropout":
         return view.arg(node, "training") is not False and view.number(view.arg(node, "p")) != 0
     name = name_of(node.target).removeprefix("aten.").partition(".")[0] if node.op == "call_function" else ""
     name = name if hasattr(torch.ops.aten, name) else str(getattr(node.target, "__name__", node.target))
     packet = getattr(torch.ops.aten, name, None)
-    if not isinstance(packet, torch._ops.OpOverloadPacket) or view.op(node) == "sdpa":  # __eq__ is every object's
+    # Not a packet: `torch.ops.aten` also has the attributes of every object, such as `__eq__`. `sdpa` has the tag of random
+    # operations for its dropout, which is an argument that passes check.
+    if not isinstance(packet, torch._ops.OpOverloadPacket) or view.op(node) == "sdpa":
         return False
     return any(torch.Tag.nondeterministic_seeded in getattr(packet, o).tags for o in packet.overloads())
 
 
 class Probe:
-    """A part of a graph with a made-up value for each input, in float64 on the CPU, at small sizes.
+    """A region run with a random value for each input, in float64 on the CPU, at small sizes.
 
     Args:
         view: the graph.
-        part: what is run.
-        shapes: sizes by the names that sites have for them ("sequence", "heads", "head_size", ...): which may be cut, and
-            which stay.
-        budget: of the graph.
-        seed: of the values.
+        part: the region.
+        shapes: sizes by the names that sites use for them ("sequence", "heads", "head_size", ...). The names say which sizes
+            may be cut and which stay.
+        budget: the budget of the graph.
+        seed: seed of the values.
 
     Attributes:
-        part: what is run.
-        cut: what the sizes of the graph become.
-        values: of all inputs and nodes; tensors, numbers, and whatever operations answer.
+        part: the region.
+        cut: the sizes that it was run at.
+        values: the values of all inputs and nodes: tensors, numbers, and other results of operations.
 
-    Raises CannotProbe where the part cannot be run.
+    Raises:
+        CannotProbe: the region cannot be run, or not within the budget.
     """
 
     def __init__(
@@ -191,8 +202,11 @@ class Probe:
     ) -> None:
         self.part, self._budget = part, budget
         self._reject(view)
-        site = Site("probe", "", "", {}, (), (), shapes, torch.float64)
+        site: Site = Site(
+            kind="probe", form="", path="", operands={}, outputs=(), interior=(), shapes=shapes, dtype=torch.float64
+        )
         problem: Exception = CannotProbe("there is nothing to run")
+        # Whether an integer is a position or an index shows only in the run: as an index, a position is out of range.
         for cut, free in itertools.product(cuts(site, part.nodes, part.inputs), (True, False)):
             try:
                 self.cut = cut
@@ -203,6 +217,7 @@ class Probe:
         raise problem
 
     def _reject(self, view: GraphView) -> None:
+        # A second run would draw other numbers, and one that writes would change what others read. Neither is a function.
         for node in self.part.nodes:
             if is_random(view, node):
                 raise CannotProbe(f"{node.name} draws random numbers")
@@ -211,7 +226,7 @@ class Probe:
                 raise CannotProbe(f"{view.writers(node)[0].name} writes to {node.name} in place")
 
     def _inputs(self, cut: Cut, seed: int, free: bool) -> dict[Node, Any]:
-        """A value for each input; integers are positions, of any size, where `free`, else indices into what is smallest."""
+        """A value for each input. Integers are positions of any size if `free`, else indices that are valid for every axis."""
         tensors = [v for n in self.part.members if isinstance(v := value_of(n), Tensor)]
         most = max((math.prod(cut.shape(t)) for t in tensors), default=0)
         if most > self._budget.limits.elements:
@@ -221,20 +236,27 @@ class Probe:
         return {n: _made(n, cut, make) for n in self.part.inputs}
 
     def run(self, nodes: Sequence[Node], given: Mapping[Node, Any]) -> dict[Node, Any]:
-        """The values of `nodes`, calls in graph order, from those that enter them; `given` is not changed.
+        """The values of some nodes.
 
-        Raises CannotProbe for whatever an operation raises, and where it is too much work.
+        Args:
+            nodes: calls, in graph order.
+            given: the values that enter them. They are not changed.
+
+        Raises:
+            CannotProbe: an operation fails, or the work exceeds the budget.
         """
         self._budget.spend(sum(_work(n, self.cut) for n in nodes))
+        # A backend runs inside Dynamo's tracing context, and inside the user's autocast and default device. None of these may
+        # change the result.
         try:
             with tracing(None), torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
                 return Interpreter(self.cut, lift=True)(nodes, given)
         except Exception as error:
-            first = (str(error).splitlines() or [""])[0]
-            raise CannotProbe(f"it cannot be run on made-up inputs: {type(error).__name__}: {first}") from error
+            raise CannotProbe(f"it cannot be run on made-up inputs: {one_line(error)}") from error
 
     def function(self, out: Node, *arguments: Node) -> Callable[..., Tensor]:
-        """`out` as a function of tensors in the place of `arguments`; all other inputs keep their values."""
+        """`out` as a function of tensors that replace `arguments`. All other inputs keep their values."""
+        # Only what depends on the arguments runs again: callers evaluate a function many times, and each run costs budget.
         after = depending(self.part.nodes, arguments)
         nodes = [n for n in self.part.nodes if n in after and n not in arguments]
         known = {n: self.values[n] for n in {i for m in nodes for i in m.all_input_nodes} if n not in after}
@@ -242,7 +264,7 @@ class Probe:
         def call(*tensors: Tensor) -> Tensor:
             found = self.run(nodes, {**known, **dict(zip(arguments, tensors, strict=True))})[out]
             if not isinstance(found, Tensor):
-                raise CannotProbe(f"{out.name} is no tensor")
+                raise CannotProbe(f"{out.name} is not a tensor")
             return found
 
         return call
@@ -263,4 +285,4 @@ def _made(node: Node, cut: Cut, make: Maker) -> Any:
         except ValueError as error:
             raise CannotProbe(str(error)) from error
         return cut.size(number) if type(number) is int else number
-    raise CannotProbe(f"{node.name} is a {type(value).__name__}, which no probe can make up")
+    raise CannotProbe(f"{node.name} is a {type(value).__name__}, for which a probe cannot generate a value")

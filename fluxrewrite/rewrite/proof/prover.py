@@ -1,4 +1,4 @@
-"""The proof of a site: looked up by what it is, or had by running both sides once."""
+"""The proof of a site: found in the cache by its digest, or obtained by running both sides once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._guards import tracing
 from torch.fx import Node
 
-from ...errors import RewriteError
+from ...errors import RewriteError, one_line
 from ...graph.fake_values import value_of
 from ...graph.op_table import read
 from ...graph.shapes import SYMBOLS, hint
@@ -34,23 +34,25 @@ from .tolerance import TOLERANCE, TRACED, MaxError, max_error
 __all__ = ["Prover"]
 
 WORK = 4e9
-"""Multiplications and additions that a proof may take at most: some seconds of one core in float64."""
+"""Most multiplications and additions of a run: some seconds of one core in float64."""
 ELEMENTS = 2**26
-"""Numbers that may enter: half a gigabyte in float64."""
+"""Most numbers that may enter a run: half a gigabyte in float64."""
 SEED = 8
+"""Fixed, so that every rank and every process proves the same sites."""
 _INNER = {"linear": "input", "matmul": "input", "baddbmm": "batch1", "sdpa": "key"}
-"""Of operations that take long, the operand that has the length of their sums."""
+"""For the operations that take long, the operand whose size is the length of their sums."""
 
 
 class Prover:
     """Proves sites, each distinct one once.
 
     Args:
-        store: what was proved before.
+        store: proofs from earlier compiles.
 
     Attributes:
-        new, cached: how many distinct sites were run, and how many were known.
-        seconds: that all of it took.
+        new: number of distinct sites that were run.
+        cached: number of distinct sites whose proof was in the store.
+        seconds: time spent in all calls.
     """
 
     def __init__(self, store: Store) -> None:
@@ -60,15 +62,19 @@ class Prover:
         self.seconds = 0.0
 
     def __call__(self, view: GraphView, site: Site, rewriter: Pass, kernel: Kernel | None) -> Proof:
-        """What comes of running a site and its replacement on the same random inputs.
+        """The proof that a site and its replacement compute the same on random inputs.
 
         Args:
-            view: of the graph that holds the site.
+            view: the graph that contains the site.
             site: as `rewriter` found it.
             rewriter: emits the replacement.
-            kernel: that takes it, for which the body of its op stands; None for a site that is written inline.
+            kernel: the kernel that replaces the site; the body of its op runs. None for a site that is written inline.
 
-        Raises NoReplacement where the pass fails to write it; nothing else.
+        Returns:
+            A proof with the status "proved", "failed" or "unproved". An error of either side gives "unproved".
+
+        Raises:
+            NoReplacement: the pass fails to emit the replacement.
         """
         start = time.perf_counter()
         try:
@@ -81,12 +87,13 @@ class Prover:
             self.seconds += time.perf_counter() - start
 
     def timing(self) -> dict[str, Any]:
-        """For the report's `Timing`, the part of it that differs between equal runs."""
+        """Fields of the report's `Timing`, the only part of a report that differs between equal runs."""
         return {"proof_s": self.seconds, "proofs_new": self.new, "proofs_cached": self.cached}
 
     def _proof(self, view: GraphView, site: Site, rewriter: Pass, kernel: Kernel | None) -> Proof:
         region = region_of(view, site)
         sources = _sources(type(rewriter), kernel)
+        # Without source files, as in a notebook, the objects themselves are the key, and nothing is stored.
         known = (region.digest, sources or (type(rewriter), None if kernel is None else kernel.op))
         if known not in self._seen:
             key = None if sources is None else hashlib.sha256("\n".join((region.digest, sources)).encode()).hexdigest()
@@ -101,12 +108,11 @@ class Prover:
 
 
 def _line(error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0]
-    return first if isinstance(error, RewriteError) else f"{type(error).__name__}: {first}"
+    return one_line(error, named=not isinstance(error, RewriteError))
 
 
 def _sources(rewriter: Any, kernel: Kernel | None) -> str | None:
-    """What a proof depends on beside the region: torch, the core, the pass, the body of the op; None where one has no file."""
+    """What a proof depends on besides the region: torch, the core, the pass and the body of the op; None if one has no file."""
     parts = [_core(), _pass_text(rewriter), "inline" if kernel is None else _op_text(kernel.op)]  # type: ignore[arg-type]
     return None if None in parts else "\n".join([torch.__version__, *map(str, parts)])
 
@@ -118,7 +124,7 @@ def _core() -> str:
 
 @functools.cache
 def _pass_text(rewriter: Any) -> str | None:
-    """Its name, and what the class and those that it inherits from are written in."""
+    """Name of the class, and digests of its source and that of its base classes; None if one has no file."""
     digests = [source_digest(c) for c in rewriter.__mro__ if c not in Pass.__mro__]
     name = f"{rewriter.__module__}.{rewriter.__qualname__}"
     return None if None in digests else " ".join([name, *map(str, digests)])
@@ -133,7 +139,10 @@ def _op_text(op: Any) -> str | None:
 
 
 def _prove(region: Region, site: Site, rewriter: Pass, kernel: Kernel | None) -> Proof:
-    """Run both sides, at the smallest sizes that can be had; a difference must be there at all sizes that can be run."""
+    """Run both sides, at the smallest sizes first, in float64 first."""
+    # Equal results at one size are enough, because results on random float64 inputs do not agree by chance. A difference counts
+    # only if it shows at all sizes that can be run. A cut may itself make the sides differ: attention without a scale takes
+    # that of its head size, which a scale written in the graph does not follow.
     sides = sides_of(region, site, rewriter, kernel)
     op = None if kernel is None else kernel.op
     problem, failed = "there is nothing to run", None
@@ -142,7 +151,7 @@ def _prove(region: Region, site: Site, rewriter: Pass, kernel: Kernel | None) ->
         tolerance = TOLERANCE if lift else TRACED.get(site.dtype, 1e-5)
         for cut in cuts(site, (*sides.original, *sides.replacement), sides.inputs):
             try:
-                found = _apart(sides, cut, lift, op)
+                found = _run_both(sides, cut, lift, op)
             except Exception as error:
                 problem = _line(error)
                 continue
@@ -154,8 +163,8 @@ def _prove(region: Region, site: Site, rewriter: Pass, kernel: Kernel | None) ->
     return Proof("unproved", note=problem)
 
 
-def _apart(sides: Sides, cut: Cut, lift: bool, op: Any) -> MaxError:
-    """How far the two sides are apart. Raises where one cannot be run at these sizes, and where that says nothing."""
+def _run_both(sides: Sides, cut: Cut, lift: bool, op: Any) -> MaxError:
+    """The error of the replacement. Raises if a side cannot be run at these sizes, or if the original computes NaN or inf."""
     if (work := _work(sides, cut)) > WORK:
         raise RewriteError(f"it would take {work:.1e} operations, more than {WORK:.0e}")
     with tracing(None), torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
@@ -170,7 +179,8 @@ def _apart(sides: Sides, cut: Cut, lift: bool, op: Any) -> MaxError:
 
 
 def _check_numbers(original: Mapping[Node, Any], results: Iterable[Tensor]) -> None:
-    """Raise where the original computes no numbers: attention may answer zeros for NaN."""
+    """Raise RewriteError if the original computes NaN or inf: then the results cannot be compared."""
+    # Inner values too: attention may return zeros for a row of NaN.
     bad = next((n for n, v in original.items() if isinstance(v, Tensor) and bool(v.isnan().any())), None)
     if bad is not None or not all(bool(r.isfinite().all()) for r in results):
         raise RewriteError(f"the original computes NaN or inf on random inputs{f' ({bad.name})' if bad else ''}")
@@ -179,6 +189,7 @@ def _check_numbers(original: Mapping[Node, Any], results: Iterable[Tensor]) -> N
 def _inputs(sides: Sides, cut: Cut, lift: bool) -> dict[Node, Any]:
     tensors = [v for n in sides.inputs if isinstance(v := value_of(n), Tensor)]
     sizes = [s for t in tensors if t.dtype.is_floating_point for s in cut.shape(t) if s > 1]
+    # Below every size, an integer is a valid index for any axis that it may be meant for.
     make = Maker(SEED, min(sizes, default=2))
     given: dict[Node, Any] = {}
     for node in sides.inputs:
@@ -186,16 +197,16 @@ def _inputs(sides: Sides, cut: Cut, lift: bool) -> dict[Node, Any]:
         if isinstance(value, Tensor):
             dtype = wide(value.dtype) if lift else value.dtype
             given[node] = make(value, cut.shape(value), dtype, mask=node is sides.mask)
-        elif isinstance(value, (int, float, *SYMBOLS)):  # passes go by a float as it was traced, and add a guard
+        elif isinstance(value, (int, float, *SYMBOLS)):  # as traced: passes use a float's traced value and add a guard
             number = hint(value, UNKNOWN)
             given[node] = cut.size(number) if type(number) is int else number
         else:
-            raise RewriteError(f"{node.name} is a {type(value).__name__}, which no proof can make up")
+            raise RewriteError(f"{node.name} is a {type(value).__name__}, for which a proof cannot generate a value")
     return given
 
 
 def _work(sides: Sides, cut: Cut) -> float:
-    """Operations of the matrix products of both sides, about; and infinite where too much enters."""
+    """Approximate number of operations in the matrix products of both sides; infinite if too many numbers enter."""
     entering = sum(math.prod(cut.shape(v)) for n in sides.inputs if isinstance(v := value_of(n), Tensor))
     return math.inf if entering > ELEMENTS else 2 * sum(_products(sides.original, cut))
 

@@ -1,4 +1,4 @@
-"""Random inputs of the kinds that a model has: activations, weights, tables, masks, indices."""
+"""Random inputs of the kinds that models have: activations, weights, tables, masks, indices."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .region import UNKNOWN
 __all__ = ["Maker"]
 
 DECADES = 2.0
-"""Rows differ in size by up to this power of ten: in small ones the epsilon of a norm counts, and a softmax is not one key."""
+"""Rows differ in magnitude by up to this power of ten. In small rows the epsilon of a norm shows, and a softmax is not one key."""
 
 
 class Maker:
-    """Makes tensors on the CPU, from a seed.
+    """Makes tensors on the CPU from a seed.
 
     Args:
-        seed: of all draws.
-        index: indices are below this.
+        seed: seed of all draws.
+        index: integers are smaller than this.
     """
 
     def __init__(self, seed: int, index: int) -> None:
@@ -30,17 +30,19 @@ class Maker:
         self._index = index
 
     def __call__(self, like: Tensor, sizes: Sequence[int], dtype: torch.dtype, mask: bool = False) -> Tensor:
-        """A tensor of `sizes` whose axes lie in memory in the order of those of `like`.
+        """A tensor of `sizes`, with its axes in memory in the same order as those of `like`.
 
-        Boolean ones have a True and a False in each row. Tables of cosines and sines are normal numbers like all else: what
-        is so for these is so for tables of real angles, scaled ones as well.
+        A boolean tensor has a True and a False in each row. Tables of cosines and sines are normal numbers like all other inputs:
+        an identity that holds for arbitrary numbers also holds for real angles, scaled or not.
 
         Args:
             like: a traced value.
-            sizes: its axes.
-            dtype: of the result.
-            mask: it is added to scores: zeros, -inf and other numbers, one of them finite in each row.
+            sizes: size of each axis.
+            dtype: dtype of the result.
+            mask: whether it is a mask that is added to scores: zeros, -inf and other numbers, at least one of them finite in each
+                row.
         """
+        # A region may call view(), which accepts some strides only. So the strides are ordered as in the traced graph.
         strides = [hint(s, UNKNOWN) for s in like.stride()]
         order = sorted(range(len(sizes)), key=lambda axis: (-strides[axis], axis))
         plain = self._values([sizes[axis] for axis in order], dtype, mask, order)
@@ -66,7 +68,7 @@ class Maker:
         return torch.rand(sizes, generator=self._generator, dtype=torch.float64, device="cpu")
 
     def _rows(self, sizes: Sequence[int], last: int) -> Tensor:
-        """A factor for each row, the first of which is 1; for vectors and single numbers it is 1."""
+        """A factor for each row; 1 for the first row, for vectors and for single numbers."""
         if len(sizes) < 2:
             return torch.ones((), dtype=torch.float64)
         rows = [1 if axis == last else n for axis, n in enumerate(sizes)]
@@ -75,12 +77,13 @@ class Maker:
         return factors
 
     def _picked(self, sizes: Sequence[int], last: int) -> Tensor:
-        """One place in each row."""
+        """One index in each row."""
         rows = [1 if axis == last else n for axis, n in enumerate(sizes)]
         return torch.randint(sizes[last], rows, generator=self._generator)
 
     def _booleans(self, sizes: Sequence[int], last: int) -> Tensor:
         found = self._uniform(sizes) < 0.7
+        # A row without a key to attend to gives NaN, and one that excludes no key does not show whether the mask is used.
         if not sizes or sizes[last] < 2:
             return found
         place = self._picked(sizes, last)

@@ -1,4 +1,4 @@
-"""What a proof is about: the operations of a site, the values that enter them, and a digest that names neither."""
+"""The region that a proof runs: the operations of a site, the values that enter them, and a digest without their names."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ...site import Site
 __all__ = ["UNKNOWN", "Region", "region_of", "text_of"]
 
 UNKNOWN = 40
-"""Stands for a size that is the number of some elements of a tensor: a proof is at one size for each symbol."""
+"""Used for a size that only a run of the model determines, such as the length of `nonzero`. A proof needs one size per symbol."""
 CLIMB = 24
-"""Nodes that the search for the connection of two values may pass; a table and its broadcast form are one or two apart."""
+"""Most nodes of a search for the connection of two values. A table and its broadcast form are one or two nodes apart."""
 _NOT_EMITTED = frozenset({"path", "place", "notes", "reasons", "proof", "interior"})
-"""Fields of a site that say nothing of what is emitted for it."""
+"""Fields of a site that do not affect what is emitted for it."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Region:
     """A site's operations as a function of the values that enter.
 
     Attributes:
-        nodes: that compute the site's outputs or write to memory on the way, in graph order, back to values that are neither
-            inner ones of the site nor computed from another value that enters.
-        inputs: what enters, and all other values that the site names, in order of first use.
+        nodes: the nodes that compute the site's outputs or write to memory on the way, in graph order. They go back to values
+            that are neither inside the site nor computed from another value that enters.
+        inputs: the values that enter, and all other values that the site names, in order of first use.
         digest: equal for sites with the same operations on values of the same shapes, strides and dtypes, for which a pass
-            emits the same. Names of nodes, weights and modules do not count.
+            emits the same. Names of nodes, weights and modules do not count, so equal blocks are proved once.
     """
 
     nodes: tuple[Node, ...]
@@ -49,6 +49,7 @@ def region_of(view: GraphView, site: Site) -> Region:
     """The region of a site."""
     inside = {*site.interior, *site.outputs}
     taken: set[Node] = set()
+    # Not all of the interior: it may contain nodes that no output depends on. A write counts even where nothing reads its result.
     pending = [*site.outputs, *(n for n in inside if view.fact(n).writes)]
     while pending:
         node = pending.pop()
@@ -66,11 +67,11 @@ def region_of(view: GraphView, site: Site) -> Region:
 
 
 def _connected(view: GraphView, taken: set[Node], named: Collection[Node]) -> set[Node]:
-    """`taken` and what lies between the values that enter it and those that the replacement may read.
+    """`taken`, and the nodes between the values that enter it and those that the replacement may read.
 
-    A table may enter the original through a view, and the replacement directly, or each through a view of its own: as two
-    values they would have nothing to do with each other. What cannot be connected stays two values, for which then nothing
-    can be proved that is not so.
+    A table may enter the original through a view and the replacement directly, or each through a view of its own. Left as two
+    inputs, they would get unrelated random values, and no correct replacement could be proved. Values that cannot be connected
+    stay two inputs. Then a proof can only fail where it could have succeeded, never the reverse.
     """
     outer = _entering(taken)
     replaced = set(named)
@@ -81,6 +82,7 @@ def _connected(view: GraphView, taken: set[Node], named: Collection[Node]) -> se
         found |= _between(view, start, outer)
     outer = _entering(found)
     chains = {n: _chain(view, n) for n in outer | replaced} if outer ^ replaced else {}
+    # Two views of one value enter: their common source enters instead, and both views become part of the region.
     for node in outer ^ replaced:
         for other, chain in chains.items():
             shared = set(chain) & set(chains[node]) if other is not node else ()
@@ -94,7 +96,7 @@ def _entering(nodes: set[Node]) -> set[Node]:
 
 
 def _chain(view: GraphView, node: Node) -> list[Node]:
-    """A value, what it is a view of, what that is a view of, up to what is no view; at most `CLIMB` of them."""
+    """A value and the values that it is a view of, nearest first; at most `CLIMB` nodes."""
     chain = [node]
     while len(chain) < CLIMB and view.forwards(chain[-1]):
         source = view.fact(chain[-1]).args.get("input")
@@ -105,8 +107,8 @@ def _chain(view: GraphView, node: Node) -> list[Node]:
 
 
 def _between(view: GraphView, start: Node, ends: set[Node]) -> set[Node]:
-    """The nodes on the ways from `ends` down to `start`, without the ends; none where there is no way."""
-    first = min((view.order(n) for n in ends), default=0)
+    """The nodes on the paths from `ends` down to `start`, without the ends; empty if there is no path."""
+    first = min((view.order(n) for n in ends), default=0)  # no node before all ends can depend on one of them
     seen: set[Node] = set()
     pending = [start]
     while pending and len(seen) < CLIMB:
@@ -122,7 +124,8 @@ def _between(view: GraphView, start: Node, ends: set[Node]) -> set[Node]:
 
 
 def text_of(view: GraphView, words: list[Any], nodes: list[Node], inputs: list[Node]) -> str:
-    """The region with numbers in the place of nodes; of a node that is in neither list, what it calls."""
+    """The region as text, with a number for each node. A node outside both lists is written as the operation that it calls."""
+    # Overlapping regions contain the same calls, so the tokens of a call are kept for the whole graph.
     number = {n: f"%{i}" for i, n in enumerate((*inputs, *nodes))}
     known: dict[Node, list[Any]] = view.memo("proof tokens", lambda _: {})
     found: list[str] = []
@@ -148,7 +151,8 @@ def _kind(value: Any) -> str:
 
 
 def tokens(value: Any) -> list[Any]:
-    """A value as texts and nodes, in order: whatever a call or a site holds."""
+    """A value of a call or site, flattened into texts and nodes in order."""
+    # Nodes stay nodes, because the same call has another number in each region that contains it.
     found: list[Any] = []
     _tokens(value, found)
     return found

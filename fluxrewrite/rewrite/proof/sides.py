@@ -1,4 +1,4 @@
-"""A site's operations and what would replace them, side by side in a small graph of their own."""
+"""The operations of a site and of its replacement, in one small graph of their own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["NoReplacement", "Sides", "sides_of"]
 
 
 class NoReplacement(RewriteError):
-    """The pass itself fails to write the replacement: then there is none to prove, here or in the graph."""
+    """The pass fails to emit the replacement, so there is nothing to prove. It would fail in the real graph too."""
 
 
 class _Unnamed(RewriteError):
-    """The replacement reads what its site does not name: no proof can give it a value."""
+    """The replacement reads a value that its site does not name, so the proof has no value for it."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Sides:
     """Both computations of the same values.
 
     Attributes:
-        inputs: what enters either.
-        joined: for an input of the replacement that is joined weights, these.
-        original, replacement: calls, in order; those of the original that the replacement reads are in both.
-        expected, made: the site's outputs in each.
-        mask: the input that is added to scores, if there is one.
+        inputs: the values that enter either side.
+        joined: for each input of the replacement that is joined weights, the weights.
+        original, replacement: the calls of each side, in order. Calls of the original that the replacement reads are in both.
+        expected, made: the outputs of the site in the original and in the replacement.
+        mask: the input that is added to scores, or None.
     """
 
     inputs: tuple[Node, ...]
@@ -47,12 +47,13 @@ class Sides:
 
 
 def sides_of(region: Region, site: Site, rewriter: Pass, kernel: Kernel | None) -> Sides:
-    """Both sides of a site; the replacement by the body of the canonical op, or by `emit_inline` where there is no kernel.
+    """Both sides of a site. The replacement is the body of the canonical op, or what `emit_inline` emits without a kernel.
 
     Raises:
         NoReplacement: the pass raises.
         RewriteError: the replacement reads a value that the site does not name.
     """
+    # A graph of its own, because the pass emits into a graph, and the real one must not change before the proof.
     graph = Graph()
     twins: dict[Node, Node] = {}
     for node in region.inputs:
@@ -69,6 +70,7 @@ def sides_of(region: Region, site: Site, rewriter: Pass, kernel: Kernel | None) 
             raise _Unnamed(f"the replacement reads {value.name}, which its site does not name")
         return twins[value]
 
+    # The op's body and not the kernel, which may need a device, and whose dtypes and sizes are limited.
     body = None if kernel is None else replace(kernel, provider="reference", execution="reference")
     builder = Builder(graph, graph.output_node(), site, current, body)
     try:
@@ -81,7 +83,7 @@ def sides_of(region: Region, site: Site, rewriter: Pass, kernel: Kernel | None) 
 
 
 def _traced(node: Node) -> dict[str, Any]:
-    """The value of a node, under the name that it has there; of an attribute of the module, the attribute."""
+    """The metadata with the traced value of a node; for an attribute of the module that was not traced, the attribute."""
     found: dict[str, Any] = {k: node.meta[k] for k in ("example_value", "val") if k in node.meta}
     if not found and node.op == "get_attr":
         return {"example_value": getattr(node.graph.owning_module, str(node.target), None)}
@@ -93,17 +95,25 @@ def _sides(twins: dict[Node, Node], region: Region, site: Site, builder: Builder
     joined = {n: tuple(by_name[name] for name in n.meta["joined"]) for n in builder.made if n.op == "placeholder"}
     original = tuple(twins[n] for n in region.nodes)
     calls = tuple(n for n in builder.made if n.op != "placeholder")
+    # The replacement runs on its own values: the original may have written to those that it shares with it.
     calls = (*_needed(original, calls), *calls)
     read = {i for n in (*original, *calls) for i in n.all_input_nodes} | {p for parts in joined.values() for p in parts}
     entering = tuple(t for t in (twins[n] for n in region.inputs) if t in read)
     mask = site.operands.get("mask")
     expected = tuple(twins[n] for n in site.outputs)
-    twin = twins.get(mask) if isinstance(mask, Node) else None
-    return Sides(entering, joined, original, calls, expected, tuple(made), twin)
+    return Sides(
+        inputs=entering,
+        joined=joined,
+        original=original,
+        replacement=calls,
+        expected=expected,
+        made=tuple(made),
+        mask=twins.get(mask) if isinstance(mask, Node) else None,
+    )
 
 
 def _needed(original: tuple[Node, ...], calls: tuple[Node, ...]) -> Iterator[Node]:
-    """The nodes of the original that calls read, directly or not, in order."""
+    """The nodes of the original that `calls` depend on, in order."""
     needed = {i for n in calls for i in n.all_input_nodes}
     for node in reversed(original):
         if node in needed:

@@ -1,8 +1,8 @@
-"""Whether what a probe saw at small sizes holds at those of the graph.
+"""Whether the result of a probe at small sizes also holds at the sizes of the graph.
 
-A window of 512 positions shows nothing at 4 of them, nor does a roll by 8. So where sizes were cut, or are not known, every
-operation must be one that does the same at all sizes, and every value that enters must be of sizes that did not change, but for
-those that are given a name of their own. At any size, nothing else may enter: what had no effect may have one with other values.
+A window of 512 positions has no effect at 4 positions, and neither has a roll by 8 at 8. So if sizes were cut or are not known,
+every operation must be known to do the same at all sizes. Values that enter must have sizes that did not change, except for those
+that the caller names. Whatever the sizes, no other tensor may enter: one that had no effect may have an effect with other values.
 """
 
 from __future__ import annotations
@@ -31,26 +31,27 @@ _WORDS = """
     repeat_interleave cat stack hstack vstack
 """
 _ANY_SIZE = frozenset(_WORDS.split())
-"""Operations whose numbers are no positions, or show in the shape of the result, which is compared with the traced one."""
+"""Operations whose numbers are not positions, or whose positions show in the shape of the result, which is compared with the
+traced one."""
 _ALONG = {"roll": ("dims", 2), "index_select": ("dim", 1), "gather": ("dim", 1), "cumsum": ("dim", 1)}
-"""Operations that may shift positions by a number: name and place of the argument that says along which axis."""
+"""Operations that may shift positions by a number, with the name and position of the argument that gives the axis."""
 
 
 def _is_whole(part: ProbeRegion, cut: Cut) -> bool:
-    """Whether a part runs at the sizes of the graph, and all of these are known."""
+    """Whether a region runs at the sizes of the graph, and all of them are known."""
     tensors = [v for n in part.members if isinstance(v := value_of(n), Tensor)]
     return not cut.sizes and not any(isinstance(n, SymInt) for t in tensors for n in t.shape)
 
 
 def unsure(view: GraphView, probe: Probe, out: Node, arguments: Collection[Node], named: Collection[Node]) -> str:
-    """Why what was seen may not be so at other sizes, or for other values that enter; "" where it is.
+    """Why the result of a probe may not hold at other sizes, or for other values that enter; "" if it holds.
 
     Args:
         view: the graph.
-        probe: of the part that computes `out`.
-        out: what was looked at.
-        arguments: what it was a function of.
-        named: other values that it is said to be a function of: tables, a mask.
+        probe: a probe of the region that computes `out`.
+        out: the result.
+        arguments: the values that it was evaluated as a function of.
+        named: other values that it may depend on: tables, a mask.
     """
     part, cut = probe.part, probe.cut
     whole = _is_whole(part, cut)
@@ -67,13 +68,14 @@ def unsure(view: GraphView, probe: Probe, out: Node, arguments: Collection[Node]
         if node in after:
             if not whole and not _does_the_same(view, cut, node):
                 return f"{node.name} ({view.op(node)}) may do something else at larger sizes than it was run at"
-        elif view.op(node) != "expand" and _changed(cut, value_of(node)):  # the source of an expanded value tells
+        elif view.op(node) != "expand" and _changed(cut, value_of(node)):  # an expanded value is judged by its source
             return f"{node.name} may have other values at larger sizes than it was run at"
         pending += [i for i in node.all_input_nodes if i in after or i in part.members]
     return ""
 
 
 def _does_the_same(view: GraphView, cut: Cut, node: Node) -> bool:
+    # A symbolic number in arithmetic makes values depend on the size. In the arguments of a view it is only a shape.
     if any(isinstance(value_of(i), SYMBOLS) for i in node.all_input_nodes) and not has_sizes(node):
         return False
     op = view.op(node)
@@ -87,7 +89,7 @@ def _does_the_same(view: GraphView, cut: Cut, node: Node) -> bool:
 
 
 def _changed(cut: Cut, value: Any) -> bool:
-    """Whether a value is of other sizes in the graph; numbers that are not known there are used as sizes only."""
+    """Whether a tensor has other sizes in the graph. Symbolic numbers do not count, because they are only used as sizes."""
     return isinstance(value, Tensor) and any(_cut_size(cut, n) for n in value.shape)
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import fluxrewrite
-from fluxrewrite.dynamo.inner import openxla
-from fluxrewrite.dynamo.inner.prepare import default_execution, prepare
+from fluxrewrite.dynamo.inner import inner_backend, openxla, prepare
 from fluxrewrite.errors import InputError
 
 
@@ -42,12 +41,12 @@ def test_without_torch_xla(have):
 
 def test_the_reference_unless_neurons_packages_of_that_stack_are_there(have):
     have("torch_xla")
-    assert default_execution("openxla") == "reference"
+    assert inner_backend("openxla").default_execution() == "reference"
     have("torch_xla", "torch_neuronx", "nki", **NATIVE)
-    assert default_execution("openxla") == "reference"
+    assert inner_backend("openxla").default_execution() == "reference"
     have("torch_xla", "torch_neuronx", "nki")
-    assert default_execution("openxla") == "device"
-    assert default_execution("inductor") == "reference"
+    assert inner_backend("openxla").default_execution() == "device"
+    assert inner_backend("inductor").default_execution() == "reference"
 
 
 def test_a_package_that_cannot_be_imported_does_not_count(have, monkeypatch):

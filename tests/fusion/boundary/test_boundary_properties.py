@@ -124,7 +124,7 @@ def reported(analysed, selection, target, policy):
     case = Case(device=target.device.name, regime=target.regime)
     model = ModelInfo(name="m", parameters=0, dtype="bfloat16", graphs=1, graph_nodes=0)
     zero = Timing(capture_s=0, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=0)
-    return build_report([analysed], selection, policy, model, zero, PredictionContext(target, case))
+    return build_report([analysed], selection, policy, model, timing=zero, context=PredictionContext(target, case))
 
 
 @FEW

@@ -9,7 +9,7 @@ from fluxrewrite.cost import Case
 from fluxrewrite.fusion.boundary.target import Target
 from fluxrewrite.graph import GraphView
 from fluxrewrite.graph.modules import as_module
-from fluxrewrite.report.build_predicted import Forecast, effect_info
+from fluxrewrite.report.build_predicted import effect_info
 from fluxrewrite.rewrite.plan import apply
 from fluxrewrite.rewrite.planner import make_plan
 from fluxrewrite.rewrite.selection import Selection
@@ -116,10 +116,10 @@ def test_runs_are_not_overruled_by_the_model(trace, tmp_path):
     assert [s.site.kind for s in analysed.plan.replacements()] == ["rope"]
     assert analysed.change.after.us > analysed.change.before.us
     assert rewritten is not gm.graph
-    found = effect_info([Forecast(analysed.plan, analysed.change)], target, case).measured
+    found = effect_info([analysed], target, case).measured
     assert (found.verdict, found.ratio, found.predicted_s) == ("faster", 0.5, 0.5)
     inline = replace(analysed.plan, decisions=tuple(replace(d, choice="inline") for d in analysed.plan.decisions))
-    assert effect_info([Forecast(inline, analysed.change)], target, case).measured is None
+    assert effect_info([replace(analysed, plan=inline)], target, case).measured is None
 
 
 def test_auto_needs_somebody_to_choose(trace):
@@ -137,7 +137,7 @@ def test_failures_go_up_unless_somebody_is_told(trace, monkeypatch):
 
     gm = trace(between, x=heads(), **TABLES)
     selection, target = Selection.of("rope", "reference"), Target.of("trn2")
-    monkeypatch.setattr("fluxrewrite.analysis.effect_of", broken)
+    monkeypatch.setattr("fluxrewrite.fusion.boundary.whole_step.effect_of", broken)
     with pytest.raises(ValueError, match="boom"):
         analyse(gm, selection, "all", target)
     found = []

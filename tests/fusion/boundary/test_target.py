@@ -139,6 +139,25 @@ def test_files_of_ones_own(run, tmp_path):
     assert (effect["device"], effect["compiler"]) == ("mine", "my compiler")
 
 
+def test_a_name_decides_nothing(tmp_path):
+    """What the profile says counts, in both directions."""
+    path = tmp_path / "mine.json"
+    for name, like in (("acme1", "trn2"), ("trn2-like", "cpu")):
+        content = json.loads(shipped("devices")[like].read_text())
+        path.write_text(json.dumps({**content, "name": name}))
+        mine, shipped_one = Target.of(path), Target.of(like)
+        assert mine.device.name == name
+        assert (mine.rules, mine.calls_reference) == (shipped_one.rules, shipped_one.calls_reference)
+
+
+def test_a_compiler_that_the_profile_names_and_that_is_none(run, tmp_path):
+    (tmp_path / "d.json").write_text(a_profile(name="acme1", compiler="gcc"))
+    code, out, err = run("--device", "d.json")
+    assert (code, out) == (2, "")
+    assert "compiler of device 'acme1': unknown compiler 'gcc'; known: inductor, neuronx, xla" in err
+    assert run("--device", "d.json", "--compiler", "xla")[0] == 0
+
+
 def test_a_regime_that_is_none_at_all():
     with pytest.raises(InputError, match="unknown regime 'eager'; known: compile, lazy"):
         Target.of("trn2", "eager")

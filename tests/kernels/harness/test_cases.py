@@ -4,7 +4,7 @@ from itertools import product
 import pytest
 import torch
 from fluxrewrite.kernels.harness import cases as matrix
-from fluxrewrite.kernels.harness.cases import Case, cases, limits_of, run_case, simulators
+from fluxrewrite.kernels.harness.cases import CheckCase, cases, limits_of, run_case, simulators
 from fluxrewrite.kernels.toolchain import Emulator
 
 from fluxrewrite.errors import InputError
@@ -12,7 +12,7 @@ from fluxrewrite.kernel import Limit
 from fluxrewrite.provider import Implementation
 from fluxrewrite.provider.registry import implementations
 
-ROPE = Case("rope", "bf16", {"sequence": 8, "heads": 2, "head_size": 64})
+ROPE = CheckCase("rope", "bf16", {"sequence": 8, "heads": 2, "head_size": 64})
 EMULATOR = simulators("emulator")
 
 
@@ -56,11 +56,11 @@ def test_names_are_unique_and_the_quick_part_has_every_group():
 
 
 def test_limits():
-    assert limits_of(Case("rope", "fp32", {})) == (1e-5, 0.9999)
-    assert limits_of(Case("rope", "bf16", {})) == (1e-2, 0.9999)
-    assert limits_of(Case("attention", "fp32", {}, 1e4)) == (2 * 2**-10, 0.9999)
-    assert limits_of(Case("attention", "bf16", {}, 1e4)) == (1e-2, 0.9999)
-    assert limits_of(Case("norm_rope_attention", "bf16", {}, 1e4)) == (pytest.approx(math.sqrt(0.02)), 0.99)
+    assert limits_of(CheckCase("rope", "fp32", {})) == (1e-5, 0.9999)
+    assert limits_of(CheckCase("rope", "bf16", {})) == (1e-2, 0.9999)
+    assert limits_of(CheckCase("attention", "fp32", {}, 1e4)) == (2 * 2**-10, 0.9999)
+    assert limits_of(CheckCase("attention", "bf16", {}, 1e4)) == (1e-2, 0.9999)
+    assert limits_of(CheckCase("norm_rope_attention", "bf16", {}, 1e4)) == (pytest.approx(math.sqrt(0.02)), 0.99)
 
 
 def test_a_right_kernel_passes_and_seeds_change_the_inputs():
@@ -75,7 +75,7 @@ def test_two_cores_are_two_cores(provide):
     seen = []
     rope = implementations("builtin")["rope"].launch
     provide({"rope": lambda execution, *a: (seen.append(execution.cores), rope(execution, *a))[1]})
-    run_case(Case("rope", "bf16", ROPE.sizes, cores=2), EMULATOR, "mine")
+    run_case(CheckCase("rope", "bf16", ROPE.sizes, cores=2), EMULATOR, "mine")
     assert seen == [2]
 
 
@@ -135,7 +135,7 @@ def test_cases_beyond_the_limits_are_not_run(provide):
     assert result.outside
     assert result.passed
     assert "page 7" in result.note
-    bounded = Case("norm_rope_attention", "bf16", {"sequence": 8, "heads": 1, "bounded": 1})
+    bounded = CheckCase("norm_rope_attention", "bf16", {"sequence": 8, "heads": 1, "bounded": 1})
     (result,) = run_case(bounded, EMULATOR, "mine")
     assert result.outside
     assert "no such mode" in result.note

@@ -15,12 +15,11 @@ import pytest
 from rank_groups import at_once, rank_groups
 
 from fluxrewrite.cli import main
-from fluxrewrite.cli.bench import _VARIANTS, _dtype
+from fluxrewrite.cli.bench import _dtype
 from fluxrewrite.cost import runs
 from fluxrewrite.cost.runs import load_runs
-from fluxrewrite.measure.bench import run as suite
-from fluxrewrite.measure.bench import worker_process as process
-from fluxrewrite.measure.bench.variants import DEFAULT_VARIANTS
+from fluxrewrite.measure.bench import DEFAULT_VARIANTS, worker_process
+from fluxrewrite.measure.bench.run import bench
 
 SMALL = ("bench", "bench_models:attend", "--inner", "eager", "--steps", "2", "--runs", "3")
 GOOD = "ready()\nrun(3.0, 1.0)\nrun(1.0, 1.0)\nrun(1.0, 1.0)\n"
@@ -31,7 +30,7 @@ def run(capsys, fake, monkeypatch):
     """`run(body, ...)`: the command with a made-up worker."""
 
     def call(body, *args, dtype=("--dtype", "fp32")):
-        monkeypatch.setattr(suite.bench, "__defaults__", (*suite.bench.__defaults__[:-1], fake(body)))
+        monkeypatch.setitem(bench.__kwdefaults__, "worker", fake(body))
         code = main([*SMALL, *dtype, *map(str, args)])
         out = capsys.readouterr()
         return code, out.out, out.err
@@ -39,11 +38,14 @@ def run(capsys, fake, monkeypatch):
     return call
 
 
-def test_help_names_the_default_variants():
-    assert _VARIANTS == DEFAULT_VARIANTS
+def test_help_names_the_default_variants(capsys):
+    assert main(["bench", "--help"]) == 0
+    assert f"[default: {DEFAULT_VARIANTS}]" in "".join(capsys.readouterr().out.split()).replace(
+        "[default:", "[default: "
+    )
 
 
-def test_all_went_well(run, tmp_path):
+def test_all_variants_finish(run, tmp_path):
     code, out, err = run(GOOD, "--variants", "vanilla,qkv", "--save", "runs.json")
     assert (code, err) == (0, "")
     assert "bench_models:attend" in out
@@ -66,12 +68,12 @@ def test_a_variant_that_failed_is_exit_code_1_and_the_table_is_there(run, tmp_pa
     body = "if name == 'qkv': os._exit(9)\n" + GOOD
     code, out, err = run(body, "--variants", "vanilla,qkv,attention", "--save", "runs.json")
     assert code == 1
-    assert err == "fluxrewrite: qkv failed: the worker ended with exit code 9 and no word\n"
+    assert err == "fluxrewrite: qkv failed: the worker exited with code 9 and without an error event\n"
     assert "attention" in out
     assert [v.error is None for v in load_runs(tmp_path / "runs.json").variants] == [True, False, True]
 
 
-def test_a_bar_for_each_variant_where_somebody_looks(run, monkeypatch):
+def test_a_bar_for_each_variant_on_a_terminal(run, monkeypatch):
     body = "ready()\nfor i in (0, 1): tell('step', run=0, step=i, s=1.5)\nrun(1.5, 1.5)\n"
     assert run(body, "--variants", "vanilla")[2] == ""
     monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
@@ -82,7 +84,7 @@ def test_a_bar_for_each_variant_where_somebody_looks(run, monkeypatch):
     assert "2/6" in err
     again = "ready()\nrun(1.0, 1.0)\nsys.stdin.readline()\ntell('step', run=7, step=0, s=1.5)\nrun(1.0, 1.0)\nrun(1.0, 1.0)\n"
     err = run(again, "--variants", "vanilla")[2]
-    assert "vanilla: beside others, 1.5 s" in err
+    assert "vanilla: baseline of others, 1.5 s" in err
     assert "0/6" in err
 
 
@@ -90,7 +92,7 @@ def test_timeout(run):
     body = "if name == 'qkv': time.sleep(60)\n" + GOOD
     code, _, err = run(body, "--variants", "qkv,vanilla", "--timeout", "1.5")
     assert code == 1
-    assert "qkv failed: no end after 1.5 s" in err
+    assert "qkv failed: not finished after 1.5 s" in err
 
 
 def test_a_full_disk(run, monkeypatch, tmp_path):
@@ -201,7 +203,7 @@ HANGING = ("bench", "bench_models:hangs_the_second_time", "--variants", "eager,q
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_keeps_what_finished_and_leaves_no_process(tmp_path, number):
+def test_an_interrupt_keeps_finished_runs_and_leaves_no_process(tmp_path, number):
     parent = begun(*HANGING, "--save", "runs.json")
     worker = int(wait_for(tmp_path / "pid", parent))
     start = time.monotonic()
@@ -263,9 +265,9 @@ def test_inductor_from_end_to_end(tmp_path, flux2_folder):
     assert verdict["predicted_s"] == pytest.approx(qkv.warm_s_per_step, rel=1e-5)
 
 
-def test_no_word_from_a_worker_that_is_not_there(run, monkeypatch):
+def test_a_worker_that_cannot_be_started(run, monkeypatch):
     monkeypatch.setattr(
-        process.subprocess, "Popen", lambda *a, **k: (_ for _ in ()).throw(OSError("no more processes"))
+        worker_process.subprocess, "Popen", lambda *a, **k: (_ for _ in ()).throw(OSError("no more processes"))
     )
     code, _, err = run(GOOD, "--variants", "vanilla")
     assert code == 1
@@ -273,17 +275,17 @@ def test_no_word_from_a_worker_that_is_not_there(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("slowdown", "asked", "dtype"),
+    ("slowdown", "given", "dtype"),
     [(4.6, (), "float32"), (0.6, (), "bfloat16"), (4.6, ("--dtype", "bf16"), "bfloat16")],
 )
-def test_a_processor_that_multiplies_bfloat16_slowly_gets_float32(run, monkeypatch, tmp_path, slowdown, asked, dtype):
+def test_a_processor_that_multiplies_bfloat16_slowly_gets_float32(run, monkeypatch, tmp_path, slowdown, given, dtype):
     monkeypatch.setattr("fluxrewrite.measure.bench.default_dtype.bfloat16_slowdown", lambda: slowdown)
-    assert run(GOOD, "--variants", "vanilla", "--save", "runs.json", dtype=asked)[0] == 0
+    assert run(GOOD, "--variants", "vanilla", "--save", "runs.json", dtype=given)[0] == 0
     assert load_runs(tmp_path / "runs.json").setup.dtype == dtype
 
 
-def test_only_a_cpu_is_asked_how_fast_it_multiplies(monkeypatch):
-    monkeypatch.setattr("fluxrewrite.measure.bench.default_dtype.bfloat16_slowdown", lambda: pytest.fail("asked"))
+def test_bfloat16_is_timed_on_cpus_only(monkeypatch):
+    monkeypatch.setattr("fluxrewrite.measure.bench.default_dtype.bfloat16_slowdown", lambda: pytest.fail("measured"))
     assert _dtype("cuda", None) == "bf16"
 
 

@@ -48,16 +48,16 @@ def test_share_of_two_processors_in_ten_seconds(others, fields, own, share):
     assert others(fields, own, 10.0) == pytest.approx(share)
 
 
-def test_processes_that_are_no_others(others):
+def test_processes_of_the_measurement_itself(others):
     assert others(f"{15 * TICKS} 0 0 0 0 0 0 0", 5.0, 10.0, ours=6.0) == pytest.approx(0.2)
 
 
-def test_too_short_to_tell(others):
+def test_too_short_a_time_has_no_share(others):
     assert others("9 0 0 0 0 0 0 0", 0.0, 0.1) is None
 
 
 @pytest.mark.parametrize("text", ["", "cpu a b c d e f g h", "cpu 1 2"])
-def test_a_system_that_does_not_tell(tmp_path, text):
+def test_a_system_without_counters(tmp_path, text):
     stat = tmp_path / "stat"
     assert Load(stat).others() is None
     stat.write_text(text)

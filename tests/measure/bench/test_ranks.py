@@ -1,4 +1,4 @@
-"""A bench on several ranks: how they agree, with workers made up for each way to fail, and what is made of their figures."""
+"""A bench on several ranks: how they agree, with a fake worker for each way to fail, and how their figures are combined."""
 
 import time
 
@@ -7,7 +7,7 @@ import torch.distributed as dist
 from rank_groups import at_once, rank_groups
 
 from fluxrewrite.errors import InputError, RankError
-from fluxrewrite.measure.bench import ranks as ranked
+from fluxrewrite.measure.bench import ranks as bench_ranks
 from fluxrewrite.measure.bench.machine_load import Load
 from fluxrewrite.measure.bench.ranks import pooled
 from fluxrewrite.measure.bench.run import bench, check_setup
@@ -21,7 +21,7 @@ GOOD = RANK + "ready()\nrun(2.0, 1.0)\nrun(1.0, 1.0)\nrun(1.0, 1.0)\n"
 
 @pytest.fixture
 def run(fake, setup):
-    """`run(body, variants, ...)`: what `bench` answers or raises on each of two ranks, and all that each kept."""
+    """`run(body, variants, ...)`: what `bench` returns or raises on each of two ranks, and the records that each kept."""
 
     def call(body, variants="vanilla,qkv", wait_s=20, timeout_s=None, ranks=None):
         kept = [[], []]
@@ -48,7 +48,7 @@ def errors(runs):
     return {v.name: v.error for v in runs.variants}
 
 
-def test_all_went_well(run):
+def test_all_variants_finish(run):
     (first, second), kept = run(GOOD)
     assert errors(first) == errors(second) == {"vanilla": None, "qkv": None}
     assert first.case.tp == second.case.tp == 2
@@ -77,7 +77,7 @@ FAILING = [
         "if rank == 1: os.kill(os.getpid(), signal.SIGKILL)",
         "rank 1: the worker was killed by SIGKILL; the system may be out",
     ),
-    ("if rank == 1: os._exit(3)", "rank 1: the worker ended with exit code 3 and no word"),
+    ("if rank == 1: os._exit(3)", "rank 1: the worker exited with code 3 and without an error event"),
     ("if rank == 1: tell('error', error='out of memory (MemoryError)')", "rank 1: out of memory (MemoryError)"),
 ]
 
@@ -101,18 +101,18 @@ def indented(body):
     return f"  {body}\n"
 
 
-def test_a_worker_that_stands_still(run):
-    """Here what gloo says on the other rank ends it, and --timeout on all."""
+def test_a_worker_that_hangs(run):
+    """If gloo reports it on the other rank, that ends it; otherwise --timeout ends it on all ranks."""
     stands = f"{RANK}ready()\nif rank == 1: time.sleep(60)\ntime.sleep(0.5)\n{LOST}\n"
     for runs in run(stands, "vanilla")[0]:
         assert errors(runs) == {
-            "vanilla": "rank 0: RankError: another rank ended; rank 1: was at work when rank 0 failed"
+            "vanilla": "rank 0: RankError: another rank ended; rank 1: was running when rank 0 failed"
         }
     for runs in run(f"{RANK}ready()\ntime.sleep(60)\n", "vanilla", timeout_s=1)[0]:
-        assert "no end after 1 s; give a longer --timeout" in errors(runs)["vanilla"]
+        assert "not finished after 1 s; use a longer --timeout" in errors(runs)["vanilla"]
 
 
-def test_a_parent_that_stands_still_ends_the_bench_and_what_finished_is_kept(run):
+def test_a_parent_that_hangs_ends_the_bench_and_finished_runs_are_kept(run):
     lone = rank_groups(2, wait_s=1)[:1]
     start = time.monotonic()
     (error,), (kept, _) = run(GOOD, ranks=lone)
@@ -131,17 +131,17 @@ def test_a_parent_that_has_ended(run):
 
 
 class Some(Load):
-    """A load that is known."""
+    """A load with a known figure."""
 
     def __init__(self, own):
         super().__init__()
-        self.own, self.told = own, []
+        self.own, self.ours = own, []
 
     def own_s(self):
         return self.own
 
     def others(self, ours_s=0.0):
-        self.told.append(ours_s)
+        self.ours.append(ours_s)
         return 0.25
 
 
@@ -155,18 +155,18 @@ def figures(*steps, rss=100.0, finite=True, device=None):
 
 
 def test_figures_of_all_ranks(monkeypatch):
-    """Slowest rank of each step, largest and summed memory, the first rank's output; other ranks are no other programs."""
+    """Slowest rank of each step, largest and summed memory, the first rank's output; other ranks are not other programs."""
     mine, others = (
         figures(1.0, 4.0, rss=300.0),
         [figures(2.0, 3.0, rss=500.5), figures(0.5, 0.5, rss=100.0, finite=False)],
     )
     load = Some(3.0)
 
-    def gather(into, told):
-        here = told["host"]
-        into[:] = [told, {**others[0], "host": here, "own_s": 5.0}, {**others[1], "host": "elsewhere", "own_s": 7.0}]
+    def gather(into, own):
+        here = own["host"]
+        into[:] = [own, {**others[0], "host": here, "own_s": 5.0}, {**others[1], "host": "elsewhere", "own_s": 7.0}]
 
-    monkeypatch.setattr(ranked.dist, "all_gather_object", gather)
+    monkeypatch.setattr(bench_ranks.dist, "all_gather_object", gather)
     assert pooled(Ranks(0, 3), mine, load) == {
         "steps_s": [2.0, 4.0],
         "peak_rss_mb": 500.5,
@@ -175,7 +175,7 @@ def test_figures_of_all_ranks(monkeypatch):
         "output": {"digest": "300.0", "finite": False},
         "others": 0.25,
     }
-    assert load.told == [5.0]
+    assert load.ours == [5.0]
 
 
 def test_figures_of_one_process():
@@ -185,14 +185,14 @@ def test_figures_of_one_process():
 
 
 REFUSED = [
-    ({}, "measure", r"--variants measure: each of 4 ranks would choose by its own times; give 'auto'"),
+    ({}, "measure", r"--variants measure: each of 4 ranks would choose by its own times; use 'auto'"),
     ({}, "vanilla", r"Attend has no _tp_plan, so it is not known how to divide it among 4 ranks"),
     ({"model": "flux2"}, "vanilla", r"2 heads cannot be divided among 4 ranks; 2 ranks divide them"),
 ]
 
 
 @pytest.mark.parametrize(("fields", "variants", "why"), REFUSED, ids=["measure", "no plan", "heads"])
-def test_what_ranks_cannot_do(setup, flux2_folder, fields, variants, why):
+def test_setups_that_ranks_cannot_run(setup, flux2_folder, fields, variants, why):
     given, chosen = setup(**fields), parse_variants(variants)
     check_setup(given, chosen)
     with pytest.raises(InputError, match=why):
@@ -206,7 +206,7 @@ def test_a_callable_that_needs_its_numbers_is_left_to_the_workers(setup, tmp_pat
     check_setup(setup(model="needs_numbers:build"), parse_variants("vanilla"), 4)
 
 
-def test_ranks_work_on_cpus(setup, monkeypatch):
+def test_ranks_run_on_cpus_only(setup, monkeypatch):
     monkeypatch.setattr("fluxrewrite.measure.bench.run._check_device", lambda name: None)
-    with pytest.raises(InputError, match=r"--device 'cuda' on 4 ranks: they work on CPUs, by gloo"):
+    with pytest.raises(InputError, match=r"--device 'cuda' on 4 ranks: ranks run on CPUs, over gloo"):
         check_setup(setup(device="cuda"), parse_variants("vanilla"), 4)

@@ -1,4 +1,4 @@
-"""All variants of a bench: with workers made up for each way to fail, and with real ones."""
+"""All variants of a bench: with a fake worker for each way to fail, and with real ones."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_a_variant_that_fails_is_a_row_and_not_the_end(fake, setup):
         setup(),
         parse_variants("vanilla,qkv,attention,rope,auto,measure,eager"),
         kept.append,
-        lambda chosen, event: heard.append((chosen.name, event["event"])),
+        report_event=lambda chosen, event: heard.append((chosen.name, event["event"])),
         timeout_s=2,
         worker=fake(FAILING),
     )
@@ -39,8 +39,8 @@ def test_a_variant_that_fails_is_a_row_and_not_the_end(fake, setup):
     assert list(errors) == ["qkv", "attention", "rope", "auto", "measure"]
     assert errors["qkv"] == "ValueError: no"
     assert "SIGKILL" in errors["attention"]
-    assert "exit code 9" in errors["rope"]
-    assert "no end after 2 s" in errors["auto"]
+    assert "exited with code 9" in errors["rope"]
+    assert "not finished after 2 s" in errors["auto"]
     assert "makes no sense" in errors["measure"]
     assert "steps_s" in errors["measure"]
     assert len(kept) == 9 + 5  # every finished run, and every failure
@@ -49,12 +49,12 @@ def test_a_variant_that_fails_is_a_row_and_not_the_end(fake, setup):
 
 
 @pytest.mark.parametrize("body", ["tell('ready')", "tell('ready', threads=0, device='', dtype='')", "tell('run')"])
-def test_events_without_sense(fake, setup, body):
+def test_malformed_events(fake, setup, body):
     runs = bench(setup(), parse_variants("vanilla"), worker=fake(body + "\n"))
     assert "makes no sense" in (runs.variants[0].error or "")
 
 
-def test_machine_and_case_are_what_the_worker_tells(fake, setup):
+def test_machine_and_case_are_those_of_the_worker(fake, setup):
     runs = bench(setup(dtype="bfloat16", batch=2), parse_variants("vanilla"), worker=fake("ready()\nrun(1.0, 1.0)\n"))
     assert (runs.machine.threads, runs.machine.device) == (2, "a processor")
     assert runs.case.known
@@ -63,7 +63,7 @@ def test_machine_and_case_are_what_the_worker_tells(fake, setup):
     assert bench(setup(profile="trn2"), (), worker=()).case.device == "trn2"
 
 
-def test_ctrl_c_keeps_what_finished(fake, setup):
+def test_ctrl_c_keeps_finished_runs(fake, setup):
     kept = []
 
     def interrupt(chosen, event):
@@ -71,7 +71,13 @@ def test_ctrl_c_keeps_what_finished(fake, setup):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bench(setup(), parse_variants("vanilla,qkv,rope"), kept.append, interrupt, worker=fake("ready()\nrun(1, 2)\n"))
+        bench(
+            setup(),
+            parse_variants("vanilla,qkv,rope"),
+            kept.append,
+            report_event=interrupt,
+            worker=fake("ready()\nrun(1, 2)\n"),
+        )
     assert [(v.name, len(v.runs), v.error) for v in kept[-1].variants] == [
         ("vanilla", 1, "interrupted"),
         ("qkv", 0, "interrupted"),
@@ -79,7 +85,7 @@ def test_ctrl_c_keeps_what_finished(fake, setup):
 
 
 @pytest.mark.slow
-def test_likeness_to_vanilla_whatever_the_order(setup, monkeypatch):
+def test_cosine_to_vanilla_in_any_order(setup, monkeypatch):
     """Real workers, no compiler: vanilla comes last, and all variants get their cosine."""
     runs = bench(setup(runs=2), parse_variants("eager,qkv+attention,vanilla"))
     eager, both, vanilla = runs.variants
@@ -130,7 +136,7 @@ def test_cosine(a, b, expected):
         ({"evidence": ("none.json",)}, "none.json: cannot be read"),
     ],
 )
-def test_what_no_worker_could_run(setup, fields, message):
+def test_setups_that_no_worker_could_run(setup, fields, message):
     chosen = parse_variants("vanilla,qkv,auto")
     check_setup(setup(), chosen)
     with pytest.raises(InputError, match=message):

@@ -45,7 +45,7 @@ def test_without_warm_runs_or_vanilla_there_are_no_ratios(made, row):
     assert nothing.cold_first_step_s is None
 
 
-def test_a_ratio_is_no_difference_within_what_the_medians_are_uncertain_by(made, row):
+def test_noise_adds_the_uncertainty_of_both_medians(made, row):
     wide = row("qkv", 0.9, {"qkv:triple": 2})
     for run in wide["runs"][1:]:
         run["steps_s"] = [0.85, 0.9, 0.9, 0.95]
@@ -64,7 +64,7 @@ def test_a_ratio_is_no_difference_within_what_the_medians_are_uncertain_by(made,
         ("auto", {}, {"runs": []}, 0.0),
     ],
 )
-def test_variants_of_one_program_tell_how_far_processes_lie_apart(made, row, name, calls, fields, drift):
+def test_variants_of_one_program_show_the_difference_between_processes(made, row, name, calls, fields, drift):
     found = made(row("vanilla", 1.0, {}), row(name, 1.04, calls, **fields), row("rope", 1.02, {"rope:interleaved": 6}))
     assert found.drift == pytest.approx(drift)
     assert found.noise(found.variants[2]) == pytest.approx(max(0.01, drift))
@@ -98,7 +98,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("damage", "message"), BAD, ids=[m for _, m in BAD])
-def test_a_damaged_file_is_told_with_its_field(content, tmp_path, damage, message):
+def test_the_error_for_a_damaged_file_names_the_field(content, tmp_path, damage, message):
     broken = content()
     damage(broken)
     path = tmp_path / "broken.json"
@@ -110,14 +110,14 @@ def test_a_damaged_file_is_told_with_its_field(content, tmp_path, damage, messag
     assert "fluxrewrite bench MODEL --save FILE" in str(caught.value)
 
 
-def test_half_a_file_is_told(made, tmp_path):
+def test_the_error_for_half_a_file_has_its_position(made, tmp_path):
     path = tmp_path / "half.json"
     path.write_text(made().to_json()[:500])
     with pytest.raises(InputError, match=r"half\.json:\d+:\d+: not JSON"):
         load_runs(path)
 
 
-def test_a_full_disk_leaves_what_was_there(made, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_file(made, tmp_path, monkeypatch):
     path = tmp_path / "runs.json"
     save_runs(made(), path)
 
@@ -139,7 +139,7 @@ def test_a_link_stays_a_link(made, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux alone has /dev/full")
-def test_what_is_no_file_is_not_replaced(made):
+def test_a_device_file_is_not_replaced(made):
     from pathlib import Path
 
     with pytest.raises(InputError, match="No space left on device"):

@@ -50,7 +50,7 @@ def test_a_variant_is_taken_as_it_was_to_vanilla_at_its_time(made, row):
     assert attention.noise == pytest.approx(runs.variants[2].noise)
 
 
-def test_what_says_nothing_is_left_out_and_said(made, row):
+def test_variants_without_evidence_are_left_out_and_noted(made, row):
     other = {"digest": "e", "finite": True, "cosine": 0.5}
     found = table(
         made(
@@ -70,7 +70,7 @@ def test_what_says_nothing_is_left_out_and_said(made, row):
     )
 
 
-def test_what_processes_differ_by_is_noise_in_verdicts(made, row):
+def test_the_difference_between_processes_is_noise_in_verdicts(made, row):
     runs = made(
         row("vanilla", 1.0, {}), row("qkv", 0.97, {"qkv:triple": 2}), row("rope", 1.05, {"rope:interleaved": 6}),
         row("auto", 1.04, {}),

@@ -42,7 +42,7 @@ def test_warm_runs_are_taken_in_turn(order, place):
     assert runs.in_turn
     assert [(v.name, len(v.runs), v.error) for v in runs.variants] == [(n, 3, None) for n in ("vanilla", "qkv", "auto")]
     assert json.loads(runs.to_json())["in_turn"] is True
-    # a worker waits until it is told to go on
+    # a worker waits for the line that lets it go on
     assert (place / "log").read_text().split() == [w for n in ("vanilla", "qkv", "auto") * 2 for w in (n, "go")]
 
 
@@ -59,7 +59,7 @@ def room(monkeypatch):
 @pytest.mark.parametrize(
     ("workers", "variants"), [(1, "vanilla,qkv,auto"), (2, "qkv,vanilla,auto"), (1, "vanilla,qkv")]
 )
-def test_one_after_the_other_where_memory_does_not_do(order, room, workers, variants):
+def test_one_variant_after_the_other_if_memory_is_short(order, room, workers, variants):
     room(workers)
     heard, runs = order(variants)
     assert heard == [name for name in variants.split(",") for _ in range(3)]
@@ -69,7 +69,7 @@ def test_one_after_the_other_where_memory_does_not_do(order, room, workers, vari
     assert order(variants)[1].in_turn
 
 
-def test_some_at_a_time_beside_vanilla(order, room):
+def test_groups_in_turn_with_vanilla(order, room):
     room(3)
     heard, runs = order("vanilla,qkv,rope,attention,auto")
     assert heard == [
@@ -103,19 +103,19 @@ def test_a_variant_is_compared_with_vanilla_at_its_time(order, room):
     assert runs.noise(auto) == 0.01
 
 
-def test_vanilla_that_dies_beside_others_leaves_them_theirs(order, room):
+def test_other_variants_keep_their_runs_if_vanilla_dies_in_a_later_group(order, room):
     room(2)
     body = SLOWER.replace("    run(s, s)", "    if name == 'vanilla' and n == 3: os._exit(9)\n    run(s, s)")
     heard, runs = order("vanilla,qkv,auto,rope", body)
     vanilla, _, auto, rope = runs.variants
     assert (len(vanilla.runs), len(auto.runs), len(auto.beside), len(rope.runs)) == (3, 3, 1, 3)
-    assert "exit code 9" in vanilla.error
+    assert "exited with code 9" in vanilla.error
     assert heard[-3:] == ["rope"] * 3
     assert runs.ratio(auto) == 1.0
     assert (rope.beside, runs.ratio(rope)) == ((), 1.0)  # compared with vanilla's own runs, for want of others
 
 
-def test_a_run_of_vanilla_beside_others_that_makes_no_sense_is_its_failure(order, room):
+def test_a_malformed_baseline_run_is_a_failure_of_vanilla(order, room):
     room(2)
     body = SLOWER.replace("    run(s, s)", "    run(*([-1.0] if name == 'vanilla' and n == 2 else [s, s]))")
     runs = order("vanilla,qkv,auto", body)[1]
@@ -124,7 +124,7 @@ def test_a_run_of_vanilla_beside_others_that_makes_no_sense_is_its_failure(order
 
 
 @pytest.mark.parametrize("stop", ["vanilla", "auto"])
-def test_ctrl_c_beside_vanilla_leaves_vanilla_as_finished(setup, fake, room, stop):
+def test_ctrl_c_in_a_later_group_leaves_vanilla_finished(setup, fake, room, stop):
     kept, turns = [], []
 
     def interrupt(chosen, event):
@@ -134,29 +134,29 @@ def test_ctrl_c_beside_vanilla_leaves_vanilla_as_finished(setup, fake, room, sto
 
     room(2)
     with pytest.raises(KeyboardInterrupt):
-        bench(setup(), parse_variants("vanilla,qkv,auto"), kept.append, interrupt, worker=fake(OBEDIENT))
+        bench(setup(), parse_variants("vanilla,qkv,auto"), kept.append, report_event=interrupt, worker=fake(OBEDIENT))
     assert [v.error for v in kept[-1].variants] == [None, None, "interrupted"]
 
 
-def test_time_beside_others_is_not_that_of_a_variant(order, room):
+def test_baseline_runs_extend_the_timeout_of_vanilla(order, room):
     room(2)
     body = OBEDIENT.replace("run(2.0, 1.0)", "time.sleep(0.5)\nrun(2.0, 1.0)")
     body = body.replace("    run(1.0, 1.0)", "    time.sleep(0.3)\n    run(1.0, 1.0)")
     runs = order("vanilla,qkv,auto", body, timeout_s=1.4)[1]
     assert [(v.error, len(v.runs)) for v in runs.variants] == [(None, 3)] * 3
     slow = order("vanilla,qkv,auto", body.replace("0.3", "2.0"), timeout_s=1.4)[1]
-    assert all("no end after" in v.error for v in slow.variants)
+    assert all("not finished after" in v.error for v in slow.variants)
 
 
-def test_a_variant_that_fails_in_its_turn_leaves_the_others_theirs(order):
+def test_other_variants_go_on_if_one_fails_in_its_turn(order):
     body = OBEDIENT.replace("    run(1.0, 1.0)", "    if name == 'qkv': os._exit(9)\n    run(1.0, 1.0)")
     heard, runs = order("vanilla,qkv,auto", body)
     assert heard == ["vanilla", "qkv", "auto", "vanilla", "auto", "vanilla", "auto"]
     assert [len(v.runs) for v in runs.variants] == [3, 1, 3]
-    assert "exit code 9" in runs.variants[1].error
+    assert "exited with code 9" in runs.variants[1].error
 
 
-def test_a_single_variant_waits_for_nobody(order):
+def test_a_single_variant_does_not_wait(order):
     heard, runs = order("vanilla")
     assert heard == ["vanilla"] * 3
     assert not runs.in_turn
@@ -172,7 +172,7 @@ def test_ctrl_c_between_turns_ends_all_workers_and_marks_those_that_had_more_to_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bench(setup(), parse_variants("vanilla,qkv"), kept.append, interrupt, worker=fake(OBEDIENT))
+        bench(setup(), parse_variants("vanilla,qkv"), kept.append, report_event=interrupt, worker=fake(OBEDIENT))
     assert [(len(v.runs), v.error) for v in kept[-1].variants] == [(3, None), (2, "interrupted")]
 
 
@@ -182,7 +182,7 @@ def test_waiting_does_not_count_for_the_timeout(setup, fake):
     assert [v.error for v in runs.variants] == [None] * 3
 
 
-def test_memory_that_can_be_had(tmp_path):
+def test_available_memory(tmp_path):
     proc, group = tmp_path / "meminfo", tmp_path / "group"
     assert available_mb(proc, group) == 0
     proc.write_text("MemTotal:       24000000 kB\n")

@@ -53,7 +53,7 @@ def test_csv_has_a_row_for_each_variant(mixed):
     assert {k for k, v in failed.items() if v} == {"variant", "error"}
 
 
-def test_memory_of_all_ranks_stands_beside_that_of_the_largest(made, row, content):
+def test_memory_of_all_ranks_is_shown_next_to_that_of_the_largest(made, row, content):
     case = {**content()["case"], "tp": 4}
     runs = made(row("vanilla", 1.0, {}, peak_rss_sum_mb=3500.0), case=case)
     assert ", tp 4, " in text(runs)
@@ -94,7 +94,7 @@ def test_text_fits_80_columns_and_shows_errors_as_rows(mixed):
     assert "0.500000 !" in shown[cold:]
 
 
-def test_the_order_of_the_runs_is_told(made, row):
+def test_the_order_of_the_runs_is_shown(made, row):
     both = [row("vanilla", 1.0, {}), row("qkv", 0.9, {"qkv:triple": 2})]
     assert "the first run cold, one variant after the other" in text(made(*both))
     assert "the first run cold, warm ones in turn\n" in text(made(*both, in_turn=True))
@@ -104,7 +104,7 @@ def test_the_order_of_the_runs_is_told(made, row):
     assert "meanwhile (rope 30%)" in " ".join(notes(runs))
 
 
-def test_notes_say_what_to_mind(mixed):
+def test_notes_name_doubtful_variants(mixed):
     restless, disturbed, other, untaken = notes(mixed)
     assert "meanwhile (norm_rope_attention 40%)" in disturbed
     assert restless.startswith("A warm step is known to no better than 5% (norm_rope_attention 22%)")
@@ -112,7 +112,7 @@ def test_notes_say_what_to_mind(mixed):
     assert untaken == "No kernel was called in rope; fluxrewrite inspect flux2-klein-mini says why."
 
 
-def test_without_vanilla_it_is_said(made, row):
+def test_a_note_says_that_vanilla_is_missing(made, row):
     (note,) = notes(made(row("qkv", 0.9, {"qkv:triple": 2})))
     assert "Without the variant vanilla" in note
     assert list(notes(made(row("vanilla", 1.0, {})))) == []

@@ -3,7 +3,8 @@
 import pytest
 
 from fluxrewrite.errors import InputError
-from fluxrewrite.measure.bench.variants import DEFAULT_VARIANTS, backend_of, parse_variants
+from fluxrewrite.measure.bench import DEFAULT_VARIANTS
+from fluxrewrite.measure.bench.variants import backend_of, parse_variants
 
 
 def parsed(text):
@@ -35,11 +36,11 @@ def test_default_is_the_experiments_table():
         ("qkv:double", "unknown variant 'qkv:double' .*unknown form 'double'.*triple"),
         ("qkv+", r"unknown variant 'qkv\+'"),
         ("vanilla+qkv", r"unknown variant 'vanilla\+qkv'"),
-        ("qkv,qkv", "'qkv' stands twice"),
+        ("qkv,qkv", "'qkv' is listed twice"),
         (" , ", "names no variant; known: vanilla"),
     ],
 )
-def test_what_is_no_variant(text, message):
+def test_unknown_and_repeated_variants(text, message):
     with pytest.raises(InputError, match=message):
         parse_variants(text)
 

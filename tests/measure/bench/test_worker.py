@@ -1,4 +1,4 @@
-"""What a worker does, in this process; and a real one, where only a process will do."""
+"""What a worker does, in this process; and a real one where that needs a process."""
 
 import contextlib
 
@@ -9,15 +9,15 @@ from torch._dynamo.exc import BackendCompilerFailed
 from fluxrewrite.errors import InputError
 from fluxrewrite.measure.bench.kernel_counts import Counted
 from fluxrewrite.measure.bench.variants import Spec, backend_of, parse_variants
-from fluxrewrite.measure.bench.worker import one_line, work
+from fluxrewrite.measure.bench.worker import failure_text, work
 from fluxrewrite.measure.bench.worker_process import WorkerFailed, conversation
 from fluxrewrite.models import Shapes, find_model
 from fluxrewrite.models.workload import realise
 
 
 @pytest.fixture
-def told(setup, tmp_path):
-    """`told(variant, ...)`: the events of a variant of the small model."""
+def events_of(setup, tmp_path):
+    """`events_of(variant, ...)`: the events of a variant of the small model."""
 
     def run(variant, **fields):
         torch._dynamo.reset()
@@ -30,8 +30,8 @@ def told(setup, tmp_path):
     return run
 
 
-def test_every_step_and_run_is_told(told, tmp_path):
-    ready, *others = told("qkv")
+def test_every_step_and_run_is_an_event(events_of, tmp_path):
+    ready, *others = events_of("qkv")
     assert ready == {
         "event": "ready",
         "threads": torch.get_num_threads(),
@@ -50,22 +50,22 @@ def test_every_step_and_run_is_told(told, tmp_path):
     assert torch.load(tmp_path / "latents.pt", weights_only=True).shape == (1, 2, 16, 32)
 
 
-def test_the_first_step_holds_the_compile(told):
-    run = next(e for e in told("vanilla", inner="aot_eager", runs=1) if e["event"] == "run")
+def test_the_first_step_holds_the_compile(events_of):
+    run = next(e for e in events_of("vanilla", inner="aot_eager", runs=1) if e["event"] == "run")
     assert run["steps_s"][0] > 3 * run["steps_s"][1]
 
 
 @pytest.mark.parametrize(("variant", "calls"), [("none", {}), ("all", {"attention:sdpa": 1, "qkv:triple": 1})])
-def test_policies(told, variant, calls):
-    assert [e["calls"] for e in told(variant, runs=1) if e["event"] == "run"] == [calls]
+def test_policies(events_of, variant, calls):
+    assert [e["calls"] for e in events_of(variant, runs=1) if e["event"] == "run"] == [calls]
 
 
-def test_a_denoising_loop_goes_on_from_its_own_latents(told, flux2_folder, tmp_path):
+def test_a_denoising_loop_goes_on_from_its_own_latents(events_of, flux2_folder, tmp_path):
     """The last latents are those of `Workload.steps`, and every variant has the same."""
     shapes = Shapes(image_tokens=16, text_tokens=8)
     *_, expected = realise(find_model(flux2_folder), shapes, torch.float32).steps(2)
     for variant in ("eager", "qkv+attention"):
-        events = told(variant, model=flux2_folder, image_tokens=16, text_tokens=8, runs=1)
+        events = events_of(variant, model=flux2_folder, image_tokens=16, text_tokens=8, runs=1)
         found = torch.load(tmp_path / "latents.pt", weights_only=True)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     calls = next(e for e in events if e["event"] == "run")["calls"]
@@ -84,14 +84,14 @@ def test_a_graph_that_is_compiled_again_counts_once(setup, tmp_path):
     call = counted.per_step(compiled)
     for size in (8, 16, 8):
         call(q=torch.randn(1, 2, size, 32))
-        assert counted.told()["calls"] == {"attention:sdpa": 1}
+        assert counted.stats()["calls"] == {"attention:sdpa": 1}
     assert len(made.reports) == 2
 
 
-def test_threads_are_set(told):
+def test_threads_are_set(events_of):
     before = torch.get_num_threads()
     try:
-        assert told("eager", threads=1, runs=1)[0]["threads"] == 1
+        assert events_of("eager", threads=1, runs=1)[0]["threads"] == 1
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -111,7 +111,7 @@ def test_threads_are_set(told):
     ],
 )  # fmt: skip
 def test_an_error_is_one_line(error, text):
-    assert one_line(error) == text
+    assert failure_text(error) == text
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_models_that_fail_in_a_real_worker(setup, tmp_path, model, error):
         list(events)
 
 
-def test_what_a_model_prints_is_no_event(setup, tmp_path):
+def test_output_of_a_model_is_not_an_event(setup, tmp_path):
     spec = Spec(
         setup=setup(model="bench_models:loud", steps=1, runs=1),
         chosen=parse_variants("eager")[0],

@@ -1,4 +1,4 @@
-"""Workers that end in every way there is, and that none is left."""
+"""Every way in which a worker can end, and that none is left."""
 
 import contextlib
 import os
@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from fluxrewrite.measure.bench.worker_process import CACHES, WorkerFailed, conversation
+from fluxrewrite.dynamo.inner import inner_backends
+from fluxrewrite.measure.bench.worker_process import WorkerFailed, conversation
 
 REQUEST = '{"chosen": {"name": "qkv"}}'
 
@@ -25,14 +26,14 @@ def test_events_come_in_order(fake, tmp_path):
 
 ENDS = [
     ("tell('error', error='ValueError: no')", "^ValueError: no$"),
-    ("raise KeyError('x')", "ended with exit code 1 and no word; last on stderr: KeyError: 'x'$"),
-    ("os._exit(9)", "ended with exit code 9 and no word$"),
+    ("raise KeyError('x')", "exited with code 1 and without an error event; last on stderr: KeyError: 'x'$"),
+    ("os._exit(9)", "exited with code 9 and without an error event$"),
     ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL; the system may be out of memory$"),
     ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV$"),
     ("os.kill(os.getpid(), 40)", "killed by signal 40$"),
-    ("print('hello')", "said 'hello', which is no event"),
-    ("print('[1]')", r"said '\[1\]', which is no event"),
-    ("print('{}')", "said '{}', which is no event"),
+    ("print('hello')", "wrote 'hello', which is not an event"),
+    ("print('[1]')", r"wrote '\[1\]', which is not an event"),
+    ("print('{}')", "wrote '{}', which is not an event"),
 ]
 
 
@@ -44,7 +45,7 @@ def test_a_worker_that_does_not_finish_is_one_line(fake, tmp_path, body, message
 
 
 def test_a_worker_that_never_reads(tmp_path):
-    with pytest.raises(WorkerFailed, match="exit code 3"):
+    with pytest.raises(WorkerFailed, match="exited with code 3"):
         talk([sys.executable, "-S", "-c", "raise SystemExit(3)"], tmp_path)
 
 
@@ -55,7 +56,7 @@ def test_a_command_that_is_not_there(tmp_path):
 
 def test_time_is_over(fake, tmp_path):
     start = time.monotonic()
-    with pytest.raises(WorkerFailed, match=r"no end after 1\.5 s; give a longer --timeout"):
+    with pytest.raises(WorkerFailed, match=r"not finished after 1\.5 s; use a longer --timeout"):
         talk(fake("ready()\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)\n"), tmp_path, 1.5)
     assert time.monotonic() - start < 20
     assert not alive(int((tmp_path / "pid").read_text()))
@@ -63,11 +64,11 @@ def test_time_is_over(fake, tmp_path):
 
 def test_output_that_is_closed_too_early(fake, tmp_path, monkeypatch):
     monkeypatch.setattr("fluxrewrite.measure.bench.worker_process._AFTER_LAST_WORD_S", 0.5)
-    with pytest.raises(WorkerFailed, match=r"closed its output and did not end within 0\.5 s"):
+    with pytest.raises(WorkerFailed, match=r"closed its output but did not exit within 0\.5 s"):
         talk(fake("ready()\nsys.stdout.flush()\nos.close(1)\ntime.sleep(60)\n"), tmp_path)
 
 
-def test_leaving_the_conversation_ends_the_worker_and_what_it_started(fake, tmp_path):
+def test_abandoning_the_conversation_ends_the_worker_and_its_children(fake, tmp_path):
     body = (
         "import subprocess\n"
         "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])\n"
@@ -87,10 +88,14 @@ def test_leaving_the_conversation_ends_the_worker_and_what_it_started(fake, tmp_
 
 def test_caches_are_the_workers_own_and_empty(fake, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
-    body = "tell('caches', **{n: os.environ[n] for n in " + repr(list(CACHES)) + "})\n"
+    variables = sorted({name for backend in inner_backends().values() for name in backend.caches})
+    assert {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_NEURONX_NEFF_CACHE_DIR", "NKI_COMPILE_CACHE_URL"} <= {
+        *variables
+    }
+    body = "tell('caches', **{n: os.environ[n] for n in " + repr(variables) + "})\n"
     ((event),) = talk(fake(body), tmp_path)
     places = {v for k, v in event.items() if k != "event"}
-    assert len(places) == len(CACHES)
+    assert len(places) == len(variables)
     for place in places:
         assert os.path.dirname(place) == str(tmp_path)
         assert not os.path.exists(place)

@@ -110,7 +110,7 @@ def test_touched_bytes_of_a_sliced_operand():
     assert fused.reads == 8 * 16 * 2 + 1 * 16 * 2
 
 
-def test_a_fusion_knows_what_it_joins():
+def test_a_fusion_lists_its_instructions():
     fusion = fusion_of(parse(SEVERAL), "xla")
     assert fusion.fused("add", "eq")
     assert not fusion.fused("qkv_default", "add")

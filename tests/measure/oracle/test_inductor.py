@@ -75,7 +75,7 @@ def test_a_product_of_a_part_of_a_buffer_reads_that_part(ask: Any) -> None:
     assert (group.reads, group.writes) == (128 * 64 * 4 + 64 * 8 * 4, 128 * 8 * 4)
 
 
-def test_what_is_before_and_after_a_reduction_fuses_with_it(ask: Any) -> None:
+def test_operations_before_and_after_a_reduction_fuse_with_it(ask: Any) -> None:
     (group,) = ask(lambda a: (a + 1).softmax(-1) * 2, a=X)
     assert (group.kind, group.nodes, group.reads, group.writes) == ("fused", {"add", "softmax", "mul"}, ONE, ONE)
     (group,) = ask(lambda a, w: F.layer_norm(a.sin(), (256,), w).relu(), a=X, w=torch.zeros(256))
@@ -91,7 +91,7 @@ def test_attention_is_a_call_and_its_first_result_counts(ask: Any) -> None:
     assert size <= groups[0].writes <= size + 4 * 32 * 4  # and the log-sum-exp if it is kept
 
 
-def test_a_producer_inlined_in_two_kernels_stands_in_both(ask: Any) -> None:
+def test_a_producer_inlined_in_two_kernels_is_in_both(ask: Any) -> None:
     def two(a: Tensor) -> tuple[Tensor, Tensor]:
         once = a.relu()
         return once.sum(0), once.sum(1)
@@ -101,7 +101,7 @@ def test_a_producer_inlined_in_two_kernels_stands_in_both(ask: Any) -> None:
     assert [(g.reads, g.writes) for g in groups] == [(ONE, 256 * 4), (ONE, 128 * 4)]
 
 
-def test_what_flows_in_through_memory_is_not_computed_again(ask: Any) -> None:
+def test_a_value_read_from_memory_is_not_computed_again(ask: Any) -> None:
     def two(a: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         once = a.relu()
         return once.sum(0), once @ w
@@ -146,7 +146,7 @@ def test_a_copy_for_the_sake_of_a_call_computes_no_node(ask: Any) -> None:
     assert (call.kind, call.nodes, call.reads) == ("library", {"matmul"}, ONE // 2 + 128 * 64 * 4)
 
 
-def test_what_writes_right_into_a_concatenation_holds_it(ask: Any) -> None:
+def test_a_kernel_that_writes_into_a_concatenation_contains_it(ask: Any) -> None:
     def joined(a: Tensor, w: Tensor) -> Tensor:
         return torch.cat([a.relu(), a @ w], 1) @ torch.cat([w, w], 0)
 
@@ -181,7 +181,7 @@ def test_symbolic_sizes_count_by_their_hints(ask: Any) -> None:
     assert (group.reads, group.writes) == (ONE + 256 * 32 * 4, 128 * 32 * 4)
 
 
-def test_real_inputs_do_as_well(trace: Any) -> None:
+def test_real_inputs_work_too(trace: Any) -> None:
     gm = trace(lambda a: a.relu() + 1, a=X)
     assert inductor_fusion(gm, [X]).groups == inductor_fusion(gm, fakes(gm)).groups
 

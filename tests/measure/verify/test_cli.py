@@ -93,12 +93,12 @@ def test_failures_are_in_the_json_too(capsys, plant):
     assert "worst: attention:sdpa at the model" in err
 
 
-def test_text_of_what_fails(capsys, plant):
+def test_text_of_failures(capsys, plant):
     plant("attention", lambda t: t[..., :1])
     code, out, err = run(capsys, "verify", "verify_models:attention", "--provider", "mine", "--execution", "emulate")
     assert code == 1
     assert "FAILED attention:sdpa at the model" in out
-    assert "FAILED step 1: the replacement gives float32 (1, 2, 4, 1)" in " ".join(out.split())
+    assert "FAILED step 1: the replacement returns float32 (1, 2, 4, 1)" in " ".join(out.split())
     assert "0 of 1 sites and 0 of 4 steps" in out
     assert "expected float32 (1, 2, 4, 8)" in err
 
@@ -115,10 +115,14 @@ BAD = [
     (("verify_models:attention", "--inner", "gcc"), "unknown inner backend 'gcc'", "inductor"),
     (("verify_models:attention", "--execution", "fpga"), "'fpga'", "emulate"),
     (("verify_models:attention", "--provider", "reference", "--execution", "emulate"), "'reference'", "builtin"),
-    (("verify_models:attention", "--seed", "-1"), "--seed -1", "from 0 on"),
+    (("verify_models:attention", "--seed", "-1"), "--seed -1", "must be 0 or more"),
     (("verify_models:attention", "--image-tokens", "0"), "--image-tokens 0", "1 or more"),
-    (("verify_models:attention", "--quick"), "--quick is for the kernels", "leave out MODEL"),
-    (("verify_models:attention", "--simulator", "nki"), "--simulator is for the kernels", "leave out MODEL"),
+    (("verify_models:attention", "--quick"), "--quick checks the kernels by themselves", "leave out MODEL"),
+    (
+        ("verify_models:attention", "--simulator", "nki"),
+        "--simulator checks the kernels by themselves",
+        "leave out MODEL",
+    ),
     (("verify_models:attention", "-o", "no/such/file"), "no/such", "does not exist"),
     ((), "nothing to verify", "fluxrewrite verify flux2-klein-mini"),
 ]
@@ -133,19 +137,24 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, args, wrong, remedy):
     assert remedy in err
 
 
-def test_help_tells_what_goes_with_what(capsys):
+def test_help_says_which_options_go_together(capsys):
     code, out, _ = run(capsys, "verify", "--help")
     assert code == 0
     text = " ".join(out.split())
-    for words in ("own activations", "denoising loop", "Without MODEL", "Exit codes: 0 all within their limits, 1 not"):
+    for words in (
+        "own activations",
+        "denoising loop",
+        "Without MODEL",
+        "Exit codes: 0 everything is within its limits, 1 a limit is exceeded",
+    ):
         assert words in text
 
 
 def test_bars_count_sites_and_steps(monkeypatch):
-    """What the bars are told, on a console that shows them."""
+    """The updates of the bars, on a console that shows them."""
     from rich.console import Console
 
-    command = importlib.import_module("fluxrewrite.cli.verify")  # the package has the function under that name
+    command = importlib.import_module("fluxrewrite.cli.verify_model")
     shown = []
     monkeypatch.setattr(Console, "is_terminal", property(lambda self: True))
     monkeypatch.setattr(command.Bars, "update", lambda self, task, **given: shown.append((int(task), given)))

@@ -51,7 +51,7 @@ def test_ranks_that_are_alike_name_the_first():
 def test_other_sites_on_one_rank():
     for found in gathered(([site("a")], loop()), ([site("b")], loop())):
         assert isinstance(found, RewriteError)
-        assert "rank 1 checked 1 sites, rank 0 1, and they are not the same; give every rank" in str(found)
+        assert "rank 1 checked 1 sites and rank 0 checked 1, and they differ; give every rank" in str(found)
 
 
 def test_a_rank_that_ended():

@@ -235,7 +235,7 @@ def test_a_kernel_that_failed_elsewhere_in_the_process_is_verified_all_the_same(
     assert verify(wide(), options).passed
 
 
-def test_progress_is_told():
+def test_progress_is_reported():
     counts, sites, steps = [], [], []
     found = verify(
         wide(),

@@ -157,7 +157,7 @@ def test_values_that_are_not_finite_in_the_model_fail():
     assert all("the original computes NaN or inf" in r.note for r in results)
 
 
-def test_what_is_written_to_afterwards_was_compared_before(plant):
+def test_a_result_is_compared_before_it_is_overwritten(plant):
     """The model zeroes the result in place right after the site: a later comparison would find zeros."""
     plant("attention", lambda t: t * 1.01)
 
@@ -172,7 +172,7 @@ def test_what_is_written_to_afterwards_was_compared_before(plant):
     assert result.relative == pytest.approx(0.01, rel=1e-3)
 
 
-def test_a_site_whose_results_nobody_uses_has_nothing_to_compare():
+def test_a_site_without_users_has_nothing_to_compare():
     gm, values = graph(lambda x: (F.scaled_dot_product_attention(x, x, x), x + 1), x=torch.randn(1, 2, 4, 8))
     out = gm.graph.output_node()
     out.args = (tuple(n for n in out.args[0] if "add" in n.name),)
@@ -197,7 +197,7 @@ def test_a_site_that_cannot_be_replaced_fails_with_the_reason(monkeypatch):
     assert "TypeError" in results[0].note
 
 
-def test_memory_is_let_go_after_the_last_site():
+def test_memory_is_freed_after_the_last_site():
     """Of a chain of sites, the operands of one at most are held besides what the graph itself holds."""
     gm, values = graph(
         lambda x: [x := F.scaled_dot_product_attention(x, x, x) for _ in range(4)][-1], x=torch.randn(1, 2, 4, 8)

@@ -46,7 +46,7 @@ def test_pieces_add_up(monkeypatch):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_has_no_figures(bad):
+def test_values_that_are_not_finite_have_no_figures(bad):
     wrong = torch.tensor([3.0, bad, 0.0])
     assert "the replacement computes NaN or inf" in difference(wrong, A).note
     assert "the original computes NaN or inf" in difference(A, wrong).note
@@ -55,12 +55,12 @@ def test_what_is_not_finite_has_no_figures(bad):
 
 
 def test_zeros():
-    assert "up to 4 where only zeros are expected" in difference(A, torch.zeros(3)).note
+    assert "values up to 4, expected only zeros" in difference(A, torch.zeros(3)).note
     found = difference(torch.zeros(3), A)
     assert (found.relative, found.norm, found.cosine) == (1, 1, 0)
 
 
-def test_other_shapes_and_dtypes_are_told():
+def test_a_different_shape_or_dtype_is_reported():
     assert "float32 (1, 3), expected float32 (3,)" in difference(A[None], A).note
     assert "bfloat16 (3,), expected float32 (3,)" in difference(A.bfloat16(), A).note
 

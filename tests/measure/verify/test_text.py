@@ -91,7 +91,7 @@ def test_equal_blocks_are_one_row_with_the_worst_of_each_column():
     assert "FAILED" not in rows
 
 
-def test_what_failed_is_named_and_what_has_no_figure_is_a_dash():
+def test_failures_are_named_and_missing_figures_are_dashes():
     none = dict.fromkeys(("max_abs", "relative", "norm", "cosine"))
     bad = StepResult(
         step=2,

@@ -151,15 +151,15 @@ def positions_rolled(q, k, v):
 
 
 WRONG = {
-    softly_capped: "no multiple of q k^T", not_normalised: "do not add up to 1", with_a_sink: "do not add up to 1",
-    with_an_epsilon: "", softmax_over_queries: "", softmax_over_heads: "", absolute_scores: "no multiple of q k^T",
-    scaled_by_a_tensor: "the scale of the scores is no constant", scaled_by_the_key: "",
-    half_of_a_causal_mask: "no value of the graph", small_fill: "does not remove keys", masked_after: "do not add up to 1",
+    softly_capped: "not a multiple of q k^T", not_normalised: "do not add up to 1", with_a_sink: "do not add up to 1",
+    with_an_epsilon: "", softmax_over_queries: "", softmax_over_heads: "", absolute_scores: "not a multiple of q k^T",
+    scaled_by_a_tensor: "the scale of the scores is not a constant", scaled_by_the_key: "",
+    half_of_a_causal_mask: "not a value of the graph", small_fill: "does not remove keys", masked_after: "do not add up to 1",
     dropped_out: "draws random numbers", written_into: "in place", heads_mixed: "", positions_rolled: "",
     roots_of_negative_numbers: "not finite", mean_in_place_of_a_sum: "do not add up to 1",
-    a_scale_for_each_head: "no multiple of q k^T",
-    a_key_scaled_a_little: "no multiple of q k^T", a_weight_scaled_a_little: "do not add up to 1",
-    masked_in_one_head: "no value of the graph", with_a_tiny_epsilon: "a number added to all scores",
+    a_scale_for_each_head: "not a multiple of q k^T",
+    a_key_scaled_a_little: "not a multiple of q k^T", a_weight_scaled_a_little: "do not add up to 1",
+    masked_in_one_head: "not a value of the graph", with_a_tiny_epsilon: "a number added to all scores",
     limited_at_50: "a number added to all scores", limited_at_10000: "a number added to all scores",
     small_weights_dropped: "", mask_with_a_limit: "a number added to all scores", on_another_input: "for other values",
 }  # fmt: skip

@@ -136,11 +136,11 @@ NO_ATTENTION = {
     "two axes": (without_batch_and_heads, of_shapes((S, D), (L, D), (L, D)), "no axis of the result"),
     "one key": (attention, qkv(1), "no axis of the result"),
     "a scale that is made": (lambda q, k, v: weighted(scores_of(q, k) / torch.ones(3, 7).sum(), v), qkv(), "by 0.047619, "),
-    "two masks of a split": (two_masks, qkv(masks=torch.randn(2 * S, L)), "by what is no value"),
-    "a triangle of other lengths": (triangle, qkv(), "by what is no value"),
+    "two masks of a split": (two_masks, qkv(masks=torch.randn(2 * S, L)), "by something that is not a value"),
+    "a triangle of other lengths": (triangle, qkv(), "by something that is not a value"),
     "a triangle that is small": (triangle_that_is_small, qkv(S), "does not remove keys"),
-    "a bias of each key": (biased, qkv(mask=torch.randn(L)), "by what is no value"),
-    "a bias of whole numbers": (biased, qkv(mask=torch.randint(0, 9, (S, L))), "by what is no value"),
+    "a bias of each key": (biased, qkv(mask=torch.randn(L)), "by something that is not a value"),
+    "a bias of whole numbers": (biased, qkv(mask=torch.randint(0, 9, (S, L))), "by something that is not a value"),
 }  # fmt: skip
 
 

@@ -296,8 +296,8 @@ def test_near_misses_of_patterns_say_what_a_probe_found(find):
 
     (miss,) = find("attention", capped, **qkv())
     assert miss.reason.code == Code.PATTERN
-    assert "found tanh; run on made-up inputs, " in miss.reason.message
-    assert "no multiple of q k^T" in miss.reason.message
+    assert "found tanh; run on random inputs, " in miss.reason.message
+    assert "not a multiple of q k^T" in miss.reason.message
 
 
 def test_refused_forms_are_not_probed(trace):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from fluxrewrite.passes.attention.softmax_test import (
     SHIFT,
-    Other,
-    _axes,
+    NotAttention,
+    _axis_roles,
     _broadcast,
-    _confirm,
+    _check_new_values,
+    _check_shifts,
     _probabilities,
-    _same,
     _scale,
 )
 
@@ -33,9 +33,9 @@ def attention(values):
 
 
 def test_the_scale_of_attention_and_its_weights_for_a_query_of_zeros():
-    scale, still = _scale(attention, made())
+    scale, unscored = _scale(attention, made())
     assert math.isclose(scale, 1.0)
-    torch.testing.assert_close(still, torch.full((2, 3, S, L), 1 / L, dtype=torch.float64))
+    torch.testing.assert_close(unscored, torch.full((2, 3, S, L), 1 / L, dtype=torch.float64))
 
 
 WEIGHTS = {
@@ -48,7 +48,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_that_are_those_of_no_mean(name):
     run, said = WEIGHTS[name]
-    with pytest.raises(Other, match=said):
+    with pytest.raises(NotAttention, match=said):
         _probabilities(run, made())
 
 
@@ -62,24 +62,24 @@ UNSCALED = {
 @pytest.mark.parametrize("name", UNSCALED)
 def test_weights_that_no_factor_on_q_k_explains(name):
     run, queries = UNSCALED[name]
-    with pytest.raises(Other, match="do not depend on q k"):
+    with pytest.raises(NotAttention, match="do not depend on q k"):
         _scale(run, made(queries))
 
 
-def test_a_value_shared_by_all_heads_is_told_by_the_axes():
+def test_a_value_shared_by_all_heads_is_told_by_the_axis_roles():
     q, k, v = (torch.empty(2, heads, n, D) for heads, n in ((3, S), (3, L), (1, L)))
-    with pytest.raises(Other, match="batches and heads of the result"):
-        list(_axes(({0: 0, 1: 1, 2: 2}, {0: 0, 1: 1}, {0: 0, 3: 3}), torch.empty(2, 3, S, D), [q, k, v]))
+    with pytest.raises(NotAttention, match="batches and heads of the result"):
+        list(_axis_roles(({0: 0, 1: 1, 2: 2}, {0: 0, 1: 1}, {0: 0, 3: 3}), torch.empty(2, 3, S, D), [q, k, v]))
 
 
 def test_only_at_numbers_far_off_may_the_result_overflow():
     wanted, broken = torch.ones(S), torch.full((S,), math.inf)
-    _same(wanted, lambda shift: wanted if abs(shift) == SHIFT else broken)
-    with pytest.raises(Other, match="a number added to all scores"):
-        _same(wanted, lambda shift: broken if abs(shift) == SHIFT else wanted)
-    _confirm(lambda t: attention(t) if t["q"].abs().max() < 100 else broken, made(), 1.0, None)
-    with pytest.raises(Other, match="other values"):
-        _confirm(lambda t: broken if t["q"].abs().max() < 100 else attention(t), made(), 1.0, None)
+    _check_shifts(wanted, lambda shift: wanted if abs(shift) == SHIFT else broken)
+    with pytest.raises(NotAttention, match="a number added to all scores"):
+        _check_shifts(wanted, lambda shift: broken if abs(shift) == SHIFT else wanted)
+    _check_new_values(lambda t: attention(t) if t["q"].abs().max() < 100 else broken, made(), 1.0, None)
+    with pytest.raises(NotAttention, match="other values"):
+        _check_new_values(lambda t: broken if t["q"].abs().max() < 100 else attention(t), made(), 1.0, None)
 
 
 MASKS = {

@@ -143,10 +143,10 @@ def written_into(x, cos, sin):
 
 ORDER = torch.arange(D).unflatten(0, (-1, 2)).flip(-1).flatten()
 WRONG = {
-    reflected: ("[[c, s], [s, c]], which is no rotation", Code.PROBED),
+    reflected: ("[[c, s], [s, c]], which is not a rotation", Code.PROBED),
     turned_back: ("no value in the graph is the table of sin", Code.PROBED),
-    stretched: ("which are no rotation", Code.PROBED),
-    a_channel_scaled_a_little: ("which are no rotation", Code.PROBED),
+    stretched: ("which are not a rotation", Code.PROBED),
+    a_channel_scaled_a_little: ("which are not a rotation", Code.PROBED),
     sine_scaled_a_little: ("no value in the graph is the table of sin", Code.PROBED),
     limited: ("not linear in inputs that are very large", Code.PROBED),
     table_limited: ("not in proportion to tables", Code.PROBED),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from fluxrewrite.passes.rope.probed import _may_be
+from fluxrewrite.passes.rope.probed import _is_candidate
 from fluxrewrite.passes.rope.rope import Rope
 from torch import nn
 
@@ -95,7 +95,7 @@ def test_what_is_rounded_ends_a_rotation(trace):
 
 def test_one_head_is_as_it_lies_in_memory(find):
     (site,) = find("rope", known, x=torch.randn(B, 1, S, D), **{n: torch.randn(S, D // 2) for n in ("cos", "sin")})
-    assert site.extra["turned"] is False
+    assert site.extra.turned is False
 
 
 def test_tables_that_broadcast_x_are_told(find):
@@ -153,7 +153,7 @@ def test_what_a_probe_found_is_cast_only_to_another_dtype(trace, dtype):
     given = {"x": torch.randn(B, S, 20, dtype=dtype), **tables()}
     view = GraphView(trace(Attends(lambda x, **t: addcmul(x, **t).to(dtype)).to(dtype), **given).graph)
     sites = [s for s in Rope().find(view) if isinstance(s, Site)]
-    assert [(s.form, s.extra["out_dtype"]) for s in sites] == [("probed", None)] * 2
+    assert [(s.form, s.extra.out_dtype) for s in sites] == [("probed", None)] * 2
 
 
 @pytest.mark.parametrize("turn", [addcmul, known])
@@ -236,7 +236,7 @@ def test_what_is_worth_a_probe(trace, name):
     x = torch.randn(shape, dtype=torch.complex64 if name == "complex numbers" else torch.float32)
     view = GraphView(trace(fn, x=x, t=table).graph)
     x, _, *nodes, _ = view.nodes
-    assert _may_be(view, x, nodes[-1], nodes, {x, *nodes}) is worth
+    assert _is_candidate(view, x, nodes[-1], nodes, {x, *nodes}) is worth
 
 
 def test_no_more_than_so_many_are_tried(find, monkeypatch):

@@ -292,7 +292,7 @@ def test_near_misses_of_patterns_say_what_a_probe_found(find):
     x = torch.randn(B, S, 20)
     misses = find("rope", Attends(less), x=x, **TABLES)
     assert [m.reason.code for m in misses] == [Code.PATTERN] * 2
-    assert all("run on made-up inputs, " in m.reason.message and "table of sin" in m.reason.message for m in misses)
+    assert all("run on random inputs, " in m.reason.message and "table of sin" in m.reason.message for m in misses)
     assert [s.form for s in find("rope", Attends(scaled), x=x, **TABLES) if isinstance(s, Site)] == ["probed"] * 2
 
 

@@ -93,5 +93,5 @@ def test_graphs_are_kept_apart(of):
 
 
 def test_a_report_without_blocks_is_refused(klein):
-    with pytest.raises(InputError, match="has no blocks to draw; make it anew"):
+    with pytest.raises(InputError, match="has no blocks to draw; write it again"):
         sections(klein.model_copy(update={"blocks": ()}))

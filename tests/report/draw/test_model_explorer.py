@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fluxrewrite import Options
-from fluxrewrite.analysis import Analysed, inspect_graphs
+from fluxrewrite.analysis import inspect_graphs
+from fluxrewrite.fusion.boundary.planned_graph import PlannedGraph
 from fluxrewrite.models import Shapes, find_model
 from fluxrewrite.report.draw.model_explorer import collection, node_data
 
@@ -77,7 +78,7 @@ def test_graphs_overlays_and_node_data_have_the_figures_of_the_report(klein_grap
         assert {n for n in values["bytes"][when]["results"]} <= {n["id"] for n in graph["nodes"]}
     (shown,) = data["graphs"][1]["tasksData"]["edgeOverlaysDataListRightPane"]
     (barriers,) = shown["overlays"]
-    assert barriers["name"] == "barrier: newly through memory"
+    assert barriers["name"] == "barrier: now through memory"
     sizes = [int(edge["label"].rpartition("(")[2].removesuffix(" B)")) for edge in barriers["edges"]]
     assert sum(sizes) == sum(b.bytes for b in report.boundaries)
 
@@ -123,7 +124,7 @@ def test_lost_fusions_are_an_overlay_of_the_graph_before():
 
 def test_what_was_not_predicted_is_shown_as_traced(klein_graphs):
     report, graphs = klein_graphs
-    bare = [Analysed(graphs[0].view, graphs[0].plan)]
+    bare = [PlannedGraph(graphs[0].view, graphs[0].plan)]
     data = json.loads(collection(report, bare))
     assert [g["id"] for g in data["graphs"]] == ["before"]
     assert node_data(bare) == {"bytes": "{}\n", "us": "{}\n"}

@@ -12,6 +12,7 @@ from fluxrewrite.analysis import inspect_spec
 from fluxrewrite.models import Shapes, find_model
 from fluxrewrite.report.draw.page import frame, page
 from fluxrewrite.report.model import CollectiveInfo, Timing
+from fluxrewrite.report.summary import highlights
 
 
 class Reader(HTMLParser):
@@ -61,19 +62,27 @@ def table(text, name):
     return [[re.sub(r'<data value="(\d+)">.*?</data>', r"\1", cell) for cell in row] for row in rows]
 
 
-def test_the_answer_comes_first_with_its_basis(klein, read):
+def test_the_summary_comes_first_with_its_basis(klein, read):
     order = [
-        "The answer",
+        "Summary",
         "nothing was run on hardware",
         "Boundary map",
         "Verdicts",
-        "Boundaries, dearest first",
+        "Boundaries, most expensive first",
         "What was found",
     ]
     places = [read.text.index(f" {words}", read.text.index(" All sites ")) for words in order]
     assert places == sorted(places)
-    assert "predicted to make a step faster: 39.07 ms to 37.01 ms (-5.3%)" in read.text
+    assert "a step is faster: 39.07 ms to 37.01 ms (-5.3%, assumed)" in read.text
     assert "neuronx-cc (assumed)" in read.text
+
+
+def test_the_page_has_every_fact_of_the_summary(klein, read, of):
+    for report, words in ((klein, read.text), (of(broken_up, 192), Reader(page(of(broken_up, 192))).text)):
+        found = highlights(report)
+        assert found.warnings
+        for text in (found.title, *(f"{f.label} {f.text}" for f in found.facts), *found.warnings, found.next.command):
+            assert " ".join(text.split()) in words
 
 
 def test_the_table_of_blocks_is_that_of_the_json(klein):
@@ -159,7 +168,7 @@ def broken_up(x):
 @pytest.mark.parametrize(
     ("fn", "size", "words"),
     [
-        (lambda x: x + 1, 16, "No site is rewritten"),
+        (lambda x: x + 1, 16, "no site is rewritten"),
         (refused, 192, "head_size 192"),
         (broken_up, 16, "Graph breaks: each ends an executable"),
         (lambda x: x, 16, "has no blocks to draw"),
@@ -173,7 +182,7 @@ def test_a_report_without_predictions_says_so(klein):
     text = Reader(
         page(klein.model_copy(update={"effect": None, "blocks": (), "boundaries": (), "calls": (), "verdicts": ()}))
     ).text
-    assert "What these calls cost was not predicted." in text
+    assert "not predicted: the report has no device to predict for" in text
     assert "has no blocks to draw" in text
 
 

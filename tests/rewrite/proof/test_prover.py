@@ -26,20 +26,23 @@ def test_inline_forms_are_proved(sites):
     inline = [replace(s, inline=rewriter.inline(sites.view, s)) for s in sites.of("qkv")]
     assert sorted(s.form for s in inline if s.inline) == ["mixed", "triple"]
     assert {sites.prove(s).status for s in inline if s.inline} == {"proved"}
-    exchanged = [replace(s, inline=s.inline, extra={**s.extra, "roles": dict(_turned(s))}) for s in inline if s.inline]
+    exchanged = [
+        replace(s, inline=s.inline, extra=replace(s.extra, roles=dict(_turned(s.extra.roles))))
+        for s in inline
+        if s.inline
+    ]
     assert {sites.prove(s).status for s in exchanged} == {"failed"}
 
 
-def _turned(site):
-    roles = site.extra["roles"]
+def _turned(roles):
     return zip(roles, [*list(roles.values())[1:], roles["query"]], strict=True)
 
 
 def with_call(**changes):
     def change(site):
-        call = site.extra["call"]
+        call = site.extra.call
         given = {k: v(call) if callable(v) else v for k, v in changes.items()}
-        return replace(site, extra={**site.extra, "call": replace(call, **given)})
+        return replace(site, extra=replace(site.extra, call=replace(call, **given)))
 
     return change
 
@@ -52,7 +55,9 @@ def operands(**sources):
 
 
 def extra(**changes):
-    return lambda site: replace(site, extra={**site.extra, **{k: v(site.extra[k]) for k, v in changes.items()}})
+    return lambda site: replace(
+        site, extra=replace(site.extra, **{k: v(getattr(site.extra, k)) for k, v in changes.items()})
+    )
 
 
 TURNED = {"drop": "keep", "keep": "drop"}
@@ -67,17 +72,12 @@ WRONG = {
     "cos and sin exchanged": ("rope", None, operands(cos="sin", sin="cos")),
     "halves for neighbours": ("rope", "interleaved", extra(interleaved=lambda _: False)),
     "neighbours for halves": ("rope", "rotate_half", extra(interleaved=lambda _: True)),
-    "roles turned": ("qkv", None, extra(roles=lambda roles: dict(_turned(replace_roles(roles))))),
+    "roles turned": ("qkv", None, extra(roles=lambda roles: dict(_turned(roles)))),
     "eps tenfold": ("norm_rope_attention", None, extra(eps=lambda eps: [10 * e for e in eps])),
     "gains exchanged": ("norm_rope_attention", "joint", operands(gamma_q="gamma_k", gamma_k="gamma_q")),
     "value of the query": ("norm_rope_attention", None, operands(v="q")),
     "a scale of its own": ("norm_rope_attention", None, extra(scale=lambda _: 0.36)),
 }
-
-
-class replace_roles:  # looks like a site to `_turned`
-    def __init__(self, roles):
-        self.extra = {"roles": roles}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -97,7 +97,7 @@ def test_a_pass_that_is_nearly_right_is_found_out(sites, name):
 
 def _touches(site, change):
     """Whether the change is one at this site: not every site has a mask or is causal, and None may be the scale it has."""
-    call, changed = site.extra.get("call"), change(site).extra.get("call")
+    call, changed = (getattr(s.extra, "call", None) for s in (site, change(site)))
     if site.shapes.get("heads") != site.shapes.get("kv_heads", site.shapes.get("heads")):
         return False
     if call is None or call == changed:

@@ -41,7 +41,7 @@ def test_indices_and_complex_numbers():
     assert made((3, 4), torch.complex128).imag.abs().max() > 0.1
 
 
-def test_axes_lie_in_memory_as_the_traced_ones():
+def test_axes_are_in_memory_in_the_order_of_the_traced_ones():
     like = torch.empty(2, 5, 3, 4, device="meta").transpose(1, 2)
     found = Maker(0, 2)(like, (2, 3, 5, 4), torch.float64)
     assert found.shape == (2, 3, 5, 4)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from fluxrewrite.passes.rope.tables import RopeDetails
 from torch import nn
 
 from fluxrewrite.graph import GraphView
@@ -50,6 +51,9 @@ def digest(gm, kind):
 
 X = torch.randn(2, 3, S, D)
 T = torch.randn(S, D)
+ROPE = RopeDetails(
+    axis=2, turned=False, folded=(), out_dtype=None, squeeze={"cos": [], "sin": []}, tables="real", interleaved=True
+)
 
 
 def test_names_of_modules_weights_and_variables_do_not_count(trace):
@@ -132,20 +136,13 @@ def test_what_is_written_in_place_belongs_to_the_region(trace, tmp_path):
         interior=tuple(n for n in inside if n is not out),
         shapes={"batch": 2, "heads": 3, "sequence": S, "head_size": D},
         dtype=torch.float32,
-        extra={
-            "axis": 2,
-            "turned": False,
-            "out_dtype": None,
-            "squeeze": {"cos": [], "sin": []},
-            "tables": "real",
-            "interleaved": True,
-        },
+        extra=ROPE,
     )
     assert set(region_of(view, site).nodes) == set(inside)
     selection = Selection.of("rope", "reference")
     proofs = [
         Prover(Store(tmp_path))(view, s, selection.passes["rope"], selection.kernels["rope"])
-        for s in (site, replace(site, extra={**site.extra, "interleaved": False}))
+        for s in (site, replace(site, extra=replace(ROPE, interleaved=False)))
     ]
     assert [p.status for p in proofs] == ["proved", "failed"]
 
@@ -176,14 +173,7 @@ def test_views_that_are_written_down_twice_are_one_value(trace, tmp_path):
         interior=tuple(n for n in inside if n is not out and n not in views),
         shapes={"batch": 2, "heads": 3, "sequence": S, "head_size": D},
         dtype=torch.float32,
-        extra={
-            "axis": 2,
-            "turned": False,
-            "out_dtype": None,
-            "squeeze": {"cos": [], "sin": []},
-            "tables": "real",
-            "interleaved": True,
-        },
+        extra=ROPE,
     )
     assert set(region_of(view, site).inputs) == {x, table}
     selection = Selection.of("rope", "reference")

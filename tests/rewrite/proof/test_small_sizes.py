@@ -121,11 +121,11 @@ def test_a_difference_on_cut_sizes_must_be_there_on_whole_ones(faked, monkeypatc
     """With fewer channels the scale that attention takes by itself is another one: that says nothing of the site."""
     found = faked(lambda q, k, v: F.scaled_dot_product_attention(q, k, v), **{n: meta(1, 3, 5, 64) for n in "qkv"})
     (site,) = found.of("attention")
-    call = replace(site.extra["call"], scale=64**-0.5)
+    call = replace(site.extra.call, scale=64**-0.5)
 
     class Scaled(type(found.selection.passes["attention"])):
         def emit(self, site, builder, op):
-            return super().emit(replace(site, extra={**site.extra, "call": call}), builder, op)
+            return super().emit(replace(site, extra=replace(site.extra, call=call)), builder, op)
 
     monkeypatch.setattr(module, "_KEPT", ())
     monkeypatch.setattr(module, "_WIDE", ("head_size",))
@@ -133,7 +133,7 @@ def test_a_difference_on_cut_sizes_must_be_there_on_whole_ones(faked, monkeypatc
     both = sides_of(region_of(found.view, site), site, Scaled(), kernel)
     first, *_, last = cuts(site, (*both.original, *both.replacement), both.inputs)
     assert first.size(64) < 64
-    errors = [prover._apart(both, cut, True, kernel.op).error for cut in (first, last)]
+    errors = [prover._run_both(both, cut, True, kernel.op).error for cut in (first, last)]
     assert errors[0] > TOLERANCE > errors[1]
     assert found.prove(site, Scaled()).status == "proved"
 

@@ -39,7 +39,9 @@ class Swapped(ROPE):
 
 def compiled(monkeypatch, tmp_path, **options):
     backend = fluxrewrite.backend("eager", "rope", provider="reference", cache_dir=tmp_path, **options)
-    monkeypatch.setattr(backend, "selection", Selection({"rope": Swapped()}, backend.selection.kernels, {}))
+    settings = backend.rewriter.settings
+    swapped = replace(settings, selection=Selection({"rope": Swapped()}, settings.selection.kernels, {}))
+    monkeypatch.setattr(backend, "rewriter", replace(backend.rewriter, settings=swapped))
     with torch.no_grad():
         found = torch.compile(rotate, backend=backend)(X, COS, SIN)
     (report,) = backend.reports
@@ -77,7 +79,7 @@ def test_a_second_compile_looks_the_proof_up(tmp_path):
     assert timings == [(1, 0), (0, 1)]
 
 
-def test_policy_none_asks_for_no_proof(everything, tmp_path, sites):
+def test_policy_none_requests_no_proof(everything, tmp_path, sites):
     prover = Prover(Store(tmp_path))
     plan = make_plan(sites.view, sites.selection, "none", prove=prover)
     assert (prover.new, prover.cached) == (0, 0)
@@ -110,7 +112,7 @@ def test_sites_of_symbolic_sizes_are_proved_at_a_few_positions(trace, tmp_path):
         assert next(cuts(site, region.nodes, region.inputs)).size(40) < 20
 
 
-def test_a_size_that_only_a_run_can_tell_is_proved_at_some_size(trace, tmp_path):
+def test_a_size_that_only_a_run_determines_is_proved_at_one_size(trace, tmp_path):
     def fn(x, picked):
         chosen = torch.cat((x, x[:, :, picked.nonzero().flatten()]), 2)
         return F.scaled_dot_product_attention(chosen, chosen, chosen)
@@ -147,7 +149,7 @@ def text(report):
     return " ".join(captured.get().split())
 
 
-def test_unknown_names_are_told():
+def test_unknown_names_are_reported():
     known = "unknown proof='maybe'; known: numeric, structural"
     with pytest.raises(InputError, match=known):
         fluxrewrite.backend("eager", proof="maybe")
@@ -164,9 +166,9 @@ def test_an_inline_form_that_is_wrong_is_not_taken(trace, tmp_path):
 
     class Turned(type(qkv.passes["qkv"])):
         def emit_inline(self, site, builder):
-            roles = site.extra["roles"]
+            roles = site.extra.roles
             turned = dict(zip(roles, (roles["key"], roles["query"], roles["value"]), strict=True))
-            return super().emit_inline(replace(site, extra={**site.extra, "roles": turned}), builder)
+            return super().emit_inline(replace(site, extra=replace(site.extra, roles=turned)), builder)
 
     gm = trace(Projected(), x=torch.randn(2, 40, 16), mask=torch.randn(2, 1, 40, 40))
     taken = {}
