@@ -100,7 +100,7 @@ def test_the_order_of_the_runs_is_shown(made, row):
     assert "the first run cold, warm ones in turn\n" in text(made(*both, in_turn=True))
     later = row("rope", 0.9, {"rope:interleaved": 2}, beside=[{"steps_s": [1.0] * 4, "others": 0.3}])
     runs = made(*both, later, in_turn=True)
-    assert "in turn, some at a time beside vanilla" in " ".join(text(runs).split())
+    assert "in turn, some at a time, each next to vanilla" in " ".join(text(runs).split())
     assert "meanwhile (rope 30%)" in " ".join(notes(runs))
 
 
