@@ -1,4 +1,4 @@
-"""What a compiler fuses: as records, whoever says so — our model of it or the compiler itself."""
+"""What a compiler fuses. The records are the same for the model in this package and for the answer of a real compiler."""
 
 from .groups import Fusion, Group
 from .rules import Rules, load_rules

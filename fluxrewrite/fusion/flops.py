@@ -16,7 +16,7 @@ __all__ = ["flops"]
 def flops(view: GraphView, nodes: Iterable[Node]) -> int:
     """Multiplications and additions of the matrix products among `nodes`: 2 for each pair of elements multiplied.
 
-    Counts linear, matmul, baddbmm and scaled_dot_product_attention; everything else counts as none.
+    Counts linear, matmul, baddbmm and scaled_dot_product_attention; everything else counts as zero.
     """
     return sum(_one(view, node) for node in nodes)
 

@@ -1,4 +1,4 @@
-"""Reading a graph in order, views looked through: the part that does not depend on how a compiler stores values."""
+"""Walks a graph in order and looks through views: the part that does not depend on how a compiler stores values."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Key = tuple[int, Any, Any]
 
 @dataclass(slots=True)
 class Buffer:
-    """Memory: its size in bytes and the loops that write it; none for an input of the graph."""
+    """Memory: its size in bytes and the loops that write it. No loop writes an input of the graph."""
 
     bytes: int
     producers: list[int] = field(default_factory=list)
     kept: bool = False
-    """Read by the caller, or by a view of it that no loop accounts for."""
+    """Read by the caller of the graph, so it is written in any case."""
 
 
 @dataclass(slots=True)
@@ -64,21 +64,21 @@ class Lowered:
 
 
 class ViewedBuffer(NamedTuple, Generic[B]):
-    """What a node stands for: a view of something computed."""
+    """The value of a node: a view of something computed."""
 
     base: B
     region: StridedRegion
 
 
 class Walk(ABC, Generic[B]):
-    """Visits the nodes of a graph; subclasses say what computing one takes."""
+    """Visits the nodes of a graph; subclasses decide what it takes to compute one."""
 
     def __init__(self, view: GraphView, rules: Rules, calls: Sequence[Site]) -> None:
         self.view, self.rules = view, rules
         self._kernel_calls = kernel_calls(view)
         self.copies: dict[str, tuple[tuple[str, int], ...]] = {}
         self._values: dict[Node, Any] = {}
-        # Parts of a graph are read again and again, with other calls in them: what does not depend on these is kept.
+        # Choosing kernels walks the same block once for each set of calls. What does not depend on the calls is kept.
         self._passed: dict[Node, Node | tuple[()] | None] = view.memo("walk_passed", lambda _: {})
         self._shown: dict[tuple[Node, StridedRegion], StridedRegion] = view.memo("walk_shown", lambda _: {})
         self._inside = {n: site for site in calls for n in (*site.interior, *site.outputs)}
@@ -88,31 +88,31 @@ class Walk(ABC, Generic[B]):
 
     @abstractmethod
     def _arrived(self, tensor: Any) -> ViewedBuffer[B] | None:
-        """An input of the graph; None for what is no tensor."""
+        """An input of the graph; None for anything but a tensor."""
 
     @abstractmethod
     def _called(
         self, kind: Kind, name: str, operands: Sequence[ViewedBuffer[B]], results: Sequence[torch.Tensor]
     ) -> list[ViewedBuffer[B]]:
-        """A library call or one of our kernels: operands come from memory, results go there."""
+        """A library call or a kernel call: operands come from memory, results go there."""
 
     @abstractmethod
     def _compute(self, node: Node, op: str, tensor: torch.Tensor) -> None:
-        """A node that computes one tensor by loops."""
+        """A node that computes one tensor in loops."""
 
     @abstractmethod
     def _result(self, value: Any) -> None:
-        """What the caller reads must be in memory."""
+        """A value that the caller reads: it must be in memory."""
 
     def _reused(self, node: Node) -> None:
-        """A node was read: the place to look ahead at its uses."""
+        """Called after each node: the place to look ahead at its uses."""
 
     def _copying(self, value: ViewedBuffer[B], region: StridedRegion) -> bool:
-        """Whether `contiguous()` and the like copy this view of a value; otherwise they are the view itself."""
+        """Whether `contiguous()` and similar operations copy this view of a value; if not, they return the view itself."""
         return False
 
     def walk(self, nodes: Sequence[Node] | None) -> None:
-        """All nodes, or some."""
+        """Visit all nodes, or only some."""
         chosen = self.view.nodes if nodes is None else nodes
         known = set(chosen)
         for node in chosen:
@@ -127,12 +127,13 @@ class Walk(ABC, Generic[B]):
                 self._result(self._values.get(node))
 
     def _site(self, site: Site) -> None:
-        """A call in the place of a site, of a kernel or of one product: what the site reads from outside, and its outputs."""
+        """Visit a call that replaces a site, of a kernel or of one product: its operands are what the site reads from outside."""
         inside = {*site.interior, *site.outputs}
         outside = dict.fromkeys(i for n in inside for i in n.all_input_nodes if i not in inside)
-        for n in outside:  # of some nodes only: what later ones of the site read has not been met
+        for n in outside:  # the walk may be of some nodes only, and the site may read values of later nodes
             if n not in self._values:
                 self._values[n] = self._arrived(self.view.value(n))
+        # `inside` is a set: without the order of the graph, reports would differ from run to run.
         operands = [
             v for n in sorted(outside, key=self.view.order) if isinstance(v := self._values.get(n), ViewedBuffer)
         ]
@@ -145,7 +146,7 @@ class Walk(ABC, Generic[B]):
             self._values[node] = ViewedBuffer(value.base, StridedRegion.whole(hints(tensor.shape, LEFT_OUT)))
 
     def _inlined(self, site: Site, form: Inline, operands: Sequence[ViewedBuffer[B]]) -> None:
-        """One product, whose result the outputs are strided views of."""
+        """Visit one product; the outputs of the site are strided views of its result."""
         x = self.view.tensor(site.operands["x"])
         lead = [] if x is None else [hint(n, LEFT_OUT) for n in x.shape[:-1]]
         sizes = (*lead, form.columns)
@@ -178,6 +179,7 @@ class Walk(ABC, Generic[B]):
         seen = self._seen(node, op)
         if seen is not None:
             self._values[node] = seen
+        # The mark comes before the rules: a rules file that names the op cannot make a loop of a kernel.
         elif node in self._kernel_calls:
             self._call(node, "opaque")
         elif self._library(node, op):
@@ -190,7 +192,7 @@ class Walk(ABC, Generic[B]):
         return self.rules.of(op)[-1] == "library"
 
     def _seen(self, node: Node, op: str) -> Any:
-        """The value of a node that only views, or None."""
+        """The value of a node that is only a view, or None."""
         if op == "getitem":
             whole = self._values.get(self.view.arg(node, "input"))
             index = self.view.arg(node, "index")
@@ -227,20 +229,23 @@ class Walk(ABC, Generic[B]):
 
 
 def _passed(view: GraphView, node: Node, op: str) -> Node | tuple[()] | None:
-    """The node whose value, or a view of it, this one is; () for pieces, each of which is a view of its own; else None."""
+    """The node that this one is a view of; () for one that returns several views; None for any other node."""
     if op == "wait":
         source = view.arg(node, "input")
         return source if isinstance(source, Node) else None
     found = view.source(node)
     if found is None:
         return () if op in ("split", "chunk", "unbind") else None
+    # `view.source` looks through casts. A cast computes: its result has other bytes than its operand.
     return found[0] if view.dtype(node) == view.dtype(found[0]) else None
 
 
 def of_part(elements: int, reads: dict[Key, int], region: StridedRegion) -> dict[Key, int]:
-    """What computing a part of a value of so many elements reads: of buffers as large as the value, only the same part."""
+    """What it reads to compute only `region` of a value of `elements` elements, when all of the value takes `reads`."""
     if region.elements >= elements:
         return reads
+    # A loop over a slice reads that slice of operands as large as the value. Smaller operands, such as a bias or a statistic of
+    # each row, are read whole: without their index expressions it is not known which part the slice needs.
     share = region.elements / max(1, elements)
     found = {}
     for (buffer, key, part), size in reads.items():

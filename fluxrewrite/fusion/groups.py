@@ -22,7 +22,7 @@ class Group:
         kind: "fused" for generated code, "library" for a call of a matrix product or the like, "opaque" for a kernel
             call, "copy" for a kernel that only changes a layout.
         nodes: names of the traced graph's nodes that it computes, wholly or in part. A node that is computed again in
-            several kernels stands in each.
+            several kernels is listed in each.
         reads: bytes of its distinct tensor operands in memory.
         writes: bytes of its results.
     """
@@ -39,7 +39,7 @@ class Fusion:
     """All kernels of one graph.
 
     Attributes:
-        by: who says so, with version: "inductor 2.13.0 cpu", "xla 2.9.0 cpu", or "model of inductor".
+        by: the source, with its version: "inductor 2.13.0 cpu", "xla 2.9.0 cpu", or "model of inductor".
         groups: the kernels in execution order.
     """
 

@@ -1,4 +1,9 @@
-"""From a graph to loops: which values a compiler keeps in registers inside their consumers, and which it stores."""
+"""From a graph to loops: which values a compiler computes inside their consumers, and which it stores.
+
+This is how Inductor lowers: it decides on a value when it meets it, before the consumers are lowered, with the thresholds of
+its config (fusion/data/inductor.json). XLA decides once all uses are known; that is `lower_by_use`. The order matters: a value
+that is stored early has its own loop, which later consumers read and no longer compute.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,15 @@ __all__ = ["lower"]
 
 
 class _Virtual:
-    """A value that may not be in memory (yet): then what computing it takes."""
+    """A value, and what it takes to compute it as long as it is not in memory.
+
+    Attributes:
+        buffer: where it is stored; None as long as it is not.
+        names: nodes computed on the way.
+        reads: what is read to compute it.
+        heavy: whether one of the nodes is too expensive to compute twice.
+        fixed: its buffer cannot become a part of a larger one.
+    """
 
     def __init__(self, sizes: tuple[int, ...], itemsize: int) -> None:
         self.sizes, self.itemsize = sizes, itemsize
@@ -37,7 +50,7 @@ class _Virtual:
 
 
 class Lowering(Walk[_Virtual]):
-    """Decides for each value as it is met, looking ahead at its uses only; see `lower`."""
+    """Decides on each value when it is met, with a look ahead at its uses; see `lower`."""
 
     def __init__(self, view: GraphView, rules: Rules, calls: Sequence[Site]) -> None:
         super().__init__(view, rules, calls)
@@ -45,7 +58,7 @@ class Lowering(Walk[_Virtual]):
         self.buffers: list[Buffer] = []
 
     def places(self) -> dict[str, tuple[int, int]]:
-        """For each node whose value lies in memory that some loop writes: the buffer, and the bytes of the value."""
+        """For each node whose value is in memory that some loop writes: the buffer, and the bytes of the value."""
         found = {}
         for node, value in self._values.items():
             for one in value if isinstance(value, list) else [value]:
@@ -59,7 +72,7 @@ class Lowering(Walk[_Virtual]):
     def _memory(
         self, base: _Virtual, kind: Kind, names: frozenset[str], reads: dict[Key, int], summed: int = 1
     ) -> None:
-        """Store `base` by a loop of its own."""
+        """Store `base` with a loop of its own."""
         base.buffer = len(self.buffers)
         self.buffers.append(Buffer(base.elements * base.itemsize, [len(self.loops)]))
         self.loops.append(LoopNest(kind, names, reads, (base.buffer,), (base.elements, summed)))
@@ -76,7 +89,7 @@ class Lowering(Walk[_Virtual]):
             self._memory(base, "fused", base.names, base.reads)
 
     def _reading(self, values: Iterable[ViewedBuffer[_Virtual]]) -> tuple[frozenset[str], dict[Key, int], bool]:
-        """Nodes computed on the way, what is read, and whether something heavy is computed."""
+        """The nodes computed on the way, what is read, and whether a heavy operation is among the nodes."""
         names: frozenset[str] = frozenset()
         reads: dict[Key, int] = {}
         heavy = False
@@ -93,7 +106,7 @@ class Lowering(Walk[_Virtual]):
     # *** nodes
 
     def _result(self, value: Any) -> None:
-        """What the caller reads must be in memory."""
+        """Store a value that the caller reads."""
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, ViewedBuffer):
                 self._store(one)
@@ -116,6 +129,7 @@ class Lowering(Walk[_Virtual]):
         copies = []
         for value in operands:
             self._store(value)
+            # A library call takes strides, so only a view that no strides describe is copied for it.
             if not value.region.strided or (
                 kind == "opaque" and self.rules.contiguous_calls and not value.region.contiguous
             ):
@@ -154,6 +168,7 @@ class Lowering(Walk[_Virtual]):
             self._memory(base, "fused", names, reads, max(1, largest // max(1, base.elements)))
         else:
             base.names, base.reads, base.heavy = names, reads, heavy or op in self.rules.heavy
+            # Nothing is stored for a single use: the value stays inside its consumer unless too many buffers are read for it.
             if not self.rules.inline or len(reads) > self.rules.most_reads:
                 self._memory(base, "fused", names, reads)
         self._values[node] = ViewedBuffer(base, StridedRegion.whole(base.sizes))
@@ -166,7 +181,11 @@ class Lowering(Walk[_Virtual]):
         return ViewedBuffer(rows, StridedRegion.whole((*rows.sizes, 1))._expand(result.sizes))
 
     def _joined(self, node: Node, base: _Virtual) -> None:
-        """Each input written to its place: by the loop that makes it where there is one, else by a copy."""
+        """Write each input to its place: with the loop that computes it if there is one, else with a copy.
+
+        A value that is all of its loop's result, in order, needs no second pass: its loop writes into the joined buffer. The
+        buffer of an input, of a call or of another cat is fixed, and is copied.
+        """
         base.buffer, base.fixed = len(self.buffers), True
         whole = Buffer(base.elements * base.itemsize)
         self.buffers.append(whole)
@@ -187,7 +206,7 @@ class Lowering(Walk[_Virtual]):
                 source.buffer, source.fixed = base.buffer, True
 
     def _into(self, source: _Virtual, buffer: int) -> None:
-        """The loops that wrote `source` write a part of `buffer` instead."""
+        """Redirect the loops that wrote `source` to a part of `buffer`."""
         old = source.buffer
         for index in self.buffers[old or 0].producers:
             loop = self.loops[index]
@@ -195,12 +214,14 @@ class Lowering(Walk[_Virtual]):
         source.buffer, source.fixed = buffer, True
 
     def _reused(self, node: Node) -> None:
-        """Store what several consumers would compute again at too high a price, and what memory is needed of anyhow."""
+        """Store a value that is too expensive to compute in several consumers, or that a call takes from memory."""
         value = self._values.get(node)
         if not isinstance(value, ViewedBuffer) or value.base.buffer is not None:
             return
         base, uses = value.base, sum(self._uses(u, node) for u in node.users)
         expensive = base.heavy or len(base.reads) > self.rules.reuse_reads
+        # What a call takes is written in any case; other consumers then read one buffer rather than several. With a single
+        # buffer behind it the value costs them the same either way.
         called = any(self._calls(u) for u in node.users)
         if (uses > 1 and expensive) or (called and len(base.reads) > 1):
             self._store(value)
@@ -212,6 +233,7 @@ class Lowering(Walk[_Virtual]):
         return self.view.source(user) is None and self.rules.of(self.view.op(user))[-1] == "library"
 
     def _uses(self, user: Node, node: Node) -> int:
+        """How often a user reads the node: softmax, say, goes over its input once for each of its parts."""
         parts = self.rules.of(self.view.op(user)) if self.view.source(user) is None else ("view",)
         return len(parts) if user.args[:1] == (node,) or user.kwargs.get("input") is node else 1
 

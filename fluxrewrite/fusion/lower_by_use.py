@@ -1,7 +1,9 @@
-"""Which values are stored when a compiler decides with all their uses at hand, and the loops that follow from that.
+"""Which values are stored by a compiler that decides once it knows all their uses, and the loops that follow from that.
 
-A value is computed inside every consumer that can take it in; it is stored for the others. One value may be both: then it is
-computed again.
+A value is computed inside every consumer that can take it in, and stored for the others. A value may be both: then it is
+computed again. This is how XLA fuses (fusion/data/xla.json, `storage`): a producer goes into each consumer that can take it,
+unless the duplicates read more memory. Deciding value by value, as `lower_as_met` does, cannot tell: a later consumer may be
+the one that needs the value in memory.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ __all__ = ["lower_by_use"]
 
 
 class _Uses:
-    """Which operation is computed inside which."""
+    """Decides which operation is computed inside which consumer."""
 
     def __init__(self, ops: Sequence[LoweredOp]) -> None:
         self.users: list[list[tuple[LoweredOp, ViewedBuffer[LoweredOp]]]] = [[] for _ in ops]
         self.above = [0] * len(ops)
-        """For each operation a bit for each of those that it depends on, itself too."""
+        """For each operation, a bit for each operation that it depends on, and for itself."""
         for op in ops:
             self.above[op.index] |= 1 << op.index
             for value in op.operands:
@@ -36,7 +38,8 @@ class _Uses:
                 self.above[made.index] |= self.above[op.index]
         self._readers = [len({user.index for user, _ in users}) for users in self.users]
         self.once: set[LoweredOp] = set()
-        """Never computed in two kernels: that would read more memory."""
+        """Operations that are never computed in two kernels: that would read more memory."""
+        # In graph order: whether a value reaches a consumer within one kernel depends on the decisions on values before it.
         growing = {op for op in ops if self._grows(op)}
         for op in ops:
             for value in op.operands:
@@ -50,8 +53,10 @@ class _Uses:
             return False
         if not (consumer.computes or consumer.vector):
             return False
+        # Cheap arithmetic is repeated in each consumer: recomputing it costs less than writing and reading it.
         if not made.expensive and made.kind != "cat":
             return True
+        # A loop that broadcasts the value, and a product that computes its operands inside, need each element several times.
         loop = consumer.kind in ("map", "view")
         repeated = consumer.vector or (loop and value.region.elements < consumer.elements)
         single = not made.kept and self._readers[made.index] == 1
@@ -61,7 +66,7 @@ class _Uses:
         return single and not repeated if made.expensive else True
 
     def _grows(self, op: LoweredOp) -> bool:
-        """Whether computing it again reads more than reading it: more than one operand of its size, larger together."""
+        """Whether computing it again reads more than its result: at least two operands of its size, larger together."""
         if not op.computes or len(op.operands) < 2:
             return False
         large = {v.base for v in op.operands if v.region.elements >= op.elements}
@@ -71,7 +76,7 @@ class _Uses:
         return size > op.elements * op.itemsize
 
     def _everywhere(self, made: LoweredOp, consumer: LoweredOp, known: dict[LoweredOp, bool]) -> bool:
-        """Whether all ways from the value to the consumer stay inside one kernel."""
+        """Whether all paths from the value to the consumer stay inside one kernel, which then computes the value once."""
         if consumer is made:
             return True
         if consumer not in known:
@@ -84,7 +89,7 @@ class _Uses:
 
 
 class _Emit:
-    """Loops and buffers, in order."""
+    """Emits loops and buffers, in graph order."""
 
     def __init__(self, ops: Ops) -> None:
         self.uses = _Uses(ops.ops)
@@ -120,7 +125,7 @@ class _Emit:
         return op.kept or any(not self.uses.inside(value, user) for user, value in self.uses.users[op.index])
 
     def _alias(self, op: LoweredOp) -> int | None:
-        """The buffer that a view is a view of, where no loop is needed."""
+        """The buffer behind a view that covers all of it in order; None where a loop has to copy."""
         if op.kind != "view":
             return None
         (value,) = op.operands
@@ -152,7 +157,7 @@ class _Emit:
 
 
 def lower_by_use(view: GraphView, rules: Rules, nodes: Sequence[Node] | None, calls: Sequence[Site]) -> Lowered:
-    """As `lower.lower`, for rules whose `storage` is "by_use"."""
+    """As `lower_as_met.lower`, for rules whose `storage` is "by_use"."""
     ops = Ops(view, rules, calls)
     ops.walk(nodes)
     made = _Emit(ops)

@@ -1,4 +1,4 @@
-"""A graph as operations in the detail that a compiler decides about, before it is known which of their values are stored."""
+"""A graph in the operations that a compiler decides on, before it is known which of their values are stored."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class LoweredOp:
     Attributes:
         kind: "input" of the graph; "map", "reduce", "cat" and "view" are loops; a "stage" of a reduction goes from memory to
             memory; "library" and "opaque" are calls, "result" is a tensor that a call returns.
-        node: name of the graph's node that it computes, or a part of; "" for inputs and views.
+        node: name of the graph's node that it computes, or computes a part of; "" for inputs and views.
         expensive: not computed twice.
-        alone: in a kernel of its own.
+        own_kernel: in a kernel of its own.
         vector: a library call that computes its operands inside.
         summed: elements summed for each of the result.
         results: what a call returns.
@@ -73,7 +73,7 @@ class Ops(Walk[LoweredOp]):
 
     @property
     def values(self) -> dict[Node, Any]:
-        """What each node stands for: a `ViewedBuffer`, a list of them, or None."""
+        """The value of each node: a `ViewedBuffer`, a list of them, or None."""
         return self._values
 
     def _add(
@@ -94,7 +94,11 @@ class Ops(Walk[LoweredOp]):
                 self._whole(one, one.region.sizes).base.kept = True
 
     def _seen(self, node: Node, op: str) -> Any:
-        """A part of what is computed is an operation of its own: many may use the part, one uses the whole."""
+        """A view; a part of a computed value becomes an operation of its own.
+
+        HLO has no strided views: a slice is an instruction, so its uses are counted apart from those of the whole. A broadcast
+        is left as a view, for its consumer repeats the elements without storing them.
+        """
         value = super()._seen(node, op)
         if not isinstance(value, ViewedBuffer) or not value.base.computes or 0 in value.region.strides:
             return value
@@ -118,7 +122,7 @@ class Ops(Walk[LoweredOp]):
         return [_all_of(made) for made in call.results]
 
     def _taken(self, kind: Kind, value: ViewedBuffer[LoweredOp]) -> ViewedBuffer[LoweredOp]:
-        """What a call reads from memory: its operand, or a copy. A matrix may lie in memory either way round."""
+        """What a call reads from memory: its operand, or a copy. A product takes a matrix transposed as well."""
         region = value.region
         turned = len(region.sizes) == 2 and region.strides == (1, region.sizes[0])
         if kind == "library" and turned and region.elements == value.base.elements:
@@ -128,7 +132,7 @@ class Ops(Walk[LoweredOp]):
         return self._whole(value, region.sizes) if copied else value
 
     def _whole(self, value: ViewedBuffer[LoweredOp], sizes: tuple[int, ...]) -> ViewedBuffer[LoweredOp]:
-        """The value as all of an operation's result, by a view where needed; one view for all who ask for the same."""
+        """The value as the whole result of an operation, through a view where needed. Equal views are one, so a copy is shared."""
         base, region = value.base, value.region
         plain = _plain(value)
         if plain and (base.sizes == sizes or not base.computes):
@@ -184,7 +188,7 @@ class Ops(Walk[LoweredOp]):
     def product(
         self, node: str, sizes: tuple[int, ...], itemsize: int, operands: Sequence[ViewedBuffer[LoweredOp]]
     ) -> LoweredOp:
-        """A matrix product. What is multiplied by one matrix is taken as rows."""
+        """A matrix product. An operand that is multiplied by one matrix is taken as rows."""
         first, *others = operands
         *rows, columns = first.region.sizes
         vector = math.prod(rows) <= self.rules.vector_rows
@@ -199,7 +203,7 @@ class Ops(Walk[LoweredOp]):
     def reduced(
         self, node: str, operands: Sequence[ViewedBuffer[LoweredOp]], sizes: tuple[int, ...], itemsize: int, count: int
     ) -> LoweredOp:
-        """`count` elements each summed to one, in stages where the compiler does so."""
+        """A reduction of `count` elements to each one, in stages if the compiler uses them."""
         window = self.rules.window
         while window is not None and count > window:
             count = math.ceil(count / window)
@@ -212,7 +216,7 @@ class Ops(Walk[LoweredOp]):
 
 
 class _Steps:
-    """The parts of one node by their data."""
+    """Makes the parts of one node, as its rules describe them."""
 
     def __init__(self, ops: Ops, node: Node, sizes: tuple[int, ...], itemsize: int) -> None:
         self.ops, self.node, self.sizes, self.itemsize = ops, node, sizes, itemsize
@@ -229,7 +233,7 @@ class _Steps:
     def _step(self, step: DecomposedStep) -> ViewedBuffer[LoweredOp]:
         operands = [v for name in step.of for v in self._found(name)]
         if not operands:
-            raise self._wrong(step, f"none of {', '.join(step.of) or '(nothing)'} is a tensor or an earlier part")
+            raise self._wrong(step, f"no tensor and no earlier part among {', '.join(step.of) or '(nothing)'}")
         itemsize = step.itemsize or self.itemsize
         name = self.node.name
         if step.only_with and not self._found(step.only_with):
@@ -261,7 +265,7 @@ class _Steps:
     def _sizes_of(self, step: DecomposedStep, name: str) -> tuple[int, ...]:
         found = self._found(name)
         if not found:
-            raise self._wrong(step, f"{name} is no tensor and no earlier part")
+            raise self._wrong(step, f"{name} is neither a tensor nor an earlier part")
         return found[0].region.sizes
 
     def _wrong(self, step: DecomposedStep, why: str) -> InputError:
@@ -276,7 +280,7 @@ def _all_of(op: LoweredOp) -> ViewedBuffer[LoweredOp]:
 
 
 def _plain(value: ViewedBuffer[LoweredOp]) -> bool:
-    """Whether it is all that the operation computes, in order: then memory holds it as it is."""
+    """Whether it is the whole result of the operation, in order, so that memory holds it without a copy."""
     return value.region.contiguous and value.region.elements == value.base.elements
 
 

@@ -1,4 +1,4 @@
-"""What a compiler does with each kind of operation, as data: one JSON file a compiler, each rule with its evidence."""
+"""What a compiler does with each kind of operation, as data: one JSON file per compiler, each rule with its evidence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DecomposedStep(BaseModel):
     """One part of an operation that a compiler takes apart, for `storage` "by_use".
 
     Attributes:
-        name: by which later parts mean it.
+        name: how later parts refer to it.
         kind: "map" a loop over elements; "reduce" one number for each row of the first of `of`; "dot" a matrix product.
         of: what it computes with: names of earlier parts; arguments of the operation; "others", its tensor operands but the
             first. Missing arguments are left out.
@@ -50,7 +50,7 @@ class Rules(BaseModel):
     Attributes:
         name: compiler, version and target.
         evidence: where the rules come from, by field or operation.
-        assumed: whether no compiler was asked; times that follow from such rules are assumptions too.
+        assumed: whether no compiler confirms the rules; times that follow from such rules are assumptions too.
         parts: what each operation becomes, by canonical name; several parts follow each other, the last gives the result.
         steps: operations that are taken apart in more detail than `parts` says.
         storage: "as_met" decides for each value as it comes whether it is stored, "by_use" once all its uses are known.

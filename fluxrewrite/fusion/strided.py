@@ -49,13 +49,13 @@ class StridedRegion(_Strided):
 
     @cached_property
     def contiguous(self) -> bool:
-        """Whether it lies in memory row by row without gaps."""
+        """Whether it is in memory row by row without gaps."""
         wanted = dense(self.sizes)
         return self.strided and all(n == 1 or s == w for n, s, w in zip(self.sizes, self.strides, wanted, strict=True))
 
     @cached_property
     def key(self) -> tuple[int, tuple[tuple[int, int], ...]]:
-        """Equal for views of the same elements, whatever their axes are called."""
+        """Equal for views of the same elements, however their axes are ordered, split or merged."""
         axes = sorted((s, n) for n, s in zip(self.sizes, self.strides, strict=True) if n != 1 and s != 0)
         merged: list[tuple[int, int]] = []
         for stride, size in axes:
@@ -67,7 +67,9 @@ class StridedRegion(_Strided):
 
     def apply(self, step: st.ViewOp) -> StridedRegion:
         """The view of this view that `step` makes."""
-        if _axes(step) > len(self.sizes):  # distinct elements as one run: which of them the view takes is not known
+        if _axes(step) > len(
+            self.sizes
+        ):  # without strides it is one run of elements, and which of them the view takes is unknown
             return self
         match step:
             case st.Permute(dims):
@@ -98,7 +100,7 @@ class StridedRegion(_Strided):
         return StridedRegion(self.offset, shape, strides, self.strided)
 
     def _reshape(self, shape: tuple[int, ...]) -> StridedRegion:
-        """As `torch.Tensor.view` computes strides: axes that lie together may be split and merged."""
+        """As `torch.Tensor.view` computes strides: axes that are adjacent in memory may be split and merged."""
         strides = _view_strides(self.sizes, self.strides, shape) if self.strided else None
         if strides is not None:
             return StridedRegion(self.offset, shape, strides)
@@ -113,7 +115,7 @@ class StridedRegion(_Strided):
         return StridedRegion(self.offset, (repeats, self.sizes[0]), (0, 1), self.strided)
 
 
-@lru_cache(maxsize=4096)  # what is worked out of a region once serves all tensors of its sizes
+@lru_cache(maxsize=4096)  # the cached properties of a region then serve all tensors of its sizes
 def _whole(sizes: tuple[int, ...]) -> StridedRegion:
     return StridedRegion(0, sizes, dense(sizes))
 

@@ -32,12 +32,12 @@ class Pass:
     kernel: ClassVar[str]
     """Name of the kernel that may replace a site."""
     forms: ClassVar[tuple[str, ...]]
-    """The forms it knows; a selection may name one of them alone."""
+    """The forms it knows; a selection may name a single one."""
     looks_for: ClassVar[str]
-    """One line on what is looked for, shown where nothing was found."""
+    """One line on what the pass looks for, shown when it finds nothing."""
 
     def find(self, view: GraphView) -> list[Finding]:
-        """All sites and near misses, in graph order. Must not change the graph."""
+        """Return all sites and near misses, in graph order. Must not change the graph."""
         raise TypeError(f"{type(self).__name__} does not implement find")
 
     def emit(self, site: Site, builder: Builder, op: Callable[..., Any]) -> Sequence[Node]:
@@ -45,7 +45,7 @@ class Pass:
         raise TypeError(f"{type(self).__name__} does not implement emit")
 
     def inline(self, view: GraphView, site: Site) -> Inline | None:
-        """What `emit_inline` would write, or None where the site has no such form."""
+        """Return what `emit_inline` would write, or None if the site has no such form."""
         return None
 
     def emit_inline(self, site: Site, builder: Builder) -> Sequence[Node]:
@@ -59,7 +59,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Replacement:
-    """A site, the pass that found it and the kernel that takes it; no kernel for a site that is written inline."""
+    """A site, the pass that found it and the kernel that replaces it; without a kernel the site is written inline."""
 
     rewriter: Pass
     site: Site
@@ -67,7 +67,10 @@ class Replacement:
 
 
 class Builder:
-    """Inserts nodes at one place of a graph. Every new node gets a fake value, module stack, stack trace and origin."""
+    """Inserts nodes at one place of a graph. Every new node gets a fake value, module stack, stack trace and origin.
+
+    A call of the kernel's op is marked as a kernel call, see `kernel_calls`.
+    """
 
     def __init__(
         self,
@@ -115,13 +118,13 @@ class Builder:
             node = self._graph.placeholder(f"joined_{parts[0].name}")
         self.made.append(node)
         node.meta.update(joined=tuple(n.name for n in parts), tensor_dict={"_dynamo_static_input_type": "unguarded"})
-        node._dynamo_source = None  # type: ignore[attr-defined]  # AOTAutograd asks Dynamo's placeholders for it
+        node._dynamo_source = None  # type: ignore[attr-defined]  # AOTAutograd reads it from Dynamo's placeholders
         values = [value_of(n) for n in parts]
         with values[0].fake_mode, torch.no_grad():
             node.meta["example_value" if "example_value" in parts[0].meta else "val"] = torch.cat(values)
         return node
 
     def undo(self) -> None:
-        """Take back everything that was inserted."""
+        """Erase everything that was inserted."""
         while self.made:
             self._graph.erase_node(self.made.pop())

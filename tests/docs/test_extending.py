@@ -1,4 +1,4 @@
-"""The package of docs/extending.md: pass, op, NKI source, provider and entry points, as they stand there."""
+"""The package of docs/extending.md: pass, op, NKI source, provider and entry points, as the page has them."""
 
 import io
 import json
@@ -103,20 +103,20 @@ def predicted(mylib, request):
 
 
 def test_the_call_is_a_boundary_in_the_json(predicted):
-    told = json.loads(predicted.to_json())
-    (border,) = told["boundaries"]
-    lazy = told["effect"]["regime"] == "lazy"
+    report = json.loads(predicted.to_json())
+    (border,) = report["boundaries"]
+    lazy = report["effect"]["regime"] == "lazy"
     assert (border["kind"], border["bytes"]) == ("split" if lazy else "barrier", 2 * 256 * KIB)
     assert [(t["name"], t["role"], t["bytes"]) for t in border["tensors"]] == [
         ("relu", "operand", 256 * KIB), ("mul", "result", 256 * KIB)
     ]  # fmt: skip
     assert [(f["producer"], f["consumer"]) for f in border["lost_fusions"]] == [("relu", "truediv"), ("mul", "add")]
-    assert [c["site"] for c in told["calls"]] == [border["site"]] == ["model.softcap.0"]
-    effect = told["effect"]
+    assert [c["site"] for c in report["calls"]] == [border["site"]] == ["model.softcap.0"]
+    effect = report["effect"]
     assert (effect["kernels_before"], effect["kernels_after"]) == (1, 3)
     assert effect["bytes_after"] - effect["bytes_before"] == 2 * border["bytes"]
-    assert told["segments"] == {"before": 1, "after": 3 if lazy else 1}
-    assert [p["kind"] for b in told["blocks"] for p in b["after"]] == ["fused", "opaque", "fused"]
+    assert report["segments"] == {"before": 1, "after": 3 if lazy else 1}
+    assert [p["kind"] for b in report["blocks"] for p in b["after"]] == ["fused", "opaque", "fused"]
 
 
 def test_the_time_of_the_step_has_the_call_in_it(predicted):

@@ -19,7 +19,7 @@ W = torch.zeros(256, 256)
 Q = torch.zeros(1, 4, 32, 16)
 
 
-def shared_dear(x):
+def shared_expensive(x):
     y = x.exp()
     return y * 2, y.t() + 1
 
@@ -81,7 +81,7 @@ CASES = {
     "softmax": (lambda x: F.softmax(x * 2, -1) + 1, [X]),
     "rms_norm": (lambda x, w: F.rms_norm(x, (256,), w) * 2, [X, torch.zeros(256)]),
     "layer_norm": (modulated, [X, torch.zeros(256), torch.zeros(256)]),
-    "dear": (shared_dear, [X]),
+    "expensive": (shared_expensive, [X]),
     "cheap": (shared_cheap, [X]),
     "reads": (lambda a, b, c, d, e: (y := a + b + c + d + e) * 2 + y.exp(), [X.clone() for _ in range(5)]),
     "linear": (lambda x, w: F.linear(x * 2, w).relu() + 1, [X, W]),

@@ -37,7 +37,7 @@ def test_a_reduction_and_what_uses_it_are_one_kernel(kernels):
     assert [k[1] for k in apart] == ["layer_norm mul", "add layer_norm mul"]
 
 
-def test_a_library_call_stands_between(kernels):
+def test_a_library_call_separates_loops(kernels):
     assert kernels(lambda x, w: F.linear(x * 2, w).relu() + 1, x=X, w=X.clone()) == [
         ("fused", "mul", 16, 16), ("library", "linear", 32, 16), ("fused", "add relu", 16, 16)
     ]  # fmt: skip
@@ -48,13 +48,13 @@ def test_an_operation_without_a_rule_is_a_call(kernels):
     assert [k[0] for k in made] == ["fused", "library", "fused"]
 
 
-def test_one_of_our_kernels_stands_between(kernels):
+def test_a_kernel_call_separates_loops(kernels):
     made = kernels(lambda x: torch.ops.fusiontest.opaque.default(x * 2) + 1, x=X)
     assert made == [("fused", "mul", 16, 16), ("opaque", "opaque_default", 16, 16), ("fused", "add", 16, 16)]
 
 
 def test_rules_cannot_make_a_loop_of_one_of_our_kernels(kernels):
-    """Nor does the value that it takes stay in the loops of others: memory is needed for it anyhow."""
+    """Its operand is stored in any case, so other consumers read it and do not compute it."""
 
     def fn(a, b):
         y = a + b

@@ -46,7 +46,7 @@ def test_what_is_cheap_is_computed_in_every_consumer(kernels):
     assert kernels(fn, x=square(64)) == [("fused", "mul y", 16, 16), ("fused", "mul_1 y", 16, 16)]
 
 
-def test_what_is_dear_is_stored_for_several_consumers(kernels):
+def test_an_expensive_value_is_stored_for_several_consumers(kernels):
     def fn(x):
         y = x.exp()
         return y * 2, y * 3
@@ -54,7 +54,7 @@ def test_what_is_dear_is_stored_for_several_consumers(kernels):
     assert kernels(fn, x=square(64)) == [("fused", "y", 16, 16), ("fused", "mul", 16, 16), ("fused", "mul_1", 16, 16)]
 
 
-def test_what_is_dear_is_stored_for_a_broadcast(kernels):
+def test_an_expensive_value_is_stored_for_a_broadcast(kernels):
     assert [k[1] for k in kernels(lambda x, s: x * s.exp(), x=square(64), s=torch.ones(64))] == ["exp", "mul"]
 
 
@@ -189,11 +189,11 @@ def test_some_nodes_only(trace):
     [
         (
             DecomposedStep(kind="map", of=("scale",)),
-            "steps.silu: part 'map' of silu: none of scale is a tensor or an earlier part",
+            "steps.silu: part 'map' of silu: no tensor and no earlier part among scale",
         ),
-        (DecomposedStep(kind="reduce", of=()), "part 'reduce' of silu: none of (nothing) is"),
-        (DecomposedStep(kind="map", of=("input",), like="key"), "key is no tensor and no earlier part"),
-        (DecomposedStep(kind="dot", of=("input",), last="key.-2"), "key is no tensor and no earlier part"),
+        (DecomposedStep(kind="reduce", of=()), "part 'reduce' of silu: no tensor and no earlier part among (nothing)"),
+        (DecomposedStep(kind="map", of=("input",), like="key"), "key is neither a tensor nor an earlier part"),
+        (DecomposedStep(kind="dot", of=("input",), last="key.-2"), "key is neither a tensor nor an earlier part"),
     ],
 )
 def test_steps_that_name_nothing(trace, step, message):

@@ -1,4 +1,4 @@
-"""What a kernel would have to take in for the traffic at its border to vanish."""
+"""Which neighbours a kernel would have to take in to save the traffic at its border."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Absorption", "Neighbours"]
 
 @dataclass(frozen=True)
 class Absorption:
-    """What the kernel would have to take in for a part of the traffic to vanish.
+    """Neighbouring operations that a kernel would have to take in to save a part of the traffic.
 
     Attributes:
         nodes: the operations, in graph order.
@@ -49,16 +49,18 @@ class Neighbours:
             self._after[producer].append(consumer)
 
     def absorptions(self, call: Node) -> tuple[Absorption, ...]:
-        """Generated kernels that make something for `call` alone, or that alone read what it makes; dearest first.
+        """Generated kernels that compute something for `call` alone, or that alone read its result; most bytes first.
 
-        The traffic saved is the tensor between the two, written and read. What the caller of the graph reads must be written
-        whatever a kernel takes in, and is left out.
+        The traffic saved is the tensor between the two, written and read. A tensor that the caller of the graph reads is
+        written in any case, so it is left out.
         """
         found = []
         for group in dict.fromkeys(g for p in self._before[call] for g in self._of(p)):
             if self._only_for(group, call):
                 found.append(self._absorption(group, "before", 2 * group.writes))
         readers = dict.fromkeys(g for c in self._after[call] for g in self._of(c))
+        # With a second reader the result is still written, and a reader that is computed in several kernels still reads it:
+        # taking one of them in saves nothing.
         if call not in self._returned and len(readers) == 1 and all(len(self._of(c)) == 1 for c in self._after[call]):
             result = next(g for g in self._of(call))
             found.append(self._absorption(next(iter(readers)), "after", 2 * result.writes))
@@ -69,7 +71,7 @@ class Neighbours:
         return [self._groups[name] for name in sorted(self._fusion.of.get(node.name, ()))]
 
     def _only_for(self, group: Group, call: Node) -> bool:
-        """Whether all that the group makes is read by `call` and by nothing else."""
+        """Whether only `call` reads what the group computes."""
         members = [self._named[name] for name in group.nodes]
         outside = {c for m in members for c in self._after[m] if c.name not in group.nodes}
         again = any(len(self._of(m)) > 1 and self._after[m] for m in members)

@@ -1,4 +1,4 @@
-"""The model as a strip: its blocks in order, the kernels of each before and after the rewrite, and what stands around each call."""
+"""The model as a strip: its blocks in order, their kernels before and after the rewrite, and the neighbours of each call."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class KernelSpan:
 
     Attributes:
         kind: as in `Group.kind`.
-        ops: the distinct operations that it computes, in graph order; none for a copy that a compiler adds.
+        ops: the distinct operations that it computes, in graph order; empty for a copy that a compiler adds.
         nodes: how many nodes it computes, wholly or in part.
         reads, writes: bytes of its operands and results in memory.
         us: predicted time in microseconds.
-        site: the site that it is the call of; before the rewrite the site that its latest node lies in. None for all else.
+        site: the site that it is the call of; before the rewrite the site that its latest node is in. None otherwise.
     """
 
     kind: str
@@ -44,10 +44,10 @@ class KernelSpan:
 
 @dataclass(frozen=True)
 class BlockKernels:
-    """One call of a block, or what lies between blocks.
+    """One call of a block, or the part between two blocks.
 
     Attributes:
-        path: the block, as "transformer_blocks.3"; "" for what lies in no numbered module.
+        path: the block, as "transformer_blocks.3"; "" for nodes in no numbered module.
         before, after: its kernels in the order in which they run.
     """
 
@@ -81,7 +81,7 @@ def strips(
     times: tuple[Sequence[StepTime], Sequence[StepTime]],
     calls: Mapping[Node, Site],
 ) -> tuple[BlockKernels, ...]:
-    """Sort the kernels of a graph and of its rewritten form into the blocks of the first; those that hold none are left out.
+    """Sort the kernels of a graph and of its rewritten form into the blocks of the first; blocks without kernels are left out.
 
     A kernel belongs to the block of its latest node. A copy without nodes belongs to the kernel that runs after it.
 
@@ -103,9 +103,9 @@ def strips(
 
 
 def _units(view: GraphView) -> tuple[list[str], dict[str, int]]:
-    """Paths of the calls of blocks and of what lies between them, and the number of that for each node by name.
+    """Paths of the calls of blocks and of the parts between them, and the index of one for each node by name.
 
-    What lies in no block, but between nodes of one call of a block, belongs to that block.
+    A node in no block belongs to a block if it is between two nodes of one call of that block.
     """
     paths: list[str] = [""]
     units: dict[str, int] = {}
@@ -135,7 +135,7 @@ def _close(outside: Sequence[str], paths: list[str], units: dict[str, int]) -> N
 
 
 def _placed(view: GraphView, units: Mapping[str, int]) -> dict[str, int]:
-    """The unit of each node of a rewritten graph: its own where it stood before, else that of the node it comes from."""
+    """The unit of each node of a rewritten graph: that of the same node before, else that of the node it replaces."""
     found: dict[str, int] = {}
     last = 0
     for node in view.nodes:
@@ -174,7 +174,7 @@ def _part(
 
 
 def around(view: GraphView, calls: Mapping[Node, Site]) -> tuple[CallNeighbours, ...]:
-    """What stands around each kernel call of a rewritten graph; `calls` are the calls and their sites."""
+    """The neighbours of each kernel call of a rewritten graph; `calls` are the calls and their sites."""
     users: dict[Node, dict[Node, None]] = {call: {} for call in calls}
     for producer, consumer in edges(view):
         if producer in users:
@@ -195,7 +195,7 @@ def _around(view: GraphView, call: Node, site: Site, users: Iterable[Node]) -> C
 
 
 def _operand(view: GraphView, node: Node) -> Materialised:
-    """What is handed over, and the operation that computed it: views are looked through, and results picked from several."""
+    """An operand and the operation that computed it; views and `getitem` of several results are looked through."""
     made = node
     while (found := view.source(made)) is not None and view.dtype(found[0]) == view.dtype(made):
         made = found[0]

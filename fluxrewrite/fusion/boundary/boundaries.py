@@ -1,4 +1,4 @@
-"""Where a kernel call stands between operations that a compiler would have fused, and what that costs in memory traffic."""
+"""Where a kernel call separates operations that a compiler would have fused, and what that costs in memory traffic."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class CallBoundary:
     """One kernel call as a border.
 
     Attributes:
-        site: what the call takes the place of.
+        site: what the call replaces.
         call: name of the call in the rewritten graph.
         kind: "barrier": an opaque call inside an executable; "split": it also ends the executable; "layout": a copy made only
             because the kernel wants contiguous operands.
         tensors: what goes through memory because of it; of a tensor that two calls share, the first has it.
         lost: producer and consumer pairs whose fusion it breaks; one end is inside the call.
-        absorptions: dearest first.
+        absorptions: most bytes first.
     """
 
     site: Site
@@ -85,12 +85,12 @@ class FusedGraph:
 
 
 def find_boundaries(before: FusedGraph, after: FusedGraph, sites: Sequence[Site], regime: str) -> list[CallBoundary]:
-    """The borders that kernel calls in the place of `sites` make.
+    """The borders that arise where kernel calls replace `sites`.
 
     Args:
         before: the original graph.
         after: the rewritten one.
-        sites: those that kernels took; they do not overlap.
+        sites: the ones that kernels replace; they do not overlap.
         regime: "compile", where a call is a barrier, or "lazy", where it also splits the executable.
 
     Returns:
@@ -104,6 +104,7 @@ def find_boundaries(before: FusedGraph, after: FusedGraph, sites: Sequence[Site]
         if (a is None and b is None) or a == b:
             continue
         if before.prediction.fusion.fused(producer.name, consumer.name):
+            # Between two sites the pair is lost once, so that sums over calls are right: the consumer has it.
             found[b if b is not None else a or 0].lost.append((producer.name, consumer.name))
     _materialised(view, sites, owner, before.prediction, after.prediction, found)
     calls = calls_of(after.view, sites)
@@ -146,7 +147,11 @@ def _materialised(
     after: FusionPrediction,
     found: Sequence[_CallTraffic],
 ) -> None:
-    """Operands and results that lie in memory with the calls and did not without; each once."""
+    """Operands and results that are in memory with the calls and were not without; each once.
+
+    A tensor that two calls share counts for the first, so that the sum over all calls is what the graph moves. An operand counts
+    only if a kernel stores it after the rewrite: a call may also read an input, or a value that was in memory before.
+    """
     done: set[Node] = set()
     for index, site in enumerate(sites):
         for node in _operands(view, site, owner, index):
@@ -161,7 +166,7 @@ def _materialised(
 
 
 def _operands(view: GraphView, site: Site, owner: Mapping[Node, int], index: int) -> list[Node]:
-    """What operations inside the site read from operations outside, inputs of the graph left out."""
+    """What operations inside the site read from operations outside, without inputs of the graph."""
     seen: dict[Node, None] = {}
     for node in sorted({*site.interior, *site.outputs}, key=view.order):
         for producer in producers(view, node):
@@ -184,7 +189,7 @@ def _tensor(view: GraphView, node: Node, role: Literal["operand", "result"]) -> 
 
 
 def described(name: str, op: str, role: Literal["operand", "result"], value: torch.Tensor | None) -> Materialised:
-    """The record of a tensor; of what is no tensor one without sizes and bytes."""
+    """The record of a tensor. Without a value it has no sizes and no bytes."""
     if value is None:
         return Materialised(name, op, role, (), torch.float32, 0)
     elements = math.prod(hints(value.shape, LEFT_OUT))

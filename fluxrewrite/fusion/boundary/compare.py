@@ -26,7 +26,7 @@ __all__ = ["RewriteEffect", "effect_of", "unchanged"]
 
 @dataclass(frozen=True)
 class RewriteEffect:
-    """A rewritten graph beside the original one.
+    """A rewritten graph compared with the original one.
 
     Attributes:
         boundaries: one for each kernel call, and layout copies, in graph order.
@@ -34,7 +34,7 @@ class RewriteEffect:
         bytes_before, bytes_after: what all kernels of the graph read and write.
         kernels_before, kernels_after: compiled kernels and calls.
         segments_before, segments_after: executables.
-        before, after: predicted time of a step; what collectives take on the way between ranks is not in it.
+        before, after: predicted time of a step, without the time that collectives take between ranks.
         sent_before, sent_after: collectives.
         strips: the kernels by blocks.
         calls: the kernel calls among their neighbours, in graph order.
@@ -137,6 +137,10 @@ def _executables(view: GraphView, target: Target) -> int:
 
 
 def _elsewhere(before: FusedGraph, after: FusedGraph, sites: Sequence[Site]) -> tuple[tuple[str, str], ...]:
+    """Pairs that are no longer fused though neither end is in a site.
+
+    A call that comes between them on another path parts them: a kernel with both would run before and after the call.
+    """
     inside = {n for s in sites for n in (*s.interior, *s.outputs)}
     return tuple(
         (p.name, c.name)

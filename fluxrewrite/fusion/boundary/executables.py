@@ -1,4 +1,4 @@
-"""How many executables a graph becomes where every kernel call is one of its own."""
+"""How many executables a graph becomes if every kernel call is one of its own."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["segments"]
 
 
 def segments(view: GraphView, calls: Iterable[Node | Site], nodes: Sequence[Node] | None = None) -> int:
-    """The executables of everything but the calls: the fewest of which none holds an operation that needs another one of the
-    same executable through a call.
+    """The least number of executables for everything but the calls.
 
-    An operation goes into the first executable after those that it needs something from through a call, so that independent
-    ones share theirs; then the count is the longest chain of operations with a call between each two. One pass.
+    No executable may hold two operations of which one needs the other through a call. Each operation goes into the earliest
+    executable that its operands allow, so that independent operations share one. The count is then the length of the longest
+    chain of operations with a call between each two, and fewer is impossible. It takes one pass.
 
     Args:
         view: the graph.
-        calls: kernel calls, or sites that calls will take the place of.
-        nodes: only these nodes, in order; what others compute is there from the start.
+        calls: kernel calls, or sites that calls will replace.
+        nodes: only these nodes, in order; the values of all others are ready from the start.
     """
     due: dict[Node, list[frozenset[Node]]] = defaultdict(list)
     for call in calls:

@@ -1,4 +1,4 @@
-"""The predicted time of a block with some of its sites taken by kernels: from evidence where there is some, else modelled."""
+"""The predicted time of a block with some of its sites replaced by kernels: from evidence if there is any, else modelled."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ __all__ = ["Predicted"]
 
 
 class Predicted:
-    """A `choose.Price` in microseconds.
+    """A `rewrite.search.Price` in microseconds.
 
-    Evidence counts before the model: where calls of a kernel were measured on this device in this regime, each alone adds the
-    share of a step that it added there, nothing if that was within the noise; what it changes for its neighbours is modelled.
-    In a stack where kernel calls were ruinous none is worth a try.
+    Evidence takes precedence over the model. Where calls of a kernel were measured on this device in this regime, each call
+    adds the share of a step that it added there, or nothing if that was within the noise. What the call changes for its
+    neighbours is modelled: a run measures the calls alone, not each combination. In a stack where kernel calls were ruinous,
+    any set with a call has an infinite price.
     """
 
     basis: Basis = "modelled"
@@ -42,7 +43,7 @@ class Predicted:
         self._ruined = ruined(target.evidence, case) is not None
 
     def __call__(self, block: Block, candidates: Sequence[Sequence[Site]]) -> list[Priced]:
-        """Microseconds of `block` with kernels in the place of each candidate's sites."""
+        """Microseconds of `block` with kernels for the sites of each candidate."""
         return [Priced(self._us(block, taken)) for taken in candidates]
 
     def _us(self, block: Block, taken: Sequence[Site]) -> float:
@@ -71,7 +72,7 @@ class Predicted:
         return segments(self._view, cuts, block.nodes) + len(cuts)
 
     def _correction(self, block: Block, site: Site) -> float:
-        """What a call of the site alone adds as measured, less what it adds by the model; 0 where nothing was measured."""
+        """What a call of this site alone adds as measured, less what it adds by the model; 0 if nothing was measured."""
         key = (id(block), id(site))
         if key not in self._corrections:
             share = self._share(block, site)
@@ -83,7 +84,7 @@ class Predicted:
         return self._corrections[key]
 
     def _share(self, block: Block, site: Site) -> float | None:
-        """Share of the block's time that a call in the place of `site` adds by evidence on its very form; None without any."""
+        """Share of the block's time that a call for `site` adds, by evidence on the same form; None without such evidence."""
         kernel = f"{site.kind}:{site.form}"
         found = delta(self._target.evidence, self._case, kernel) if self._case.model else None
         if found is None or not same_form(found.kernel, kernel):

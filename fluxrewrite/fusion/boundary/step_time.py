@@ -1,4 +1,4 @@
-"""How long one step is predicted to take, from what a compiler makes of the graph and a device profile."""
+"""The predicted time of one step, from what a compiler makes of the graph and from a device profile."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Calls:
-    """What kernel calls do, by name of the call.
+    """The work of kernel calls, by name of the call.
 
     Attributes:
         flops: operations of matrix products.
         efficiency: share of the device's peaks that the kernel reaches.
-        known: of calls that were measured, and where the op's body runs in the kernel's place.
+        known: time of calls that were measured, or that run the op's body instead of the kernel.
     """
 
     flops: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
@@ -51,13 +51,16 @@ class Calls:
 def step_time(
     view: GraphView, prediction: FusionPrediction, target: Target, calls: Calls, executables: int = 1
 ) -> StepTime:
-    """Add up the kernels of a graph: each takes the longer of its memory traffic and its matrix products, and its fixed costs.
+    """Add up the times of the kernels of a graph.
+
+    Each takes its fixed costs and the longer of its memory traffic and its matrix products. Kernels are added up because a step
+    runs them one after another: the profile has no figure for how they overlap.
 
     Args:
         view: the graph that `prediction` is of.
         prediction: its kernels.
         target: device and regime.
-        calls: of the kernel calls among them.
+        calls: the work of the kernel calls among them.
         executables: programs that the step starts; each beyond the first costs a launch.
     """
     return total(group_times(view, prediction, target, calls), target, executables)
@@ -88,6 +91,8 @@ def _group(view: GraphView, group: Group, named: Mapping[str, Node], target: Tar
         return calls.known[name]
     found = [named[n] for n in group.nodes] if group.kind != "fused" else []
     share = calls.efficiency.get(name, 1.0) if opaque else 1.0
+    # The nodes of a call have no products of their own: its flops are those of the operations that it replaces. A call of the
+    # model's own replaces nothing, so only its bytes and fixed costs count.
     known = calls.flops.get(name, 0.0 if opaque else None)
     work = Work(
         bytes=(group.reads + group.writes) / share,
@@ -96,6 +101,7 @@ def _group(view: GraphView, group: Group, named: Mapping[str, Node], target: Tar
         kernels=1,
         calls=int(opaque),
     )
+    # By identity, for a profile has no hash. The entry holds the device, so that no other one takes its id.
     times: dict[Work, StepTime] = view.memo(("times", id(target.device)), lambda _: (target.device, {}))[1]
     if work not in times:  # blocks repeat
         time = estimate(target.device, work)
@@ -104,7 +110,10 @@ def _group(view: GraphView, group: Group, named: Mapping[str, Node], target: Tar
 
 
 def _dtype(view: GraphView, products: Sequence[Node], target: Target) -> str:
-    """The dtype of matrix products or of a call's first result, or the profile's slowest where it has no rate for it."""
+    """The dtype of the matrix products, or of a call's first result.
+
+    It is the slowest dtype of the profile if that has no rate for it: an unknown rate must not make a kernel look fast.
+    """
     rates = target.device.matmul
     names = [str(v.dtype).removeprefix("torch.") for n in products for v in view.results(n)]
     known = [n for n in names if n in rates]
@@ -112,10 +121,10 @@ def _dtype(view: GraphView, products: Sequence[Node], target: Target) -> str:
 
 
 def calls_for(view: GraphView, sites: Mapping[str, Site], target: Target, kernels: Mapping[str, Kernel]) -> Calls:
-    """What the calls in the place of `sites` do, by name of the call; `kernels` by kind of site.
+    """The work of the calls that replace `sites`, by name of the call; `kernels` by kind of site.
 
-    A call has the matrix products that stood in its place. Where the profile has its measured time, that counts. Where the op's
-    body runs, each of its operations is a kernel of its own, as in eager torch.
+    A call has the matrix products of the operations that it replaces. A measured time in the profile takes precedence. Where
+    the op's body runs, each of its operations is a kernel of its own, as in eager torch: the compiler does not see into the op.
     """
     eager = target.rules.model_copy(update={"inline": False, "merge": False, "join": "map", "name": "eager"})
     counts, known = {}, {}

@@ -52,7 +52,7 @@ class Target:
             device: name of a shipped profile or a file.
             regime: "compile" or "lazy".
             compiler: name of shipped rules or a file; by default that of the profile.
-            evidence: files beside the shipped ones.
+            evidence: files in addition to the shipped ones.
 
         Raises:
             InputError: unknown names, files that cannot be read, a regime that the device is not run in.

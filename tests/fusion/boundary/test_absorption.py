@@ -32,7 +32,7 @@ def test_the_norm_before_and_the_factor_after(trace, foresee):
     assert before.bytes == after.bytes == 2 * ONE
 
 
-def test_dearest_first(trace, foresee):
+def test_the_most_expensive_first(trace, foresee):
     def fn(x, k, cos, sin):
         return F.scaled_dot_product_attention(x, k.relu(), k.exp() + 1) * 2
 
@@ -73,7 +73,7 @@ def test_products_and_other_calls_are_not_absorbed(trace, foresee):
 
 
 def test_what_the_caller_reads_stays(trace, foresee):
-    """The result of the graph must be written whatever the kernel takes in."""
+    """The result of the graph is written in any case."""
 
     def fn(x, cos, sin):
         y = rotate(x, cos, sin)

@@ -1,4 +1,4 @@
-"""Blocks of a model with their kernels: nothing is lost, and each kernel stands where it runs."""
+"""Blocks of a model with their kernels: nothing is lost, and each kernel is where it runs."""
 
 import pytest
 import torch

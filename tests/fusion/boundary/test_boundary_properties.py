@@ -1,4 +1,4 @@
-"""What holds for the analyzer whatever the graph: random programs of a few pieces, some of which kernels could take."""
+"""What holds for the analyser on any graph: random programs of a few pieces, some of which kernels could replace."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def sites_of(gm, kinds):
 
 
 def effect(gm, kinds, taken, target):
-    """The effect with kernels in the place of the sites with these outputs."""
+    """The effect with kernels for the sites with these outputs."""
     names = {n.name for s in taken for n in s.outputs}
     view = GraphView(gm.graph)
     plan = make_plan(view, Selection.of(kinds, "reference"), lambda s: s.outputs[0].name in names)
@@ -120,7 +120,7 @@ def test_a_larger_kernel_in_the_place_of_its_parts_never_adds_a_boundary(program
         assert whole.segments_after <= parts.segments_after
 
 
-def told(analysed, selection, target, policy):
+def reported(analysed, selection, target, policy):
     case = Case(device=target.device.name, regime=target.regime)
     model = ModelInfo(name="m", parameters=0, dtype="bfloat16", graphs=1, graph_nodes=0)
     zero = Timing(capture_s=0, match_s=0, analyse_s=0, total_s=0, peak_rss_mb=0)
@@ -134,7 +134,7 @@ def test_bytes_are_sums_and_the_report_tells_the_same(program):
     selection = Selection.of(PARTS, "reference")
     for target in TARGETS:
         analysed, _ = analyse(gm, selection, "all", target)
-        change, report = analysed.change, told(analysed, selection, target, "all")
+        change, report = analysed.change, reported(analysed, selection, target, "all")
         counted = [sum(t.bytes for t in b.tensors) for b in change.boundaries]
         assert [b.bytes for b in change.boundaries] == counted == [b.bytes for b in report.boundaries]
         assert [b.kind for b in change.boundaries] == [b.kind for b in report.boundaries]

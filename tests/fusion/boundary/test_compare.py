@@ -46,7 +46,7 @@ def test_a_call_in_a_graph_of_its_own_is_one_executable(trace, foresee):
     assert foresee(trace(rotate, x=heads(), **TABLES), regime="lazy").segments_after == 1
 
 
-def test_products_that_the_rewrite_leaves_beside_a_call_count_once(trace, foresee):
+def test_products_that_the_rewrite_leaves_next_to_a_call_count_once(trace, foresee):
     """A site may hold more than its call computes; then the rewrite emits the rest, and its products are not the call's."""
 
     class Layers(torch.nn.Module):
@@ -116,8 +116,8 @@ def test_runs_are_not_overruled_by_the_model(trace, tmp_path):
     assert [s.site.kind for s in analysed.plan.replacements()] == ["rope"]
     assert analysed.change.after.us > analysed.change.before.us
     assert rewritten is not gm.graph
-    told = effect_info([analysed], target, case).measured
-    assert (told.verdict, told.ratio, told.predicted_s) == ("faster", 0.5, 0.5)
+    found = effect_info([analysed], target, case).measured
+    assert (found.verdict, found.ratio, found.predicted_s) == ("faster", 0.5, 0.5)
     inline = replace(analysed.plan, decisions=tuple(replace(d, choice="inline") for d in analysed.plan.decisions))
     assert effect_info([replace(analysed, plan=inline)], target, case).measured is None
 
@@ -140,10 +140,10 @@ def test_failures_go_up_unless_somebody_is_told(trace, monkeypatch):
     monkeypatch.setattr("fluxrewrite.fusion.boundary.whole_step.effect_of", broken)
     with pytest.raises(ValueError, match="boom"):
         analyse(gm, selection, "all", target)
-    told = []
-    analysed, rewritten = analyse(gm, selection, "all", target, on_error=lambda doing, error: told.append(doing))
-    assert len(told) == 1
-    assert "predicting" in told[0]
+    found = []
+    analysed, rewritten = analyse(gm, selection, "all", target, on_error=lambda doing, error: found.append(doing))
+    assert len(found) == 1
+    assert "predicting" in found[0]
     assert analysed.change is None
     assert rewritten is not gm.graph
     plan = make_plan(GraphView(gm.graph), selection)

@@ -135,7 +135,7 @@ def test_a_call_of_the_models_own_that_a_site_replaces_starts_no_executable(trac
     assert apart - together == pytest.approx(fixed, abs=0.1)
 
 
-def test_where_the_body_runs_it_is_called_beside_its_operation(priced):
+def test_where_the_body_runs_it_costs_a_call_and_its_operations(priced):
     """On a CPU a call is the op's body: of attention one library call, which ran before too."""
     without, taken = priced(target(device="cpu"))
     assert taken == pytest.approx(without + target(device="cpu").device.call.value)

@@ -102,14 +102,14 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_that_names_file_and_field(run, tmp_path, name):
-    option, given, told = BAD[name]
+    option, given, expected = BAD[name]
     if isinstance(given, tuple):
         given, content = given
         (tmp_path / given).write_bytes(content if isinstance(content, bytes) else content.encode())
     code, out, err = run(option, given)
     assert (code, out) == (2, ""), err
     assert err.count("\n") == 1
-    for words in told:
+    for words in expected:
         assert words in err
 
 
