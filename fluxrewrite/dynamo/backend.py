@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,17 @@ class Backend:
         target = Target.of(device or record.profile, evidence=evidence) if predicts else None
         self.settings = Settings(selection, policy, target, Store(cache_dir) if proof == "numeric" else None)
         self.compiler = InnerCompiler(*_resolve(inner), options=options, adapter=adapter, settings=self.settings)
-        self.reporting, self.failures = Reporting(report, strict), FAILURES
-        self.rewriter = Rewriter(self.settings, self.compiler, Times(cache_dir), self.failures, self.reporting)
+        self.reporting = Reporting(report, strict)
+        self.rewriter = Rewriter(self.settings, self.compiler, Times(cache_dir), FAILURES, self.reporting)
+
+    @property
+    def failures(self) -> Failures:
+        """Kernels that failed, which planning leaves out; all backends of a process share them unless others are set."""
+        return self.rewriter.failures
+
+    @failures.setter
+    def failures(self, failures: Failures) -> None:
+        self.rewriter = replace(self.rewriter, failures=failures)
 
     @property
     def reports(self) -> list[Report]:
