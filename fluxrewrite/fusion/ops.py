@@ -79,7 +79,7 @@ class Ops(Walk[LoweredOp]):
     def _add(
         self, kind: Any, node: str, sizes: Sequence[int], itemsize: int, *operands: ViewedBuffer[LoweredOp]
     ) -> LoweredOp:
-        op = LoweredOp(len(self.ops), kind, node, tuple(sizes), itemsize, operands)
+        op = LoweredOp(len(self.ops), kind, node, tuple(sizes), itemsize, operands=operands)
         self.ops.append(op)
         return op
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import fluxrewrite.kernels.attention  # noqa: F401  # registers the op
 import pytest
 import torch
 import torch.nn.functional as F

@@ -170,7 +170,15 @@ def _part(
 ) -> KernelSpan:
     ops = tuple(dict.fromkeys(view.op(n) for n in nodes))
     site = next((sites[n.name] for n in reversed(nodes) if n.name in sites), None)
-    return KernelSpan(group.kind, ops, len(nodes), group.reads, group.writes, time.us, site)
+    return KernelSpan(
+        kind=group.kind,
+        ops=ops,
+        nodes=len(nodes),
+        reads=group.reads,
+        writes=group.writes,
+        us=time.us,
+        site=site,
+    )
 
 
 def around(view: GraphView, calls: Mapping[Node, Site]) -> tuple[CallNeighbours, ...]:

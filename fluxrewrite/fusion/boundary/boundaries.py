@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -106,7 +106,7 @@ def find_boundaries(before: FusedGraph, after: FusedGraph, sites: Sequence[Site]
         if before.prediction.fusion.fused(producer.name, consumer.name):
             # Between two sites the pair is lost once, so that sums over calls are right: the consumer has it.
             found[b if b is not None else a or 0].lost.append((producer.name, consumer.name))
-    _materialised(view, sites, owner, before.prediction, after.prediction, found)
+    _materialised(before, after, sites, owner, found)
     calls = calls_of(after.view, sites)
     neighbours = Neighbours(after.view, after.prediction.fusion)
     kind: Kind = "split" if regime == "lazy" else "barrier"
@@ -115,7 +115,8 @@ def find_boundaries(before: FusedGraph, after: FusedGraph, sites: Sequence[Site]
         if call is None:
             continue
         absorbed = neighbours.absorptions(call)
-        result.append(CallBoundary(site, call.name, kind, tuple(one.tensors), tuple(one.lost), absorbed))
+        tensors, lost = tuple(one.tensors), tuple(one.lost)
+        result.append(CallBoundary(site, call.name, kind, tensors, lost=lost, absorptions=absorbed))
         copied = tuple(_copied(after.view, after.prediction.copies.get(call.name, ())))
         if copied:
             result.append(CallBoundary(site, call.name, "layout", copied))
@@ -140,11 +141,10 @@ def calls_of(view: GraphView, sites: Sequence[Site]) -> list[Node | None]:
 
 
 def _materialised(
-    view: GraphView,
+    before: FusedGraph,
+    after: FusedGraph,
     sites: Sequence[Site],
     owner: Mapping[Node, int],
-    before: FusionPrediction,
-    after: FusionPrediction,
     found: Sequence[_CallTraffic],
 ) -> None:
     """Operands and results that are in memory with the calls and were not without; each once.
@@ -152,15 +152,16 @@ def _materialised(
     A tensor that two calls share counts for the first, so that the sum over all calls is what the graph moves. An operand counts
     only if a kernel stores it after the rewrite: a call may also read an input, or a value that was in memory before.
     """
+    view, stored, stored_after = before.view, before.prediction.stored, after.prediction.stored
     done: set[Node] = set()
     for index, site in enumerate(sites):
         for node in _operands(view, site, owner, index):
-            if node not in done and node.name not in before.stored and node.name in after.stored:
+            if node not in done and node.name not in stored and node.name in stored_after:
                 done.add(node)
                 found[index].tensors.append(_tensor(view, node, "operand"))
         for node in site.outputs:
             made = _computing(view, node)
-            if made not in done and made.name not in before.stored and view.tensor(node) is not None:
+            if made not in done and made.name not in stored and view.tensor(node) is not None:
                 done.add(made)
                 found[index].tensors.append(_tensor(view, node, "result"))
 
@@ -191,15 +192,13 @@ def _tensor(view: GraphView, node: Node, role: Literal["operand", "result"]) -> 
 def described(name: str, op: str, role: Literal["operand", "result"], value: torch.Tensor | None) -> Materialised:
     """The record of a tensor. Without a value it has no sizes and no bytes."""
     if value is None:
-        return Materialised(name, op, role, (), torch.float32, 0)
-    elements = math.prod(hints(value.shape, LEFT_OUT))
-    return Materialised(name, op, role, tuple(map(size_of, value.shape)), value.dtype, elements * value.element_size())
+        return Materialised(name, op, role, (), dtype=torch.float32, bytes=0)
+    size = math.prod(hints(value.shape, LEFT_OUT)) * value.element_size()
+    return Materialised(name, op, role, tuple(map(size_of, value.shape)), dtype=value.dtype, bytes=size)
 
 
 def _copied(view: GraphView, copies: Iterable[tuple[str, int]]) -> Iterator[Materialised]:
     for name, size in copies:
         node = view.named.get(name)
-        value = view.tensor(node) if node is not None else None
-        shape = tuple(size_of(n) for n in value.shape) if value is not None else ()
         op = view.op(node) if node is not None else ""
-        yield Materialised(name, op, "operand", shape, value.dtype if value is not None else torch.float32, size)
+        yield replace(described(name, op, "operand", view.tensor(node)), bytes=size)

@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 
+import fluxrewrite.kernels.attention  # noqa: F401  # registers the op
 import pytest
 import torch
 import torch.nn.functional as F
