@@ -50,11 +50,12 @@ def test_the_backend_of_a_variant(setup):
     assert backend_of(vanilla, setup()) is None
     made = backend_of(both, setup(provider="builtin"))
     assert made is not None
-    assert (made.strict, made.policy, made.inner_name) == (True, "all", "eager")
-    assert (made.selection.names(), made.selection.provider) == (("attention", "qkv"), "builtin")
+    assert (made.reporting.strict, made.settings.policy, made.inner_name) == (True, "all", "eager")
+    selection = made.settings.selection
+    assert (selection.names(), selection.provider) == (("attention", "qkv"), "builtin")
     predicted = backend_of(auto, setup(profile="trn2"))
     assert predicted is not None
-    assert predicted.target is not None
-    assert (predicted.policy, predicted.target.device.name) == ("auto", "trn2")
+    assert predicted.settings.target is not None
+    assert (predicted.settings.policy, predicted.settings.target.device.name) == ("auto", "trn2")
     with pytest.raises(InputError, match="unknown provider 'nki'"):
         backend_of(both, setup(provider="nki"))
