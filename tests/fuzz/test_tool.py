@@ -15,7 +15,7 @@ def run(*args):
 
 
 def test_a_run_says_what_was_found_and_by_which_change():
-    code, out, _ = run("--cases", 60, "--seed", 100, "--verify", "structural")
+    code, out, _ = run("--cases", 60, "--seed", 100, "--proof", "structural")
     assert code == 0, out
     assert "60 cases in" in out
     assert "wrong rewrites: 0; found as what they are not: 0; crashes: 0" in out

@@ -93,6 +93,7 @@ _ROWS: tuple[tuple[str, How], ...] = (
         r"fluxrewrite inspect flux2-klein-4b --tp 4",  # tests/test_tensor_parallel.py has klein-4B on four ranks
         Run("fluxrewrite inspect small --tp 2 --image-tokens 24 --text-tokens 12", slow=True),
     ),
+    (r"fluxrewrite (inspect flux2-klein-mini --device|devices) FILE", ByTest("tests/cost/test_own_profile.py")),
     (r"fluxrewrite inspect flux2-dev --format html .*", Run(slow=True)),  # tests/report/draw/test_page.py has the page of 56 blocks
     (r"fluxrewrite inspect (flux2-klein-4b|flux2-klein-mini).*", Whole()),
     (r"fluxrewrite inspect --device trn1 --regime lazy", Run(smaller("fluxrewrite inspect flux2-dev --device trn1 --regime lazy"))),
@@ -113,7 +114,7 @@ _ROWS: tuple[tuple[str, How], ...] = (
     # what runs models and kernels
     (r"fluxrewrite verify flux2-klein-mini.*", Run(slow=True)),
     (
-        r"fluxrewrite verify --kernels( --quick)?",
+        r"fluxrewrite verify --kernels( --quick| NAME)?",
         Run("fluxrewrite verify --kernels rope --quick --filter 'rope fp32'", slow=True),
     ),
     (r"fluxrewrite verify --kernels .*--simulator both", _TRN2),
@@ -121,11 +122,15 @@ _ROWS: tuple[tuple[str, How], ...] = (
     (r"fluxrewrite bench flux2-klein-4b --variants .*", _BENCH),
     (r"fluxrewrite bench .*--inner neuron.*", _TRN2),
     (r"fluxrewrite calibrate --from runs.json .*", Run()),
-    (r"fluxrewrite calibrate (--quick )?-o here.json", Run("fluxrewrite calibrate --quick --threads 1 -o here.json", slow=True)),
+    (
+        r"fluxrewrite calibrate (--quick )?-o (here.json|FILE)",
+        Run("fluxrewrite calibrate --quick --threads 1 -o here.json", slow=True),
+    ),
     (r"fluxrewrite calibrate --for MODEL -o me.json", _CALIBRATE),
     # targets
     (r"make (test|test-slow|test-browser|test-xla|test-torch29|test-quantised|lint|docs|lint docs test)", Target()),
     (r"make (inspect|map|verify|bench|bench-kernels|bench-plans|docs-reference|sessions)", Recipe()),
+    (r"make schema", ByTest("tests/report/test_report.py")),
     # scripts
     (r"python tools/bench_matching.py", Tool("flux2-klein-mini as both models, 1,000 nodes, 1 round")),
     (r"python tools/bench_analysis.py --runs 7", Tool("flux2-klein-mini as both models, 1,000 nodes, 1 round")),
@@ -144,7 +149,7 @@ _ROWS: tuple[tuple[str, How], ...] = (
     (r"model-explorer graphs.json .*", ByTest("tests/browser/test_model_explorer.py")),
     # pytest and pip
     (r"pytest tests/test_parallel.py -m slow", ByTest("make test-slow")),
-    (r"pytest tests/neuron( -q)?", ByTest("make test")),
+    (r"pytest tests/(neuron( -q)?|cost tests/cli tests/fusion/boundary)", ByTest("make test")),
     (r"pytest --update-golden", NotHere("writes the golden graphs anew, which is to be looked at")),
     (r"pytest --nkilib=PATH", NotHere("needs a checkout of AWS's repository")),
     (
