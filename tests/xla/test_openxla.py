@@ -138,7 +138,7 @@ def test_neurons_kernel_is_called_on_xlas_tensors(small, workload, monkeypatch):
     monkeypatch.setenv("NEURON_LOGICAL_NC_CONFIG", "2")
     before = set(dump_folder().glob("*after_optimizations.txt"))
     backend = fluxrewrite.backend(inner="openxla", kernels="rope", strict=True)
-    assert {k.execution for k in backend.selection.kernels.values()} == {"device"}
+    assert {k.execution for k in backend.settings.selection.kernels.values()} == {"device"}
     with torch.no_grad(), pytest.raises(Exception, match="No registered implementation"):
         torch.compile(workload.model, backend=backend, fullgraph=True)(**workload.inputs)
     (text,) = {p.read_text() for p in set(dump_folder().glob("*after_optimizations.txt")) - before}

@@ -119,7 +119,7 @@ def test_a_graph_of_several_parts_is_refused(monkeypatch, tmp_path):
         "def halves(): return Halves(), {'x': torch.randn(3)}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match="2 graphs, the oracle takes one; graph break at"):
+    with pytest.raises(InputError, match="2 graphs, but the oracle needs a single one; graph break at"):
         traced("halves:halves", SHAPES, None, torch.float32)
 
 
