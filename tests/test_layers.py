@@ -1,5 +1,6 @@
 """The house: imports run from right to left in `LAYERS`, in no circle, and the digests of sources miss no file."""
 
+import ast
 import importlib
 import re
 from importlib.metadata import entry_points
@@ -218,3 +219,14 @@ def test_modules_that_pages_tools_and_programs_in_tests_import_exist():
 def test_a_worker_module_can_be_run(worker):
     module = importlib.import_module(worker)
     assert "__main__" in Path(module.__file__).read_text()
+
+
+def test_every_class_name_occurs_once():
+    """`Run` in six files says nothing about any of them; NKI sources and the emulator count too."""
+    found: dict[str, list[str]] = {}
+    for name, path in FILES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(name)
+    assert len(found) > 300
+    assert not {name: places for name, places in found.items() if len(places) > 1}

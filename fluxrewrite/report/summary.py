@@ -15,11 +15,11 @@ from .format import bytes_text
 from .model import Effect, Report
 from .site_rows import reason_rows, taken_counts
 
-__all__ = ["Fact", "Highlights", "highlights"]
+__all__ = ["Highlights", "SummaryFact", "highlights"]
 
 
 @dataclass(frozen=True)
-class Fact:
+class SummaryFact:
     """One line of the summary: what it is about, as "Found", and a sentence of any length."""
 
     label: str
@@ -38,16 +38,20 @@ class Highlights:
     """
 
     title: str
-    facts: tuple[Fact, ...]
+    facts: tuple[SummaryFact, ...]
     warnings: tuple[str, ...]
     next: NextStep
 
 
 def highlights(report: Report) -> Highlights:
     """The summary of any report, with or without sites, predictions and graph breaks."""
-    facts = [Fact("Found", _found(report)), Fact("Plan", _plan(report)), Fact("Expected", _expected(report))]
-    facts += [] if report.effect is None else [Fact("Basis", source_of(report.effect))]
-    facts += [Fact("Boundary", text) for text in _largest_boundary(report)]
+    facts = [
+        SummaryFact("Found", _found(report)),
+        SummaryFact("Plan", _plan(report)),
+        SummaryFact("Expected", _expected(report)),
+    ]
+    facts += [] if report.effect is None else [SummaryFact("Basis", source_of(report.effect))]
+    facts += [SummaryFact("Boundary", text) for text in _largest_boundary(report)]
     return Highlights(_title(report), tuple(facts), tuple(_warnings(report)), next_step(report))
 
 

@@ -14,7 +14,7 @@ from ...site import Code
 from ..format import bytes_text, folded, time_text
 from ..model import BlockInfo, Boundary, PartInfo, Report, SiteInfo
 
-__all__ = ["Bar", "MapRow", "MapTile", "Mark", "Section", "sections"]
+__all__ = ["Bar", "MapRow", "MapSection", "MapTile", "Mark", "sections"]
 
 HEIGHT = 40
 """Pixels of a strip, and of the bar of the kernel that moves the most bytes."""
@@ -93,7 +93,7 @@ class MapTile:
 
 
 @dataclass(frozen=True)
-class Section:
+class MapSection:
     """Neighbouring blocks of one kind."""
 
     title: str
@@ -105,7 +105,7 @@ class Section:
         return bool(self.tiles[0].block.path)
 
 
-def sections(report: Report) -> tuple[Section, ...]:
+def sections(report: Report) -> tuple[MapSection, ...]:
     """The map of a report. Raises InputError for a report without predictions, or of a version that had no blocks."""
     if not report.blocks:
         raise InputError(
@@ -113,24 +113,24 @@ def sections(report: Report) -> tuple[Section, ...]:
         )
     scale = _Scale.of(report)
     placed = _sites(report)
-    found: list[Section] = []
+    found: list[MapSection] = []
     for (graph, kind), blocks in itertools.groupby(
         enumerate(report.blocks), key=lambda b: (b[1].graph, folded(b[1].path))
     ):
         tiles = tuple(_tile(block, placed[index], scale) for index, block in blocks)
         of = f", graph {graph}" if report.model.graphs > 1 else ""
         title = f"{kind}: {len(tiles)} block{'s' * (len(tiles) > 1)}" if kind else "between the blocks"
-        found.append(Section(title + of, tiles))
+        found.append(MapSection(title + of, tiles))
     return tuple(_outer(found))
 
 
-def _outer(found: Sequence[Section]) -> Iterator[Section]:
+def _outer(found: Sequence[MapSection]) -> Iterator[MapSection]:
     """Titles that say what comes before the first block and after the last."""
     held = [i for i, s in enumerate(found) if s.is_blocks]
     for i, s in enumerate(found):
         words = "before the blocks" if held and i < held[0] else "after the blocks" if held and i > held[-1] else ""
         title = s.title if not words else s.title.replace("between the blocks", words)
-        yield Section(title if held else title.replace("between the blocks", "the whole model"), s.tiles)
+        yield MapSection(title if held else title.replace("between the blocks", "the whole model"), s.tiles)
 
 
 @dataclass(frozen=True)

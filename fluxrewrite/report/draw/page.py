@@ -23,7 +23,7 @@ from ..format import bytes_text, folded, sizes_text, time_text
 from ..model import BlockInfo, Boundary, PartInfo, Report
 from ..site_rows import covered_sites, reason_rows
 from ..summary import highlights
-from .layout import MapTile, Mark, Section, sections
+from .layout import MapSection, MapTile, Mark, sections
 from .neighbourhood import Near, near, near_svg
 from .run_charts import bench_of
 from .svg import KINDS, named, style, tile_svg
@@ -120,7 +120,7 @@ class SitePanel:
 class Map:
     """The boundary map, or the `error` that says why there is none. Blocks with the same kernels share a panel."""
 
-    sections: tuple[tuple[Section, tuple[ShownTile, ...]], ...] = ()
+    sections: tuple[tuple[MapSection, tuple[ShownTile, ...]], ...] = ()
     sites: tuple[SitePanel, ...] = ()
     blocks: tuple[tuple[int, BlockInfo], ...] = ()
     error: str = ""

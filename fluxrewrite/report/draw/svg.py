@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from ..format import bytes_text, time_text
 from ..model import PartInfo, Report
-from .layout import HEIGHT, LETTER, Bar, MapRow, MapTile, Mark, Section, sections
+from .layout import HEIGHT, LETTER, Bar, MapRow, MapSection, MapTile, Mark, sections
 
 __all__ = ["KINDS", "counts", "element", "map_svg", "named", "part_text", "style", "tile_svg"]
 
@@ -173,7 +173,7 @@ def _legend() -> Iterator[str]:
     yield element("text", {"x": x + 17, "y": 45}, "bytes that now go through memory; heights: square root of bytes")
 
 
-def _section(section: Section, y: float) -> tuple[Sequence[str], float]:
+def _section(section: MapSection, y: float) -> tuple[Sequence[str], float]:
     """A heading and tiles in lines of the page's width, from `y` on, and where they end."""
     drawn = [element("text", {"x": _EDGE, "y": y + 14, "class_": "name"}, escape(section.title))]
     x, y, tallest = float(_EDGE), y + 28, 0.0
