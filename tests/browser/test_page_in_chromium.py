@@ -66,7 +66,7 @@ def test_a_click_on_a_kernel_shows_its_tensors_with_the_bytes_of_the_json(look, 
         assert rows["The call reads"] == [(t["name"], t["bytes"]) for t in call["operands"]]
         assert rows["The call writes"] == [(t["name"], t["bytes"]) for t in call["results"]]
         new = [(t["name"], t["bytes"]) for b in data["boundaries"] if b["site"] == call["site"] for t in b["tensors"]]
-        assert rows.get("Newly through memory", []) == new
+        assert rows.get("Tensors now through memory", []) == new
     assert errors(browser) == []
 
 
