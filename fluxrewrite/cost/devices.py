@@ -188,13 +188,15 @@ class Device(DataRecord):
             raise InputError(f"device {self.name!r} is not run in regime {regime!r}; it knows {known}")
 
     def emulated(self) -> str:
-        """The device of the emulator that models kernel calls on this one. Raises InputError where the profile names none."""
-        if self.emulated_as is None:
-            known = ", ".join(emulated_names())
-            raise InputError(
-                f"no model of kernel calls on {self.name}: the emulator models {known}; a profile names one of them as emulated_as"
-            )
-        return self.emulated_as
+        """The emulator's device that models kernel calls on this one. Raises InputError if the profile names none that exists."""
+        known = emulated_names()
+        if self.emulated_as in known:
+            return str(self.emulated_as)
+        given = "" if self.emulated_as is None else f", not {self.emulated_as!r}"
+        raise InputError(
+            f"no model of kernel calls on {self.name}: the emulator models {', '.join(known)}; a profile names one of them as "
+            f"emulated_as{given}"
+        )
 
 
 def dtype_name(dtype: object) -> str:

@@ -6,6 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from ..cost import device_names
 from ..cost.noise import NEUTRAL
 from ..graph.module_paths import block_path
 from ..rewrite.plan import CHOOSING
@@ -74,6 +75,11 @@ def better_plan(report: Report) -> BetterPlan | None:
     return None
 
 
+def _device(name: str) -> str:
+    """What `--device` takes. A report keeps only the name of a profile, so that of a file is a placeholder."""
+    return name if name in device_names() else "FILE"
+
+
 def command(report: Report, more: str) -> str:
     """`fluxrewrite inspect` for the model, sizes and target of the report, with `more` options.
 
@@ -89,7 +95,7 @@ def command(report: Report, more: str) -> str:
         "batch": (m.batch, 1),
         "dtype": (dtypes.get(m.dtype, "bf16"), "bf16"),
         "tp": (m.tp, 1),
-        "device": (e.device if e else "trn2", "trn2"),
+        "device": (_device(e.device) if e else "trn2", "trn2"),
         "regime": (e.regime if e else "compile", "compile"),
         "provider": (_provider(report), "builtin"),
     }

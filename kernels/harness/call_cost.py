@@ -128,6 +128,14 @@ def lacks_mode(launch: Callable[..., Any], options: Mapping[str, Any]) -> bool:
     return any(name not in inspect.signature(launch).parameters for name in options)
 
 
+def _launched(profiler: Profiler, kernel: str, provider: str) -> tuple[Profile, ...]:
+    if not profiler.profiles:
+        raise InputError(
+            f"{kernel} of {provider}: the call launched no NKI kernel in the emulator, so there is nothing to model"
+        )
+    return tuple(profiler.profiles)
+
+
 def model_call(
     kernel: str,
     sizes: Mapping[str, int],
@@ -164,5 +172,5 @@ def model_call(
     except EmulationError as error:
         raise InputError(f"{kernel} of {provider} at these sizes on {device}, {cores} cores: {error}") from error
     flops, traffic = sample_inputs.flops(kernel, sizes), sample_inputs.traffic(kernel, sizes, dtype)
-    profiles = tuple(profiler.profiles)
+    profiles = _launched(profiler, kernel, provider)
     return ModelledCall(kernel, provider, sizes, dtype, profiles=profiles, flops=flops, traffic=traffic)

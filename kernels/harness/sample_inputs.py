@@ -232,13 +232,13 @@ def _consistent(n: Sizes) -> None:
     """Raise InputError for sizes that no call of the op can have together."""
     if n["heads"] % n["kv_heads"] if "kv_heads" in n else 0:
         raise InputError(f"heads={n['heads']} is not a multiple of kv_heads={n['kv_heads']}")
-    if n.get("text", 0) >= n["sequence"]:
+    if n.get("text", 0) >= n.get("sequence", 1):
         raise InputError(f"text={n['text']} leaves no image tokens of sequence={n['sequence']}, which counts both")
     if "rotary" in n and n["rotary"] not in (n["head_size"], n["head_size"] // 2):
         raise InputError(
             f"rotary={n['rotary']}: tables are as wide as a head or half of it, head_size={n['head_size']}"
         )
-    if "interleaved" in n and n["head_size"] % 2:
+    if "interleaved" in n and n.get("head_size", 2) % 2:
         raise InputError(f"head_size={n['head_size']}: rope rotates pairs, so it is even")
 
 

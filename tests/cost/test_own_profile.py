@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 import fluxrewrite
 from fluxrewrite import Options
+from fluxrewrite.cost import load_device
 from fluxrewrite.cost.data_files import shipped
+from fluxrewrite.errors import InputError
 from fluxrewrite.fusion import load_rules
 
 X = torch.randn(1, 2, 40, 32)
@@ -77,3 +79,12 @@ def test_the_key_of_a_compiled_artifact_knows_the_fields(own):
     """`fluxrewrite.backend` takes the same file, and its key knows every field of it."""
     keys = {fluxrewrite.backend(inner="eager", device=own("trn2", runs_kernels=r)).cache_key for r in (True, False)}
     assert len(keys) == 2
+
+
+@pytest.mark.parametrize("named", [None, "acme1"])
+def test_an_emulated_device_that_does_not_exist_is_refused_with_those_that_do(own, named):
+    with pytest.raises(
+        InputError, match=r"no model of kernel calls on acme1: the emulator models trn1, trn2, trn3; .* as emulated_as"
+    ):
+        load_device(own("trn2", emulated_as=named)).emulated()
+    assert load_device(own("trn2")).emulated() == "trn2"

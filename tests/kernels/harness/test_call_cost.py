@@ -103,3 +103,9 @@ def test_provider_without_the_kernel_or_the_mode_and_its_limits(provide):
         model("rope", provider="mine")
     with pytest.raises(InputError, match="unknown kernel 'flash'; known: attention"):
         model_call("flash", {}, torch.bfloat16)
+
+
+def test_a_provider_that_launches_no_kernel_has_nothing_to_model(provide):
+    provide({"rope": lambda execution, *a: None})
+    with pytest.raises(InputError, match="rope of mine: the call launched no NKI kernel in the emulator"):
+        model_call("rope", sample_inputs.complete("rope", {}), torch.bfloat16, provider="mine")

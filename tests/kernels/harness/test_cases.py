@@ -23,7 +23,9 @@ def broken(change):
 
 
 def test_the_grid_is_covered():
-    found = {(c.kernel, c.dtype, c.sizes["sequence"], c.sizes.get("head_size"), c.sizes.get("heads")) for c in cases()}
+    found = {
+        (c.kernel, c.dtype, c.sizes.get("sequence"), c.sizes.get("head_size"), c.sizes.get("heads")) for c in cases()
+    }
     grid = product(
         ("rope", "attention", "norm_rope_attention"),
         ("bf16", "fp32"),

@@ -158,6 +158,11 @@ def test_the_next_command_looks_for_the_same_kinds(klein):
     summary = klein.summary.model_copy(update={"kernels": ("qkv:triple", "attention")})
     narrow = klein.model_copy(update={"summary": summary})
     assert command(klein, "--policy auto") == "fluxrewrite inspect flux2-klein-4b --policy auto"
+    effect = klein.effect.model_copy(
+        update={"device": "acme1"}
+    )  # the name in a profile file, which --device does not take
+    own = klein.model_copy(update={"effect": effect})
+    assert command(own, "--policy auto") == "fluxrewrite inspect flux2-klein-4b --device FILE --policy auto"
     assert command(narrow, "--policy auto") == (
         "fluxrewrite inspect flux2-klein-4b --kernels qkv:triple,attention \\\n    --policy auto"
     )
