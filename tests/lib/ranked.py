@@ -16,6 +16,7 @@ import torch
 
 import fluxrewrite
 from fluxrewrite import parallel
+from fluxrewrite.dynamo.rewriter import Rewriter
 
 SMALL = {
     "num_layers": 1,
@@ -144,11 +145,11 @@ def broken(here: parallel.Ranks, strict: bool) -> Any:
     backend = fluxrewrite.backend("eager", "attention", provider="reference", strict=strict)
     if here.rank == here.world - 1:
 
-        class Broken:
+        class Broken(Rewriter):
             def rewrite(self, local: Any, joinable: Any) -> Any:
                 raise ValueError("planted")
 
-        backend.rewriter = Broken()  # type: ignore[assignment]
+        backend.rewriter = Broken(**vars(backend.rewriter))
     with torch.no_grad():
         torch.compile(net, backend=backend)(**inputs)
     return "ran"
