@@ -45,8 +45,8 @@ class OptionalKernels(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Give a bare `--kernels` its value, since typer has no options with an optional one."""
-        alone = [a == "--kernels" and (not after or after[0].startswith("-")) for a, after in _followed(args)]
-        given = [f"--kernels={_ALL}" if lone else a for a, lone in zip(args, alone, strict=True)]
+        bare = [a == "--kernels" and (not after or after[0].startswith("-")) for a, after in _followed(args)]
+        given = [f"--kernels={_ALL}" if lone else a for a, lone in zip(args, bare, strict=True)]
         result: list[str] = super().parse_args(ctx, given)
         return result
 

@@ -129,7 +129,7 @@ class BlockChoice:
         taken: the kinds of site that become kernel calls or are written inline.
         times: microseconds of the block, by the names of the kernels in it.
         chosen: the names of the kernels taken.
-        alone: what each kind of kernel alone adds to the block's time.
+        single_kernel_delta: microseconds that each kind of kernel adds on its own.
         basis: where the times come from.
     """
 

@@ -76,9 +76,9 @@ class Predicted:
         key = (id(block), id(site))
         if key not in self._corrections:
             share = self._share(block, site)
-            alone = None if share is None else self._modelled(block, ())
+            bare_us = None if share is None else self._modelled(block, ())
             measured = (
-                0.0 if alone is None or share is None else share * alone - (self._modelled(block, [site]) - alone)
+                0.0 if bare_us is None or share is None else share * bare_us - (self._modelled(block, [site]) - bare_us)
             )
             self._corrections[key] = measured
         return self._corrections[key]

@@ -69,8 +69,8 @@ def _raise_if_lost(error: Exception) -> None:
 def compared(original: Iterable[Tensor], rewritten: Iterable[Tensor], least: float) -> Iterator[StepResult]:
     """Compare the latents of two loops after each step, until either ends; `least` is the smallest allowed cosine."""
     for number, (expected, got) in enumerate(zip(original, rewritten, strict=False), 1):
-        apart = difference(got, expected)
-        figures = (None,) * 3 if apart.note else (apart.max_abs, apart.relative, apart.cosine)
+        error = difference(got, expected)
+        figures = (None,) * 3 if error.note else (error.max_abs, error.relative, error.cosine)
         yield StepResult(
             step=number,
             original=moments(expected),
@@ -79,7 +79,7 @@ def compared(original: Iterable[Tensor], rewritten: Iterable[Tensor], least: flo
             relative=figures[1],
             cosine=figures[2],
             least_cosine=least,
-            note=apart.note,
+            note=error.note,
         )
 
 

@@ -86,9 +86,9 @@ def difference(found: Tensor, expected: Tensor) -> TensorError:
             return TensorError.none(f"the {name} computes NaN or inf")
     largest = error = off = product = size = other = 0.0
     for a, b in _pieces(found, expected):
-        apart = a - b
-        largest, error = max(largest, float(b.abs().max())), max(error, float(apart.abs().max()))
-        off += float(apart @ apart)
+        delta = a - b
+        largest, error = max(largest, float(b.abs().max())), max(error, float(delta.abs().max()))
+        off += float(delta @ delta)
         product, size, other = product + float(a @ b), size + float(b @ b), other + float(a @ a)
     if error == 0:
         return TensorError(0.0, 0.0, 0.0, 1.0)

@@ -85,9 +85,9 @@ def _style(results: Sequence[SiteResult] | Sequence[StepResult]) -> str:
 def _steps(steps: Sequence[StepResult]) -> Table:
     table = _grid(("step", "model", "min", "max", "mean", "std", "max abs", "cosine"), left=("model",))
     for s in steps:
-        apart = ("-", "-") if s.cosine is None or s.max_abs is None else (f"{s.max_abs:.1e}", f"{s.cosine:.7f}")
+        error_cells = ("-", "-") if s.cosine is None or s.max_abs is None else (f"{s.max_abs:.1e}", f"{s.cosine:.7f}")
         table.add_row(str(s.step), "original", *_moments(s.original))
-        table.add_row("", "rewritten", *_moments(s.rewritten), *apart, style=_style([s]))
+        table.add_row("", "rewritten", *_moments(s.rewritten), *error_cells, style=_style([s]))
     return table
 
 

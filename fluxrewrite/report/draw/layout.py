@@ -210,11 +210,11 @@ def _row(parts: Sequence[PartInfo], y: float, scale: _Scale, show_taken: bool) -
     x, line = 0.0, y + _TEXT - 6
     for part in parts:
         width = CALL if part.kind == "opaque" else _BAR + min(max(part.nodes, 1) - 1, 6)
-        apart = 2 if part.kind == "opaque" else 0  # room for the lines of its borders
-        if x + width + 2 * apart > WIDEST:
+        gap = 2 if part.kind == "opaque" else 0  # room for the lines of its borders
+        if x + width + 2 * gap > WIDEST:
             x, line = 0.0, line + _LINE
-        bars.append(Bar(x + apart, line, width, scale.bar(part.reads + part.writes), part))
-        x += width + 2 * apart + _GAP
+        bars.append(Bar(x + gap, line, width, scale.bar(part.reads + part.writes), part))
+        x += width + 2 * gap + _GAP
     return MapRow(y, caption, tuple(bars), tuple(_taken(bars)) if show_taken else ()), line + HEIGHT + 8
 
 

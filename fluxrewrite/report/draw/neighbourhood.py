@@ -104,7 +104,7 @@ def _after(call: CallInfo, borders: Sequence[Boundary], results: int) -> Iterato
         yield Link(user.op.removeprefix("fluxrewrite."), user.name, size, new, user.name in lost)
 
 
-def near_svg(found: Near, alone: bool = True) -> str:
+def near_svg(found: Near, standalone: bool = True) -> str:
     """The neighbourhood as SVG: a file of its own, or a picture in the page, next to a table with the same content."""
     rows = max(len(found.before), len(found.after), 1)
     height = rows * _STEP + 22
@@ -116,7 +116,7 @@ def near_svg(found: Near, alone: bool = True) -> str:
         *_column(found.after, _WIDTH - _BOX, middle, False),
         _center(found, middle),
     ]
-    if not alone:
+    if not standalone:
         return element("svg", {**size, "class_": "near", "aria_hidden": "true", "focusable": "false"}, *body)
     about = {"xmlns": "http://www.w3.org/2000/svg", **size, "class_": "near", "role": "img", "aria_label": title}
     paper = element("rect", {"class_": "paper", "width": "100%", "height": "100%"})

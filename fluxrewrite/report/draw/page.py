@@ -154,4 +154,4 @@ def _alike(block: BlockInfo) -> object:
 
 def _panel(number: int, report: Report, mark: Mark) -> SitePanel:
     found = near(report, mark.site)
-    return SitePanel(number, found, mark.borders, Markup(near_svg(found, alone=False)) if found.call else Markup())
+    return SitePanel(number, found, mark.borders, Markup(near_svg(found, standalone=False)) if found.call else Markup())
