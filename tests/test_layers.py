@@ -134,6 +134,12 @@ def _inner(gm, inputs):
     return gm.forward
 
 
+@pytest.fixture(scope="module")
+def before():
+    """The keys of the sources as they are."""
+    return _keys()
+
+
 CORE = (
     "errors",
     "graph/view",
@@ -147,8 +153,7 @@ CORE = (
 
 
 @pytest.mark.parametrize("name", [*(f"fluxrewrite/{n}" for n in CORE), "fluxrewrite/fusion/boundary/step_time"])
-def test_an_edit_of_the_core_makes_proofs_and_compiled_artifacts_stale(monkeypatch, name):
-    before = _keys()
+def test_an_edit_of_the_core_makes_proofs_and_compiled_artifacts_stale(monkeypatch, before, name):
     _edited(monkeypatch, ROOT / f"{name}.py")
     after = _keys()
     assert not [k for k in before if not k.startswith("times") and before[k] == after[k]]
@@ -157,8 +162,7 @@ def test_an_edit_of_the_core_makes_proofs_and_compiled_artifacts_stale(monkeypat
 @pytest.mark.parametrize(
     "path", sorted(p for p in (ROOT / "passes").rglob("*.py") if p.name != "__init__.py"), ids=lambda p: p.stem
 )
-def test_an_edit_of_a_pass_makes_its_proofs_and_compiled_artifacts_stale(monkeypatch, path):
-    before = _keys()
+def test_an_edit_of_a_pass_makes_its_proofs_and_compiled_artifacts_stale(monkeypatch, before, path):
     _edited(monkeypatch, path)
     changed = {k for k, v in _keys().items() if v != before[k]}
     assert "compiled" in changed
@@ -172,8 +176,7 @@ def _reached(module):
 
 
 @pytest.mark.parametrize("kind", sorted(load_kernels()))
-def test_an_edit_of_a_kernel_makes_its_proofs_times_and_compiled_artifacts_stale(monkeypatch, kind):
-    before = _keys()
+def test_an_edit_of_a_kernel_makes_its_proofs_times_and_compiled_artifacts_stale(monkeypatch, before, kind):
     _edited(monkeypatch, ROOT / "kernels" / f"{kind}.py")
     changed = {k for k, v in _keys().items() if v != before[k]}
     assert {f"proof of {kind}", f"times of {kind}", "compiled"} <= changed

@@ -108,7 +108,7 @@ def test_any_report_fits(reports, kind, changes, reason, path):
     st.builds(
         Highlights,
         title=WORDS,
-        facts=st.lists(st.builds(SummaryFact, label=st.just("SummaryFact"), text=WORDS), max_size=5).map(tuple),
+        facts=st.lists(st.builds(SummaryFact, label=st.just("Fact"), text=WORDS), max_size=5).map(tuple),
         warnings=st.lists(WORDS.filter(str.split), max_size=9).map(tuple),
         next=st.builds(NextStep, why=WORDS, command=WORDS),
     )
@@ -132,7 +132,7 @@ def test_a_command_is_whole_or_not_there():
 
 
 def test_what_is_cut_ends_in_dots_and_warnings_are_counted():
-    facts = tuple(SummaryFact("SummaryFact", "word " * 100) for _ in range(5))
+    facts = tuple(SummaryFact("Fact", "word " * 100) for _ in range(5))
     lines = shown(
         SummaryText(Highlights("name " * 200, facts, tuple(f"warning {i}" for i in range(30)), NextStep("a", "b")))
     )
