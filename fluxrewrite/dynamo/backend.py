@@ -178,5 +178,9 @@ def dynamo_backend(
     if unknown:
         known = ", ".join(inspect.signature(backend).parameters)
         raise InputError(f"unknown options {', '.join(sorted(unknown))}; known: {known}")
-    chosen = _NAMED.setdefault(repr(sorted(given.items())), backend(**given))
-    return chosen(gm, example_inputs)
+    key = repr(sorted(given.items()))
+    if (
+        key not in _NAMED
+    ):  # making one reads profiles and evidence, once for the model and not once for each of its graphs
+        _NAMED[key] = backend(**given)
+    return _NAMED[key](gm, example_inputs)

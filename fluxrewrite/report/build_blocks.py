@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..fusion.boundary.block_map import KernelSpan
-from ..fusion.boundary.compare import RewriteEffect as Change
+from ..fusion.boundary.compare import RewriteEffect
 from ..site import SiteKey
 from .build_predicted import rounded, tensor_info
 from .model import BlockInfo, CallInfo, PartInfo, UserInfo
@@ -13,7 +13,7 @@ from .model import BlockInfo, CallInfo, PartInfo, UserInfo
 __all__ = ["blocks_of", "calls_of"]
 
 
-def blocks_of(change: Change, graph: int, ids: Mapping[SiteKey, str]) -> Iterator[BlockInfo]:
+def blocks_of(change: RewriteEffect, graph: int, ids: Mapping[SiteKey, str]) -> Iterator[BlockInfo]:
     """The blocks of one graph; `ids` are the ids of its sites in the report."""
     for strip in change.strips:
         yield BlockInfo(
@@ -36,7 +36,7 @@ def _part(part: KernelSpan, ids: Mapping[SiteKey, str]) -> PartInfo:
     )
 
 
-def calls_of(change: Change, graph: int, ids: Mapping[SiteKey, str]) -> Iterator[CallInfo]:
+def calls_of(change: RewriteEffect, graph: int, ids: Mapping[SiteKey, str]) -> Iterator[CallInfo]:
     """The kernel calls of one graph; `ids` are the ids of its sites in the report."""
     for one in change.calls:
         yield CallInfo(

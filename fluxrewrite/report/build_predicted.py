@@ -14,7 +14,7 @@ from ..cost.deltas import applied
 from ..cost.verdicts import Candidate, ModelledStep, on_plan, verdicts
 from ..fusion.boundary.boundaries import CallBoundary as Border
 from ..fusion.boundary.boundaries import Materialised
-from ..fusion.boundary.compare import RewriteEffect as Change
+from ..fusion.boundary.compare import RewriteEffect
 from ..fusion.boundary.planned_graph import PlannedGraph
 from ..fusion.boundary.step_time import StepTime
 from ..fusion.boundary.target import Target
@@ -50,7 +50,9 @@ __all__ = [
 Basis = Literal["measured", "modelled", "assumed"]
 
 
-def boundaries_of(change: Change, graph: int, ids: Mapping[SiteKey, str], target: Target, case: Case) -> list[Boundary]:
+def boundaries_of(
+    change: RewriteEffect, graph: int, ids: Mapping[SiteKey, str], target: Target, case: Case
+) -> list[Boundary]:
     """The boundaries of one graph, with their costs; `ids` are the ids of its sites in the report."""
     return [_boundary(b, graph, ids[b.site.key], target, case) for b in change.boundaries]
 
@@ -75,7 +77,7 @@ def breaks_of(breaks: Sequence[Break], target: Target) -> list[Boundary]:
     ]
 
 
-def collectives_of(change: Change, graph: int) -> list[CollectiveInfo]:
+def collectives_of(change: RewriteEffect, graph: int) -> list[CollectiveInfo]:
     """What ranks exchange in one rewritten graph."""
     return [
         CollectiveInfo(
@@ -177,7 +179,7 @@ def effect_info(graphs: Sequence[PlannedGraph], target: Target, case: Case) -> E
     )
 
 
-def _changes(graphs: Sequence[PlannedGraph]) -> list[Change]:
+def _changes(graphs: Sequence[PlannedGraph]) -> list[RewriteEffect]:
     return [g.change for g in graphs if g.change is not None]
 
 

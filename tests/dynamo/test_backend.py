@@ -1,3 +1,4 @@
+import functools
 import json
 import logging
 import os
@@ -308,3 +309,19 @@ def test_one_backend_serves_several_models():
     run(backend)
     run(backend, nn.Sequential(Block()))
     assert len(backend.reports) == 2
+
+
+def test_a_backend_by_name_is_made_once_for_all_graphs(monkeypatch):
+    made, init = [], Backend.__init__
+
+    @functools.wraps(init)
+    def counted(self, *args, **kwargs):
+        made.append(self)
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(Backend, "__init__", counted)
+    options = {"inner": "eager", "provider": "reference", "device": "trn2"}
+    for size in (3, 4):
+        torch._dynamo.reset()
+        torch.compile(lambda x: x + 1, backend="fluxrewrite", options=options)(torch.ones(size))
+    assert len(made) == 1

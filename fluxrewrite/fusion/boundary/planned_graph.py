@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...graph.view import GraphView
 from ...rewrite.plan import Plan
-from .compare import RewriteEffect as Change
+from .compare import RewriteEffect
 
 __all__ = ["PlannedGraph"]
 
@@ -17,4 +17,4 @@ class PlannedGraph:
 
     view: GraphView
     plan: Plan
-    change: Change | None = None
+    change: RewriteEffect | None = None

@@ -138,3 +138,10 @@ def test_bad_sizes(name, text, wrong, remedy):
 def test_complete_refuses_unknown_names():
     with pytest.raises(InputError, match="qkv has no size 'heads'"):
         sample_inputs.complete("qkv", {"heads": 3})
+
+
+def test_a_kernel_without_tokens_and_heads_has_a_sample_too(monkeypatch):
+    """Sizes have the names that an op gives them."""
+    plain = sample_inputs.Sample({"size": 64, "interleaved": 1}, {}, lambda make, n: (make(n["size"]),), float, int)
+    monkeypatch.setattr(sample_inputs, "SAMPLES", {**sample_inputs.SAMPLES, "plain": plain})
+    assert sample_inputs.complete("plain", {"size": 8}) == {"size": 8, "interleaved": 1}
